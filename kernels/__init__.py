@@ -1,0 +1,1 @@
+"""Fused operators of the STP encoder, each beside its plain PyTorch reference. Imported as `aef.kernels`."""

@@ -1,0 +1,1 @@
+"""One thin file per command; reachable as `python launcher/NAME.py` and `aef NAME`."""
