@@ -1,0 +1,237 @@
+"""Every setting of the engine: typed, with its unit and reason. Presets are plain Python.
+
+Settings files and dotted overrides (``train.steps=100``) are read by `aef.settings_file`; this module, the model and
+the kernels import no settings library. Where the paper (Brown et al. 2025) states a value, `large` has it; presets
+`tiny`, `small` and `base` are ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or impossible; one line naming it."""
+
+
+def setting(default: Any, description: str, unit: str = "") -> Any:
+    """A dataclass field that documents itself (`aef train --help` prints it)."""
+    return field(default=default, metadata={"description": description, "unit": unit})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (paper section 2 and S2)."""
+
+    inputs: tuple[str, ...] = setting((), "sources that are encoded; empty: every input source found in the data")
+    targets: tuple[str, ...] = setting((), "sources that are decoded; empty: every source found in the data")
+    blocks: int = setting(15, "Space-Time-Precision blocks")
+    precision_width: int = setting(128, "width of the precision path, at half resolution", "channels")
+    time_width: int = setting(512, "width of the time path, at an eighth of the resolution", "channels")
+    space_width: int = setting(1024, "width of the space path, at a sixteenth of the resolution", "channels")
+    head_width: int = setting(64, "width of one attention head", "channels")
+    mlp_ratio: int = setting(4, "hidden width of a transformer MLP / its width")
+    precision_convs: int = setting(2, "3x3 convolutions in the precision operator")
+    pyramid_kernel: Literal[2, 3, 4] = setting(3, "kernel of the exchange's stride-2 resampling, both ways", "px")
+    summary_heads: int = setting(8, "heads of the temporal attention pooling")
+    period_bias: bool = setting(False, "learned pooling bias for where a frame lies relative to the valid period")
+    embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere")
+    kappa: float = setting(8000.0, "fixed concentration of the von Mises-Fisher bottleneck")
+    decoder_width: int = setting(512, "width of the two hidden layers of an implicit decoder")
+    text_dim: int = setting(0, "width of the frozen text tower's vectors; 0: no text head")
+    text_width: int = setting(512, "width of the two hidden layers of the text head")
+    compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "type to which our modules cast matmul operands")
+    checkpointing: Literal["none", "selective", "full"] = setting(
+        "none", "recompute activations of each block in backward"
+    )
+    compile: bool = setting(False, "torch.compile each STP block")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """From chips to samples (paper S1-S2.2; `docs/data.md` explains every choice)."""
+
+    sources_file: tuple[str, ...] = setting((), "YAML files with further source entries")
+    chip_px: int = setting(128, "side of the training crop, a multiple of 16", "px")
+    frame_budget: float = setting(1.0, "multiplies every source's frame budget (paper: 65, 17 and 21 frames)")
+    targets_per_source: int = setting(1, "frames decoded per source and sample (paper: 1)")
+    periods_per_sample: int = setting(0, "valid periods shared by all targets; 0: one of its own per target (paper)")
+    support_days: float = setting(365.0, "length of the support period", "days")
+    period_min_days: float = setting(4.0, "shortest valid period (paper: more than 4)", "days")
+    period_uniform: float = setting(0.5, "share of periods with a length uniform in (min, support]")
+    period_log_uniform: float = setting(
+        0.25, "share of periods with a log-uniform length; the rest is the whole support"
+    )
+    period_beyond_days: float = setting(0.0, "how far a period may reach beyond the support, at most 183", "days")
+    target_by_clear_weight: bool = setting(True, "draw target frames in proportion to their clear weight")
+    twin_minutes: float = setting(60.0, "frames of a source this close to its target leave the input with it", "min")
+    crop_jitter: bool = setting(True, "random crop position; otherwise the centre")
+    line_gap: bool = setting(True, "Sentinel-1 line gap (sources that declare it)")
+    student_strategies: tuple[float, ...] = setting((1.0, 1.0, 1.0), "odds of frame drop, forecast, backcast")
+    teacher_frame_drop: bool = setting(False, "v2.1: the teacher loses frames as the student does")
+    regrid_offset: bool = setting(False, "v2.1: random grid offset before re-gridding")
+    statistics: Literal["clear", "valid"] = setting("clear", "pixels over which statistics are taken")
+    withheld: str | None = setting(None, "CSV of dates (place, date_time) that no sample may see, their twins included")
+    held_out_places: tuple[str, ...] = setting((), "places that training never reads")
+    workers: int = setting(0, "loader processes per rank; 0: in the training process")
+    cache_chips: int = setting(16, "decoded chips kept in memory per worker")
+    skip_bad: bool = setting(False, "count and skip chips that break the contract instead of stopping")
+    frame_bucket: int = setting(0, "pad the packed frames of a batch to a multiple of this; 0: never", "frames")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Eq. 3 and its four weights (paper section 4.1, S2.3)."""
+
+    reconstruction_weight: float = setting(1.0, "a: reconstruction")
+    uniformity_weight: float = setting(0.05, "b: batch uniformity (0.005 was best in the paper's sweep)")
+    consistency_weight: float = setting(0.02, "c: teacher/student consistency")
+    text_weight: float = setting(0.001, "d: text contrastive")
+    uniformity: Literal["pairs", "channels"] = setting("pairs", "reading of the uniformity sum: R1 pairs, R2 channels")
+    normalize_by_present: bool = setting(True, "1/|M| counts the sources present in a row; False: all decoded sources")
+    clip_sigma: float = setting(6.0, "values beyond this many standard deviations are clipped", "s.d.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and the run (paper section 5, S3)."""
+
+    steps: int = setting(100_000, "optimiser steps")
+    global_batch: int = setting(256, "samples per optimiser step, over all ranks")
+    micro_batch: int = setting(1, "samples per forward pass and rank")
+    peak_lr: float = setting(1e-4, "learning rate at the end of the warm-up")
+    warmup_steps: int = setting(1000, "steps of linear warm-up from 0; at most a tenth of the run")
+    betas: tuple[float, ...] = setting((0.9, 0.999), "Adam's decay rates")
+    eps: float = setting(1e-8, "Adam's epsilon")
+    weight_decay: float = setting(0.0, "decoupled weight decay; the paper's Adam has none")
+    clip_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never")
+    seed: int = setting(0, "keys every random draw, with the epoch and the sample id")
+    checkpoint_every: int = setting(1000, "steps between checkpoints")
+    keep_checkpoints: int = setting(2, "complete checkpoints kept")
+    figure_every: int = setting(1000, "steps between figures; 0: only at the end")
+    validate_every: int = setting(0, "steps between validations; 0: never")
+    max_skipped: int = setting(10, "non-finite steps in a row after which the run stops")
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "large"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+
+    def validate(self) -> None:
+        """Refuse settings that cannot work together. Raises ConfigError naming the setting."""
+
+        def require(holds: bool, name: str, expected: str, found: Any) -> None:
+            if not holds:
+                raise ConfigError(f"{name}: expected {expected}, found {found!r}")
+
+        m, d, t = self.model, self.data, self.train
+        require(d.chip_px > 0 and d.chip_px % 16 == 0, "data.chip_px", "a positive multiple of 16", d.chip_px)
+        require(m.blocks >= 1, "model.blocks", "at least 1", m.blocks)
+        for name in ("time_width", "space_width"):
+            width = getattr(m, name)
+            require(
+                width > 0 and width % m.head_width == 0,
+                f"model.{name}",
+                f"a multiple of head_width {m.head_width}",
+                width,
+            )
+        require(
+            m.precision_width % m.summary_heads == 0,
+            "model.precision_width",
+            "a multiple of summary_heads",
+            m.precision_width,
+        )
+        require(m.embedding_dim >= 2 and m.kappa > 0, "model.kappa", "a positive number", m.kappa)
+        require(d.targets_per_source >= 1, "data.targets_per_source", "at least 1", d.targets_per_source)
+        require(0 <= d.period_beyond_days <= 183, "data.period_beyond_days", "0 to 183", d.period_beyond_days)
+        require(
+            d.support_days > d.period_min_days > 0,
+            "data.period_min_days",
+            "between 0 and support_days",
+            d.period_min_days,
+        )
+        shares = (d.period_uniform, d.period_log_uniform)
+        require(min(shares) >= 0 and sum(shares) <= 1, "data.period_uniform", "shares of at most 1 in sum", shares)
+        odds = d.student_strategies
+        require(len(odds) == 3 and min(odds) >= 0 and sum(odds) > 0, "data.student_strategies", "three odds", odds)
+        require(len(t.betas) == 2, "train.betas", "two numbers", t.betas)
+        require(t.steps >= 1 and t.global_batch >= 1 and t.micro_batch >= 1, "train.steps", "at least 1", t.steps)
+        require(t.peak_lr > 0, "train.peak_lr", "a positive number", t.peak_lr)
+
+    @property
+    def warmup_steps(self) -> int:
+        """The paper's 1,000 steps, scaled down with short runs to a tenth of them."""
+        return max(1, min(self.train.warmup_steps, self.train.steps // 10))
+
+
+LARGE = Config(preset="large")
+"""The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px."""
+
+XLARGE = Config(
+    preset="xlarge",
+    model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
+)
+"""About a billion parameters, for sharding; ours."""
+
+BASE = Config(
+    preset="base",
+    model=ModelConfig(
+        blocks=8, precision_width=96, time_width=256, space_width=512, compute_dtype="bfloat16", period_bias=True
+    ),
+    data=DataConfig(targets_per_source=2),
+    train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
+)
+"""One GPU; ours."""
+
+SMALL = Config(
+    preset="small",
+    model=ModelConfig(
+        blocks=2,
+        precision_width=48,
+        time_width=64,
+        space_width=96,
+        head_width=32,
+        decoder_width=128,
+        summary_heads=4,
+        pyramid_kernel=2,
+        period_bias=True,
+    ),
+    data=DataConfig(chip_px=16, frame_budget=0.6, targets_per_source=3, periods_per_sample=4),
+    train=TrainConfig(
+        steps=3000,
+        global_batch=4,
+        micro_batch=4,
+        peak_lr=2e-3,
+        warmup_steps=300,
+        checkpoint_every=500,
+        figure_every=1000,
+    ),
+)
+"""Two CPU cores, minutes; ours."""
+
+TINY = Config(
+    preset="tiny",
+    model=ModelConfig(
+        blocks=2,
+        precision_width=16,
+        time_width=32,
+        space_width=32,
+        head_width=16,
+        decoder_width=32,
+        summary_heads=2,
+        text_width=32,
+    ),
+    data=DataConfig(chip_px=16, frame_budget=0.1),
+    train=TrainConfig(
+        steps=20, global_batch=2, micro_batch=2, peak_lr=1e-3, warmup_steps=2, checkpoint_every=10, figure_every=0
+    ),
+)
+"""Tests; ours."""
+
+PRESETS = {config.preset: config for config in (TINY, SMALL, BASE, LARGE, XLARGE)}

@@ -1,0 +1,184 @@
+"""YAML and dotted overrides over the plain dataclasses of `aef.config`; YAML entries for `aef.sources`.
+
+Only the launcher's side reads settings files: the model and the kernels import no settings library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aef import config as presets
+from aef.config import Config, ConfigError
+from aef.sources import BUILT_IN, Registry, Source, SourceError
+
+SOURCES_FILE = "sources.yaml"
+"""Name under which a folder of chips carries the entries of its own sources."""
+
+
+def load_yaml(path: str | os.PathLike) -> Any:
+    """Parse one YAML file with the safe loader. Raises FileNotFoundError, or ConfigError with the parser's first line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
+    """A preset by name, or a YAML file (which may name its ``preset``), with ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: an unknown preset, section or key, or a value of the wrong type.
+        FileNotFoundError: no preset of that name and no such file.
+    """
+    if name_or_file in presets.PRESETS:
+        config = presets.PRESETS[name_or_file]
+    elif name_or_file.endswith((".yaml", ".yml")):
+        entries = load_yaml(name_or_file)
+        if not isinstance(entries, Mapping):
+            raise ConfigError(f"{name_or_file}: expected a mapping of settings, found {type(entries).__name__}")
+        base = entries.get("preset", "small")
+        if base not in presets.PRESETS:
+            raise ConfigError(f"{name_or_file}: unknown preset {base!r}: expected {', '.join(presets.PRESETS)}")
+        config = _merge(presets.PRESETS[base], entries, name_or_file)
+    else:
+        raise ConfigError(f"unknown config {name_or_file!r}: expected {', '.join(presets.PRESETS)} or a .yaml file")
+    for override in overrides:
+        config = _override(config, override)
+    config.validate()
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML; `load_config` reads it back unchanged."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _override(config: Config, text: str) -> Config:
+    key, separator, raw = text.partition("=")
+    if not separator or "." not in key:
+        raise ConfigError(f"expected section.key=value, like train.steps=100; found {text!r}")
+    section, _, name = key.strip().partition(".")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: cannot read the value {raw!r}") from None
+    return _merge(config, {section: {name: value}}, "command line")
+
+
+def _merge(config: Config, entries: Mapping[str, Any], where: str) -> Config:
+    changes: dict[str, Any] = {}
+    for section, values in entries.items():
+        if section == "preset":
+            changes["preset"] = values
+            continue
+        _require_known(section, [f.name for f in dataclasses.fields(config)], where, "section")
+        current = getattr(config, section)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: section {section} must be a mapping, found {type(values).__name__}")
+        hints = typing.get_type_hints(type(current))
+        updates = {}
+        for key, value in values.items():
+            _require_known(key, list(hints), where, f"setting {section}.")
+            updates[key] = _convert(value, hints[key], f"{where}: {section}.{key}")
+        changes[section] = dataclasses.replace(current, **updates)
+    return dataclasses.replace(config, **changes)
+
+
+def _require_known(name: str, known: list[str], where: str, kind: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        raise ConfigError(f"{where}: unknown {kind}{'' if kind.endswith('.') else ' '}{name}: {hint}")
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Check a YAML value against a dataclass field's type, widening int to float and list to tuple."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}")
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        return tuple(_convert(item, arguments[0], where) for item in items)
+    if hint is float and isinstance(value, str):
+        # YAML reads 1e-4 (without a dot) as a string.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def read_sources(path: str | os.PathLike) -> list[Source]:
+    """Source entries of a YAML file: a list, or a mapping with the list under ``sources``.
+
+    Raises:
+        SourceError: an entry is wrong; the message names file, source and field.
+        ConfigError: not YAML.
+    """
+    entries = load_yaml(path)
+    entries = entries.get("sources") if isinstance(entries, Mapping) else entries
+    if not isinstance(entries, list):
+        raise SourceError(f"{path}: expected a list of source entries")
+    try:
+        return [Source.from_dict(entry) for entry in entries]
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from None
+
+
+def write_sources(path: str | os.PathLike, sources: Iterable[Source]) -> None:
+    """Write entries so that `read_sources` gives them back. Atomic."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    entries = [_plain(source) for source in sources]
+    temporary.write_text(yaml.safe_dump({"sources": entries}, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def registry_of(*folders: str | os.PathLike, files: Iterable[str | os.PathLike] = ()) -> Registry:
+    """The built-in sources, those that the folders of chips carry in ``sources.yaml``, and those of further files."""
+    registry = BUILT_IN
+    carried = [Path(folder) / SOURCES_FILE for folder in folders]
+    for path in [*(p for p in carried if p.is_file()), *map(Path, files)]:
+        try:
+            registry = registry.extended(read_sources(path))
+        except SourceError as error:
+            raise error if str(error).startswith(str(path)) else SourceError(f"{path}: {error}") from None
+    return registry

@@ -1,0 +1,126 @@
+"""Times and periods: int64 epoch milliseconds until the moment a difference is encoded.
+
+Raw epoch milliseconds do not fit a float32 (24 bits of mantissa: steps of 131 s in 2024), so every difference is taken
+and wrapped in integers and only the wrapped phase becomes a float.
+
+Paper: each frame is conditioned on the sinusoidal encoding of its timestamp, the summary on that of the valid period
+[t_s, t_e), the decoder on the target time normalised to [0, 1) within the period (section 2 and S2.2). Frequencies are
+not stated; ours are below. Time is relative to the support start **plus** an absolute annual phase, because the support
+year starts anywhere in the calendar while phenology does not.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DAY_MS = 86_400_000
+YEAR_MS = 31_556_952_000
+"""Mean Gregorian year, 365.2425 days."""
+
+SUPPORT_MS = 365 * DAY_MS
+"""Length of a support period in training: about one year, not aligned to the calendar."""
+
+RELATIVE_PERIODS_MS = (*(round(DAY_MS * 365.2425 * 2.0**-k) for k in range(-3, 9)), DAY_MS)
+"""Wavelengths of the relative code: 8 years down to 1.4 days in octaves (one of them is the year), and one day."""
+
+ANNUAL_HARMONICS = (1, 2)
+
+TIMECODE_WIDTH = 2 * len(RELATIVE_PERIODS_MS) + 2 * len(ANNUAL_HARMONICS)
+PERIOD_CODE_WIDTH = 2 * TIMECODE_WIDTH
+UNIT_OCTAVES = 8
+UNIT_CODE_WIDTH = 2 * UNIT_OCTAVES
+
+
+class Period(NamedTuple):
+    """A half-open range [start_ms, end_ms) of epoch milliseconds UTC."""
+
+    start_ms: int
+    end_ms: int
+
+    @property
+    def length_ms(self) -> int:
+        return self.end_ms - self.start_ms
+
+    def contains(self, time_ms: int) -> bool:
+        return self.start_ms <= time_ms < self.end_ms
+
+    def __str__(self) -> str:
+        return f"{format_time(self.start_ms)}/{format_time(self.end_ms)}"
+
+
+def parse_time(text: str) -> int:
+    """ISO date or date-time (UTC unless it says otherwise) → epoch milliseconds. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"expected an ISO date like 2018-01-01, found {text!r}") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def format_time(time_ms: int) -> str:
+    """Epoch milliseconds → ISO date, with the time of day where there is one."""
+    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
+    return moment.strftime("%Y-%m-%d" if time_ms % DAY_MS == 0 else "%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_period(text: str | tuple[str, str]) -> Period:
+    """``"2018-01-01/2019-01-01"`` or a pair of ISO dates → Period. Raises ValueError if it does not end after it starts."""
+    parts = text.split("/") if isinstance(text, str) else list(text)
+    if len(parts) != 2:
+        raise ValueError(f"expected START/END, like 2018-01-01/2019-01-01, found {text!r}")
+    period = Period(parse_time(parts[0]), parse_time(parts[1]))
+    if period.length_ms <= 0:
+        raise ValueError(f"the period {text!r} must end after it starts")
+    return period
+
+
+def _sinusoids(phase: Tensor) -> Tensor:
+    """Phases in turns (..., K), float64 → sines and cosines (..., 2K), float32."""
+    angle = phase * (2 * math.pi)
+    return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
+
+
+def encode_time(time_ms: Tensor, support_start_ms: Tensor) -> Tensor:
+    """Timecode of each time, relative to its support start, plus the absolute annual phase.
+
+    Args:
+        time_ms: (...,) int64.
+        support_start_ms: int64, broadcastable to ``time_ms``.
+
+    Returns:
+        (..., TIMECODE_WIDTH) float32.
+
+    Raises:
+        ValueError: a time is not int64.
+    """
+    if time_ms.dtype != torch.int64 or support_start_ms.dtype != torch.int64:
+        raise ValueError(f"times must be int64 milliseconds, found {time_ms.dtype} and {support_start_ms.dtype}")
+    periods = torch.tensor(RELATIVE_PERIODS_MS, device=time_ms.device)
+    elapsed = (time_ms - support_start_ms).unsqueeze(-1)
+    relative = torch.remainder(elapsed, periods).double() / periods.double()
+    year = torch.remainder(time_ms, YEAR_MS).unsqueeze(-1).double() / YEAR_MS
+    annual = year * torch.tensor(ANNUAL_HARMONICS, dtype=torch.float64, device=time_ms.device)
+    return torch.cat((_sinusoids(relative), _sinusoids(annual)), dim=-1)
+
+
+def encode_period(periods: Tensor, support_start_ms: Tensor) -> Tensor:
+    """Code of valid periods: code(t_s) ⊕ code(t_e). (Q, 2) int64, (Q,) int64 → (Q, PERIOD_CODE_WIDTH) float32."""
+    return encode_time(periods, support_start_ms.unsqueeze(-1)).flatten(-2)
+
+
+def position_in_period(time_ms: Tensor, periods: Tensor) -> Tensor:
+    """(t − t_s) / (t_e − t_s) as float32, exact in integers up to the division; in [0, 1) for a contained time."""
+    start, end = periods.unbind(-1)
+    return ((time_ms - start).double() / (end - start).double()).float()
+
+
+def encode_unit(position: Tensor) -> Tensor:
+    """Sinusoidal code of a position in [0, 1): sin, cos of π 2^k x for k = 0…7. (...,) → (..., UNIT_CODE_WIDTH)."""
+    octaves = 2.0 ** torch.arange(UNIT_OCTAVES, dtype=torch.float64, device=position.device)
+    return _sinusoids(position.double().unsqueeze(-1) * octaves / 2)
