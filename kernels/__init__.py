@@ -1,1 +1,26 @@
-"""Fused operators of the STP encoder, each beside its plain PyTorch reference. Imported as `aef.kernels`."""
+"""Fused operators of the STP encoder, each beside its plain PyTorch reference. Imported as `aef.kernels`.
+
+Never import top-level `kernels`: the operators would register twice.
+
+Each folder holds one operator: `reference.py` is its specification in plain PyTorch, `op.py` the public function.
+"""
+
+from .activation.op import bias_gelu, bias_residual
+from .channel_norm.op import channel_norm
+from .exchange.op import exchange_down, exchange_up_add
+from .precision_conv.op import conv3x3
+from .temporal_pooling.op import temporal_pooling
+from .time_attention.op import time_attention
+from .vmf.op import sample_vmf
+
+__all__ = [
+    "bias_gelu",
+    "bias_residual",
+    "channel_norm",
+    "conv3x3",
+    "exchange_down",
+    "exchange_up_add",
+    "sample_vmf",
+    "temporal_pooling",
+    "time_attention",
+]

@@ -1,0 +1,1 @@
+"""Point-wise epilogues: bias + GELU, and bias + residual."""

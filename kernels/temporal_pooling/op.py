@@ -1,0 +1,72 @@
+"""The public function of temporal pooling."""
+
+import torch
+from torch import Tensor
+
+from ..arguments import check_float, check_integer, check_segments, match_shape
+from .reference import temporal_pooling_reference
+
+
+def check_arguments(
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> None:
+    """Refuse what no backend can compute, with one line that says what to change."""
+    sizes: dict[str, int] = {}
+    match_shape(sizes, "states", states, "F P C")
+    match_shape(sizes, "table", table, "F C")
+    match_shape(sizes, "query", query, "Q H C")
+    match_shape(sizes, "period_segment", period_segment, "Q")
+    check_float("states", states)
+    check_float("table", table, states.device)
+    check_float("query", query, states.device)
+    if bias is not None:
+        match_shape(sizes, "bias", bias, "pairs H")
+        check_float("bias", bias, states.device)
+    check_integer("period_segment", period_segment, torch.int32, states.device)
+    check_segments(cu_frames, max_frames, states.device)
+
+
+def temporal_pooling(
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> Tensor:
+    """Attention pooling over time for many valid periods at once (Brown et al. 2025, "time-axial attention pooling").
+
+        x[f, p] = states[f, p] + table[f]
+        w[q, h, p, f] = softmax_f(⟨query[q, h], x[f, p]⟩ + bias[pair(q, f), h]),   f over segment period_segment[q]
+        out[q, p, h] = Σ_f w[q, h, p, f] x[f, p]
+
+    Keys and values are the states themselves. The query depends on the period and not on the pixel, so the caller
+    absorbs the key projection (and 1/√d) into `query`, and applies the value projection to the output; one read of the
+    states then serves every period and head.
+
+    Args:
+        states: (F, P, C), the packed frames' states at P pixels. fp64, fp32, bf16 or fp16.
+        table: (F, C), the timecode of each frame; any floating dtype, cast to `states`'.
+        query: (Q, H, C), one per period and head, any scale folded in; cast to `states`' dtype.
+        bias: (pairs, H) added to the logits, or None. Pairs enumerate each period's frames, period by period.
+        period_segment: (Q,) int32, the segment that each period pools.
+        cu_frames: (S + 1,) int32 offsets of the segments, rising from 0 to F.
+        max_frames: upper bound of a segment's length, a Python int.
+
+    Returns:
+        (Q, P, H, C) in `states`' dtype. An empty segment pools to zeros, with zero gradients. Differentiable in
+        `states`, `table`, `query` and `bias`.
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device; on a CPU also offsets or segments out of range, a `bias` of the
+            wrong number of rows, and a segment longer than `max_frames`.
+    """
+    check_arguments(states, table, query, bias, period_segment, cu_frames, max_frames)
+    return temporal_pooling_reference(states, table, query, bias, period_segment, cu_frames, max_frames)

@@ -1,0 +1,1 @@
+"""Time-axial attention over packed frames: every pixel attends over the frames of its own segment."""

@@ -1,0 +1,45 @@
+"""The public function of time-axial attention."""
+
+from torch import Tensor
+
+from ..arguments import check_float, check_segments, match_shape
+from .reference import time_attention_reference
+
+
+def check_arguments(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> None:
+    """Refuse what no backend can compute, with one line that says what to change."""
+    sizes: dict[str, int] = {}
+    match_shape(sizes, "qkv", qkv, "F P 3 H D")
+    match_shape(sizes, "table", table, "F 3 H D")
+    check_float("qkv", qkv)
+    check_float("table", table, qkv.device)
+    check_segments(cu_frames, max_frames, qkv.device)
+
+
+def time_attention(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
+    """Time-axial attention over packed frames (Brown et al. 2025, the "time" operator of an STP block).
+
+        q, k, v = qkv[f, p] + table[f]
+        out[f, p, h] = Σ_g softmax_g(⟨q[f,p,h], k[g,p,h]⟩ / √D) v[g,p,h],   g over the frames of f's segment
+
+    The timecode enters only through `table`: it is added after the pre-norm, `(LN(x) + t_f) W = LN(x) W + t_f W`, so
+    its part of q, k and v is one row per frame and never enters the residual.
+
+    Args:
+        qkv: (F, P, 3, H, D): F packed frames, P pixels, query/key/value, H heads of D channels. fp64, fp32, bf16 or
+            fp16.
+        table: (F, 3, H, D), the timecode's part of q, k and v; any floating dtype, cast to `qkv`'s.
+        cu_frames: (S + 1,) int32 offsets of the S segments, rising from 0 to F. An optional filler segment is just the
+            last one.
+        max_frames: upper bound of a segment's length, a Python int (bucketed, so that compiled graphs are reused).
+
+    Returns:
+        (F, P, H, D) in `qkv`'s dtype. Differentiable in `qkv` and `table`.
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device; on a CPU also offsets that do not rise from 0 to F, and a
+            segment longer than `max_frames`. On a GPU the offsets are not read by the host: kernels clamp them, so
+            they never read out of range.
+    """
+    check_arguments(qkv, table, cu_frames, max_frames)
+    return time_attention_reference(qkv, table, cu_frames, max_frames)

@@ -1,0 +1,1 @@
+"""Samples of the von Mises–Fisher distribution from counters, the same on every device."""

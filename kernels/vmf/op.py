@@ -1,0 +1,50 @@
+"""The public function of the von Mises–Fisher sampler."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..arguments import check_float, check_integer, match_shape
+from .philox import WORD
+from .reference import sample_vmf_reference
+
+
+def check_arguments(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor) -> None:
+    """Refuse what no backend can compute, with one line that says what to change."""
+    sizes: dict[str, int] = {}
+    match_shape(sizes, "mean", mean, "N D")
+    match_shape(sizes, "counter", counter, "N")
+    check_float("mean", mean)
+    check_integer("counter", counter, torch.int64, mean.device)
+    if sizes["D"] < 3:
+        raise ValueError(f"mean: expected at least 3 dimensions, found shape {tuple(mean.shape)}")
+    if not (math.isfinite(kappa) and kappa > 0):
+        raise ValueError(f"kappa: expected a positive finite concentration, found {kappa!r}")
+    if len(key) != 2 or not all(isinstance(word, int) and 0 <= word <= WORD for word in key):
+        raise ValueError(f"key: expected (seed, epoch), two ints in 0..2³²−1, found {key!r}")
+
+
+def sample_vmf(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor) -> Tensor:
+    """One sample of vMF(mean, kappa) per row: the bottleneck's noise (Brown et al. 2025; κ = 8000 there).
+
+        z = w μ + √(1 − w²) t,   w ∝ (1 − w²)^((D−3)/2) exp(κ w),   t = p / ‖p‖,   p = g − ⟨g, μ⟩ μ,   g ~ N(0, I)
+
+    The noise is a pure function of `key` and `counter` (Philox4x32-10), so a sample depends on neither the device, the
+    batch it is drawn in, nor the number of ranks. Gradients flow to `mean` with w and g held constant
+    (reparameterisation).
+
+    Args:
+        mean: (N, D) unit vectors (D = 64 in AEF); not normalised again. fp64, fp32, bf16 or fp16.
+        kappa: concentration, > 0.
+        key: (seed, epoch), two ints in 0..2³²−1.
+        counter: (N,) int64, one number per (sample, pixel); rows with equal counters share their noise.
+
+    Returns:
+        (N, D) in `mean`'s dtype.
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device; a non-positive `kappa`; a `key` out of range.
+    """
+    check_arguments(mean, kappa, key, counter)
+    return sample_vmf_reference(mean, kappa, key, counter)

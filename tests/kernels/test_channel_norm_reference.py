@@ -1,0 +1,47 @@
+"""The reference of the channel LayerNorm against `F.layer_norm`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aef.kernels import channel_norm
+from aef.kernels.channel_norm.reference import channel_norm_reference
+
+
+@pytest.mark.parametrize("function", [channel_norm_reference, channel_norm])
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 7, 48), (1,), (0, 8)], ids=str)
+def test_equals_layer_norm_forward_and_backward(function, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64).requires_grad_()
+    weight, bias = (torch.randn(shape[-1], dtype=torch.float64).requires_grad_() for _ in range(2))
+    out = function(x, weight, bias)
+    expected = F.layer_norm(x, shape[-1:], weight, bias, eps=1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(out)
+    leaves = (x, weight, bias)
+    for one, other in zip(
+        torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent)
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_statistics_of_half_precision_input_are_kept_in_fp32():
+    x = torch.full((1, 512), 100.0, dtype=torch.bfloat16)
+    x[0, ::2] = 100.5
+    out = channel_norm(x, torch.ones(512), torch.zeros(512))
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out[0, :2].float(), torch.tensor([1.0, -1.0]), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.zeros(2, 8), torch.ones(7), torch.zeros(8)), "weight: expected C = 8"),
+        ((torch.zeros(2, 8, dtype=torch.int32), torch.ones(8), torch.zeros(8)), "x: expected a floating-point"),
+        ((torch.zeros(()), torch.ones(8), torch.zeros(8)), "x: expected at least 1 dimensions"),
+        ((torch.zeros(2, 0), torch.ones(0), torch.zeros(0)), "x: expected at least one channel"),
+    ],
+)
+def test_bad_input_is_refused_with_a_clear_line(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        channel_norm(*arguments)
