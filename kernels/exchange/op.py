@@ -24,14 +24,16 @@ def check_down_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise ValueError(f"x: expected even side lengths to halve, found shape {tuple(x.shape)}")
 
 
-def check_up_arguments(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor) -> None:
+def check_up_arguments(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor | None) -> None:
     """Refuse what no backend can compute, with one line that says what to change."""
     sizes: dict[str, int] = {}
     match_shape(sizes, "x", x, "F h w I")
     match_shape(sizes, "weight", weight, "I k k O")
     match_shape(sizes, "bias", bias, "O")
-    match_shape(sizes, "into", into, "F 2h 2w O")
     _check_tensors(x, weight, bias)
+    if into is None:
+        return
+    match_shape(sizes, "into", into, "F 2h 2w O")
     check_float("into", into, x.device)
     if sizes["2h"] != 2 * sizes["h"] or sizes["2w"] != 2 * sizes["w"]:
         raise ValueError(f"into: expected twice the sides of x {tuple(x.shape)}, found shape {tuple(into.shape)}")
@@ -52,7 +54,7 @@ def exchange_down(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return exchange_down_reference(x, weight, bias)
 
 
-def exchange_up_add(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor) -> Tensor:
+def exchange_up_add(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor | None = None) -> Tensor:
     """One learned step up the pyramid, merged: `into + transposed_conv(x)`, stride 2.
 
     Kernels: 2×2, 3×3 (padding 1, output padding 1) or 4×4 (padding 1), each of which doubles the sides exactly.
@@ -63,10 +65,11 @@ def exchange_up_add(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor) -> Te
             permuted view (I, O, k, k) is exactly the channels-last weight of `F.conv_transpose2d`. Tap (i, j) of input
             pixel (y, x) lands on output pixel (2y + i − padding, 2x + j − padding).
         bias: (O,).
-        into: (F, 2h, 2w, O), the fine state, in `x`'s dtype; not modified.
+        into: (F, 2h, 2w, O), the fine state, in `x`'s dtype; not modified. None where a level holds no state of its
+            own (the quarter resolution): the transposed convolution alone.
 
     Returns:
-        Like `into`.
+        (F, 2h, 2w, O) in `x`'s dtype.
 
     Raises:
         ValueError: wrong rank, shape, kernel size, dtype or device; sides of `into` that are not twice those of `x`.

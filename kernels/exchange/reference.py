@@ -14,12 +14,13 @@ def exchange_down_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(image, kernel, bias.to(x.dtype), stride=2, padding=padding).permute(0, 2, 3, 1)
 
 
-def exchange_up_add_reference(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor) -> Tensor:
-    """`into` + stride-2 transposed convolution of `x`.
+def exchange_up_add_reference(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor | None) -> Tensor:
+    """`into` (None: 0) + stride-2 transposed convolution of `x`.
 
     `x` (F, h, w, I), `weight` (I, k, k, O), `bias` (O,), `into` (F, 2h, 2w, O) → like `into`.
     """
     image, kernel = x.permute(0, 3, 1, 2), weight.to(x.dtype).permute(0, 3, 1, 2)
     padding, output_padding = UP_PADDING[weight.shape[1]]
     up = F.conv_transpose2d(image, kernel, bias.to(x.dtype), stride=2, padding=padding, output_padding=output_padding)
-    return into + up.permute(0, 2, 3, 1)
+    up = up.permute(0, 2, 3, 1)
+    return up if into is None else into + up

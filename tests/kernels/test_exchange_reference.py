@@ -93,3 +93,10 @@ def test_up_is_the_adjoint_of_down():
 def test_bad_input_is_refused_with_a_clear_line(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_without_a_fine_state_the_step_up_is_the_transposed_convolution_alone():
+    x, weight, bias = torch.randn(2, 3, 3, 4), torch.randn(4, 3, 3, 5), torch.randn(5)
+    alone = exchange_up_add(x, weight, bias)
+    into = torch.randn(2, 6, 6, 5)
+    torch.testing.assert_close(exchange_up_add(x, weight, bias, into), into + alone)
