@@ -1,0 +1,34 @@
+# Two commands for a fresh machine with Python 3.11+: `make demo` and `make test`. Everything they need is installed
+# into .venv; nothing else is needed first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Two ranks or workers on few cores would otherwise oversubscribe them.
+export OMP_NUM_THREADS ?= 1
+export DS_ACCELERATOR ?= cpu
+
+.PHONY: test test-long lint install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@
+
+# Each lane is its own process: Triton's interpreter flag and the compiler's stand-in driver are global state.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests -m "not long" -q
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest tests -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
