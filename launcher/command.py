@@ -1,0 +1,127 @@
+"""What every command shares: its parser, one-line errors, and progress on a terminal or in a log file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+FAILED, INTERRUPTED = 1, 130
+TRACEBACK = "AEF_TRACEBACK"
+"""Environment variable that lets an expected error through with its traceback."""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps a docstring's lines and shows each option's default, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
+    return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
+
+
+def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
+    """Call a command's ``main`` and return its exit code: 0 only when the work is done.
+
+    Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on standard
+    error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not hidden.
+    """
+    name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
+    try:
+        return main(argv) or 0
+    except KeyboardInterrupt:
+        print(f"aef {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe went away; Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print(f"aef {name}: error: {_describe(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _describe(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed: `aef doctor` names the extra that brings it"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return text
+
+
+class Progress:
+    """A progress bar with rate and time left on a terminal; elsewhere one plain line every few seconds.
+
+    Example::
+
+        with Progress("ingest", total=len(places), unit="chip") as progress:
+            for place in places:
+                ...
+                progress.advance(note=place)
+    """
+
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self, title: str, total: int, unit: str = "item") -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self._bar = _rich_bar(title, total) if sys.stderr.isatty() else None
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            self._print("")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` finished items; `note` is shown beside them."""
+        self.done += count
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=note)
+        elif time.monotonic() - self._printed >= self.PLAIN_EVERY_S:
+            self._print(note)
+
+    def _print(self, note: str) -> None:
+        self._printed = time.monotonic()
+        elapsed = max(self._printed - self._started, 1e-9)
+        rate = self.done / elapsed
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
+        print(
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s{left} {note}".rstrip(), file=sys.stderr
+        )
+
+
+def _rich_bar(title: str, total: int):
+    from rich import progress as bars
+    from rich.console import Console
+
+    bar = bars.Progress(
+        bars.TextColumn(title),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+    bar.add_task(title, total=total, note="")
+    return bar
