@@ -76,7 +76,8 @@ class Text:
 
 @dataclass
 class Sample:
-    """What the sampler draws from a chip; both views share arrays."""
+    """What the sampler draws from a chip; both views share arrays. ``periods`` are further summaries of the teacher, wanted
+    for themselves (embedding) rather than for a target."""
 
     id: str
     place: str
@@ -89,6 +90,7 @@ class Sample:
     consistency_period: Period | None = None
     consistency_weight: float = 1.0
     text: Text | None = None
+    periods: tuple[Period, ...] = ()
 
 
 # --- the batch -------------------------------------------------------------------------------------------------------
@@ -241,6 +243,9 @@ class Collator:
         teacher = [periods.add(s.consistency_period or s.support, i, 0) for i, s in enumerate(samples)]
         student = [periods.add(s.consistency_period or s.support, i, self.views - 1) for i, s in enumerate(samples)]
         text = self._pack_texts(samples, periods)
+        for index, sample in enumerate(samples):
+            for period in sample.periods:
+                periods.add(period, index, 0)
         weights = [s.consistency_weight if s.consistency_period else 0.0 for s in samples]
         return Batch(
             side_px=side,

@@ -1,0 +1,115 @@
+"""A chip → an embedding field: one unit vector per 10 m pixel and valid period, from any trained model.
+
+The model sees the chip through windows of the side that it was trained on. Windows overlap, and each pixel is taken
+from the window in which it lies farthest from the border (paper section 6: 128 px windows that keep their central
+96 px, of which neighbours share none). All frames of the support are encoded, without a budget (paper, v2.1), once for
+all periods of one support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from aef.data.chips import Chip, SourceSeries
+from aef.data.collate import Frames
+from aef.timecode import DAY_MS, Period
+
+BEYOND_MS = 183 * DAY_MS
+"""How far a valid period may lie outside the observations (paper: 6 months)."""
+
+MARGIN = 1 / 8
+"""Share of a window's side that is trimmed at an inner border: 16 of the paper's 128 px."""
+
+
+class EmbeddingError(ValueError):
+    """A chip or period that cannot be embedded; one line."""
+
+
+class Window(NamedTuple):
+    """One model window of a chip along one axis: it starts at pixel `origin` and gives the pixels [start, stop)."""
+
+    origin: int
+    start: int
+    stop: int
+
+
+def windows(side_px: int, window_px: int) -> list[Window]:
+    """Windows of `window_px` that cover `side_px`, each pixel given by the one in which it lies most central.
+
+    A chip smaller than the window has one window at 0, which reaches beyond it.
+    """
+    if side_px <= window_px:
+        return [Window(0, 0, side_px)]
+    pitch = window_px - 2 * round(MARGIN * window_px)
+    count = 1 + -(-(side_px - window_px) // pitch)
+    origins = [min(i * pitch, side_px - window_px) for i in range(count)]
+    borders = [0, *((left + right + window_px) // 2 for left, right in pairwise(origins)), side_px]
+    return [Window(origin, start, stop) for origin, (start, stop) in zip(origins, pairwise(borders))]
+
+
+def observed_span(chip: Chip, inputs: Sequence[str]) -> Period:
+    """From the first to just after the last frame of the model's input sources. Raises EmbeddingError if there is none."""
+    times = [chip.sources[name].time_ms for name in inputs if name in chip.sources]
+    times = [t for t in times if t is not None and len(t)]
+    if not times:
+        raise EmbeddingError(
+            f"chip {chip.id}: holds no frame of any input of the model ({', '.join(inputs)}); it holds "
+            f"{', '.join(chip.sources) or 'nothing'}"
+        )
+    return Period(int(min(t[0] for t in times)), int(max(t[-1] for t in times)) + 1)
+
+
+def support_of(period: Period, span: Period, length_ms: int, chip_id: str) -> Period:
+    """The support whose frames embed a valid period: `length_ms` around its middle, moved inside the observed span.
+
+    A longer period is its own support. Raises EmbeddingError when the period lies more than six months outside.
+    """
+    if period.start_ms < span.start_ms - BEYOND_MS or period.end_ms > span.end_ms + BEYOND_MS:
+        raise EmbeddingError(
+            f"chip {chip_id}: the period {period} reaches more than six months beyond the observations ({span}): "
+            "choose one inside or near them"
+        )
+    if period.length_ms > length_ms:
+        return period
+    latest = max(span.end_ms - length_ms, span.start_ms)
+    middle = (period.start_ms + period.end_ms - length_ms) // 2
+    start = min(max(middle, span.start_ms), latest)
+    return Period(start, start + length_ms)
+
+
+def group_by_support(
+    periods: Sequence[Period], span: Period, length_ms: int, chip_id: str
+) -> dict[Period, list[Period]]:
+    """Periods that one support can serve together, so that the encoder runs once for them."""
+    together = Period(min(p.start_ms for p in periods), max(p.end_ms for p in periods))
+    groups: dict[Period, list[Period]] = {}
+    for period in periods:
+        one = support_of(period, span, length_ms, chip_id)
+        shared = support_of(together, span, length_ms, chip_id) if together.length_ms <= length_ms else one
+        groups.setdefault(shared, []).append(period)
+    return groups
+
+
+def cut_frames(
+    series: SourceSeries, support: Period, rows: slice, columns: slice, side_px: int, without_ms: Sequence[int] = ()
+) -> Frames | None:
+    """The frames of one source inside a support, cut to a window; None if there are none.
+
+    Pixels beyond the chip are invalid. `without_ms` lists frames to leave out, to the millisecond.
+    """
+    assert series.time_ms is not None
+    chosen = (series.time_ms >= support.start_ms) & (series.time_ms < support.end_ms)
+    chosen &= ~np.isin(series.time_ms, np.asarray(without_ms, np.int64))
+    index = np.flatnonzero(chosen)
+    if not len(index):
+        return None
+    values = np.moveaxis(series.values[index][..., rows, columns], 1, -1)  # (T, h, w, C)
+    valid = np.moveaxis(series.valid[index][..., rows, columns], 1, -1)
+    missing = [(0, 0), (0, side_px - values.shape[1]), (0, side_px - values.shape[2]), (0, 0)]
+    if any(after for _, after in missing):
+        values, valid = np.pad(values, missing), np.pad(valid, missing)
+    return Frames(np.ascontiguousarray(values), np.ascontiguousarray(valid), series.time_ms[index])
