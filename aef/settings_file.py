@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from aef import atomic
 from aef import config as presets
 from aef.config import Config, ConfigError
 from aef.sources import BUILT_IN, Registry, Source, SourceError
@@ -165,11 +166,9 @@ def read_sources(path: str | os.PathLike) -> list[Source]:
 
 def write_sources(path: str | os.PathLike, sources: Iterable[Source]) -> None:
     """Write entries so that `read_sources` gives them back. Atomic."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     entries = [_plain(source) for source in sources]
-    temporary.write_text(yaml.safe_dump({"sources": entries}, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic.writing(path, "w") as stream:
+        yaml.safe_dump({"sources": entries}, stream, sort_keys=False)
 
 
 def registry_of(*folders: str | os.PathLike, files: Iterable[str | os.PathLike] = ()) -> Registry:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from aef import atomic
 from aef.sources import Registry, Source
 
 FORMAT_VERSION = 1
@@ -231,8 +232,8 @@ def _check_structure(chip: Chip, source: Source, series: SourceSeries) -> None:
         array = getattr(series, name)
         if array is not None and array.dtype != dtype:
             raise ChipError(f"expected {np.dtype(dtype).name}, found {array.dtype}", field=name)
-    if series.values.dtype.kind not in "iuf":
-        raise ChipError(f"expected an integer or float type, found {series.values.dtype}", field="values")
+    if series.values.dtype.kind not in "iuf" or not series.values.dtype.isnative:
+        raise ChipError(f"expected a native integer or float type, found {series.values.dtype.str}", field="values")
     if series.bands and tuple(series.bands) != source.band_names:
         raise ChipError(
             f"expected {', '.join(source.band_names)} in this order, found {', '.join(series.bands)}", field="bands"
@@ -365,15 +366,8 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
         arrays[f"labels/{name}/values"] = label.values
         if label.fields is not None:
             arrays[f"labels/{name}/fields"] = label.fields
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            (np.savez_compressed if compress else np.savez)(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.writing(path) as stream:
+        (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return path
 
 
@@ -524,6 +518,7 @@ class ChipFolder:
             raise ChipError(
                 "holds no chip (*.npz): make some with `aef synthesize`, `aef ingest` or `aef download`", file=self.path
             )
+        self._places: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -536,3 +531,16 @@ class ChipFolder:
 
     def header(self, index: int) -> dict[str, Any]:
         return read_chip_header(self.files[index])
+
+    def places(self) -> list[str | None]:
+        """The place of every chip, in the folder's order; None where a header cannot be read."""
+        if self._places is None:
+            self._places = [_place(path) for path in self.files]
+        return self._places
+
+
+def _place(path: Path) -> str | None:
+    try:
+        return read_chip_header(path)["place"]
+    except (ChipError, KeyError):
+        return None

@@ -1,0 +1,457 @@
+"""From stored values to the scale on which the model learns, and back: transform, z-score, clip.
+
+Chips hold raw values. The registry's transform (paper S1: s(x) = log(x + 1) / 10 for optical bands), the z-score with
+global statistics of the training set and the clip at six standard deviations (paper S2.1) run where the model runs.
+
+Statistics are taken over *clear* pixels by default: with clouds in, the deviation of a visible band is two to three
+times the clear one and the signal shrinks to a third (docs/data.md). They carry where they come from, are bound to the
+bands of their source, and refuse to be applied twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aef import atomic
+from aef.data.chips import Chip, ChipError, ChipFolder, SourceSeries, validate
+from aef.data.withheld import WithheldDates
+from aef.sources import Registry, Source
+
+FORMAT_VERSION = 1
+FILE_NAME = "stats.json"
+DB_FLOOR = 1e-10
+"""Least power of which a ``db`` transform takes the logarithm: 0 would be minus infinity."""
+
+_STANDARDIZED = "_aef_standardized"
+
+
+class StatisticsError(ValueError):
+    """Statistics are missing, foreign, damaged or applied twice; one line naming file and source."""
+
+
+# --- transforms ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """A source's transforms as vectors over its bands, on one device. ``chosen`` masks the bands of each kind."""
+
+    scale: Tensor
+    offset: Tensor
+    chosen: dict[str, Tensor]
+
+    def pick(self, formulas: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+        """Evaluate the formula of each kind that some band has and pick per band."""
+        (first, _), *others = self.chosen.items()
+        result = formulas[first]()
+        for kind, chosen in others:
+            result = torch.where(chosen, formulas[kind](), result)
+        return result
+
+
+# Building constants on the device at every step would stall it.
+@lru_cache(maxsize=256)
+def _formula(source: Source, device: torch.device) -> _Formula:
+    transforms = [band.transform for band in source.bands]
+    return _Formula(
+        torch.tensor([t.scale for t in transforms], device=device),
+        torch.tensor([t.offset for t in transforms], device=device),
+        {
+            kind: torch.tensor([t.kind == kind for t in transforms], device=device)
+            for kind in sorted({t.kind for t in transforms})
+        },
+    )
+
+
+def transform(source: Source, values: Tensor) -> Tensor:
+    """Stored values (..., C) of any type → the learning scale, float32, band by band (`aef.sources.Transform`)."""
+    _require_channels(source, values)
+    x, f = values.to(torch.float32), _formula(source, values.device)
+    return f.pick(
+        {
+            "linear": lambda: f.scale * x + f.offset,
+            "log": lambda: torch.log1p((f.scale * x).clamp(min=0)) / 10,
+            "db": lambda: f.scale * torch.log10(x.clamp(min=DB_FLOOR)) + f.offset,
+        }
+    )
+
+
+def inverse_transform(source: Source, values: Tensor) -> Tensor:
+    """Inverse of :func:`transform`: (..., C) on the learning scale → stored physical units, float32."""
+    _require_channels(source, values)
+    y, f = values.to(torch.float32), _formula(source, values.device)
+    return f.pick(
+        {
+            "linear": lambda: (y - f.offset) / f.scale,
+            "log": lambda: torch.expm1(10 * y) / f.scale,
+            "db": lambda: torch.pow(10.0, (y - f.offset) / f.scale),
+        }
+    )
+
+
+def _require_channels(source: Source, values: Tensor) -> None:
+    if values.shape[-1:] != (source.channels,):
+        raise StatisticsError(
+            f"source {source.name}: expected values (..., {source.channels}) for bands {', '.join(source.band_names)}, "
+            f"found {tuple(values.shape)}"
+        )
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceStatistics:
+    """Mean and standard deviation of every band after the transform, and where they come from.
+
+    ``count`` is the number of observations behind each band; a band that was never observed has count 0, mean 0 and
+    standard deviation 1, and so passes through unscaled.
+    """
+
+    bands: tuple[str, ...]
+    units: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: tuple[int, ...]
+    collections: tuple[str, ...] = ()
+
+    @property
+    def unobserved(self) -> tuple[str, ...]:
+        return tuple(band for band, count in zip(self.bands, self.count) if count == 0)
+
+
+class Statistics(Mapping[str, SourceStatistics]):
+    """Normalisation statistics by source, with their provenance.
+
+    Attributes:
+        weighting: ``clear`` (observed pixels, weighted by their loss weight) or ``valid`` (every observed pixel), or
+            ``identity``.
+        date: when they were taken, ISO.
+        places: the places behind them.
+        skipped: files left out because they break the chip contract.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, SourceStatistics],
+        *,
+        weighting: str,
+        date: str,
+        places: Iterable[str] = (),
+        skipped: int = 0,
+    ) -> None:
+        self._sources = dict(sources)
+        self.weighting, self.date, self.places, self.skipped = weighting, date, tuple(places), skipped
+
+    def __getitem__(self, name: str) -> SourceStatistics:
+        return self._sources[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def require(self, source: Source) -> SourceStatistics:
+        """The statistics of a source.
+
+        Raises:
+            StatisticsError: there are none, they belong to other bands or units, or the source is categorical.
+        """
+        if source.classes:
+            raise StatisticsError(f"source {source.name}: class codes have no mean; they are not standardised")
+        if source.name not in self:
+            raise StatisticsError(
+                f"source {source.name}: no statistics, only of {', '.join(self) or 'nothing'}: "
+                "take them again with `aef stats` over chips that hold it"
+            )
+        found = self[source.name]
+        for what, expected, given in (
+            ("bands", source.band_names, found.bands),
+            ("units", _units(source), found.units),
+        ):
+            if expected != given:
+                raise StatisticsError(
+                    f"source {source.name}: statistics of another source: expected {what} {', '.join(expected)}, "
+                    f"found {', '.join(given)}"
+                )
+        return found
+
+    @classmethod
+    def identity(cls, registry: Registry, names: Iterable[str]) -> Statistics:
+        """Mean 0 and deviation 1 after the transform: for tests and for values of known scale."""
+        sources = {}
+        for source in (registry[name] for name in names):
+            if not source.classes:
+                count = source.channels
+                sources[source.name] = SourceStatistics(
+                    source.band_names, _units(source), (0.0,) * count, (1.0,) * count, (0,) * count
+                )
+        return cls(sources, weighting="identity", date=_today())
+
+    @classmethod
+    def of_chips(
+        cls,
+        chips: ChipFolder | Iterable[Chip],
+        registry: Registry,
+        *,
+        weighting: Literal["clear", "valid"] = "clear",
+        places: Collection[str] | None = None,
+        withheld: WithheldDates | None = None,
+        skip_bad: bool = False,
+    ) -> Statistics:
+        """Stream over chips once, in float64, and merge their moments.
+
+        Every value is checked on the way: statistics are where a wrong unit or an undeclared no-data value turns into a
+        silently shrunken signal.
+
+        Args:
+            chips: a folder, or any chips.
+            registry: their sources.
+            weighting: ``clear`` weights each observation by its loss weight, ``valid`` counts all observed ones.
+            places: only chips of these places; None: all.
+            withheld: dates to leave out, as training does.
+            skip_bad: count chips that break the contract instead of stopping.
+
+        Raises:
+            ChipError: a chip breaks the contract.
+            StatisticsError: no chip is left.
+        """
+        moments: dict[str, _Moments] = {}
+        seen: set[str] = set()
+        skipped = 0
+        for read in _readers(chips, registry, places):
+            try:
+                chip = read()
+            except ChipError:
+                if not skip_bad:
+                    raise
+                skipped += 1
+                continue
+            seen.add(chip.place)
+            for name, series in chip.sources.items():
+                source = registry[name]
+                if not source.classes:
+                    moments.setdefault(name, _Moments(source)).add(chip, series, weighting, withheld)
+        if not seen:
+            raise StatisticsError(
+                f"no chip to take statistics over: {skipped} were skipped"
+                + (f" and none is of the places {', '.join(sorted(places))}" if places is not None else "")
+            )
+        sources = {name: moments[name].result() for name in registry if name in moments}
+        return cls(sources, weighting=weighting, date=_today(), places=sorted(seen), skipped=skipped)
+
+    def write(self, path: str | os.PathLike) -> Path:
+        """Write as JSON, atomically. Raises OSError."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "date": self.date,
+            "weighting": self.weighting,
+            "places": list(self.places),
+            "skipped": self.skipped,
+            "sources": {name: dataclasses.asdict(found) for name, found in self.items()},
+        }
+        with atomic.writing(path, "w") as stream:
+            json.dump(content, stream, indent=1)
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Statistics:
+        """Inverse of :meth:`write`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StatisticsError: it is damaged or of a newer format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file: make it with `aef stats --data {path.parent}`")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["format_version"]
+            if not isinstance(version, int) or version > FORMAT_VERSION:
+                raise StatisticsError(
+                    f"format_version: expected up to {FORMAT_VERSION}, found {version}: update the software"
+                )
+            sources = {name: _read_source(name, fields) for name, fields in content["sources"].items()}
+            keys = ("weighting", "date", "places", "skipped")
+            return cls(sources, **{key: content[key] for key in keys})
+        except StatisticsError as error:
+            raise StatisticsError(f"{path}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StatisticsError(
+                f"{path}: is damaged or not a statistics file ({type(error).__name__}: {str(error)[:120]}): "
+                "take them again with `aef stats`"
+            ) from error
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def _units(source: Source) -> tuple[str, ...]:
+    return tuple(band.unit for band in source.bands)
+
+
+def _read_source(name: str, fields: Mapping[str, Any]) -> SourceStatistics:
+    found = SourceStatistics(
+        **{field.name: tuple(fields[field.name]) for field in dataclasses.fields(SourceStatistics)}
+    )
+    widths = {len(getattr(found, key)) for key in ("bands", "units", "mean", "std", "count")}
+    if len(widths) != 1:
+        raise StatisticsError(f"source {name}: bands, units, mean, std and count differ in length")
+    if not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in zip(found.mean, found.std)):
+        raise StatisticsError(f"source {name}: expected finite means and positive deviations")
+    return found
+
+
+def _readers(
+    chips: ChipFolder | Iterable[Chip], registry: Registry, places: Collection[str] | None
+) -> Iterator[Callable[[], Chip]]:
+    """One callable per wanted chip, so that a caller can skip those that fail to read."""
+    if isinstance(chips, ChipFolder):
+        for index, place in enumerate(chips.places()):
+            # A chip whose header cannot be read is of no known place: reading it says why.
+            if places is None or place is None or place in places:
+                yield partial(chips.read, index, check_values=True)
+        return
+    for chip in chips:
+        if places is None or chip.place in places:
+            yield partial(_validated, chip, registry)
+
+
+def _validated(chip: Chip, registry: Registry) -> Chip:
+    validate(chip, registry, file=chip.id)
+    return chip
+
+
+class _Moments:
+    """Weighted count, mean and sum of squared deviations per band, merged chip by chip (Chan et al. 1979), float64."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.weight = np.zeros(source.channels)
+        self.mean = np.zeros(source.channels)
+        self.square = np.zeros(source.channels)
+        self.count = np.zeros(source.channels, np.int64)
+        self.collections: set[str] = set()
+
+    def add(self, chip: Chip, series: SourceSeries, weighting: str, withheld: WithheldDates | None) -> None:
+        if series.units and series.units != _units(self.source):
+            raise ChipError(
+                f"expected units {', '.join(_units(self.source))}, found {', '.join(series.units)}: "
+                "chips hold raw values, never standardised ones",
+                source=self.source.name,
+                field="units",
+                file=chip.id,
+            )
+        if series.collection:
+            self.collections.add(series.collection)
+        keep = np.ones(series.frames, np.bool_)
+        if withheld is not None and series.time_ms is not None and self.source.time == "instant":
+            keep = ~withheld.frames(chip.place, self.source.name, series.time_ms)
+        # One frame at a time: a year of a chip in float64 would take eight times its memory.
+        takes = [keep] if self.source.grid == "points" else [slice(i, i + 1) for i in np.flatnonzero(keep)]
+        for take in takes:
+            self._merge(series.values[take], series.valid[take], _weights(series, take, weighting))
+
+    def _merge(self, values: np.ndarray, valid: np.ndarray, weights: np.ndarray | None) -> None:
+        last = np.moveaxis(values, 1, -1)  # (..., C)
+        y = transform(self.source, torch.from_numpy(np.ascontiguousarray(last))).numpy()
+        observed = np.broadcast_to(np.moveaxis(valid, 1, -1), last.shape)
+        importance = None if weights is None else np.broadcast_to(np.moveaxis(weights, 1, -1), last.shape)
+        for band in range(self.source.channels):
+            weight = None if importance is None else importance[..., band]
+            self._merge_band(band, y[..., band], observed[..., band], weight)
+
+    def _merge_band(self, band: int, y: np.ndarray, observed: np.ndarray, importance: np.ndarray | None) -> None:
+        if importance is not None:
+            observed = observed & (importance > 0)
+        x = y[observed].astype(np.float64)
+        if not x.size:
+            return
+        w = np.ones(x.size) if importance is None else importance[observed] / 255.0
+        total = w.sum()
+        mean = float((w * x).sum() / total)
+        square = float((w * (x - mean) ** 2).sum())
+        joint = self.weight[band] + total
+        step = mean - self.mean[band]
+        self.square[band] += square + step**2 * self.weight[band] * total / joint
+        self.mean[band] += step * total / joint
+        self.weight[band] = joint
+        self.count[band] += x.size
+
+    def result(self) -> SourceStatistics:
+        std = np.sqrt(self.square / np.maximum(self.weight, 1e-300))
+        # A constant band (one place of a coarse source) carries no scale: its z-score is 0 whatever the deviation.
+        std = np.where(std > 1e-6 * np.maximum(np.abs(self.mean), 1e-6), std, 1.0)
+        return SourceStatistics(
+            self.source.band_names,
+            _units(self.source),
+            tuple(map(float, self.mean)),
+            tuple(map(float, std)),
+            tuple(map(int, self.count)),
+            tuple(sorted(self.collections)),
+        )
+
+
+def _weights(series: SourceSeries, take: slice | np.ndarray, weighting: str) -> np.ndarray | None:
+    return series.weight[take] if weighting == "clear" and series.weight is not None else None
+
+
+# --- the z-score -----------------------------------------------------------------------------------------------------
+
+
+class Standardizer:
+    """Raw values → z-scores of one source: transform, subtract the mean, divide by the deviation, clip, mask.
+
+    A plain object, not a module: an engine that casts modules to bfloat16 must not touch its constants.
+
+    Raises:
+        StatisticsError: the statistics lack the source or belong to other bands; or, when called, the values have
+            another number of bands or were standardised already.
+    """
+
+    def __init__(self, source: Source, statistics: Statistics, clip_sigma: float = 6.0) -> None:
+        found = statistics.require(source)
+        self.source, self.clip_sigma = source, float(clip_sigma)
+        self._mean = torch.tensor(found.mean, dtype=torch.float32)
+        self._std = torch.tensor(found.std, dtype=torch.float32)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, values: Tensor, valid: Tensor) -> Tensor:
+        """values (..., C) raw, any type; valid (..., C or 1) bool → (..., C) float32, 0 where not valid."""
+        if getattr(values, _STANDARDIZED, None) is not None:
+            raise StatisticsError(
+                f"source {self.source.name}: these values were standardised already, as {getattr(values, _STANDARDIZED)}"
+            )
+        mean, std = self._constants(values.device)
+        z = (transform(self.source, values) - mean) / std
+        # where, not a product: an unobserved value may be NaN.
+        z = torch.where(valid, z.clamp(-self.clip_sigma, self.clip_sigma), 0.0)
+        setattr(z, _STANDARDIZED, self.source.name)
+        return z
+
+    def invert(self, z: Tensor) -> Tensor:
+        """z-scores (..., C) → stored physical units, float32; what was clipped stays at the clip."""
+        _require_channels(self.source, z)
+        mean, std = self._constants(z.device)
+        return inverse_transform(self.source, z.to(torch.float32) * std + mean)
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._on:
+            self._on[device] = (self._mean.to(device), self._std.to(device))
+        return self._on[device]

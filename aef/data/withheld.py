@@ -1,0 +1,83 @@
+"""Dates that training must not see, so that reconstruction can be judged on them (`withheld` in `aef.config`)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from aef.timecode import parse_time
+
+MINUTE_MS = 60_000
+TWIN_MS = 60 * MINUTE_MS
+"""Frames of a source within an hour of each other are twins: they show the same scene."""
+
+
+class WithheldError(ValueError):
+    """A list of withheld dates cannot be read; one line naming file, line and reason."""
+
+
+def near(times_ms: np.ndarray, wanted_ms: np.ndarray, within_ms: int) -> np.ndarray:
+    """Which of ``times_ms`` (T,) lie at most ``within_ms`` from any of the sorted ``wanted_ms``: (T,) bool."""
+    if not len(wanted_ms):
+        return np.zeros(len(times_ms), np.bool_)
+    after = np.searchsorted(wanted_ms, times_ms)
+    left = np.abs(times_ms - wanted_ms[np.maximum(after - 1, 0)])
+    right = np.abs(times_ms - wanted_ms[np.minimum(after, len(wanted_ms) - 1)])
+    return np.minimum(left, right) <= within_ms
+
+
+class WithheldDates:
+    """Dates per place, and per source where the list names one, that no input, target or statistic may contain.
+
+    A date stands for its frame and that frame's twins. Where the list names no source the date applies to every source
+    with acquisition times: a second sensor that passed within the hour would give the withheld scene away.
+    """
+
+    def __init__(self, dates_ms: Mapping[tuple[str, str], list[int]], twin_ms: int = TWIN_MS) -> None:
+        self._dates = {key: np.array(sorted(times), np.int64) for key, times in dates_ms.items()}
+        self.twin_ms = twin_ms
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> WithheldDates:
+        """Read a CSV with columns ``place`` and ``time_utc`` (ISO, UTC) and, if it likes, ``source``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            WithheldError: a column is missing or a time cannot be read.
+        """
+        path = Path(path)
+        dates: dict[tuple[str, str], list[int]] = {}
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = csv.DictReader(stream)
+            try:
+                missing = {"place", "time_utc"} - set(rows.fieldnames or ())
+                if missing:
+                    raise WithheldError(
+                        f"{path}: line 1: expected columns place and time_utc, missing {', '.join(sorted(missing))}"
+                    )
+                for row in rows:
+                    key = (row["place"] or "", row.get("source") or "")
+                    dates.setdefault(key, []).append(parse_time(row["time_utc"] or ""))
+            except (csv.Error, UnicodeDecodeError, ValueError, OverflowError) as error:
+                if isinstance(error, WithheldError):
+                    raise
+                raise WithheldError(f"{path}: line {rows.line_num}: {error}") from error
+        return cls(dates)
+
+    @property
+    def places(self) -> frozenset[str]:
+        return frozenset(place for place, _ in self._dates)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._dates.values()))
+
+    def frames(self, place: str, source: str, times_ms: np.ndarray) -> np.ndarray:
+        """Which frames of a place's source are withheld: times (T,) int64 → (T,) bool."""
+        mask = np.zeros(len(times_ms), np.bool_)
+        for key in {(place, source), (place, "")} & self._dates.keys():
+            mask |= near(times_ms, self._dates[key], self.twin_ms)
+        return mask

@@ -1,0 +1,58 @@
+"""Take normalisation statistics over a folder of chips and write them to CHIPS/stats.json.
+
+Mean and standard deviation of every band after its transform, over clear pixels (observed, weighted by their loss
+weight) of the training places. Training makes the file itself where it is absent; embedding reads the run's copy only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aef.data.chips import ChipFolder
+from aef.data.normalize import FILE_NAME, Statistics
+from aef.data.withheld import WithheldDates
+from aef.launcher.command import parser, run
+from aef.settings_file import registry_of
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser(__file__, __doc__)
+    p.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
+    p.add_argument("--out", metavar="FILE", help=f"where to write; otherwise CHIPS/{FILE_NAME}")
+    p.add_argument("--weighting", choices=("clear", "valid"), default="clear", help="pixels that count")
+    p.add_argument("--held-out", nargs="*", default=[], metavar="PLACE", help="places to leave out")
+    p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out")
+    p.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    p.add_argument("--skip-bad", action="store_true", help="count chips that break the contract instead of stopping")
+    p.add_argument("--dry-run", action="store_true", help="print the statistics without writing them")
+    options = p.parse_args(argv)
+
+    registry = registry_of(options.data, files=options.sources)
+    folder = ChipFolder(options.data, registry)
+    statistics = Statistics.of_chips(
+        folder,
+        registry,
+        weighting=options.weighting,
+        places={place for place in folder.places() if place} - set(options.held_out),
+        withheld=WithheldDates.read(options.withheld) if options.withheld else None,
+        skip_bad=options.skip_bad,
+    )
+    print(describe(statistics))
+    if not options.dry_run:
+        print(f"wrote {statistics.write(options.out or Path(options.data) / FILE_NAME)}")
+    return 0
+
+
+def describe(statistics: Statistics) -> str:
+    """One line per band, and one for each that no chip observed."""
+    lines = [f"{len(statistics.places)} places, {statistics.weighting} pixels, {statistics.skipped} chips skipped"]
+    for name, found in statistics.items():
+        lines.append(f"{name} ({', '.join(found.collections) or 'collection not stated'})")
+        for band, mean, std, count in zip(found.bands, found.mean, found.std, found.count):
+            value = f"mean {mean:.5g}, s.d. {std:.5g}, {count} values" if count else "never observed: left unscaled"
+            lines.append(f"  {band}: {value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
