@@ -1,0 +1,48 @@
+"""Pictures of embedding fields: the three main directions as colours, and similarity to a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def principal_directions(vectors: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and the `count` directions (count, D) of largest variance of vectors (N, D), each of a fixed sign.
+
+    Fewer distinct vectors than directions give zeros for the rest.
+    """
+    finite = vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64)
+    if not len(finite):
+        raise ValueError("expected at least one vector without NaN")
+    mean = finite.mean(axis=0)
+    covariance = np.cov(finite.T, bias=True) if len(finite) > 1 else np.zeros((len(mean), len(mean)))
+    _, directions = np.linalg.eigh(np.atleast_2d(covariance))
+    directions = directions[:, ::-1].T[:count]
+    # An eigenvector's sign is arbitrary; its largest component is made positive so that colours repeat.
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
+    return mean, directions * np.sign(largest)
+
+
+def pca_rgb(fields: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Fields (D, y, x) → pictures (y, x, 3) in [0, 1], with the directions and the stretch shared by all of them.
+
+    The stretch is from the 2nd to the 98th percentile. Missing vectors become white.
+    """
+    tables = [np.moveaxis(field, 0, -1).reshape(-1, field.shape[0]) for field in fields]
+    mean, directions = principal_directions(np.concatenate(tables))
+    projected = [(table - mean) @ directions.T for table in tables]
+    every = np.concatenate(projected)
+    low, high = np.nanpercentile(every, [2, 98], axis=0)
+    scale = np.where(high > low, high - low, 1)
+    pictures = []
+    for field, values in zip(fields, projected):
+        colours = np.clip((values - low) / scale, 0, 1)
+        pictures.append(np.where(np.isfinite(colours), colours, 1).reshape(*field.shape[1:], 3))
+    return pictures
+
+
+def similarity(field: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Cosine of every pixel's vector with one vector: (D, y, x), (D,) → (y, x)."""
+    length = np.linalg.norm(vector) * np.linalg.norm(field, axis=0)
+    return np.einsum("dyx,d->yx", field, vector) / np.where(length > 0, length, 1)

@@ -1,0 +1,85 @@
+"""Embedding fields as files: what is written is what is read, with its place on the Earth."""
+
+import numpy as np
+import pytest
+import rasterio
+
+from aef.data.chips import Chip
+from aef.mapping.files import as_data_array, read_field, write_field
+from aef.mapping.picture import pca_rgb, similarity
+from aef.timecode import parse_period
+
+YEAR = parse_period("2018-01-01/2019-01-01")
+
+
+def a_field(side=(5, 7), single=True, periods=(YEAR,)):
+    chip = Chip("c", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), *side, 3.0, 51.0, {})
+    x = np.random.default_rng(1).normal(size=(len(periods), 64, *side)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return as_data_array(x, chip, list(periods), ["sentinel2"], "small@20", single=single)
+
+
+def test_coordinates_are_pixel_centres_and_provenance_travels():
+    field = a_field()
+    assert field.dims == ("band", "y", "x") and field.band.values[3] == "A03"
+    assert float(field.x[0]) == 500_005 and float(field.y[0]) == 5_699_995
+    assert field.rio.crs.to_epsg() == 32631
+    assert field.attrs["period"] == "2018-01-01/2019-01-01" and field.attrs["sources"] == "sentinel2"
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "error"), [("int8", ".tif", 0.006), ("float", ".tif", 0), ("netcdf", ".nc", 0)]
+)
+def test_a_file_gives_the_field_back(tmp_path, form, suffix, error):
+    field = a_field()
+    path = write_field(tmp_path / f"f{suffix}", field, form)
+    back = read_field(path)
+    assert np.abs(back.values - field.values).max() <= error
+    assert np.allclose(back.x, field.x) and np.allclose(back.y, field.y)
+    assert back.rio.crs == field.rio.crs and back.attrs["model_version"] == "small@20"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_int8_file_is_the_published_code_with_no_data(tmp_path):
+    field = a_field()
+    field.values[:, 0, 0] = np.nan
+    with rasterio.open(write_field(tmp_path / "f.tif", field)) as file:
+        assert file.dtypes == ("int8",) * 64 and file.nodata == -128
+        assert (file.read()[:, 0, 0] == -128).all()
+        assert file.descriptions[0] == "A00" and file.tags()["period"] == "2018-01-01/2019-01-01"
+    assert np.isnan(read_field(tmp_path / "f.tif").values[:, 0, 0]).all()
+
+
+def test_a_field_of_several_periods_is_not_written_as_one(tmp_path):
+    later = parse_period("2019-01-01/2020-01-01")
+    field = a_field(single=False, periods=(YEAR, later))
+    assert field.dims == ("period", "band", "y", "x")
+    with pytest.raises(ValueError, match="select a period"):
+        write_field(tmp_path / "f.tif", field)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_a_field_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such embedding field"):
+        read_field(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="unknown format"):
+        write_field(tmp_path / "f.jpg", a_field(), "jpeg")
+
+
+def test_colours_are_shared_by_all_fields_and_missing_pixels_are_white():
+    one, two = a_field().values, a_field().values.copy()
+    two[:, 0, 0] = np.nan
+    first, second = pca_rgb([one, two])
+    assert first.shape == (5, 7, 3) and first.min() >= 0 and first.max() <= 1
+    assert np.allclose(first[1:], second[1:]) and (second[0, 0] == 1).all()
+
+
+def test_a_constant_field_has_a_picture():
+    (picture,) = pca_rgb([np.broadcast_to(np.eye(64, dtype=np.float32)[0][:, None, None], (64, 3, 3))])
+    assert np.isfinite(picture).all()
+
+
+def test_similarity_to_a_pixel_is_one_at_that_pixel():
+    field = a_field().values
+    cosine = similarity(field, field[:, 2, 3])
+    assert cosine[2, 3] == pytest.approx(1, abs=1e-6) and np.abs(cosine).max() <= 1 + 1e-6
