@@ -1,0 +1,191 @@
+"""Checkpoints that are whole or do not exist: written aside, hashed, listed in a manifest, renamed, rotated.
+
+A run's folder holds ``checkpoints/step-00001000/`` with
+
+* ``model.safetensors``   fp32 weights, the same from every ZeRO stage and number of ranks;
+* ``state.json``          step, samples consumed, skipped steps, what wrote it;
+* ``rng.safetensors``     torch's generator state of each rank;
+* ``restart/…``           DeepSpeed's own files: optimiser shards and parameters;
+* ``manifest.json``       size and SHA-256 of all of these, written last.
+
+DeepSpeed's restart files are pickles that DeepSpeed itself unpickles. They are therefore read only from the run's own
+folder, and only after every file has passed the manifest. Everything else is safetensors or JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aef.atomic import writing
+
+FORMAT_VERSION = 1
+FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
+    "checkpoints",
+    "manifest.json",
+    "state.json",
+    "model.safetensors",
+    "rng.safetensors",
+    "restart",
+)
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, found or trusted; one line naming it and the reason."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: ``step`` updates applied, ``consumed`` samples drawn from the global order, ``skipped`` steps
+    dropped as non-finite, ``in_a_row`` of them since the last applied one."""
+
+    step: int = 0
+    consumed: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """``state.json``: the position, and what a resume must match."""
+
+    position: Position
+    world_size: int
+    stage: int
+    precision: str
+    global_batch: int
+    seed: int
+    format_version: int = FORMAT_VERSION
+
+    def write(self, path: Path) -> None:
+        with writing(path, "w") as stream:
+            json.dump(dataclasses.asdict(self), stream, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            if entries["format_version"] > FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path}: expected format_version up to {FORMAT_VERSION}, found {entries['format_version']}: "
+                    "update the software"
+                )
+            return cls(**{**entries, "position": Position(**entries["position"])})
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint's state ({error})") from error
+
+
+class Checkpoints:
+    """The checkpoints of one run. Only rank 0 calls its writing methods."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.folder, self.keep = run / FOLDER, keep
+
+    def all(self) -> list[Path]:
+        """Every finished checkpoint folder, newest first, unverified."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that passes its manifest, and one line for each newer one that does not.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none passes. Starting again from nothing is never silent.
+        """
+        refused = []
+        for path in self.all():
+            reason = damage(path)
+            if reason is None:
+                return path, refused
+            refused.append(f"{path}: {reason}")
+        if refused:
+            raise CheckpointError(
+                f"no checkpoint of the run can be trusted ({'; '.join(refused)}): start again with another --out"
+            )
+        return None, []
+
+    def begin(self, step: int) -> Path:
+        """An empty folder that no reader takes for a checkpoint; leftovers of killed writers are removed."""
+        self.clear_partial()
+        partial = self.folder / f".step-{step:08d}.partial"
+        partial.mkdir(parents=True)
+        return partial
+
+    def clear_partial(self) -> None:
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith(".step-"):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, partial: Path, step: int, files: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Write the manifest, give the folder its name, drop the oldest beyond ``keep``."""
+        with writing(partial / MANIFEST, "w") as stream:
+            json.dump({"format_version": FORMAT_VERSION, "files": dict(sorted(files.items()))}, stream, indent=1)
+        _sync(partial)
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            self._remove(final)
+        os.replace(partial, final)
+        _sync(self.folder)
+        for old in self.all()[self.keep :]:
+            self._remove(old)
+        return final
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a removal that is cut short leaves no half checkpoint under a valid name.
+        doomed = path.with_name(f".{path.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is synced to disk first."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None if every file is there and unchanged."""
+    manifest = checkpoint / MANIFEST
+    try:
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        version, files = entries["format_version"], dict(entries["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or damaged"
+    if version > FORMAT_VERSION:
+        return f"expected format_version up to {FORMAT_VERSION}, found {version}"
+    if not {STATE, WEIGHTS} <= set(files):
+        return f"{MANIFEST} does not list {STATE} and {WEIGHTS}"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected.get("bytes"):
+            return f"{name}: expected {expected.get('bytes')} bytes, found {path.stat().st_size}"
+    for name, expected in files.items():
+        if fingerprint(checkpoint / name)["sha256"] != expected.get("sha256"):
+            return f"{name}: its checksum differs"
+    return None
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,151 @@
+"""The ranks of one run: how they find each other, agree, and part.
+
+Works the same under `deepspeed`, `torchrun` and plain `python`: with rank variables in the environment it joins their
+group (NCCL on GPUs, gloo on CPUs), without them it is a group of one that opens no port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class RankError(RuntimeError):
+    """Another rank failed, stalled or went away; one line that says what is known."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank and its companions.
+
+    ``rank`` of ``size``; ``local_rank`` on its machine; ``device`` of its tensors; ``timeout_s`` after which a rank that
+    does not answer ends the run.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    timeout_s: float
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Element-wise maximum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.SUM)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small JSON value from each rank, in rank order, on every rank. Nothing is pickled."""
+        if self.size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(text)
+        sizes = self.sum(lengths).tolist()
+        padded = torch.nn.functional.pad(text, (0, max(sizes) - len(text)))
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [json.loads(bytes(part[:size].cpu().numpy())) for part, size in zip(parts, sizes, strict=True)]
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's JSON value on every rank."""
+        return self.gather(value if self.is_first else None)[0]
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Run ``action`` on rank 0 only and return its JSON value on every rank.
+
+        Raises:
+            Exception: what ``action`` raised, on rank 0; `RankError` with its message on the others, so that no rank
+                waits for one that has gone.
+        """
+        value, error = None, None
+        if self.is_first:
+            try:
+                value = action()
+            except Exception as found:
+                error = found
+        value, message = self.from_first([value, None if error is None else str(error) or type(error).__name__])
+        if error is not None:
+            raise error
+        if message is not None:
+            raise RankError(f"rank 0: {message}")
+        return value
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def start(timeout_s: float) -> Ranks:
+    """Join the group that the environment describes, or make a group of one.
+
+    A process group that the caller has already made (a notebook, a test) is used as it is.
+
+    Raises:
+        OSError: the rendezvous port is in use, or rank 0 cannot be reached.
+        ValueError: only some of the rank variables are set.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    rank, size, local_rank = _ranks()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(f"rank {rank} wants GPU {local_rank}, this machine has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _join(rank, size, device, timeout_s)
+    # DeepSpeed reads these; a group of one has set none of them.
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
+        os.environ.setdefault(name, str(value))
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, timeout_s)
+
+
+def _ranks() -> tuple[int, int, int]:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    missing = [name for name in names if name not in os.environ]
+    if len(missing) == len(names):
+        return 0, 1, 0
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not set beside {', '.join(set(names) - set(missing))}: use one launcher")
+    return tuple(int(os.environ[name]) for name in names)  # type: ignore[return-value]
+
+
+def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = " ".join(str(error).split())[:160]
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise OSError(f"the rendezvous port of {where} is in use: choose another with --master_port") from error
+        raise OSError(f"rank {rank} cannot reach its companions at {where} within {timeout_s:g} s: {why}") from error
+
+
+def finish() -> None:
+    """Leave the group. Call once, at the end of the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

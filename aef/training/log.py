@@ -1,0 +1,167 @@
+"""What a run says: one JSON object per optimiser step, events beside it, and progress for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from aef.atomic import writing
+
+LOG_FILE, EVENTS_FILE = "log.jsonl", "events.jsonl"
+TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
+
+
+class StepLog:
+    """``RUN/log.jsonl``, one object per applied optimiser step, and ``RUN/events.jsonl``: skipped steps with their chips,
+    checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line."""
+
+    def __init__(self, run: Path) -> None:
+        self.path, self.events = run / LOG_FILE, run / EVENTS_FILE
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one step. Raises ValueError for a number that JSON does not know (NaN, infinity)."""
+        self._append(self.path, record)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self._append(self.events, {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields})
+
+    def cut_back(self, step: int) -> int:
+        """Drop every line after ``step``, and a broken last one; returns how many went. Atomic."""
+        if not self.path.exists():
+            return 0
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
+        if len(kept) < len(lines):
+            with writing(self.path, "w") as stream:
+                stream.writelines(line + "\n" for line in kept)
+        return len(lines) - len(kept)
+
+    @staticmethod
+    def _append(path: Path, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Every complete line of a run's log."""
+    path = run / LOG_FILE
+    if not path.exists():
+        return []
+    records = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [record for record in records if record is not None]
+
+
+def significant(value: float | None, digits: int = 6) -> float | None:
+    """Round for a log line; None stays None (JSON null)."""
+    if value is None or value == 0 or not math.isfinite(value):
+        return value
+    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+class Display:
+    """Progress of a run: a bar with loss terms, frames/s, data-wait share and time left on a terminal; elsewhere plain
+    lines, one every ``PLAIN_EVERY_S`` seconds and at the first and last step."""
+
+    PLAIN_EVERY_S = 15.0
+    SMOOTHING = 0.1
+    """Weight of the newest step in the displayed rates."""
+
+    def __init__(self, total: int, done: int, *, quiet: bool = False) -> None:
+        self.total, self.first, self.quiet = total, done + 1, quiet
+        self._bar = _bar(total, done) if not quiet and sys.stderr.isatty() else None
+        self._printed = -math.inf
+        self._step_s: float | None = None
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def step(self, record: Mapping[str, Any], step_s: float) -> None:
+        """Show one finished step."""
+        self._step_s = (
+            step_s if self._step_s is None else (1 - self.SMOOTHING) * self._step_s + self.SMOOTHING * step_s
+        )
+        if self.quiet:
+            return
+        step = record["step"]
+        note = self._note(record)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, note=note)
+            return
+        if (
+            step in (self.first, self.total)
+            or record["skipped"]
+            or time.monotonic() - self._printed >= self.PLAIN_EVERY_S
+        ):
+            self._printed = time.monotonic()
+            print(f"step {step}/{self.total}  {note}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """One line of news, above the bar or as it is."""
+        if self.quiet:
+            return
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _note(self, record: Mapping[str, Any]) -> str:
+        terms = [f"{name} {record[name]:.4f}" for name in TERMS if record.get(name) is not None]
+        left = (self.total - record["step"]) * (self._step_s or 0.0)
+        terms += [
+            f"{record['frames_per_s']:.0f} frames/s",
+            f"data wait {record['data_wait']:.0%}",
+            f"{duration(left)} left",
+        ]
+        return "  ".join(terms) + (f"  skipped {record['skipped']}" if record["skipped"] else "")
+
+
+def duration(seconds: float) -> str:
+    """41 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _bar(total: int, done: int):
+    from rich import progress as bars
+    from rich.console import Console
+
+    bar = bars.Progress(
+        bars.TextColumn("train"),
+        bars.BarColumn(bar_width=20),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        refresh_per_second=4,
+    )
+    bar.add_task("train", total=total, completed=done, note="")
+    return bar
