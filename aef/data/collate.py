@@ -161,7 +161,8 @@ class Batch(_Movable):
 
     cu_frames (S + 1,) int32, one more with filler, which is then the last segment; max_frames a bucketed Python int;
     frame_time_ms (F,) and frame_segment (F,) int64; support_start_ms (S,) int64; periods (Q, 2) int64;
-    period_segment (Q,) int32; teacher_row, student_row (B,) int64 rows of the consistency summaries;
+    period_segment (Q,) int32; pairs, the number of (period, frame of its segment) pairs, a Python int, so that a bias
+    per pair needs no synchronisation; teacher_row, student_row (B,) int64 rows of the consistency summaries;
     consistency_weight (B,) float32; sample_hash, place_hash, global_index (B,) int64; key (seed, epoch).
     """
 
@@ -174,6 +175,7 @@ class Batch(_Movable):
     support_start_ms: Tensor
     periods: Tensor
     period_segment: Tensor
+    pairs: int
     targets: dict[str, TargetBlock]
     teacher_row: Tensor
     student_row: Tensor
@@ -252,6 +254,7 @@ class Collator:
             **packed,
             periods=torch.tensor(periods.rows, dtype=torch.int64).view(-1, 2),
             period_segment=torch.tensor(periods.segments, dtype=torch.int32),
+            pairs=int(packed["cu_frames"].diff()[periods.segments].sum()),
             targets=targets,
             teacher_row=torch.tensor(teacher),
             student_row=torch.tensor(student),

@@ -1,0 +1,131 @@
+"""Layers of which every part of the model is built. States decide the type: parameters are cast to the operand's.
+
+The fused operators take whole parameters; a module hands over only its own, inside its own forward, because ZeRO-3
+gathers a module's parameters just for that call. No parameter is 0-dimensional and convolution weights are contiguous
+OHWI, because DeepSpeed flattens parameters (a permuted view is channels-last for cuDNN all the same).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aef import kernels
+
+
+def new_weight(*shape: int, fan_in: int) -> nn.Parameter:
+    """A weight of standard deviation 1 / √fan_in, truncated at two deviations: outputs keep the variance of inputs."""
+    weight = nn.Parameter(torch.empty(*shape))
+    std = 1 / math.sqrt(fan_in)
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    return weight
+
+
+def new_bias(width: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(width))
+
+
+class Linear(nn.Module):
+    """x W^T + b in x's type: (..., I) → (..., O)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = new_weight(outputs, inputs, fan_in=max(1, round(inputs / gain**2)))
+        self.bias = new_bias(outputs) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class LinearGelu(nn.Module):
+    """GELU(x W^T + b): (..., I) → (..., O)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = new_weight(outputs, inputs, fan_in=inputs)
+        self.bias = new_bias(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.bias_gelu(F.linear(x, self.weight.to(x.dtype)), self.bias)
+
+
+class LinearResidual(nn.Module):
+    """residual + x W^T + b: the projection that ends a residual branch."""
+
+    def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = new_weight(outputs, inputs, fan_in=max(1, round(inputs / gain**2)))
+        self.bias = new_bias(outputs)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return kernels.bias_residual(F.linear(x, self.weight.to(x.dtype)), self.bias, residual)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of one pixel or token, statistics in fp32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = new_bias(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.channel_norm(x, self.weight, self.bias)
+
+
+class ResidualMlp(nn.Module):
+    """x + W2 GELU(W1 LN(x)): the pre-norm MLP of a transformer layer."""
+
+    def __init__(self, width: int, ratio: int, *, gain: float = 1.0) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(width)
+        self.expand = LinearGelu(width, ratio * width)
+        self.contract = LinearResidual(ratio * width, width, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(self.expand(self.norm(x)), x)
+
+
+class Conv3x3(nn.Module):
+    """3×3 convolution with its epilogue, (F, H, W, I) → (F, H, W, O)."""
+
+    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.weight = new_weight(outputs, 3, 3, inputs, fan_in=max(1, round(9 * inputs / gain**2)))
+        self.bias = new_bias(outputs)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return kernels.conv3x3(x, self.weight, self.bias, self.gelu, residual)
+
+
+class Down(nn.Module):
+    """Learned halving of the sides, (F, H, W, I) → (F, H/2, W/2, O); weight (O, k, k, I)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = new_weight(outputs, kernel, kernel, inputs, fan_in=kernel**2 * inputs)
+        self.bias = new_bias(outputs)
+        if zero:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.exchange_down(x, self.weight, self.bias)
+
+
+class Up(nn.Module):
+    """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
+        super().__init__()
+        # An output pixel of a stride-2 transposed convolution sees k²/4 taps of the kernel.
+        self.weight = new_weight(inputs, kernel, kernel, outputs, fan_in=max(1, kernel**2 * inputs // 4))
+        self.bias = new_bias(outputs)
+        if zero:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+        return kernels.exchange_up_add(x, self.weight, self.bias, into)

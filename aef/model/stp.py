@@ -1,0 +1,213 @@
+"""The Space-Time-Precision encoder (paper section 2): three operators per block at three resolutions, at the same time.
+
+==========  ==========  =====================================================================
+path        resolution  operator
+==========  ==========  =====================================================================
+precision   L/2         3×3 convolutions
+time        L/8         self-attention along time at each pixel, conditioned on the timecode
+space       L/16        ViT-like self-attention over each frame
+==========  ==========  =====================================================================
+
+Frames are packed: only the time operator mixes them, and only within a segment. All three operators of a block read the
+states that the last block's exchange left; the exchange then passes every state to every operator (`pyramid.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from aef import kernels
+from aef.config import ModelConfig
+from aef.timecode import TIMECODE_WIDTH
+
+from .layers import ChannelNorm, Conv3x3, Linear, LinearResidual, ResidualMlp
+from .pyramid import Ascent, Descent, Exchange, States, level_widths
+
+POSITION_OCTAVES = 6
+
+
+class PrecisionOperator(nn.Module):
+    """x + conv(GELU(conv(LN(x)))) over (F, H, W, C), LayerNorm over the channels of each pixel."""
+
+    def __init__(self, width: int, convs: int, *, gain: float) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(width)
+        self.inner = nn.ModuleList(Conv3x3(width, width, gelu=True) for _ in range(convs - 1))
+        self.last = Conv3x3(width, width, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        for conv in self.inner:
+            y = conv(y)
+        return self.last(y, residual=x)
+
+
+class TimeOperator(nn.Module):
+    """Pre-norm transformer layer along time, at each pixel of (F, H, W, C) apart.
+
+    The timecode is added after the norm and never enters the residual: (LN(x) + t) W = LN(x) W + t W, so that its share
+    of queries, keys and values is one row per frame.
+    """
+
+    def __init__(self, width: int, head_width: int, mlp_ratio: int, *, gain: float) -> None:
+        super().__init__()
+        self.heads, self.head_width = width // head_width, head_width
+        self.norm = ChannelNorm(width)
+        self.time = Linear(TIMECODE_WIDTH, width)
+        # No bias: that of the keys would cancel in the softmax, and the norm's bias serves the other two.
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = LinearResidual(width, width, gain=gain)
+        self.mlp = ResidualMlp(width, mlp_ratio, gain=gain)
+
+    def forward(self, x: Tensor, timecode: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
+        frames, height, width, channels = x.shape
+        x = x.reshape(frames, height * width, channels)  # (F, P, C)
+        split = (3, self.heads, self.head_width)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, split)  # (F, P, 3, H, D)
+        table = self.qkv(self.time(timecode)).unflatten(-1, split)  # (F, 3, H, D)
+        attended = kernels.time_attention(qkv, table, cu_frames, max_frames)
+        x = self.mlp(self.out(attended.flatten(-2), x))
+        return x.view(frames, height, width, channels)
+
+
+class SpaceOperator(nn.Module):
+    """Pre-norm transformer layer over the pixels of each frame of (F, H, W, C)."""
+
+    def __init__(self, width: int, head_width: int, mlp_ratio: int, *, gain: float) -> None:
+        super().__init__()
+        self.heads, self.head_width = width // head_width, head_width
+        self.norm = ChannelNorm(width)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = LinearResidual(width, width, gain=gain)
+        self.mlp = ResidualMlp(width, mlp_ratio, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, height, width, channels = x.shape
+        x = x.reshape(frames, height * width, channels)  # (F, N, C)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_width))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (F, H, N, D) each
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (F, N, H, D)
+        x = self.mlp(self.out(attended.flatten(-2), x))
+        return x.view(frames, height, width, channels)
+
+
+class Position(nn.Module):
+    """Where a cell lies in the crop, added to the space path's first state.
+
+    Sines and cosines of the cell's offset from the crop's centre, at wavelengths of 2 to 64 cells, through a learned
+    projection: defined for every side length, the same for the same offset whatever the side.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = Linear(4 * POSITION_OCTAVES, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(position_code(x.shape[1], x.shape[2], x))
+
+
+def position_code(height: int, width: int, like: Tensor) -> Tensor:
+    """(height, width, 4 · POSITION_OCTAVES) in `like`'s type and on its device."""
+    turns = 0.5 ** torch.arange(1, POSITION_OCTAVES + 1, device=like.device)
+    axes = [torch.arange(n, device=like.device) - (n - 1) / 2 for n in (height, width)]
+    angles = [2 * math.pi * axis[:, None] * turns for axis in axes]  # (n, octaves)
+    rows, columns = (torch.cat((angle.sin(), angle.cos()), dim=-1) for angle in angles)
+    code = torch.cat((rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)), dim=-1)
+    return code.to(like.dtype)
+
+
+class Block(nn.Module):
+    """One Space-Time-Precision block: the three operators on the same states, then the exchange."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        # Residual branches start small enough that the sum over all blocks keeps the scale of the states.
+        gain = (2 * config.blocks) ** -0.5
+        widths = level_widths(config.precision_width, config.time_width, config.space_width)
+        self.precision = PrecisionOperator(config.precision_width, config.precision_convs, gain=gain)
+        self.time = TimeOperator(config.time_width, config.head_width, config.mlp_ratio, gain=gain)
+        self.space = SpaceOperator(config.space_width, config.head_width, config.mlp_ratio, gain=gain)
+        self.exchange = Exchange(widths, config.pyramid_kernel)
+
+    def forward(
+        self, precision: Tensor, time: Tensor, space: Tensor, timecode: Tensor, cu_frames: Tensor, max_frames: int
+    ) -> States:
+        operated = States(
+            self.precision(precision),
+            self.time(time, timecode, cu_frames, max_frames),
+            self.space(space),
+        )
+        return self.exchange(operated)
+
+
+class Encoder(nn.Module):
+    """Space-Time-Precision blocks between the first descent and the last ascent of the pyramid."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = level_widths(config.precision_width, config.time_width, config.space_width)
+        self.descent = Descent(widths, config.pyramid_kernel)
+        self.position = Position(config.space_width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.ascent = Ascent(widths, config.pyramid_kernel)
+        self.checkpointing = config.checkpointing
+        if config.compile:
+            for block in self.blocks:
+                block.compile(dynamic=None)
+
+    def forward(self, precision: Tensor, timecode: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
+        """Project, exchange, repeat.
+
+        Args:
+            precision: (F, L/2, L/2, C_P), the projected frames.
+            timecode: (F, TIMECODE_WIDTH) of each frame.
+            cu_frames, max_frames: the segments within which frames see each other.
+
+        Returns:
+            (F, L/2, L/2, C_P): one map per frame, like the input.
+        """
+        states = self.descent(precision)
+        states = states._replace(space=self.position(states.space))
+        timecode = timecode.to(precision.dtype)
+        for block in self.blocks:
+            run = self._remembering(block)
+            states = run(*states, timecode, cu_frames, max_frames)
+        return self.ascent(states)
+
+    def _remembering(self, block: nn.Module) -> Callable[..., States]:
+        """The block, with as much recomputation in backward as `model.checkpointing` asks for."""
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return block
+        if self.checkpointing == "full":
+            return partial(checkpoint, block, use_reentrant=False)
+        contexts = partial(create_selective_checkpoint_contexts, keep_products)
+        return partial(checkpoint, block, use_reentrant=False, context_fn=contexts)
+
+
+RECOMPUTED = ("channel_norm", "bias_gelu", "bias_residual")
+PRODUCTS = (
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "convolution",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+def keep_products(context, operator, *args, **kwargs) -> CheckpointPolicy:
+    """Selective checkpointing: keep matrix products, convolutions and attention; recompute what is point-wise."""
+    name = operator._schema.name.split("::")[-1]
+    fused = operator.namespace == "aef" and not name.startswith(RECOMPUTED)
+    kept = fused or (operator.namespace == "aten" and name in PRODUCTS)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

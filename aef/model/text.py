@@ -1,0 +1,48 @@
+"""The text head: a frozen language model's vector and a valid period → the embedding space.
+
+Paper section 2 and 4.5: text is aligned with the embedding of its place and period by a contrastive loss; an MLP maps
+the language model's vector, together with the period, to a direction. The language model itself is not part of the
+network (`aef/text/`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from aef.config import ModelConfig
+from aef.timecode import PERIOD_CODE_WIDTH
+
+from .layers import Linear, LinearGelu
+from .summary import unit
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+LARGEST_LOGIT_SCALE = math.log(100)
+
+
+class TextHead(nn.Module):
+    """Text vector ⊕ period code → a unit vector, by an MLP of two hidden layers; and the loss's learnt temperature."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.text_width
+        self.first = LinearGelu(config.text_dim + PERIOD_CODE_WIDTH, width)
+        self.second = LinearGelu(width, width)
+        self.out = Linear(width, config.embedding_dim)
+        self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
+
+    def forward(self, vector: Tensor, period_code: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """vector (K, text_dim), period_code (K, PERIOD_CODE_WIDTH) → unit vectors (K, D) fp32, logit scale (1,)."""
+        x = torch.cat((vector, period_code), dim=-1).to(dtype)
+        return unit(self.out(self.second(self.first(x)))), clip_scale(self.logit_scale)
+
+
+def clip_scale(scale: Tensor) -> Tensor:
+    """min(scale, ln 100). Beyond the limit only gradients that lead back pass, so that it is no trap."""
+    passing = scale + 0.0
+    if passing.requires_grad:
+        beyond = scale.detach() > LARGEST_LOGIT_SCALE
+        passing.register_hook(lambda gradient: torch.where(beyond & (gradient < 0), 0.0, gradient))
+    return passing + (scale.clamp(max=LARGEST_LOGIT_SCALE) - scale).detach()
