@@ -4,7 +4,7 @@
 
 Several --period options are served by one pass of the encoder where they fit into one support of a year. Every frame of
 the support is encoded. Files are named CHIP_START_END; int8 is the published 64-byte code, read back with
-aef.mapping.dequantize..
+aef.mapping.dequantize. Quicklooks share their colours.
 """
 
 from __future__ import annotations

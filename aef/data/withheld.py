@@ -42,12 +42,14 @@ class WithheldDates:
         self.twin_ms = twin_ms
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> WithheldDates:
+    def read(cls, path: str | os.PathLike, subset: str | None = None) -> WithheldDates:
         """Read a CSV with columns ``place`` and ``time_utc`` (ISO, UTC) and, if it likes, ``source``.
+
+        With ``subset`` only the rows whose column ``set`` holds that word: dates to report on, or to tune on.
 
         Raises:
             FileNotFoundError: there is no such file.
-            WithheldError: a column is missing or a time cannot be read.
+            WithheldError: a column is missing, a time cannot be read, or no row is of the subset.
         """
         path = Path(path)
         dates: dict[tuple[str, str], list[int]] = {}
@@ -60,13 +62,21 @@ class WithheldDates:
                         f"{path}: line 1: expected columns place and time_utc, missing {', '.join(sorted(missing))}"
                     )
                 for row in rows:
+                    if subset is not None and row.get("set") != subset:
+                        continue
                     key = (row["place"] or "", row.get("source") or "")
                     dates.setdefault(key, []).append(parse_time(row["time_utc"] or ""))
             except (csv.Error, UnicodeDecodeError, ValueError, OverflowError) as error:
                 if isinstance(error, WithheldError):
                     raise
                 raise WithheldError(f"{path}: line {rows.line_num}: {error}") from error
+        if subset is not None and not dates:
+            raise WithheldError(f"{path}: no row has {subset!r} in its column `set`")
         return cls(dates)
+
+    def dates(self) -> dict[tuple[str, str], list[int]]:
+        """The listed dates by (place, source or "")."""
+        return {key: times.tolist() for key, times in self._dates.items()}
 
     @property
     def places(self) -> frozenset[str]:

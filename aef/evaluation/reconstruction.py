@@ -1,0 +1,136 @@
+"""Reconstruction of withheld dates: predictors and models judged on frames that nobody has seen.
+
+The error of a date is the mean L1 over its clear pixels and bands, on standardised values (`aef.evaluation.series`);
+the table averages over the dates of a place, then over places. Withheld dates and their twins (frames within an hour)
+are hidden from every predictor and from a model's encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.data.withheld import WithheldDates
+from aef.evaluation.predictors import PREDICTORS, linear
+from aef.evaluation.series import ClearSeries, Scale, cells, clear_series, to_scale
+from aef.mapping.trained import TrainedModel
+from aef.sources import Source
+from aef.timecode import DAY_MS, Period
+
+ORACLE = "linear + the frame's true offset (oracle)"
+
+
+@dataclass
+class WithheldTable:
+    """Mean error by predictor and place: ``errors[name][place]`` is a list with one number per date."""
+
+    errors: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, name: str, place: str, error: float) -> None:
+        self.errors.setdefault(name, {}).setdefault(place, []).append(error)
+
+    def place(self, name: str, place: str) -> float:
+        return float(np.mean(self.errors[name][place]))
+
+    def mean(self, name: str) -> float:
+        """Mean over dates, then over places."""
+        return float(np.mean([self.place(name, place) for place in self.errors[name]]))
+
+    def markdown(self) -> str:
+        """A table, one row per predictor."""
+        places = list(next(iter(self.errors.values())))
+        lines = ["| predictor | mean | " + " | ".join(places) + " |", "| --- |" + " --- |" * (1 + len(places))]
+        for name in self.errors:
+            numbers = [self.mean(name), *(self.place(name, place) for place in places)]
+            lines.append(f"| {name} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class WithheldTask:
+    """What is judged: the withheld frames of one source at some places.
+
+    Attributes:
+        chips: the places.
+        source: whose frames are withheld.
+        hidden: every date that no predictor may see, the judged ones among them.
+        judged: the dates to report on (a subset of `hidden`).
+        bands: the bands that count; empty: all.
+        cell_px: pixels of the chip's grid per pixel of the product (a 20 m product: 2).
+    """
+
+    chips: Sequence[Chip]
+    source: Source
+    hidden: WithheldDates
+    judged: WithheldDates
+    bands: tuple[str, ...] = ()
+    cell_px: int = 1
+
+    def observations(self) -> tuple[list[ClearSeries], Scale]:
+        """Every place's clear observations, standardised together, and the scale."""
+        raw = [clear_series(chip, self.source, bands=self.bands, cell_px=self.cell_px) for chip in self.chips]
+        scale = Scale.of(raw)
+        return [scale.apply(one) for one in raw], scale
+
+    def frames(self, series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
+        """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted."""
+        hidden = self.hidden.frames(series.place, self.source.name, series.times_ms)
+        exact = WithheldDates(self.judged.dates(), twin_ms=2000)
+        judged = np.flatnonzero(exact.frames(series.place, self.source.name, series.times_ms))
+        return hidden, judged
+
+
+def naive_table(task: WithheldTask) -> WithheldTable:
+    """Every naive predictor, and the oracle that knows the frame's mean offset, on the judged dates."""
+    table = WithheldTable()
+    for series in task.observations()[0]:
+        hidden, judged = task.frames(series)
+        seen = series.without(hidden)
+        predictors = {name: build(seen) for name, build in PREDICTORS.items()}
+        interpolate = linear(seen)
+        for index in judged:
+            time_ms, truth, clear = int(series.times_ms[index]), series.values[index], series.clear[index]
+            for name, predict in predictors.items():
+                table.add(name, series.place, l1(predict(time_ms), truth, clear))
+            guess = interpolate(time_ms)
+            offset = (truth - guess)[:, clear].mean(axis=1)
+            table.add(ORACLE, series.place, l1(guess + offset[:, None, None], truth, clear))
+    return table
+
+
+def model_table(
+    task: WithheldTask, model: TrainedModel, *, period_days: Sequence[float] = (8, 30, 120, 365), prefix: str = "model"
+) -> WithheldTable:
+    """A trained model on the judged dates, each decoded from a valid period of `period_days` around it.
+
+    The encoder sees every frame of the support except the hidden ones, of any input source.
+    """
+    table = WithheldTable()
+    series_of, scale = task.observations()
+    chosen = [task.source.band_names.index(band) for band in (task.bands or task.source.band_names)]
+    for chip, series in zip(task.chips, series_of):
+        _, judged = task.frames(series)
+        times = [int(series.times_ms[index]) for index in judged]
+        for days in period_days:
+            half = round(days * DAY_MS / 2)
+            requests = [(time_ms, Period(time_ms - half, time_ms + half)) for time_ms in times]
+            decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task, chip))
+            guesses = scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
+            for index, guess in zip(judged, guesses):
+                error = l1(guess, series.values[index], series.clear[index])
+                table.add(f"{prefix}, {days:g} d", series.place, error)
+    return table
+
+
+def hidden_times(task: WithheldTask, chip: Chip) -> Mapping[str, Sequence[int]]:
+    """Per source, the frames of a chip that an encoder must not see."""
+    times = {name: series.time_ms for name, series in chip.sources.items() if series.time_ms is not None}
+    return {name: t[task.hidden.frames(chip.place, name, t)].tolist() for name, t in times.items()}
+
+
+def l1(guess: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> float:
+    """Mean absolute difference over clear pixels and bands: (B, h, w), (B, h, w), (h, w). NaN where nothing is clear."""
+    return float(np.abs(guess - truth)[:, clear].mean()) if clear.any() else float("nan")
