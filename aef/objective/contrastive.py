@@ -1,0 +1,66 @@
+"""Alignment of text and embedding (paper section 4.5): symmetric InfoNCE over all rows with text, of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aef.objective.world import World
+
+
+def disc_mean(mean: Tensor, period_row: Tensor, pixel: Tensor, radius_px: Tensor) -> Tensor:
+    """Unit mean of the embeddings at a text's pixel, or over the disc of its positional uncertainty.
+
+    Args:
+        mean: (Q, H, W, D) unit vectors.
+        period_row: (K,) which summary.
+        pixel: (K, 2) row and column.
+        radius_px: (K,) pixels whose centres lie this near count, the pixel itself always.
+
+    Returns:
+        (K, D) unit vectors.
+    """
+    height, width = mean.shape[1:3]
+    rows = torch.arange(height, device=mean.device) - pixel[:, :1]  # (K, H)
+    cols = torch.arange(width, device=mean.device) - pixel[:, 1:]
+    square = rows[:, :, None] ** 2 + cols[:, None, :] ** 2  # (K, H, W)
+    disc = (square <= radius_px[:, None, None] ** 2) | (square == 0)
+    total = torch.where(disc[..., None], mean.index_select(0, period_row), 0).sum((1, 2))
+    return F.normalize(total, dim=-1, eps=1e-6)
+
+
+def info_nce(
+    text: Tensor, place: Tensor, identity: Tensor, scale: Tensor, world: World, counts: Sequence[int]
+) -> Tensor | None:
+    """Symmetric InfoNCE of this rank's K rows against the rows of all ranks.
+
+    ½ (−log softmax_j(s t_k · m_j)_k − log softmax_j(s m_k · t_j)_k); rows j ≠ k of the same identity (the same text) are
+    left out of row k's denominators.
+
+    Args:
+        text, place: (K, D) unit vectors of the text and of its place; K may be 0 on this rank.
+        identity: (K,) int64 hash of the text.
+        scale: (1,) inverse temperature.
+        counts: rows per rank.
+
+    Returns:
+        (K,) values, or None (on every rank) where there are fewer than two different texts.
+    """
+    if sum(counts) < 2:
+        return None
+    everyone = world.gather(identity, counts)
+    if bool((everyone == everyone[0]).all()):
+        return None
+    vectors = world.gather(torch.cat((text, place), 1), counts)
+    all_text, all_place = vectors.chunk(2, dim=1)
+    row = torch.arange(len(text), device=text.device) + sum(counts[: world.rank])
+    same = identity[:, None] == everyone[None, :]
+    same[torch.arange(len(text), device=text.device), row] = False
+
+    def cross_entropy(from_: Tensor, to: Tensor) -> Tensor:
+        return F.cross_entropy((scale * (from_ @ to.T)).masked_fill(same, -torch.inf), row, reduction="none")
+
+    return (cross_entropy(text, all_place) + cross_entropy(place, all_text)) / 2

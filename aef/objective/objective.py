@@ -1,0 +1,278 @@
+"""The objective, Eq. 3: l = a/|M| Σ_i w_i f_i + b Σ |u · u'| + c (1 − μ · μ_s)/2 + d f_CLIP(μ, μ_t).
+
+Every term is a per-sample value averaged over the global batch, so results depend neither on the number of ranks nor on
+how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks of one call; with
+gradient accumulation they are those of one micro-step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from aef.config import DataConfig, ObjectiveConfig
+from aef.data.collate import Batch, TargetBlock
+from aef.data.normalize import Standardizer, Statistics
+from aef.kernels.vmf.philox import WORD, philox4x32
+from aef.objective.consistency import consistency
+from aef.objective.contrastive import disc_mean, info_nce
+from aef.objective.grid import expand_cells
+from aef.objective.reconstruction import cell_px, radius_px, reconstruction_error
+from aef.objective.uniformity import partner_fields, uniformity_channels, uniformity_pairs
+from aef.objective.world import World
+from aef.sources import Registry, Source
+
+GRID_STREAM = 0x47524944
+"""Fourth Philox word of the re-gridding offsets: keeps them apart from the bottleneck's draws."""
+
+
+class Predictions(Protocol):
+    """What the objective reads of a model's output (`aef.model.Output`)."""
+
+    mean: Tensor
+    reconstructions: dict[str, Tensor]
+    text: Tensor
+    logit_scale: Tensor
+
+
+@dataclass
+class Losses:
+    """One step's losses.
+
+    Attributes:
+        total: scalar with gradient, this rank's share: its mean over the ranks is ``loss``, so averaging gradients over
+            ranks gives the gradient of the global batch.
+        loss: the weighted sum over the global batch, detached; the same on every rank, as are all that follow.
+        reconstruction, consistency: terms before their weights a and c.
+        uniformity: None where the global batch holds one place only.
+        text: None where it holds fewer than two different texts.
+        per_source: f_i averaged over the rows that have the source; NaN where none has.
+    """
+
+    total: Tensor
+    loss: Tensor
+    reconstruction: Tensor
+    uniformity: Tensor | None
+    consistency: Tensor
+    text: Tensor | None
+    per_source: dict[str, Tensor]
+
+    def record(self) -> dict[str, float | dict[str, float | None] | None]:
+        """Plain numbers for the log, None for what does not exist. Waits for the device."""
+
+        def plain(value: Tensor | None) -> float | None:
+            number = math.nan if value is None else float(value)
+            return None if math.isnan(number) and value is not self.loss else number
+
+        terms = ("loss", "reconstruction", "uniformity", "consistency", "text")
+        return {
+            **{name: plain(getattr(self, name)) for name in terms},
+            "per_source": {name: plain(value) for name, value in self.per_source.items()},
+        }
+
+
+class Objective:
+    """Eq. 3 over packed batches; holds no parameters.
+
+    Args:
+        config: weights a, b, c, d and readings.
+        registry, statistics: of the decoded sources.
+        targets: names of the decoded sources, in the model's order.
+        data: ``regrid_offset`` switches the random grid offset of v2.1 on.
+
+    Raises:
+        ValueError: no source is decoded.
+        SourceError: a source is unknown, or its shift or re-gridding distance is no multiple of 10 m.
+        StatisticsError: statistics lack a decoded source.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        registry: Registry,
+        statistics: Statistics,
+        targets: Sequence[str],
+        *,
+        data: DataConfig,
+    ) -> None:
+        self.config, self.random_offset = config, data.regrid_offset
+        self.sources = {name: registry[name] for name in targets}
+        if not self.sources:
+            raise ValueError("the objective needs at least one decoded source, found none")
+        for source in self.sources.values():
+            radius_px(source), cell_px(source)
+        self.standardizers = {
+            name: Standardizer(source, statistics, config.clip_sigma)
+            for name, source in self.sources.items()
+            if not source.classes
+        }
+
+    def __call__(self, output: Predictions, batch: Batch, *, world: World | None = None) -> Losses:
+        """Losses of one packed batch.
+
+        Args:
+            output: the model's output for this batch.
+            batch: this rank's samples, at least one.
+            world: the ranks that share the global batch; None: the running process group.
+
+        Raises:
+            ValueError: a reconstruction is missing or not of the source's shape.
+        """
+        world = world or World.current()
+        has_text = batch.text.item_weight > 0
+        counts = world.gather_counts([batch.samples, int(has_text.sum())], output.mean.device)
+        samples, texts = [list(column) for column in zip(*counts)]
+        # Sums over the global batch become means, and the later mean over ranks is undone.
+        scale = world.size / sum(samples)
+
+        errors, present = self._source_errors(output.reconstructions, batch)
+        per_row = self._weigh_sources(errors, present)
+        teacher = output.mean.index_select(0, batch.teacher_row)
+        student = output.mean.index_select(0, batch.student_row)
+        agreement = consistency(teacher, student) * batch.consistency_weight
+        uniform = self._uniformity(teacher, batch, world, samples)
+        aligned = self._text(output, batch, has_text, world, texts)
+
+        c = self.config
+        parts = {
+            "reconstruction": (c.reconstruction_weight, per_row.sum() * scale),
+            "consistency": (c.consistency_weight, agreement.sum() * scale),
+            "uniformity": (c.uniformity_weight, None if uniform is None else uniform * world.size),
+            "text": (c.text_weight, None if aligned is None else aligned.sum() * world.size / sum(texts)),
+        }
+        total = sum((weight * value for weight, value in parts.values() if value is not None), start=_idle(output))
+        return self._report(total, {name: value for name, (_, value) in parts.items()}, errors, present, world)
+
+    # --- reconstruction ----------------------------------------------------------------------------------------------
+
+    def _source_errors(self, reconstructions: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """f_i of every sample and source, averaged over the sample's targets of the source, and where one exists.
+
+        Returns (B, sources) errors, 0 where absent, and (B, sources) bool.
+        """
+        errors, present = [], []
+        rows = torch.arange(batch.samples, device=batch.teacher_row.device)
+        for name, source in self.sources.items():
+            block = batch.targets[name]
+            prediction = self._prediction(reconstructions, source, block, batch.side_px)
+            values, found = self._item_errors(source, prediction, block, batch)
+            weight = block.item_weight.to(values.dtype)
+            member = (block.sample == rows[:, None]) & found & (weight > 0)  # (B, N)
+            count = member.sum(1)
+            # A sum over a membership matrix rather than index_add, whose order on a GPU is not fixed.
+            errors.append((member * (weight * values)).sum(1) / count.clamp(min=1))
+            present.append(count > 0)
+        return torch.stack(errors, 1), torch.stack(present, 1)
+
+    def _prediction(
+        self, reconstructions: Mapping[str, Tensor], source: Source, block: TargetBlock, side_px: int
+    ) -> Tensor:
+        expected = (len(block.sample), side_px, side_px, source.decoded_channels)
+        found = reconstructions.get(source.name)
+        if found is None or found.shape != expected:
+            shape = "nothing" if found is None else tuple(found.shape)
+            raise ValueError(f"source {source.name}: expected reconstructions {expected}, found {shape}")
+        return found
+
+    def _item_errors(
+        self, source: Source, prediction: Tensor, block: TargetBlock, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        weight = block.weight.to(prediction.dtype) / 255
+        if source.classes:
+            target = (block.values.long() == _codes(source, prediction.device)).to(prediction.dtype)
+            # Codes outside the legend are no observation.
+            weight = weight * (block.valid & target.any(-1, keepdim=True))
+        else:
+            target = self.standardizers[source.name](block.values, block.valid).to(prediction.dtype)
+            weight = weight * block.valid
+        side = batch.side_px
+        return reconstruction_error(
+            source,
+            prediction,
+            expand_cells(target, side),
+            expand_cells(weight, side),
+            self._offset(source, block, batch),
+        )
+
+    def _offset(self, source: Source, block: TargetBlock, batch: Batch) -> Tensor | None:
+        """v2.1: where the first re-gridding cell starts, keyed by (seed, epoch, sample, target): (N, 2) int64."""
+        cell = cell_px(source)
+        if not self.random_offset or not cell:
+            return None
+        sample = batch.sample_hash[block.sample]
+        key = (batch.key[0] & WORD, batch.key[1] & WORD)
+        words = philox4x32(key, sample & WORD, sample >> 32, block.slot, torch.full_like(sample, GRID_STREAM))
+        return torch.stack(words[:2], 1) % cell
+
+    def _weigh_sources(self, errors: Tensor, present: Tensor) -> Tensor:
+        """(1/|M|) Σ_i w_i f_i of every sample: (B, sources) → (B,). |M| counts the sources present in the row."""
+        total = torch.zeros_like(errors[:, 0])
+        for source, error in zip(self.sources.values(), errors.unbind(1)):
+            total = total + source.weight * error
+        return total / (present.sum(1).clamp(min=1) if self.config.normalize_by_present else len(self.sources))
+
+    # --- the other terms ---------------------------------------------------------------------------------------------
+
+    def _uniformity(self, teacher: Tensor, batch: Batch, world: World, samples: list[int]) -> Tensor | None:
+        """This rank's part of the uniformity of the global batch."""
+        partner = partner_fields(teacher, batch.global_index, batch.place_hash, world, samples)
+        if partner is None:
+            return None
+        if self.config.uniformity == "channels":
+            return uniformity_channels(teacher, partner, world, sum(samples))
+        return uniformity_pairs(teacher, partner).sum() / sum(samples)
+
+    def _text(
+        self, output: Predictions, batch: Batch, has_text: Tensor, world: World, texts: list[int]
+    ) -> Tensor | None:
+        """InfoNCE of this rank's rows with text."""
+        if sum(texts) < 2:
+            return None
+        rows = has_text.nonzero()[:, 0]
+        block = batch.text
+        place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
+        return info_nce(output.text[rows], place, block.identity[rows], output.logit_scale, world, texts)
+
+    def _report(
+        self, total: Tensor, terms: Mapping[str, Tensor | None], errors: Tensor, present: Tensor, world: World
+    ) -> Losses:
+        """Bring every rank's share together, in one small exchange."""
+        zero = total.detach().new_zeros(())
+        shares = [total, *(zero if value is None else value for value in terms.values())]
+        mine = torch.cat(
+            (
+                torch.stack([s.detach().double() for s in shares]),
+                errors.detach().double().sum(0),
+                present.double().sum(0),
+            )
+        )
+        everyone = world.sum(mine)
+        loss, *means = (everyone[: len(shares)] / world.size).unbind()
+        found = dict(zip(terms, means))
+        sums, rows = everyone[len(shares) :].chunk(2)
+        return Losses(
+            total=total,
+            loss=loss,
+            reconstruction=found["reconstruction"],
+            uniformity=None if terms["uniformity"] is None else found["uniformity"],
+            consistency=found["consistency"],
+            text=None if terms["text"] is None else found["text"],
+            per_source=dict(zip(self.sources, (sums / rows).unbind())),
+        )
+
+
+# A table built on the device at every step would stall it.
+@lru_cache(maxsize=256)
+def _codes(source: Source, device: torch.device) -> Tensor:
+    return torch.tensor(source.classes, device=device)
+
+
+def _idle(output: Predictions) -> Tensor:
+    """0 with a gradient of 0 to the text head, which runs every step whatever the batch holds (ZeRO needs it)."""
+    return 0 * (output.text.sum() + output.logit_scale.sum())

@@ -1,0 +1,80 @@
+"""Batch uniformity (paper section 4.3): a field u is paired with the field u' of another place, rotated by one.
+
+The paper prints a sum of 64 |u_i u'_i| but describes pairs of batch elements. ``pairs`` (R1, the default) is the mean over
+batch and pixels of |⟨u, u'⟩|: about 0.0997 for uniform random vectors in 64 dimensions, 1 on collapse. ``channels`` (R2)
+is Σ over the 64 channels of |mean over batch and pixels of u_c u'_c|. Pixels are never flattened into the batch before
+it is rotated: that would pair neighbouring pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aef.objective.world import World
+
+
+def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | None:
+    """For each sample the position of its partner: the next one of a different place in global order, cyclically.
+
+    Returns None where all samples are of one place. Positions refer to the two sequences.
+    """
+    order = sorted(range(len(place)), key=lambda i: global_index[i])
+    following: dict[int, int] = {}
+    found: int | None = None
+    # Backwards, twice around: `found` is the nearest later sample whose place differs from that of the one after it.
+    for step in range(2 * len(order) - 1, -1, -1):
+        here = order[step % len(order)]
+        after = order[(step + 1) % len(order)]
+        if place[after] != place[here]:
+            found = after
+        if found is not None:
+            following[here] = found
+    return [following[i] for i in range(len(place))] if found is not None else None
+
+
+def partner_fields(
+    mean: Tensor, global_index: Tensor, place: Tensor, world: World, counts: Sequence[int]
+) -> Tensor | None:
+    """Each sample's partner field (B, H, W, D), from whichever rank holds it; None where there is only one place.
+
+    Args:
+        mean: (B, H, W, D) this rank's fields.
+        global_index, place: (B,) int64.
+        counts: samples per rank.
+    """
+    known = world.gather(torch.stack((global_index, place), 1), counts).tolist()
+    partner = partners(*zip(*known))
+    if partner is None:
+        return None
+    first = [sum(counts[:rank]) for rank in range(world.size)]
+    owner = [rank for rank, count in enumerate(counts) for _ in range(count)]
+
+    def wanted(asking: int, holding: int) -> list[int]:
+        """Local rows of rank ``holding`` that rank ``asking`` needs, each once."""
+        rows = {partner[i] for i in range(first[asking], first[asking] + counts[asking])}
+        return sorted(row - first[holding] for row in rows if owner[row] == holding)
+
+    incoming = [wanted(world.rank, rank) for rank in range(world.size)]
+    outgoing = [wanted(rank, world.rank) for rank in range(world.size)]
+    received = world.exchange(mean, outgoing, [len(rows) for rows in incoming])
+    arrived = [first[rank] + row for rank, rows in enumerate(incoming) for row in rows]
+    own = range(first[world.rank], first[world.rank] + counts[world.rank])
+    index = torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64, device=mean.device)
+    return received.index_select(0, index)
+
+
+def uniformity_pairs(mean: Tensor, partner: Tensor) -> Tensor:
+    """R1: mean over the pixels of |⟨u, u'⟩|: (B, H, W, D), twice → (B,)."""
+    return (mean * partner).sum(-1).abs().flatten(1).mean(1)
+
+
+def uniformity_channels(mean: Tensor, partner: Tensor, world: World, samples: int) -> Tensor:
+    """R2: this rank's part of Σ_c |mean_n,p u_c u'_c| (a scalar; the sum over the ranks is the value).
+
+    The absolute value is of the global mean, whose sign is all that a rank needs to know of the others.
+    """
+    share = (mean * partner).mean((1, 2)).sum(0) / samples  # (D,)
+    return (world.sum(share).sign() * share).sum()

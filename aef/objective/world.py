@@ -1,0 +1,103 @@
+"""The ranks that share a global batch, and the few tensors that must travel between them.
+
+Losses are per-sample values averaged over the global batch, so two things cross ranks: the partner field of each sample
+(uniformity) and the text vectors (contrastive). Both travel differentiably; every rank calls every collective, with
+rows or without, so that none waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of ranks and process group (None: the default group). One rank needs no process group at all."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def current(cls, group: dist.ProcessGroup | None = None) -> World:
+        """The running process group; one rank where none was initialised."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+
+    def gather_counts(self, counts: Sequence[int], device: torch.device) -> list[list[int]]:
+        """Small numbers of every rank: [rank][which]."""
+        if self.size == 1:
+            return [list(counts)]
+        own = torch.tensor(counts, dtype=torch.int64, device=device)
+        everyone = own.new_empty(self.size, len(counts))
+        dist.all_gather_into_tensor(everyone, own, group=self.group)
+        return everyone.tolist()
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows (n_r, ...) of every rank in rank order, differentiable; ``counts`` are the n_r.
+
+        The gradient that reaches a row is the sum over the ranks that used it.
+        """
+        return rows if self.size == 1 else _Gather.apply(rows, self, tuple(counts))
+
+    def exchange(self, rows: Tensor, send: Sequence[Sequence[int]], receive: Sequence[int]) -> Tensor:
+        """Send ``rows[send[q]]`` to rank q, get ``receive[q]`` rows from it, in rank order; differentiable.
+
+        Only the rows asked for travel, and their gradients return and are added where they came from.
+        """
+        index = torch.tensor([row for rows_to in send for row in rows_to], dtype=torch.int64, device=rows.device)
+        outgoing = rows.index_select(0, index)
+        if self.size == 1:
+            return outgoing
+        return _Exchange.apply(outgoing, self, tuple(len(rows_to) for rows_to in send), tuple(receive))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks; not differentiable."""
+        total = values.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total, group=self.group)
+        return total
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of ragged rows, padded to the longest; backward sums the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, world: World, counts: tuple[int, ...]) -> Tensor:
+        ctx.world, ctx.counts = world, counts
+        longest = max(counts)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = rows.new_empty(world.size * longest, *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, padded, group=world.group)
+        return torch.cat([everyone[rank * longest :][:count] for rank, count in enumerate(counts)])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        start = sum(ctx.counts[: ctx.world.rank])
+        return ctx.world.sum(gradient.contiguous())[start : start + ctx.counts[ctx.world.rank]], None, None
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all of ragged rows; backward sends each gradient back where its row came from."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, world: World, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+        ctx.world, ctx.send, ctx.receive = world, send, receive
+        return _all_to_all(rows, world, send, receive)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return _all_to_all(gradient, ctx.world, ctx.receive, ctx.send), None, None, None
+
+
+def _all_to_all(rows: Tensor, world: World, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
+    incoming = rows.new_empty(sum(receive), *rows.shape[1:])
+    dist.all_to_all_single(incoming, rows.contiguous(), list(receive), list(send), group=world.group)
+    return incoming
