@@ -35,9 +35,9 @@ class World:
         if self.size == 1:
             return [list(counts)]
         own = torch.tensor(counts, dtype=torch.int64, device=device)
-        everyone = own.new_empty(self.size, len(counts))
+        everyone = own.new_empty(self.size * len(counts))
         dist.all_gather_into_tensor(everyone, own, group=self.group)
-        return everyone.tolist()
+        return everyone.view(self.size, len(counts)).tolist()
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows (n_r, ...) of every rank in rank order, differentiable; ``counts`` are the n_r.

@@ -1,0 +1,120 @@
+"""One rank of the test that results do not depend on the number of ranks: python ranks.py RANK SPLIT STORE OUT.
+
+SPLIT lists the global indices of each rank, such as ``2|0,1,3``. Writes losses and gradients of every case to OUT.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from aef.config import DataConfig, ObjectiveConfig
+from aef.data.collate import Collator, Sample, Target, Text
+from aef.data.normalize import Statistics
+from aef.objective.objective import Objective
+from aef.objective.world import World
+from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS, Period
+
+SIDE, DIM, TARGETS = 16, 6, ("sentinel2", "landsat", "nlcd")
+CASES = {
+    "everything": {"places": "ABCD", "texts": {0: 1, 1: 2, 2: 3, 3: 4}},
+    "unequal texts": {"places": "AABA", "texts": {0: 1, 1: 2, 3: 1}},
+    "one text": {"places": "ABAB", "texts": {1: 5}},
+    "one place": {"places": "AAAA", "texts": {}},
+    "channels": {"places": "ABCA", "texts": {2: 8, 3: 9}, "uniformity": "channels"},
+}
+
+
+def period(index, days):
+    return Period(index * DAY_MS, (index + days) * DAY_MS)
+
+
+def sample(index, case):
+    rng = np.random.default_rng(index)
+    targets = {}
+    for name in TARGETS[: 1 + index % 3]:  # rows hold different sources
+        targets[name] = [
+            Target(
+                values=rng.uniform(1, 90, (SIDE, SIDE, BUILT_IN[name].channels)).round().astype(np.float32),
+                valid=rng.random((SIDE, SIDE, 1)) > 0.2,
+                weight=rng.integers(0, 256, (SIDE, SIDE, 1)).astype(np.uint8),
+                time_ms=0,
+                metadata=np.zeros(len(BUILT_IN[name].metadata), np.float32),
+                period=period(index, 30),
+            )
+        ]
+    identity = case["texts"].get(index)
+    text = Text(np.ones(2, np.float32), index, 2 * index, 1.5, period(index, 20), identity) if identity else None
+    return Sample(
+        id=f"sample{index}",
+        place=case["places"][index],
+        global_index=index,
+        support=period(0, 365),
+        side_px=SIDE,
+        teacher={},
+        targets=targets,
+        consistency_period=period(index, 10),
+        text=text,
+    )
+
+
+def leaf(key, *shape):
+    return torch.from_numpy(np.random.default_rng(key).normal(size=shape)).requires_grad_()
+
+
+def run(case, indices, world):
+    """Losses, and gradients by what they belong to, so that ranks can be put together."""
+    batch = Collator(BUILT_IN, (), TARGETS, text_dim=2)([sample(i, case) for i in indices])
+    segment = batch.period_segment.tolist()
+    mean = [
+        leaf([1, indices[s // 2], s % 2, int(p[1])], SIDE, SIDE, DIM) for s, p in zip(segment, batch.periods.tolist())
+    ]
+    text = [leaf([2, indices[s]], DIM) for s in batch.text.sample.tolist()]
+    reconstructions = {
+        name: [
+            leaf([3, number, indices[s]], SIDE, SIDE, BUILT_IN[name].decoded_channels) for s in block.sample.tolist()
+        ]
+        for number, (name, block) in enumerate(batch.targets.items())
+    }
+    scale = torch.tensor([9.0], dtype=torch.float64, requires_grad=True)
+    output = SimpleNamespace(
+        mean=F.normalize(torch.stack(mean), dim=-1),
+        text=F.normalize(torch.stack(text), dim=-1),
+        reconstructions={name: torch.stack(leaves) for name, leaves in reconstructions.items()},
+        logit_scale=scale,
+    )
+    config = ObjectiveConfig(text_weight=0.5, uniformity_weight=1.0, uniformity=case.get("uniformity", "pairs"))
+    objective = Objective(config, BUILT_IN, Statistics.identity(BUILT_IN, TARGETS), TARGETS, data=DataConfig())
+    losses = objective(output, batch, world=world)
+    losses.total.backward()
+    gradients = {"scale": scale.grad}
+    for s, p, found in zip(segment, batch.periods.tolist(), mean):
+        if found.grad.any():  # summaries of dummies and of targets are not read
+            gradients[f"mean {indices[s // 2]} {s % 2} {p[1]}"] = found.grad
+    for s, weight, found in zip(batch.text.sample.tolist(), batch.text.item_weight.tolist(), text):
+        if weight and found.grad.any():
+            gradients[f"text {indices[s]}"] = found.grad
+    for name, leaves in reconstructions.items():
+        block = batch.targets[name]
+        for s, weight, found in zip(block.sample.tolist(), block.item_weight.tolist(), leaves):
+            if weight:
+                gradients[f"{name} {indices[s]}"] = found.grad
+    return {"losses": losses.record(), "total": losses.total.item(), "gradients": gradients}
+
+
+def main(rank, split, store, out):
+    parts = [[int(i) for i in part.split(",")] for part in split.split("|")]
+    if len(parts) > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(parts))
+    world = World.current()
+    torch.save({name: run(case, parts[rank], world) for name, case in CASES.items()}, out)
+    if len(parts) > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])

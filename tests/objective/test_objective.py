@@ -1,0 +1,224 @@
+"""The weighted sum of Eq. 3 over packed batches."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aef.config import DataConfig, ObjectiveConfig
+from aef.data.normalize import Statistics
+from aef.objective.objective import Objective
+from aef.objective.reconstruction import reconstruction_error
+from aef.objective.world import World
+from aef.sources import BUILT_IN, SourceError
+
+TARGETS = ("sentinel2", "landsat", "nlcd", "era5_land")
+ALONE = World()
+
+
+def objective(targets=TARGETS, regrid_offset=False, **settings):
+    statistics = Statistics.identity(BUILT_IN, targets)
+    return Objective(
+        ObjectiveConfig(**settings), BUILT_IN, statistics, targets, data=DataConfig(regrid_offset=regrid_offset)
+    )
+
+
+def output_for(batch, seed=0, dim=8):
+    """Random predictions of the right shapes, leaves with gradient under ``leaves``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    side = batch.side_px
+    mean, text = leaf(len(batch.periods), side, side, dim), leaf(len(batch.text.sample), dim)
+    reconstructions = {
+        name: leaf(len(block.sample), side, side, BUILT_IN[name].decoded_channels)
+        for name, block in batch.targets.items()
+    }
+    scale = torch.tensor([14.0], requires_grad=True)
+    return SimpleNamespace(
+        mean=F.normalize(mean, dim=-1),
+        text=F.normalize(text, dim=-1),
+        reconstructions=reconstructions,
+        logit_scale=scale,
+        leaves=[mean, text, scale, *reconstructions.values()],
+    )
+
+
+@pytest.fixture
+def batch(make_samples, pack):
+    return pack(make_samples(3, targets=TARGETS, text_dim=4), targets=TARGETS, text_dim=4)
+
+
+def test_the_default_weights_are_those_of_the_paper():
+    c = ObjectiveConfig()
+    weights = (c.reconstruction_weight, c.uniformity_weight, c.consistency_weight, c.text_weight)
+    assert weights == (1.0, 0.05, 0.02, 0.001)
+    assert c.uniformity == "pairs"
+
+
+def test_the_total_is_the_weighted_sum_of_its_terms(batch):
+    losses = objective()(output_for(batch), batch, world=ALONE)
+    r = losses.record()
+    expected = r["reconstruction"] + 0.05 * r["uniformity"] + 0.02 * r["consistency"] + 0.001 * r["text"]
+    assert losses.total.item() == pytest.approx(expected, rel=1e-5)
+    assert r["loss"] == pytest.approx(expected, rel=1e-5)
+    assert set(r["per_source"]) == set(TARGETS)
+
+
+def test_reconstruction_divides_by_the_sources_present_in_each_row(make_samples, pack):
+    samples = make_samples(2, targets=TARGETS)
+    del samples[0].targets["nlcd"], samples[0].targets["landsat"]
+    batch = pack(samples, targets=TARGETS)
+    output = output_for(batch)
+    found = objective()(output, batch, world=ALONE).record()
+    f = found["per_source"]
+    # f of sources in one row only is that row's; the two others are averaged over both rows.
+    row_sums = 2 * f["sentinel2"] + 2 * f["era5_land"]
+    fixed = objective(normalize_by_present=False)(output, batch, world=ALONE).record()["reconstruction"]
+    assert fixed == pytest.approx((row_sums + f["landsat"] + 0.5 * f["nlcd"]) / 4 / 2, rel=1e-5)
+    alone = pack(samples[:1], targets=TARGETS)
+    first = objective()(output_for(alone), alone, world=ALONE).record()
+    mean_of_two = (first["per_source"]["sentinel2"] + first["per_source"]["era5_land"]) / 2
+    assert first["reconstruction"] == pytest.approx(mean_of_two, rel=1e-5)
+    assert first["per_source"]["nlcd"] is None
+
+
+def test_several_targets_of_a_source_are_averaged_within_the_sample(make_samples, pack):
+    batch = pack(make_samples(1, targets=("sentinel2",), targets_per_source=3), targets=("sentinel2",))
+    output = output_for(batch)
+    block = batch.targets["sentinel2"]
+    term = objective(("sentinel2",))
+    z = term.standardizers["sentinel2"](block.values, block.valid)
+    weight = block.weight / 255 * block.valid
+    values, _ = reconstruction_error(BUILT_IN["sentinel2"], output.reconstructions["sentinel2"], z, weight)
+    assert term(output, batch, world=ALONE).reconstruction.item() == pytest.approx(values.mean().item(), rel=1e-5)
+
+
+def test_a_target_that_had_to_stay_in_the_input_counts_for_nothing(make_samples, pack):
+    samples = make_samples(2, targets=TARGETS)
+    before = objective()(output_for(pack(samples, targets=TARGETS)), pack(samples, targets=TARGETS), world=ALONE)
+    samples[0].targets["landsat"][0].item_weight = 0.0
+    batch = pack(samples, targets=TARGETS)
+    output = output_for(batch)
+    losses = objective()(output, batch, world=ALONE)
+    losses.total.backward()
+    assert losses.per_source["landsat"] != before.per_source["landsat"]
+    assert not output.reconstructions["landsat"].grad[0].any() and output.reconstructions["landsat"].grad[1].any()
+
+
+def test_clouds_weigh_nothing_and_unknown_classes_are_no_observation(make_samples, pack):
+    samples = make_samples(1, targets=TARGETS)
+    for name, at in (("sentinel2", 3), ("nlcd", 5)):
+        target = samples[0].targets[name][0]
+        target.valid[:] = True
+        target.weight[:] = 255
+        if name == "nlcd":
+            target.values[at, at] = 255
+        else:
+            target.weight[at, at] = 0
+    batch = pack(samples, targets=TARGETS)
+    output = output_for(batch)
+    objective()(output, batch, world=ALONE).total.backward()
+    grad = output.reconstructions["nlcd"].grad[0].abs().sum(-1)
+    assert (grad > 0).sum() == 255 and grad[5, 5] == 0
+    # The winning shift moves the cloudy pixel's counterpart by at most 2 px.
+    assert (output.reconstructions["sentinel2"].grad[0].abs().sum(-1)[1:6, 1:6] == 0).sum() >= 1
+
+
+def test_a_batch_without_targets_texts_or_pairs_is_zero_and_every_leaf_has_a_finite_gradient(make_samples, pack):
+    samples = make_samples(1, targets=TARGETS)
+    samples[0].targets = {}
+    samples[0].consistency_weight = 0.0
+    batch = pack(samples, targets=TARGETS, text_dim=4)
+    output = output_for(batch)
+    losses = objective()(output, batch, world=ALONE)
+    losses.total.backward()
+    assert losses.total.item() == 0
+    record = losses.record()
+    assert record["uniformity"] is None and record["text"] is None
+    assert record["per_source"] == dict.fromkeys(TARGETS)
+    for leaf in output.leaves:
+        assert leaf.grad is not None and not leaf.grad.any() and leaf.grad.isfinite().all()
+
+
+def test_an_unobserved_value_that_is_not_a_number_does_no_harm(make_samples, pack):
+    samples = make_samples(2, targets=TARGETS)
+    for sample in samples:
+        target = sample.targets["sentinel2"][0]
+        target.valid[2, 2] = False
+        target.values[2, 2] = np.nan
+    batch = pack(samples, targets=TARGETS)
+    output = output_for(batch)
+    losses = objective()(output, batch, world=ALONE)
+    losses.total.backward()
+    assert losses.total.isfinite() and all(leaf.grad.isfinite().all() for leaf in output.leaves)
+
+
+def test_every_row_without_text_changes_nothing(make_samples, pack):
+    samples = make_samples(3, targets=TARGETS, text_dim=4)
+    with_text = pack(samples, targets=TARGETS, text_dim=4)
+    output = output_for(with_text)
+    two = [*samples[:2], dataclasses.replace(samples[2], text=None)]
+    batch = pack(two, targets=TARGETS, text_dim=4)
+    rows = [with_text.periods.tolist().index(p) for p in batch.periods.tolist()]
+    fewer = SimpleNamespace(**{**vars(output), "mean": output.mean[rows], "text": output.text[:2]})
+    full, part = objective()(output, with_text, world=ALONE), objective()(fewer, batch, world=ALONE)
+    assert part.reconstruction == full.reconstruction and part.text is not None and part.text != full.text
+
+
+def test_uniformity_and_consistency_read_the_summaries_of_the_consistency_period(batch):
+    output = output_for(batch)
+    c = objective(reconstruction_weight=0.0, text_weight=0.0)
+    c(output, batch, world=ALONE).total.backward()
+    touched = output.leaves[0].grad.abs().sum((1, 2, 3)) > 0
+    assert set(touched.nonzero()[:, 0].tolist()) == {*batch.teacher_row.tolist(), *batch.student_row.tolist()}
+
+
+def test_the_weight_of_a_sample_whose_student_is_empty_is_zero(make_samples, pack):
+    samples = make_samples(2, targets=TARGETS)
+    samples[1].consistency_weight = 0.0
+    batch = pack(samples, targets=TARGETS)
+    output = output_for(batch)
+    losses = objective()(output, batch, world=ALONE)
+    first = (1 - (output.mean[batch.teacher_row[0]] * output.mean[batch.student_row[0]]).sum(-1)).mean() / 2
+    assert losses.consistency.item() == pytest.approx(first.item() / 2, rel=1e-5)
+
+
+def test_the_v21_grid_offset_is_keyed_by_seed_epoch_and_sample_not_by_companions(make_samples, pack):
+    samples = make_samples(4, targets=TARGETS)
+    moving, fixed = objective(regrid_offset=True), objective()
+    batch = pack(samples, targets=TARGETS, key=(3, 1))
+    source, block = BUILT_IN["landsat"], batch.targets["landsat"]
+    offset = moving._offset(source, block, batch)
+    assert offset.min() >= 0 and offset.max() <= 2 and len({tuple(o) for o in offset.tolist()}) > 1
+    alone = pack(samples[2:3], targets=TARGETS, key=(3, 1))
+    assert torch.equal(moving._offset(source, alone.targets["landsat"], alone)[0], offset[2])
+    later = pack(samples, targets=TARGETS, key=(3, 2))
+    assert not torch.equal(moving._offset(source, later.targets["landsat"], later), offset)
+    output = output_for(batch)
+    a, b = moving(output, batch, world=ALONE).per_source, fixed(output, batch, world=ALONE).per_source
+    assert a["landsat"] != b["landsat"] and a["sentinel2"] == b["sentinel2"]
+
+
+def test_the_other_reading_of_uniformity_is_a_switch(batch):
+    output = output_for(batch)
+    pairs, channels = (objective(uniformity=r)(output, batch, world=ALONE).uniformity for r in ("pairs", "channels"))
+    assert pairs != channels
+
+
+def test_errors_name_the_source(batch):
+    with pytest.raises(SourceError, match="unknown source 'nowhere'"):
+        objective(("nowhere",))
+    with pytest.raises(ValueError, match="at least one decoded source"):
+        objective(())
+    output = output_for(batch)
+    output.reconstructions["nlcd"] = output.reconstructions["nlcd"][..., :3]
+    with pytest.raises(
+        ValueError, match=r"source nlcd: expected reconstructions \(3, 16, 16, 16\), found \(3, 16, 16, 3\)"
+    ):
+        objective()(output, batch, world=ALONE)
