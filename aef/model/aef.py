@@ -26,6 +26,7 @@ from aef.timecode import encode_period, encode_time, position_in_period
 
 from .bottleneck import Bottleneck
 from .decoders import Decoder
+from .layers import at_least_float
 from .projectors import Projectors
 from .stp import Encoder
 from .summary import Head, Summary
@@ -77,7 +78,6 @@ class AEF(nn.Module):
         if not inputs:
             raise ValueError("inputs: expected at least one source to encode, found none")
         self.config = config
-        self.compute_dtype = getattr(torch, config.compute_dtype)
         width, dim = config.precision_width, config.embedding_dim
         self.projectors = Projectors(registry, inputs, statistics, width, clip_sigma)
         self.encoder = Encoder(config)
@@ -87,6 +87,15 @@ class AEF(nn.Module):
         self.decoders = nn.ModuleDict({name: Decoder(registry[name], dim, config.decoder_width) for name in targets})
         self.text_head = TextHead(config) if config.text_dim else None
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type of the operands of products and of the states between blocks.
+
+        `model.compute_dtype` while parameters are fp32; an engine that casts the parameters has decided for itself.
+        """
+        own = self.summary.seed.dtype
+        return getattr(torch, self.config.compute_dtype) if own == torch.float32 else own
+
     def forward(self, batch: Batch) -> Output:
         """Embed every period of the batch and decode its targets: from a sample in training, from the mean in eval."""
         mean = self.embed(batch)
@@ -95,9 +104,10 @@ class AEF(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """(Q, L, L, D) fp32: the mean directions of every row of `batch.periods`; nothing is decoded."""
+        dtype = self.compute_dtype
         start = batch.support_start_ms[segment_of_frames(batch)]
-        timecode = encode_time(batch.frame_time_ms, start)
-        states = self.projectors(batch.frames, batch.total_frames, self.compute_dtype)
+        timecode = encode_time(batch.frame_time_ms, start).to(at_least_float(dtype))
+        states = self.projectors(batch.frames, batch.total_frames, dtype)
         states = self.encoder(states, timecode, batch.cu_frames, batch.max_frames)
         return self.head(self.summary(states, timecode, batch))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aef.sources import MetadataField, Source
 from aef.timecode import UNIT_CODE_WIDTH, encode_unit
 
-from .layers import Linear, LinearGelu
+from .layers import Linear, LinearGelu, at_least_float
 
 
 class Decoder(nn.Module):
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         context = torch.cat((encode_metadata(self.metadata, metadata), encode_unit(position)), dim=-1)
         first = self.embedding(embedding.to(dtype)) + self.context(context.to(dtype))[:, None]
         out = self.out(self.hidden(F.gelu(first)))
-        return out.to(torch.promote_types(dtype, torch.float32))
+        return out.to(at_least_float(dtype))
 
 
 def encode_metadata(fields: tuple[MetadataField, ...], values: Tensor) -> Tensor:

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from aef import kernels
 
 
+def at_least_float(dtype: torch.dtype) -> torch.dtype:
+    """fp32, or fp64 for fp64: the type of norms, softmax, sampling and everything that leaves the model."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def new_weight(*shape: int, fan_in: int) -> nn.Parameter:
     """A weight of standard deviation 1 / √fan_in, truncated at two deviations: outputs keep the variance of inputs."""
     weight = nn.Parameter(torch.empty(*shape))

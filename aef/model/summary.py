@@ -19,7 +19,7 @@ from aef.config import ModelConfig
 from aef.data.collate import Batch
 from aef.timecode import DAY_MS, PERIOD_CODE_WIDTH, TIMECODE_WIDTH, encode_period
 
-from .layers import ChannelNorm, Linear, LinearGelu, ResidualMlp, Up, new_weight
+from .layers import ChannelNorm, Linear, LinearGelu, ResidualMlp, Up, at_least_float, new_weight
 
 UPSAMPLING_KERNEL = 4
 NORM_EPS = 1e-8
@@ -53,8 +53,8 @@ class Summary(nn.Module):
     def forward(self, states: Tensor, timecode: Tensor, batch: Batch) -> Tensor:
         """states (F, h, w, C), timecode (F, TIMECODE_WIDTH) → (Q, h, w, C), the summaries of `batch.periods`."""
         frames, height, width, channels = states.shape
-        normal = self.norm(states).view(frames, height * width, channels)
-        token = self._tokens(batch).to(timecode.dtype)  # (Q, C)
+        normal = self.norm(states).reshape(frames, height * width, channels)
+        token = self._tokens(batch)  # (Q, C)
         pooled = kernels.temporal_pooling(
             normal,
             self.time(timecode),
@@ -71,8 +71,8 @@ class Summary(nn.Module):
 
     def _tokens(self, batch: Batch) -> Tensor:
         start = batch.support_start_ms[batch.period_segment.long()]
-        code = encode_period(batch.periods, start).to(self.seed.dtype)
-        return self.seed + self.period(self.period_hidden(code))
+        code = encode_period(batch.periods, start).to(at_least_float(self.seed.dtype))
+        return self.seed.to(code.dtype) + self.period(self.period_hidden(code))
 
     def _absorb(self, token: Tensor) -> Tensor:
         """(Q, C) → (Q, H, C): ⟨W_q token, W_k x⟩ / √D = ⟨W_kᵀ W_q token / √D, x⟩ per head."""
@@ -102,7 +102,7 @@ class PeriodBias(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """(pairs, H) in the parameters' type, fp32 at least: each period's frames, period by period."""
         row, frame = pair_rows(batch)
-        dtype = torch.promote_types(self.sharpness.dtype, torch.float32)
+        dtype = at_least_float(self.sharpness.dtype)
         start, end = (batch.periods[row] - batch.frame_time_ms[frame, None]).to(dtype).div(DAY_MS).unbind(-1)
         length = end - start  # days, like the rest
         width = torch.sqrt((0.08 * length) ** 2 + 8.0**2)
@@ -140,5 +140,5 @@ class Head(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """x / ‖x‖ over the last dimension, in fp32 at least; a zero vector stays zero and has a finite gradient."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(at_least_float(x.dtype))
     return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + NORM_EPS)

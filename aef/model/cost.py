@@ -1,0 +1,161 @@
+"""What a model costs: parameters, floating-point operations and activation memory, from its settings alone.
+
+A multiply-add counts as two operations; only matrix products, convolutions and attention are counted, as is usual for
+model FLOPs utilisation. Recomputation under checkpointing is not model work and is not counted either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aef.config import ModelConfig
+from aef.data.collate import Batch
+from aef.data.normalize import Statistics
+from aef.sources import Registry
+from aef.timecode import PERIOD_CODE_WIDTH, TIMECODE_WIDTH, UNIT_CODE_WIDTH
+
+from .aef import AEF
+from .projectors import KERNEL as PROJECTOR_KERNEL
+from .pyramid import level_widths
+from .summary import UPSAMPLING_KERNEL
+
+BACKWARD_PER_FORWARD = 2
+"""Backward computes a product for the operand and one for the weight of each product of the forward pass."""
+
+
+def parameters(config: ModelConfig, registry: Registry, inputs: Sequence[str], targets: Sequence[str]) -> int:
+    """Number of parameters, text head included. Allocates nothing. Raises SourceError for an unknown source."""
+    with torch.device("meta"):
+        model = AEF(config, registry, Statistics.identity(registry, inputs), inputs=inputs, targets=targets)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one forward pass processes.
+
+    frames: by input source, dummies included; attended: Σ over segments of their frames squared; pairs: Σ over summaries
+    of the frames that they pool; targets: by target source, dummies included.
+    """
+
+    side_px: int
+    frames: Mapping[str, int]
+    attended: int
+    summaries: int
+    pairs: int
+    targets: Mapping[str, int]
+    texts: int = 1
+
+    @classmethod
+    def of(cls, batch: Batch) -> Work:
+        """The work of a batch; reads its offsets, so a batch still on the host is cheaper."""
+        return cls(
+            side_px=batch.side_px,
+            frames={name: len(block.position) for name, block in batch.frames.items()},
+            attended=int(batch.cu_frames.diff().long().square().sum()),
+            summaries=len(batch.periods),
+            pairs=batch.pairs,
+            targets={name: len(block.time_ms) for name, block in batch.targets.items()},
+            texts=len(batch.text.period_row),
+        )
+
+
+def flops_per_frame(
+    config: ModelConfig, registry: Registry, inputs: Sequence[str], side_px: int, segment_frames: int
+) -> int:
+    """Forward operations of one frame: projector (mean over `inputs` by their frame budget) and encoder.
+
+    Args:
+        side_px: side of the crop.
+        segment_frames: frames that attend to each other.
+    """
+    budget = {name: registry[name].frame_budget for name in inputs}
+    projector = sum(n * _projector(config, registry[name].decoded_channels, side_px) for name, n in budget.items())
+    return round(projector / max(1, sum(budget.values()))) + _encoder(config, side_px, segment_frames)
+
+
+def forward_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
+    """Operations of one forward pass."""
+    side, width, dim = work.side_px, config.precision_width, config.embedding_dim
+    half = (side // 2) ** 2
+    frames = sum(work.frames.values())
+    projectors = sum(n * _projector(config, registry[name].decoded_channels, side) for name, n in work.frames.items())
+    attention = config.blocks * 4 * (side // 8) ** 2 * work.attended * config.time_width
+    encoder = frames * _encoder(config, side, 0) + attention
+    pooling = 4 * half * config.summary_heads * width * work.pairs + 2 * frames * TIMECODE_WIDTH * width
+    summaries = work.summaries * _summary(config, side)
+    decoders = sum(
+        n * _decoder(config, registry[name].metadata_width, registry[name].decoded_channels, side)
+        for name, n in work.targets.items()
+    )
+    hidden = config.text_width
+    text = 2 * hidden * (config.text_dim + PERIOD_CODE_WIDTH + hidden + dim) * work.texts if config.text_dim else 0
+    return projectors + encoder + pooling + summaries + decoders + text
+
+
+def step_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
+    """Operations of one forward and backward pass."""
+    return (1 + BACKWARD_PER_FORWARD) * forward_flops(config, registry, work)
+
+
+def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
+    """Memory that the encoder keeps per frame between forward and backward, with `config.checkpointing` as it is.
+
+    A path's state of a frame is A = pixels × width elements. A block keeps 16 A of the time and of the space path (norm,
+    qkv, attention, hidden layer before and after GELU) and 4 A of the precision path, its exchange 4 A more; selective
+    checkpointing keeps only what products wrote, full checkpointing only the states between blocks.
+    """
+    element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
+    precision = (side_px // 2) ** 2 * config.precision_width
+    transformers = (side_px // 8) ** 2 * config.time_width + (side_px // 16) ** 2 * config.space_width
+    layer = 8 + 2 * config.mlp_ratio
+    kept = {
+        "none": layer * transformers + 8 * precision,
+        "selective": (layer - config.mlp_ratio - 1) * transformers + 5 * precision,
+        "full": transformers + precision,
+    }
+    return element * config.blocks * kept[config.checkpointing]
+
+
+def _projector(config: ModelConfig, channels: int, side_px: int) -> int:
+    inputs = 2 * channels  # z-scores and validity
+    taps = PROJECTOR_KERNEL**2 * inputs + 9 * config.precision_width
+    return 2 * (side_px // 2) ** 2 * taps * config.precision_width
+
+
+def _encoder(config: ModelConfig, side_px: int, segment_frames: int) -> int:
+    """Operations of one frame in all blocks, the first descent and the last ascent."""
+    half, eighth, sixteenth = ((side_px // by) ** 2 for by in (2, 8, 16))
+    layer = 4 + 2 * config.mlp_ratio
+    precision = config.precision_convs * 18 * config.precision_width**2 * half
+    time = 2 * eighth * layer * config.time_width**2 + 4 * eighth * segment_frames * config.time_width
+    table = 2 * config.time_width * (TIMECODE_WIDTH + 3 * config.time_width)
+    space = 2 * sixteenth * layer * config.space_width**2 + 4 * sixteenth**2 * config.space_width
+    exchange = _resampling(config, side_px)  # one chain down and one up
+    return config.blocks * (precision + time + table + space + exchange) + exchange
+
+
+def _resampling(config: ModelConfig, side_px: int) -> int:
+    widths = level_widths(config.precision_width, config.time_width, config.space_width)
+    pixels = [(side_px // by) ** 2 for by in (4, 8, 16)]
+    products = sum(n * fine * coarse for n, fine, coarse in zip(pixels, widths, widths[1:]))
+    return 2 * 2 * config.pyramid_kernel**2 * products
+
+
+def _summary(config: ModelConfig, side_px: int) -> int:
+    """Operations of one summary after pooling, up to its unit vectors."""
+    width, dim = config.precision_width, config.embedding_dim
+    half = (side_px // 2) ** 2
+    query = 2 * width * (PERIOD_CODE_WIDTH + 3 * width)
+    pixels = half * (4 + 4 * config.mlp_ratio) * width**2
+    up = 2 * half * UPSAMPLING_KERNEL**2 * width * dim
+    return query + pixels + up + 2 * side_px**2 * dim**2
+
+
+def _decoder(config: ModelConfig, metadata: int, channels: int, side_px: int) -> int:
+    width, dim = config.decoder_width, config.embedding_dim
+    pixels = 2 * side_px**2 * width * (dim + width + channels)
+    return pixels + 2 * width * (metadata + UNIT_CODE_WIDTH)
