@@ -33,7 +33,7 @@ GRID_STREAM = 0x47524944
 
 
 class Predictions(Protocol):
-    """What the objective reads of a model's output (`aef.model.Output`)."""
+    """What the objective reads of a model's output (`aef.model.Output`); ``logit_scale`` is the logarithm of 1 / τ."""
 
     mean: Tensor
     reconstructions: dict[str, Tensor]
@@ -237,7 +237,7 @@ class Objective:
         rows = has_text.nonzero()[:, 0]
         block = batch.text
         place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
-        return info_nce(output.text[rows], place, block.identity[rows], output.logit_scale, world, texts)
+        return info_nce(output.text[rows], place, block.identity[rows], output.logit_scale.exp(), world, texts)
 
     def _report(
         self, total: Tensor, terms: Mapping[str, Tensor | None], errors: Tensor, present: Tensor, world: World

@@ -39,7 +39,7 @@ def output_for(batch, seed=0, dim=8):
         name: leaf(len(block.sample), side, side, BUILT_IN[name].decoded_channels)
         for name, block in batch.targets.items()
     }
-    scale = torch.tensor([14.0], requires_grad=True)
+    scale = torch.tensor([2.64], requires_grad=True)
     return SimpleNamespace(
         mean=F.normalize(mean, dim=-1),
         text=F.normalize(text, dim=-1),
