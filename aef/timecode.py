@@ -33,6 +33,8 @@ ANNUAL_HARMONICS = (1, 2)
 TIMECODE_WIDTH = 2 * len(RELATIVE_PERIODS_MS) + 2 * len(ANNUAL_HARMONICS)
 PERIOD_CODE_WIDTH = 2 * TIMECODE_WIDTH
 UNIT_OCTAVES = 8
+BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1."""
 UNIT_CODE_WIDTH = 2 * UNIT_OCTAVES
 
 
@@ -117,7 +119,9 @@ def encode_period(periods: Tensor, support_start_ms: Tensor) -> Tensor:
 def position_in_period(time_ms: Tensor, periods: Tensor) -> Tensor:
     """(t − t_s) / (t_e − t_s) as float32, exact in integers up to the division; in [0, 1) for a contained time."""
     start, end = periods.unbind(-1)
-    return ((time_ms - start).double() / (end - start).double()).float()
+    position = ((time_ms - start).double() / (end - start).double()).float()
+    # The last milliseconds of a year would round up to 1.
+    return torch.where(time_ms < end, position.clamp(max=BELOW_ONE), position)
 
 
 def encode_unit(position: Tensor) -> Tensor:

@@ -95,6 +95,13 @@ class SourceSeries:
     def frames(self) -> int:
         return self.values.shape[0]
 
+    @property
+    def moment_ms(self) -> np.ndarray | None:
+        """The one time that stands for each frame, (T,) int64: acquisitions, and the middle of intervals."""
+        if self.time_ms is None or self.time_end_ms is None:
+            return self.time_ms
+        return self.time_ms + (self.time_end_ms - self.time_ms) // 2
+
     def header(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
 

@@ -76,8 +76,10 @@ class Text:
 
 @dataclass
 class Sample:
-    """What the sampler draws from a chip; both views share arrays. ``periods`` are further summaries of the teacher, wanted
-    for themselves (embedding) rather than for a target."""
+    """What the sampler draws from a chip in one epoch; both views share arrays.
+
+    ``periods`` are further summaries of the teacher, wanted for themselves (embedding) rather than for a target.
+    """
 
     id: str
     place: str
@@ -91,6 +93,12 @@ class Sample:
     consistency_weight: float = 1.0
     text: Text | None = None
     periods: tuple[Period, ...] = ()
+    epoch: int = 0
+
+    @property
+    def hash(self) -> int:
+        """Keys every draw made for this sample after it was sampled: the same id has other noise in another epoch."""
+        return stable_hash(f"{self.id}@{self.epoch}")
 
 
 # --- the batch -------------------------------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ class Collator:
         registry: sources of the model.
         inputs, targets: which of them are encoded and decoded.
         text_dim: width of the text vectors (at least 1; the dummy has it too).
-        key: (seed, epoch) of the vMF draw.
+        key: of the vMF draw, with the sample's hash, which carries its epoch: (seed, 0).
         frame_bucket: pad F to a multiple of this with one trailing filler segment; 0: never.
         views: segments per sample: 2 (teacher, student) in training, 1 for embedding.
     """
@@ -260,7 +268,7 @@ class Collator:
             student_row=torch.tensor(student),
             consistency_weight=torch.tensor(weights, dtype=torch.float32),
             text=text,
-            sample_hash=torch.tensor([stable_hash(s.id) for s in samples]),
+            sample_hash=torch.tensor([s.hash for s in samples]),
             place_hash=torch.tensor([stable_hash(s.place, 62) for s in samples]),
             global_index=torch.tensor([s.global_index for s in samples]),
             sample_ids=[s.id for s in samples],
@@ -330,7 +338,7 @@ class Collator:
             )
         return TargetBlock(
             values=_stack([t.values for t in items]),
-            valid=_stack([t.valid for t in items]),
+            valid=_stack(_widen([t.valid for t in items])),
             weight=_stack([t.weight for t in items]),
             time_ms=torch.tensor([t.time_ms for t in items], dtype=torch.int64),
             metadata=_stack([np.asarray(t.metadata, np.float32) for t in items]),
@@ -377,6 +385,12 @@ class _Periods:
         return self._known[known]
 
 
+def _widen(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Samples may disagree on one mask for all bands or one per band: as many channels as the widest."""
+    wide = max(mask.shape[-1] for mask in masks)
+    return [np.broadcast_to(mask, (*mask.shape[:-1], wide)) for mask in masks]
+
+
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
@@ -388,12 +402,9 @@ def _frame_block(source: Source, parts: list[tuple[Frames, np.ndarray]], side: i
             valid=torch.zeros(1, side, side, 1, dtype=torch.bool),
             position=torch.full((1,), -1),
         )
-    # Samples may disagree on one mask for all bands or one per band.
-    wide = max(frames.valid.shape[-1] for frames, _ in parts)
-    valid = [np.broadcast_to(f.valid, (*f.valid.shape[:-1], wide)) for f, _ in parts]
     return FrameBlock(
         values=torch.from_numpy(np.concatenate([frames.values for frames, _ in parts])),
-        valid=torch.from_numpy(np.concatenate(valid)),
+        valid=torch.from_numpy(np.concatenate(_widen([frames.valid for frames, _ in parts]))),
         position=torch.from_numpy(np.concatenate([position for _, position in parts])),
     )
 
