@@ -97,13 +97,15 @@ def group_by_support(
 def cut_frames(
     series: SourceSeries, support: Period, rows: slice, columns: slice, side_px: int, without_ms: Sequence[int] = ()
 ) -> Frames | None:
-    """The frames of one source inside a support, cut to a window; None if there are none.
+    """The frames of one source inside a support, cut to a window; None if there are none that show anything of it.
 
     Pixels beyond the chip are invalid. `without_ms` lists frames to leave out, to the millisecond.
     """
-    assert series.time_ms is not None
-    chosen = (series.time_ms >= support.start_ms) & (series.time_ms < support.end_ms)
-    chosen &= ~np.isin(series.time_ms, np.asarray(without_ms, np.int64))
+    moments = series.moment_ms
+    assert moments is not None
+    chosen = (moments >= support.start_ms) & (moments < support.end_ms)
+    chosen &= ~np.isin(moments, np.asarray(without_ms, np.int64))
+    chosen &= series.valid[:, :, rows, columns].any(axis=(1, 2, 3))
     index = np.flatnonzero(chosen)
     if not len(index):
         return None
@@ -112,4 +114,4 @@ def cut_frames(
     missing = [(0, 0), (0, side_px - values.shape[1]), (0, side_px - values.shape[2]), (0, 0)]
     if any(after for _, after in missing):
         values, valid = np.pad(values, missing), np.pad(valid, missing)
-    return Frames(np.ascontiguousarray(values), np.ascontiguousarray(valid), series.time_ms[index])
+    return Frames(np.ascontiguousarray(values), np.ascontiguousarray(valid), moments[index])
