@@ -17,6 +17,7 @@ from aef.data.collate import Batch, Collator, Sample, Target
 from aef.data.normalize import Standardizer, Statistics
 from aef.mapping.field import EmbeddingError, Window, cut_frames, group_by_support, observed_span, windows
 from aef.model.aef import AEF
+from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
 from aef.sources import Registry
 from aef.timecode import DAY_MS, Period, format_time, parse_period
 
@@ -270,3 +271,26 @@ def _period(value: PeriodLike) -> Period:
             raise EmbeddingError(f"the period {value} must end after it starts")
         return value
     return parse_period(value)
+
+
+def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> TrainedModel:
+    """The trained model of a run folder, ready to embed.
+
+    Raises:
+        RunError: the folder is missing, foreign, partial or of a newer version of this software.
+    """
+    run = Run.read(path)
+    state, step = read_weights(run.path / WEIGHTS)
+    model = build_model(run)
+    load_state(model, state, run.path / WEIGHTS)
+    model.eval().to(device)
+    return TrainedModel(
+        model=model,
+        config=run.config,
+        registry=run.registry,
+        statistics=run.statistics,
+        inputs=run.inputs,
+        targets=run.targets,
+        version=f"{run.config.preset}@{step}",
+        device=torch.device(device),
+    )

@@ -1,0 +1,184 @@
+"""The run folder: what training leaves behind, and all that using a trained model needs.
+
+==================== ==================================================================================================
+file                 content
+==================== ==================================================================================================
+config.yaml          the resolved settings
+config.json          format and software version, preset, encoded and decoded sources
+sources.yaml         the registry entries of those sources
+stats.json           the normalisation statistics that the model was trained with
+model.safetensors    fp32 weights, with the step they are from
+log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
+==================== ==================================================================================================
+
+Everything here is YAML, JSON or safetensors: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aef import __version__
+from aef.atomic import writing
+from aef.config import Config
+from aef.settings_file import SOURCES_FILE, dump_config, load_config, read_sources, write_sources
+from aef.sources import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aef.data.normalize import Statistics
+
+FORMAT_VERSION = 1
+SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
+
+
+class RunError(ValueError):
+    """A run folder is missing, foreign, partial or newer; one line naming the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The description of a run: everything but its weights."""
+
+    path: Path
+    config: Config
+    registry: Registry
+    statistics: Statistics
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+
+    def write(self) -> None:
+        """Write the description into the run folder, each file atomically."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        entries = {
+            "format_version": FORMAT_VERSION,
+            "software_version": __version__,
+            "preset": self.config.preset,
+            "inputs": list(self.inputs),
+            "targets": list(self.targets),
+        }
+        with writing(self.path / SETTINGS, "w") as stream:
+            stream.write(dump_config(self.config))
+        names = dict.fromkeys((*self.inputs, *self.targets))
+        write_sources(self.path / SOURCES_FILE, [self.registry[name] for name in names])
+        self.statistics.write(self.path / STATISTICS)
+        with writing(self.path / DESCRIPTION, "w") as stream:
+            json.dump(entries, stream, indent=1)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Run:
+        """Read a description.
+
+        Raises:
+            RunError: not a run folder, one of a newer format, or a partial one.
+        """
+        from aef.data.normalize import Statistics
+
+        path = Path(path)
+        entries = _description(path)
+        for name in (SETTINGS, SOURCES_FILE, STATISTICS):
+            if not (path / name).is_file():
+                raise RunError(f"{path / name}: is missing: the run is partial, train it again or copy it whole")
+        try:
+            return cls(
+                path,
+                load_config(str(path / SETTINGS)),
+                Registry(read_sources(path / SOURCES_FILE)),
+                Statistics.read(path / STATISTICS),
+                tuple(entries["inputs"]),
+                tuple(entries["targets"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{path / DESCRIPTION}: not the description of a run ({error})") from error
+
+
+def _description(path: Path) -> Mapping[str, Any]:
+    file = path / DESCRIPTION
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run folder")
+    if not file.is_file():
+        raise RunError(f"{path}: not a run folder: it holds no {DESCRIPTION}; `aef train --out RUN` makes one")
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        version = entries["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: not the description of a run ({type(error).__name__})") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise RunError(f"{file}: expected format_version up to {FORMAT_VERSION}, found {version}: update the software")
+    return entries
+
+
+def write_weights(path: str | os.PathLike, state: Mapping[str, Tensor], *, step: int) -> Path:
+    """Write fp32 weights with the step they are from, atomically. Raises OSError when the disk is full."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    with writing(path) as stream:
+        stream.write(save(tensors, metadata={"format_version": str(FORMAT_VERSION), "step": str(step)}))
+    return path
+
+
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], int]:
+    """Weights and their step. Raises RunError for a missing, damaged or newer file."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path}: is missing: the run has not written its weights yet")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path}: is damaged ({error}): take an earlier checkpoint") from error
+    if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
+        raise RunError(f"{path}: of a newer format: update the software")
+    return state, int(metadata.get("step", 0))
+
+
+def load_state(module: Any, state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Load weights into a module. Raises RunError naming the first few that are missing, foreign or of another shape."""
+    own = module.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    for what, names in (("lacks", missing), ("holds foreign", foreign), ("holds other shapes of", sorted(shapes))):
+        if names:
+            raise RunError(f"{path}: {what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}: of another model")
+    module.load_state_dict(state)
+
+
+def build_model(run: Run):
+    """The untrained network that a run describes."""
+    from aef.model.aef import AEF
+
+    return AEF(
+        run.config.model,
+        run.registry,
+        run.statistics,
+        inputs=run.inputs,
+        targets=run.targets,
+        clip_sigma=run.config.objective.clip_sigma,
+    )
+
+
+def input_and_target_names(config: Config, found: Sequence[str], registry: Registry) -> tuple[tuple[str, ...], ...]:
+    """What a run encodes and decodes: as its settings say, or every source found in the data, in the registry's order.
+
+    Raises:
+        RunError: no input source is left, or a setting names a source that the data lack.
+    """
+    order = [name for name in registry if name in set(found)]
+    for name in (*config.model.inputs, *config.model.targets):
+        if name not in order:
+            raise RunError(f"model.inputs, model.targets: the data hold no {name!r}; they hold {', '.join(order)}")
+    inputs = config.model.inputs or tuple(name for name in order if registry[name].role == "input")
+    if not inputs:
+        raise RunError(f"no input source in the data: they hold {', '.join(order) or 'nothing'}")
+    return tuple(inputs), config.model.targets or tuple(order)

@@ -1,0 +1,156 @@
+"""`aef.load`, then fields and reconstructions: what a user does with a trained model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import aef
+from aef.config import TINY
+from aef.data.chips import Chip, SourceSeries, write_chip
+from aef.data.normalize import Statistics
+from aef.mapping.field import EmbeddingError
+from aef.run import Run, RunError, build_model, write_weights
+from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS, Period, parse_period, parse_time
+
+INPUTS, TARGETS = ("sentinel2", "sentinel1"), ("sentinel2", "sentinel1", "glo30")
+START = parse_time("2018-01-01")
+YEAR = ("2018-01-01", "2019-01-01")
+
+
+def optical(count: int, side: int, seed: int = 0) -> SourceSeries:
+    generator = np.random.default_rng(seed)
+    values = generator.integers(100, 4000, (count, 5, side, side)).astype(np.uint16)
+    times = START + np.arange(count, dtype=np.int64) * (360 // count) * DAY_MS
+    return SourceSeries(values=values, valid=np.ones((count, 1, side, side), bool), time_ms=times)
+
+
+def a_chip(side: int = 24, frames: int = 9, name: str = "c") -> Chip:
+    return Chip(
+        name, "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), side, side, 3.0, 51.0,
+        {"sentinel2": optical(frames, side)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    described = Run(folder, TINY, BUILT_IN, Statistics.identity(BUILT_IN, TARGETS), INPUTS, TARGETS)
+    described.write()
+    write_weights(folder / "model.safetensors", build_model(described).state_dict(), step=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return aef.load(run)
+
+
+def test_a_field_has_unit_vectors_coordinates_and_provenance(model, tmp_path):
+    chip = a_chip()
+    field = model.embed(write_chip(tmp_path / "c.npz", chip, BUILT_IN), YEAR)
+    assert field.dims == ("band", "y", "x") and field.shape == (64, 24, 24)
+    assert np.allclose(np.linalg.norm(field.values, axis=0), 1, atol=1e-5)
+    assert field.attrs["sources"] == "sentinel2" and field.attrs["model_version"] == "tiny@7"
+    assert np.array_equal(field.values, model.embed(chip, "2018-01-01/2019-01-01").values)
+
+
+def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeypatch):
+    chip, months = (
+        a_chip(16),
+        [("2018-02-01", "2018-03-01"), ("2018-06-01", "2018-09-01"), ("2018-02-01", "2018-03-01")],
+    )
+    calls = []
+    embed = model.model.embed
+    monkeypatch.setattr(model.model, "embed", lambda batch: calls.append(1) or embed(batch))
+    together = model.embed(chip, months)
+    assert len(calls) == 1 and together.dims == ("period", "band", "y", "x")
+    for index, month in enumerate(months):
+        assert np.allclose(together.values[index], model.embed(chip, month).values, atol=1e-5)
+
+
+def test_pixels_far_from_a_window_border_do_not_depend_on_the_window(model):
+    assert model.embed(a_chip(40), YEAR).shape == (64, 40, 40)
+    assert model.embed(a_chip(8), YEAR).shape == (64, 8, 8)
+
+
+def test_hidden_and_invalid_frames_change_nothing(model):
+    chip = a_chip(16)
+    hidden = {"sentinel2": [int(chip.sources["sentinel2"].time_ms[3])]}
+    one, _ = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
+    chip.sources["sentinel2"].values[3] += 1000
+    other, _ = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
+    seen, _ = model.embed_array(chip, [parse_period(YEAR)])
+    assert np.array_equal(one, other) and not np.allclose(one, seen, atol=1e-4)
+
+
+def test_reconstructions_come_in_stored_units_one_per_request(model):
+    chip = a_chip(24)
+    day = START + 100 * DAY_MS
+    requests = [(day, Period(day - 10 * DAY_MS, day + 10 * DAY_MS)), (day, Period(day - DAY_MS, day + 90 * DAY_MS))]
+    decoded = model.reconstruct(chip, "sentinel2", requests)
+    z = model.reconstruct(chip, "sentinel2", requests, standardized=True)
+    assert decoded.shape == (2, 5, 24, 24) and not np.allclose(decoded[0], decoded[1])
+    assert np.allclose(np.log1p(np.maximum(decoded, 0)) / 10, np.maximum(z, 0), atol=1e-4)
+    with pytest.raises(EmbeddingError, match="decodes sentinel2"):
+        model.reconstruct(chip, "landsat", requests)
+    with pytest.raises(EmbeddingError, match="outside its period"):
+        model.reconstruct(chip, "sentinel2", [(day, Period(day + 1, day + DAY_MS))])
+
+
+def test_a_period_inside_a_gap_or_up_to_six_months_beyond_embeds_and_further_does_not(model):
+    chip = a_chip(16)
+    assert np.isfinite(model.embed(chip, ("2019-03-01", "2019-05-01")).values).all()
+    assert np.isfinite(model.embed(chip, ("2018-01-02", "2018-01-03")).values).all()
+    with pytest.raises(EmbeddingError, match="six months"):
+        model.embed(chip, ("2020-01-01", "2020-02-01"))
+    with pytest.raises(ValueError, match="must end after it starts"):
+        model.embed(chip, ("2018-05-01", "2018-04-01"))
+    with pytest.raises(EmbeddingError, match="empty list"):
+        model.embed(chip, [])
+
+
+def test_sources_can_be_left_out_but_not_all_of_them(model):
+    with pytest.raises(EmbeddingError, match="no frame of any input"):
+        model.embed(a_chip(16), YEAR, leave_out=["sentinel2"])
+    with pytest.raises(EmbeddingError, match="cannot leave out"):
+        model.embed(a_chip(16), YEAR, leave_out=["glo30"])
+
+
+def test_a_foreign_partial_newer_or_damaged_run_is_refused_in_one_line(run, tmp_path):
+    def refused(path, reason):
+        with pytest.raises(RunError, match=reason) as error:
+            aef.load(path)
+        assert "\n" not in str(error.value)
+
+    refused(tmp_path / "nowhere", "no such run")
+    refused(tmp_path, "not a run folder")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    names = ("config.json", "config.yaml", "sources.yaml", "stats.json", "model.safetensors")
+    for name in names:
+        (copy / name).write_bytes((run / name).read_bytes())
+    assert aef.load(copy).version == "tiny@7"
+    (copy / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-100])
+    refused(copy, "damaged")
+    (copy / "model.safetensors").unlink()
+    refused(copy, "not written its weights")
+    (copy / "stats.json").unlink()
+    refused(copy, "partial")
+    entries = json.loads((run / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**entries, "format_version": 99}))
+    refused(copy, "update the software")
+    (copy / "config.json").write_text("{")
+    refused(copy, "not the description")
+
+
+def test_weights_of_another_model_are_refused_by_name(run, tmp_path):
+    for name in ("config.json", "sources.yaml", "stats.json", "config.yaml", "model.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("precision_width: 16", "precision_width: 32"))
+    with pytest.raises(RunError, match="other shapes"):
+        aef.load(tmp_path)
