@@ -1,0 +1,129 @@
+"""Hand-made features that embeddings have to beat, from the same chips, frames and masks as the model sees.
+
+Every function takes the clear observations of one source at one place (standardised `ClearSeries`) inside a year and
+gives a field (D, h, w). A feature set stacks them over sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.evaluation.predictors import harmonic_coefficients, linear
+from aef.evaluation.series import ClearSeries, Scale, clear_series
+from aef.sources import Registry, Source
+from aef.timecode import Period
+
+RAW_STEPS = 12
+SEASONS = 4
+HARMONICS = 3
+
+
+def annual_statistics(series: ClearSeries, period: Period) -> np.ndarray:
+    """Mean and standard deviation of each band: (2 B, h, w). 0 where a pixel has no clear observation."""
+    mean, deviation = _moments(series)
+    return np.concatenate([mean, deviation])
+
+
+def seasonal_composites(series: ClearSeries, period: Period) -> np.ndarray:
+    """Mean of each quarter of the period: (4 B, h, w). A quarter without a clear observation gets the annual mean."""
+    annual, _ = _moments(series)
+    quarter = (series.times_ms - period.start_ms) * SEASONS // period.length_ms
+    fields = []
+    for number in range(SEASONS):
+        part = series.without(quarter != number)
+        mean, _ = _moments(part)
+        fields.append(np.where(part.clear.any(axis=0), mean, annual))
+    return np.concatenate(fields)
+
+
+def harmonic_features(series: ClearSeries, period: Period) -> np.ndarray:
+    """Intercept and three annual harmonics per pixel and band, lightly ridged: (7 B, h, w)."""
+    coefficients = harmonic_coefficients(series, HARMONICS)  # (h, w, K, B)
+    return np.moveaxis(coefficients.reshape(*coefficients.shape[:2], -1), -1, 0).astype(np.float32)
+
+
+def raw_series(series: ClearSeries, period: Period) -> np.ndarray:
+    """The bands at twelve equal steps of the period, linear between clear observations: (12 B, h, w)."""
+    predict = linear(series)
+    middles = period.start_ms + (2 * np.arange(RAW_STEPS) + 1) * period.length_ms // (2 * RAW_STEPS)
+    return np.concatenate([predict(int(time_ms)) for time_ms in middles]).astype(np.float32)
+
+
+FEATURES: dict[str, Callable[[ClearSeries, Period], np.ndarray]] = {
+    "annual mean and s.d.": annual_statistics,
+    "seasonal composites": seasonal_composites,
+    "harmonic": harmonic_features,
+    "raw series": raw_series,
+}
+"""The feature sets of observations, each available per pixel and over a 3×3 window."""
+
+
+def _moments(series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
+    clear = series.clear[:, None]
+    count = np.maximum(clear.sum(axis=0), 1)
+    mean = (series.values * clear).sum(axis=0) / count
+    variance = (np.square(series.values - mean) * clear).sum(axis=0) / count
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def coordinates(chip: Chip) -> np.ndarray:
+    """Eastings and northings of the pixel centres: (2, h, w). What a probe gets from position alone."""
+    a, b, c, d, e, f = chip.transform
+    column, row = np.meshgrid(np.arange(chip.width) + 0.5, np.arange(chip.height) + 0.5)
+    return np.stack([a * column + b * row + c, d * column + e * row + f])
+
+
+def window_mean(field: np.ndarray) -> np.ndarray:
+    """Mean over the 3×3 window around each pixel, of what lies inside the chip: (D, h, w) → (D, h, w)."""
+    padded = np.pad(field, ((0, 0), (1, 1), (1, 1)))
+    inside = np.pad(np.ones(field.shape[1:], field.dtype), 1)
+    height, width = field.shape[1:]
+    shifted = [(slice(None), slice(i, i + height), slice(j, j + width)) for i in range(3) for j in range(3)]
+    return sum(padded[s] for s in shifted) / sum(inside[s[1:]] for s in shifted)
+
+
+def observed_sources(chips: Sequence[Chip], registry: Registry) -> dict[str, tuple[str, ...]]:
+    """Input sources on the chip's grid that every chip holds, with their bands observed in at least half of the frames."""
+    names = [name for name in registry if registry[name].role == "input" and all(name in c.sources for c in chips)]
+    return {name: _common_bands(chips, registry[name]) for name in names}
+
+
+def _common_bands(chips: Sequence[Chip], source: Source) -> tuple[str, ...]:
+    shares = []
+    for chip in chips:
+        valid = chip.sources[source.name].valid
+        seen = valid.any(axis=(2, 3))  # (T, C or 1)
+        shares.append(np.broadcast_to(seen, (len(seen), source.channels)).mean(axis=0))
+    common = np.min(shares, axis=0) >= 0.5
+    return tuple(band for band, keep in zip(source.band_names, common) if keep)
+
+
+def baseline_fields(
+    chips: Sequence[Chip], registry: Registry, period_of: Callable[[Chip], Period]
+) -> dict[str, list[np.ndarray]]:
+    """Every feature set as one field per chip, standardised over all of them: name → [(D, h, w), …].
+
+    Raises:
+        ValueError: the chips share no input source.
+    """
+    sources = observed_sources(chips, registry)
+    if not sources:
+        raise ValueError("the chips share no input source: no baseline can be computed")
+    stacked: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in chips] for name in FEATURES}
+    for source, bands in sources.items():
+        raw = [clear_series(chip, registry[source], bands=bands) for chip in chips]
+        scale = Scale.of(raw)
+        for number, (chip, one) in enumerate(zip(chips, raw)):
+            period = period_of(chip)
+            outside = (one.times_ms < period.start_ms) | (one.times_ms >= period.end_ms)
+            inside = scale.apply(one).without(outside)
+            for name, feature in FEATURES.items():
+                stacked[name][number].append(feature(inside, period))
+    fields = {"coordinates": [coordinates(chip).astype(np.float64) for chip in chips]}
+    for name, parts in stacked.items():
+        fields[name] = [np.concatenate(part) for part in parts]
+        fields[f"{name}, 3×3"] = [window_mean(field) for field in fields[name]]
+    return fields

@@ -1,0 +1,196 @@
+"""Few-shot probes on frozen features, split by independent units, with intervals (paper section 7.2).
+
+Neighbouring pixels of one field are one observation, not many: a split by pixel lets coordinates alone win. Units are
+fields, blocks or places; a unit lies wholly in the training or in the test part of a trial.
+
+=========  =========================================================================================================
+probe      what it is
+=========  =========================================================================================================
+linear     one-vs-rest least squares on ±1 targets with intercept, λ = 0, least norm where under-determined (paper)
+ridge      the same with λ from leave-one-out over the training pixels; λ = 0 breaks where shots ≈ dimensions
+kNN-1, -3  nearest neighbours in L2 (paper)
+=========  =========================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.neighbors import KNeighborsClassifier
+
+LAMBDAS = tuple(10.0**k for k in range(-4, 4))
+KINDS = ("linear", "ridge", "kNN-1", "kNN-3")
+MAX_SHOTS = 300
+"""Training pixels per class where all are asked for (the paper's largest trial)."""
+
+
+class ProbeError(ValueError):
+    """Labels on which a probe cannot be judged; one line."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled pixels: ``labels`` (N,) class codes, ``units`` (N,) which field, block or place a pixel belongs to."""
+
+    labels: np.ndarray
+    units: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.labels.shape != self.units.shape or self.labels.ndim != 1:
+            raise ProbeError(f"expected one label and one unit a pixel, found {self.labels.shape}, {self.units.shape}")
+        if len(np.unique(self.labels)) < 2:
+            raise ProbeError("expected at least two classes")
+
+    @property
+    def classes(self) -> np.ndarray:
+        return np.unique(self.labels)
+
+    def units_of(self, code: int) -> np.ndarray:
+        return np.unique(self.units[self.labels == code])
+
+
+@dataclass
+class Scores:
+    """Test results of one feature set and probe: per trial the balanced accuracy; per (unit, class) hits and tests."""
+
+    trials: list[float]
+    hits: dict[tuple[int, int], int]
+    tests: dict[tuple[int, int], int]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        return float(np.mean(self.trials))
+
+
+def split_units(labelled: Labelled, rng: np.random.Generator) -> np.ndarray:
+    """Half of each class's units for training, at least one on either side: (N,) bool. Raises ProbeError for one unit."""
+    train: set[int] = set()
+    test: set[int] = set()
+    # Rare classes choose first, so that a unit shared with a common class cannot starve them.
+    for code in sorted(labelled.classes, key=lambda c: len(labelled.units_of(c))):
+        units = labelled.units_of(code)
+        if len(units) < 2:
+            raise ProbeError(f"class {code} lies in {len(units)} unit: at least two are needed to train and to test")
+        free = rng.permutation([u for u in units if u not in train and u not in test])
+        wanted = max(1, len(units) // 2) - len(train & set(units.tolist()))
+        train.update(free[: max(wanted, 0)].tolist())
+        test.update(free[max(wanted, 0) :].tolist())
+    return np.isin(labelled.units, sorted(train))
+
+
+def draw_shots(labelled: Labelled, candidates: np.ndarray, shots: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Indices of up to `shots` training pixels per class (None: up to 300), spread over units before pixels repeat one."""
+    chosen = []
+    for code in labelled.classes:
+        index = rng.permutation(np.flatnonzero(candidates & (labelled.labels == code)))
+        # The n-th pixel of every unit comes before the (n + 1)-th of any.
+        order = np.argsort(labelled.units[index], kind="stable")
+        _, first, counts = np.unique(labelled.units[index][order], return_index=True, return_counts=True)
+        turn = np.empty(len(index), np.int64)
+        turn[order] = np.arange(len(index)) - np.repeat(first, counts)
+        chosen.append(index[np.argsort(turn, kind="stable")][: shots or MAX_SHOTS])
+    return np.concatenate(chosen)
+
+
+def predict(kind: str, features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Fit one probe and classify: features (n, D), labels (n,), test (m, D) → (m,). Raises ProbeError for an unknown one."""
+    if kind in ("kNN-1", "kNN-3"):
+        neighbours = min(int(kind[-1]), len(labels))
+        return KNeighborsClassifier(neighbours).fit(features, labels).predict(test)
+    if kind == "ridge":
+        # Relative to the features' variance, so that the grid suits unit vectors and z-scores alike.
+        scale = max(float(features.var(axis=0).mean()) * len(labels), 1e-12)
+        return RidgeClassifierCV(alphas=[scale * one for one in LAMBDAS]).fit(features, labels).predict(test)
+    if kind == "linear":
+        classes = np.unique(labels)
+        targets = np.where(labels[:, None] == classes, 1.0, -1.0)
+        centre, level = features.mean(axis=0), targets.mean(axis=0)
+        weights = np.linalg.lstsq(features - centre, targets - level, rcond=None)[0]
+        return classes[((test - centre) @ weights + level).argmax(axis=1)]
+    raise ProbeError(f"unknown probe {kind!r}: expected {', '.join(KINDS)}")
+
+
+def probe(
+    features: Mapping[str, np.ndarray],
+    labelled: Labelled,
+    *,
+    shots: int | None,
+    trials: int = 20,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, dict[str, Scores]]:
+    """Judge every feature set on the same splits and shots: name → probe → `Scores`.
+
+    Args:
+        features: (N, D) tables, rows as in `labelled`; scaled by the caller where scales differ between columns.
+        labelled: classes and units of the N pixels.
+        shots: training pixels per class; None: all, up to 300.
+        trials: splits, each with its own shots.
+        seed: of the splits.
+        kinds: probes to fit.
+    """
+    for name, table in features.items():
+        if len(table) != len(labelled.labels):
+            raise ProbeError(f"{name}: expected {len(labelled.labels)} rows, found {len(table)}")
+    results = {name: {kind: Scores([], {}, {}) for kind in kinds} for name in features}
+    for trial in range(trials):
+        rng = np.random.default_rng((seed, trial))
+        train = split_units(labelled, rng)
+        chosen = draw_shots(labelled, train, shots, rng)
+        test = np.flatnonzero(~train)
+        for name, table in features.items():
+            wide = np.asarray(table, np.float64)
+            for kind in kinds:
+                guess = predict(kind, wide[chosen], labelled.labels[chosen], wide[test])
+                _count(results[name][kind], labelled, test, guess)
+    return results
+
+
+def _count(scores: Scores, labelled: Labelled, test: np.ndarray, guess: np.ndarray) -> None:
+    truth, units = labelled.labels[test], labelled.units[test]
+    correct = truth == guess
+    scores.trials.append(float(np.mean([correct[truth == code].mean() for code in np.unique(truth)])))
+    keys, inverse = np.unique(np.stack([units, truth]), axis=1, return_inverse=True)
+    hits = np.bincount(inverse.ravel(), weights=correct)
+    counts = np.bincount(inverse.ravel())
+    for (unit, code), hit, count in zip(keys.T.tolist(), hits, counts):
+        scores.hits[unit, code] = scores.hits.get((unit, code), 0) + int(hit)
+        scores.tests[unit, code] = scores.tests.get((unit, code), 0) + int(count)
+
+
+def better(results: Mapping[str, Scores], kinds: Sequence[str] = ("ridge", "kNN-3")) -> tuple[str, Scores]:
+    """The better of some probes of one feature set, by balanced accuracy."""
+    kind = max(kinds, key=lambda k: results[k].balanced_accuracy)
+    return kind, results[kind]
+
+
+def bootstrap(
+    scores: Scores, other: Scores | None = None, *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the balanced accuracy, or of its paired difference to `other`, from resampling units within classes.
+
+    A unit's accuracy is over all trials that tested it; a class's is over its units' pixels.
+    """
+    codes = sorted({code for _, code in scores.tests})
+    rng = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for code in codes:
+        keys = sorted(key for key in scores.tests if key[1] == code)
+        tests = np.array([scores.tests[key] for key in keys])
+        hits = np.array([scores.hits[key] for key in keys], np.float64)
+        if other is not None:
+            hits = hits - np.array([other.hits[key] for key in keys])
+        drawn = rng.integers(0, len(keys), (draws, len(keys)))
+        total += hits[drawn].sum(axis=1) / tests[drawn].sum(axis=1)
+    low, high = np.quantile(total / len(codes), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """exp(entropy of the normalised eigenvalues of the covariance) of vectors (N, D): how many directions are used."""
+    eigenvalues = np.clip(np.linalg.eigvalsh(np.cov(np.asarray(vectors, np.float64).T)), 0, None)
+    share = eigenvalues / max(eigenvalues.sum(), 1e-30)
+    return float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))

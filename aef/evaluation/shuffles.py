@@ -1,0 +1,54 @@
+"""Was it learned for the right reason? Chips whose time or neighbourhood has been destroyed, labels intact.
+
+Applied when embedding, without retraining: a gain that rests on phenology falls when frames trade their dates, and one
+that rests on neighbours falls when pixels move away from theirs, their labels moving with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from aef.data.chips import Chip, Label, SourceSeries
+
+
+def shuffle_time(chip: Chip, seed: int = 0) -> Chip:
+    """Frames of each source trade places in time: values, masks and weights are permuted against the dates."""
+    rng = np.random.default_rng(seed)
+
+    def shuffled(series: SourceSeries) -> SourceSeries:
+        if series.time_ms is None or series.row is not None:
+            return series
+        order = rng.permutation(series.frames)
+        weight = None if series.weight is None else series.weight[order]
+        return dataclasses.replace(series, values=series.values[order], valid=series.valid[order], weight=weight)
+
+    return dataclasses.replace(chip, sources={name: shuffled(series) for name, series in chip.sources.items()})
+
+
+def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
+    """Pixels move to random places, the same move in every source on the chip's grid, and in the labels."""
+    order = np.random.default_rng(seed).permutation(chip.height * chip.width)
+    side = (chip.height, chip.width)
+
+    def moved(array: np.ndarray | None) -> np.ndarray | None:
+        if array is None or array.shape[-2:] != side:
+            return array
+        flat = array.reshape(*array.shape[:-2], -1)
+        return flat[..., order].reshape(array.shape)
+
+    def shuffled(series: SourceSeries) -> SourceSeries:
+        if series.transform is not None or series.row is not None:
+            return series
+        changes = {name: moved(getattr(series, name)) for name in ("values", "valid", "weight")}
+        return dataclasses.replace(series, **changes)
+
+    def relabelled(label: Label) -> Label:
+        return dataclasses.replace(label, values=moved(label.values), fields=moved(label.fields))
+
+    return dataclasses.replace(
+        chip,
+        sources={name: shuffled(series) for name, series in chip.sources.items()},
+        labels={name: relabelled(label) for name, label in chip.labels.items()},
+    )

@@ -1,0 +1,92 @@
+"""Probes: splits by unit, shots, and scores on problems of known answer."""
+
+import numpy as np
+import pytest
+
+from aef.evaluation.probes import (
+    Labelled,
+    ProbeError,
+    better,
+    bootstrap,
+    draw_shots,
+    effective_rank,
+    predict,
+    probe,
+    split_units,
+)
+
+
+def fields(classes=3, units_per_class=6, pixels=20, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), units_per_class * pixels)
+    units = np.repeat(np.arange(classes * units_per_class), pixels)
+    good = np.eye(classes)[labels] + 0.05 * rng.normal(size=(len(labels), classes))
+    unit_noise = rng.normal(size=(classes * units_per_class, 4))[units] + 0.01 * rng.normal(size=(len(labels), 4))
+    return Labelled(labels, units), good, unit_noise
+
+
+def test_a_unit_never_lies_on_both_sides_of_a_split():
+    labelled, _, _ = fields()
+    for seed in range(20):
+        train = split_units(labelled, np.random.default_rng(seed))
+        assert not set(labelled.units[train]) & set(labelled.units[~train])
+        for code in labelled.classes:
+            assert {True, False} == set(train[labelled.labels == code])
+
+
+def test_shots_are_spread_over_units_before_one_repeats():
+    labelled, _, _ = fields()
+    chosen = draw_shots(labelled, np.ones(len(labelled.labels), bool), 6, np.random.default_rng(0))
+    assert len(chosen) == 18 and len(np.unique(labelled.units[chosen])) == 18
+
+
+def test_informative_features_win_and_features_of_the_unit_alone_stay_at_chance():
+    labelled, good, unit_noise = fields(units_per_class=12)
+    results = probe({"good": good, "unit": unit_noise}, labelled, shots=10, trials=10)
+    for kind in results["good"]:
+        assert results["good"][kind].balanced_accuracy > 0.98
+        assert results["unit"][kind].balanced_accuracy < 0.55
+    low, high = bootstrap(results["good"]["ridge"], results["unit"]["ridge"])
+    assert 0.3 < low < high
+    assert better(results["good"])[0] in ("ridge", "kNN-3")
+
+
+def test_the_linear_probe_is_least_squares_with_intercept_and_least_norm():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(6, 10)), np.array([0, 0, 0, 1, 1, 1])
+    assert np.array_equal(predict("linear", x, labels, x), labels)  # under-determined: it interpolates
+    shifted = predict("linear", x + 100, labels, x + 100)
+    assert np.array_equal(shifted, labels)
+
+
+def test_ridge_does_not_depend_on_the_scale_of_all_features():
+    labelled, good, _ = fields()
+    test = good + 0.3
+    assert np.array_equal(
+        predict("ridge", good, labelled.labels, test), predict("ridge", good * 1e-3, labelled.labels, test * 1e-3)
+    )
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(ProbeError, match="two classes"):
+        Labelled(np.zeros(3, int), np.arange(3))
+    lonely = Labelled(np.array([0, 0, 1]), np.array([0, 1, 2]))
+    with pytest.raises(ProbeError, match="class 1 lies in 1 unit"):
+        split_units(lonely, np.random.default_rng(0))
+    labelled, good, _ = fields()
+    with pytest.raises(ProbeError, match="rows"):
+        probe({"short": good[:-1]}, labelled, shots=1)
+    with pytest.raises(ProbeError, match="unknown probe"):
+        predict("forest", good, labelled.labels, good)
+
+
+def test_the_same_seed_gives_the_same_scores():
+    labelled, good, _ = fields()
+    one = probe({"a": good}, labelled, shots=2, trials=3, seed=5)["a"]["kNN-1"]
+    assert one == probe({"a": good}, labelled, shots=2, trials=3, seed=5)["a"]["kNN-1"]
+
+
+def test_effective_rank_counts_directions():
+    rng = np.random.default_rng(0)
+    assert effective_rank(rng.normal(size=(20_000, 8))) == pytest.approx(8, abs=0.02)
+    assert effective_rank(np.outer(rng.normal(size=100), np.ones(8))) == pytest.approx(1, abs=1e-6)
