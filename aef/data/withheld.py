@@ -42,7 +42,7 @@ class WithheldDates:
         self.twin_ms = twin_ms
 
     @classmethod
-    def read(cls, path: str | os.PathLike, subset: str | None = None) -> WithheldDates:
+    def read(cls, path: str | os.PathLike, subset: str | None = None, *, twin_ms: int = TWIN_MS) -> WithheldDates:
         """Read a CSV with columns ``place`` and ``time_utc`` (ISO, UTC) and, if it likes, ``source``.
 
         With ``subset`` only the rows whose column ``set`` holds that word: dates to report on, or to tune on.
@@ -72,7 +72,7 @@ class WithheldDates:
                 raise WithheldError(f"{path}: line {rows.line_num}: {error}") from error
         if subset is not None and not dates:
             raise WithheldError(f"{path}: no row has {subset!r} in its column `set`")
-        return cls(dates)
+        return cls(dates, twin_ms)
 
     def dates(self) -> dict[tuple[str, str], list[int]]:
         """The listed dates by (place, source or "")."""
