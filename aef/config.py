@@ -112,7 +112,9 @@ class TrainConfig:
     keep_checkpoints: int = setting(2, "complete checkpoints kept")
     figure_every: int = setting(1000, "steps between figures; 0: only at the end")
     validate_every: int = setting(0, "steps between validations; 0: never")
+    validate_set: str | None = setting(None, "rows of data.withheld that validation judges (column `set`); none: all")
     max_skipped: int = setting(10, "non-finite steps in a row after which the run stops")
+    timeout_s: float = setting(600.0, "how long a rank waits for the others before the run ends with an error", "s")
 
 
 @dataclass(frozen=True)

@@ -475,6 +475,17 @@ def read_chip_header(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
 
 
+def read_frame_times(path: str | os.PathLike, sources: Iterable[str]) -> dict[str, np.ndarray]:
+    """Start times (T,) of some sources of a chip, without its pixels; those that it lacks are left out. Raises ChipError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[f"{name}/time_ms"] for name in sources if f"{name}/time_ms" in archive}
+    except _DAMAGE as error:
+        raise ChipError(
+            f"is damaged or not a chip ({type(error).__name__}: {str(error)[:120]}): make it again", file=path
+        ) from error
+
+
 def _read_header(archive: Any) -> dict[str, Any]:
     if "header" not in archive:
         raise ChipError("has no header: not a chip of this software", field="header")

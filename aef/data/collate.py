@@ -105,12 +105,18 @@ class Sample:
 
 
 class _Movable:
-    """Moves every tensor of a dataclass to a device, nested ones included."""
+    """Moves every tensor of a dataclass to a device or into page-locked memory, nested ones included."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False):
+        return self._each(lambda item: item.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self):
+        return self._each(lambda item: item.pin_memory())
+
+    def _each(self, change):
         def move(value):
             if isinstance(value, Tensor | _Movable):
-                return value.to(device, non_blocking=non_blocking)
+                return change(value)
             if isinstance(value, dict):
                 return {key: move(item) for key, item in value.items()}
             return value
