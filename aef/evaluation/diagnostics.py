@@ -1,0 +1,66 @@
+"""Health of an embedding: does it give its inputs away, does it use its directions, is it spread over the sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.evaluation.probes import Labelled, effective_rank, probe
+from aef.mapping.trained import TrainedModel
+from aef.timecode import Period
+
+PIXELS_PER_CHIP = 64
+BLOCK_PX = 16
+
+
+def source_presence(
+    model: TrainedModel, chips: Sequence[Chip], period_of: Callable[[Chip], Period], *, trials: int = 5, seed: int = 0
+) -> dict[str, float]:
+    """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance.
+
+    The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip is
+    embedded with and without the source; the probe is trained on some blocks of ground and tested on others. Sources
+    that no chip holds beside another input are left out.
+    """
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in model.inputs:
+        vectors, labels, units = [], [], []
+        for index, chip in enumerate(chips):
+            others = [one for one in model.inputs if one != name and one in chip.sources]
+            if name not in chip.sources or not others:
+                continue
+            rows, columns = rng.integers(0, chip.height, PIXELS_PER_CHIP), rng.integers(0, chip.width, PIXELS_PER_CHIP)
+            blocks = index * 1_000_000 + (rows // BLOCK_PX) * 1000 + columns // BLOCK_PX
+            for present, leave_out in ((1, ()), (0, (name,))):
+                field = model.embed_array(chip, [period_of(chip)], leave_out=leave_out)[0][0]
+                vectors.append(field[:, rows, columns].T)
+                labels.append(np.full(PIXELS_PER_CHIP, present))
+                units.append(blocks)
+        if vectors and len(np.unique(np.concatenate(units))) >= 2:
+            labelled = Labelled(np.concatenate(labels), np.concatenate(units))
+            scores = probe(
+                {name: np.concatenate(vectors)}, labelled, shots=None, trials=trials, seed=seed, kinds=["linear"]
+            )
+            found[name] = scores[name]["linear"].balanced_accuracy
+    return found
+
+
+def spread(fields: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, float]:
+    """Norm, uniformity and effective rank of embedding fields (D, h, w) of different places.
+
+    ``uniformity`` is the mean |cosine| of pixels of different places at the same position (Eq. 3's term; its floor on
+    random directions in 64 dimensions is 0.100, a collapse gives 1); NaN for a single field.
+    """
+    rng = np.random.default_rng(seed)
+    tables = [field.reshape(field.shape[0], -1).T for field in fields]
+    drawn = [table[rng.integers(0, len(table), PIXELS_PER_CHIP)] for table in tables]
+    pairs = [np.abs((one * other).sum(axis=1)).mean() for one, other in zip(drawn, [*drawn[1:], drawn[0]])]
+    every = np.concatenate(drawn)
+    return {
+        "norm": float(np.linalg.norm(every, axis=1).mean()),
+        "uniformity": float(np.mean(pairs)) if len(fields) > 1 else float("nan"),
+        "effective_rank": effective_rank(np.concatenate(tables)),
+    }

@@ -1,0 +1,107 @@
+"""Labels of chips as tables for probes: which pixels count, and which independent unit each belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from aef.data.chips import Chip, Label
+from aef.evaluation.probes import Labelled, ProbeError
+from aef.timecode import DAY_MS, Period
+
+BLOCK_M = 200.0
+Unit = Literal["field", "block", "place"]
+
+
+@dataclass(frozen=True)
+class LabelledPixels:
+    """A `Labelled` table and where its rows lie: ``chip`` (N,) index into the chips, ``row``, ``column`` (N,)."""
+
+    labelled: Labelled
+    chip: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+
+    def gather(self, fields: Sequence[np.ndarray]) -> np.ndarray:
+        """One field (D, h, w) per chip → the table (N, D) of its labelled pixels."""
+        out = np.empty((len(self.chip), fields[0].shape[0]), np.float64)
+        for index, field in enumerate(fields):
+            mine = self.chip == index
+            out[mine] = field[:, self.row[mine], self.column[mine]].T
+        return out
+
+
+def labelled_pixels(
+    chips: Sequence[Chip], name: str, *, unit: Unit = "field", classes: Sequence[int] = (), min_units: int = 2
+) -> LabelledPixels:
+    """The pixels of a label raster that some chips carry, and their units.
+
+    Args:
+        chips: those without the label contribute nothing.
+        name: of the label.
+        unit: ``field`` (its field ids, else connected regions of one class), ``block`` of 200 m, or ``place``.
+        classes: codes to keep; empty: every code that is not ignored.
+        min_units: classes with fewer units are dropped.
+
+    Raises:
+        ProbeError: fewer than two classes remain.
+    """
+    tables: list[np.ndarray] = []
+    for index, chip in enumerate(chips):
+        if name not in chip.labels:
+            continue
+        label = chip.labels[name]
+        keep = np.isin(label.values, list(classes)) if classes else ~np.isin(label.values, list(label.ignore))
+        units = _units(chip, label, unit)
+        keep &= units > 0
+        row, column = np.nonzero(keep)
+        identity = index * 1_000_000 + units[keep] if unit != "place" else _place_number(chips, chip) + 0 * row
+        tables.append(np.stack([label.values[keep].astype(np.int64), identity, np.full_like(row, index), row, column]))
+    if not tables:
+        raise ProbeError(f"no chip carries the label {name!r}")
+    table = np.concatenate(tables, axis=1)
+    for code in np.unique(table[0]):
+        if len(np.unique(table[1][table[0] == code])) < min_units:
+            table = table[:, table[0] != code]
+    if len(np.unique(table[0])) < 2:
+        raise ProbeError(f"label {name!r}: fewer than two classes have {min_units} {unit}s each")
+    return LabelledPixels(Labelled(table[0], table[1]), *table[2:])
+
+
+def label_period(chip: Chip, name: str, span: Period) -> Period:
+    """The year to judge a label in: a year around the middle of its valid period, or of the observations if it has none."""
+    label = chip.labels.get(name)
+    if label is not None and label.valid_start_ms is not None and label.valid_end_ms is not None:
+        middle = (label.valid_start_ms + label.valid_end_ms) // 2
+    else:
+        middle = (span.start_ms + span.end_ms) // 2
+    length = 365 * DAY_MS
+    start = middle - length // 2
+    latest = max(span.end_ms - length, span.start_ms)
+    start = min(max(start, span.start_ms), latest)
+    return Period(start, start + length)
+
+
+def _place_number(chips: Sequence[Chip], chip: Chip) -> int:
+    return 1 + sorted({one.place for one in chips}).index(chip.place)
+
+
+def _units(chip: Chip, label: Label, unit: Unit) -> np.ndarray:
+    """(H, W) positive unit numbers; 0 where there is none."""
+    if unit == "place":
+        return np.ones(label.values.shape, np.int64)
+    if unit == "block":
+        side = round(BLOCK_M / abs(chip.transform[0]))
+        row, column = np.indices(label.values.shape)
+        return 1 + (row // side) * 1000 + column // side
+    if label.fields is not None:
+        return label.fields.astype(np.int64)
+    units = np.zeros(label.values.shape, np.int64)
+    for code in np.unique(label.values):
+        regions, _ = ndimage.label(label.values == code)
+        units = np.where(regions > 0, regions + units.max(), units)
+    return units
