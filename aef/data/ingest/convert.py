@@ -1,0 +1,126 @@
+"""A folder of rasters and a recipe → chips, one place at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from aef.data.chips import Chip, write_chip
+from aef.data.ingest.labels import read_label
+from aef.data.ingest.places import IngestError, PlaceFiles, find_places
+from aef.data.ingest.recipe import Recipe
+from aef.data.ingest.report import Report, band_lines, frame_line
+from aef.data.ingest.series import SeriesBuilder
+from aef.settings_file import SOURCES_FILE, registry_of, write_sources
+from aef.sources import BUILT_IN
+
+
+def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
+    """Read one place into memory, frame by frame.
+
+    Raises:
+        IngestError, RasterError: the files do not fit the recipe; one line naming place, input and file.
+    """
+    files = {item.name: place.of(item) for item in recipe.inputs}
+    height, width = place.grid.height, place.grid.width
+    lon, lat = place.lon_lat()
+    chip = Chip(
+        id=recipe.place.id.format(place=place.name),
+        place=place.name,
+        crs=place.grid.crs.to_string(),
+        transform=tuple(place.grid.transform)[:6],
+        height=height,
+        width=width,
+        lon=lon,
+        lat=lat,
+        sources={},
+    )
+    report = Report(place.name, f"{chip.id}.npz", (height, width))
+    builders: list[SeriesBuilder] = []
+    for name in dict.fromkeys(item.source for item in recipe.inputs if item.source):
+        items = [item for item in recipe.inputs if item.source == name and files[item.name] and item.role != "qa"]
+        if not items:
+            continue
+        builder = SeriesBuilder(recipe.registry[name], items, place, files)
+        series = builder.build()
+        builders.append(builder)
+        if series is not None:
+            chip.sources[name] = series
+            report.frames[name] = frame_line(chip, name, builder.dropped, builder.twins)
+    if not chip.sources:
+        raise IngestError(f"{place.name}: no input of recipe {recipe.name} has a file or an observation there")
+    label_files = {rule.name: place.of(rule) for rule in recipe.labels}
+    for rule in recipe.labels:
+        label = read_label(rule, place, label_files[rule.name])
+        if label is not None:
+            chip.labels[rule.name] = label
+    chip.attributes = {
+        "recipe": recipe.name,
+        "attribution": recipe.attribution,
+        "licence": recipe.licence,
+        "twins": {builder.source.name: builder.twins for builder in builders if builder.twins},
+        **place.attributes(),
+    }
+    report.bands = band_lines(chip)
+    report.unused = unused_variables(recipe, place, files, builders, label_files)
+    return chip, report
+
+
+def unused_variables(
+    recipe: Recipe,
+    place: PlaceFiles,
+    files: dict[str, list[Path]],
+    builders: list[SeriesBuilder],
+    label_files: dict[str, list[Path]],
+) -> list[str]:
+    """Variables of the place's files, and whole files, that no input or label read."""
+    used: dict[Path, set[str]] = {}
+    for builder in builders:
+        for item in builder.items:
+            for path in files[item.name]:
+                used.setdefault(path, set()).update(builder.decoders[item.name].used)
+            for rule in (r for g in (item.valid, item.weight) if isinstance(g, tuple) for r in g if r.input):
+                for path in files[rule.input]:
+                    used.setdefault(path, set()).add(rule.var)
+            if item.time and item.time.glob:
+                for path in place.root.glob(item.time.glob.format(place=place.name)):
+                    used.setdefault(path, set())
+    for rule in recipe.labels:
+        for path in label_files[rule.name]:
+            used.setdefault(path, set()).update({rule.var} if rule.var else ())
+    lines: dict[str, None] = {}
+    openers = [(item, files[item.name]) for item in recipe.inputs]
+    openers += [(rule, label_files[rule.name]) for rule in recipe.labels]  # type: ignore[misc]
+    for opener, paths in openers:
+        for path in paths:
+            with place.open(path, opener) as raster:
+                left = [name for name in raster.variables if name not in used.get(path, set())]
+            if left and len(left) < len(raster.variables):
+                lines[f"{place.relative(path)}: {', '.join(left)}"] = None
+    lines.update({place.relative(path): None for path in place.files if path not in used})
+    return list(lines)
+
+
+def convert(
+    recipe: Recipe, root: Path, out: Path, *, places: tuple[str, ...] = (), compress: bool = True
+) -> Iterator[Report]:
+    """Convert every place of a folder into ``out``; a chip is written whole or not at all.
+
+    Yields:
+        A report per place, once its chip is on disk.
+
+    Raises:
+        IngestError, RasterError, ChipError: what is wrong, where, and what to do; chips already written stay.
+    """
+    found, _ = find_places(recipe, root, places)
+    out.mkdir(parents=True, exist_ok=True)
+    registry = registry_of(out).extended(recipe.sources)
+    for place in found:
+        chip, report = convert_place(recipe, place)
+        carried = [registry[name] for name in registry_of(out) if name not in BUILT_IN]
+        new = [recipe.registry[name] for name in chip.sources if name not in BUILT_IN]
+        merged = {source.name: source for source in (*carried, *new)}
+        if len(merged) > len(carried):
+            write_sources(out / SOURCES_FILE, merged.values())
+        write_chip(out / report.file, chip, registry, compress=compress)
+        yield report

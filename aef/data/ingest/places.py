@@ -1,0 +1,194 @@
+"""Which file belongs to which place, and each place's 10 m grid."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+
+from rasterio.errors import CRSError
+from rasterio.transform import from_bounds
+
+from aef.data.ingest.grids import Grid, centre_of, chip_grid, parse_crs
+from aef.data.ingest.readers import Raster, geojson_outline, open_raster
+from aef.data.ingest.recipe import Input, LabelRule, Recipe
+
+
+class IngestError(ValueError):
+    """Files do not fit their recipe; one line naming place, file and reason."""
+
+
+def list_files(root: Path) -> list[Path]:
+    """Every file below a folder, a Zarr store counting as one; sorted, hidden ones left out."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    found: list[Path] = []
+    pending = [root]
+    while pending:
+        for path in pending.pop().iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir() and path.suffix != ".zarr":
+                pending.append(path)
+            else:
+                found.append(path)
+    return sorted(found)
+
+
+@dataclass
+class PlaceFiles:
+    """One place of a folder: the files of each input and label, and its grid."""
+
+    recipe: Recipe
+    root: Path
+    name: str
+    files: list[Path]
+    shared: list[Path] = field(default_factory=list)
+
+    def of(self, rule: Input | LabelRule) -> list[Path]:
+        """Files of an input, in order; those found by overlap are the ones that reach the chip."""
+        pattern = rule.glob.format(place=self.name)
+        if rule.match == "group":
+            return [path for path in self.files if fnmatch(self.relative(path), pattern)]
+        reaching = []
+        for path in self.shared:
+            if fnmatch(self.relative(path), pattern):
+                with open_raster(path, rule) as raster:
+                    if raster.grid is None:
+                        raise raster.refuse("has no georeference, so it cannot be matched by overlap")
+                    if _overlap(raster.grid, self.grid):
+                        reaching.append(path)
+        return reaching
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def open(self, path: Path, rule: Input | LabelRule) -> Raster:
+        """Open a file of this place; plain arrays take the place's outline as their georeference."""
+        raster = open_raster(path, rule, self.extent)
+        if raster.grid is None:
+            raster.close()
+            raise raster.refuse("has no coordinate reference system or coordinates: add crs, or axes for a plain array")
+        return raster
+
+    @cached_property
+    def extent(self) -> Grid | None:
+        """The stated outline as a one-pixel grid; None where it is that of an input's file."""
+        bounds, place = self.recipe.place.bounds, self.recipe.place
+        if bounds.input:
+            return None
+        if bounds.geojson:
+            outline = self._one(bounds.geojson)
+            box, crs = geojson_outline(outline)
+        else:
+            if self.name not in bounds.map:
+                raise IngestError(f"{self.recipe.name}: place: bounds: map has no place {self.name}")
+            box, crs = bounds.map[self.name], ""
+        crs = place.crs if place.crs != "file" else crs
+        if not crs:
+            raise IngestError(f"{self.recipe.name}: place: crs: bounds given as numbers need EPSG:NUMBER")
+        return Grid(parse_crs(crs), from_bounds(*box, 1, 1), 1, 1)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The chip's 10 m UTM grid."""
+        rule = self.recipe.place
+        outline = self.extent or self._file_extent()
+        return chip_grid(outline.bounds, outline.crs, rule.grid.align, rule.grid.crop_px)
+
+    def _file_extent(self) -> Grid:
+        item = self.recipe.input(self.recipe.place.bounds.input)
+        if item.match != "group":
+            raise IngestError(
+                f"{self.recipe.name}: place: bounds: input {item.name} is matched by overlap: name another"
+            )
+        files = self.of(item)
+        if not files:
+            raise IngestError(f"{self.recipe.name}: place {self.name}: no file of input {item.name} ({item.glob})")
+        with open_raster(files[0], item) as raster:
+            if raster.grid is None:
+                raise raster.refuse("gives the place's bounds but has no georeference: use bounds: geojson or map")
+            override = self.recipe.place.crs
+            if override != "file":
+                return Grid(parse_crs(override), raster.grid.transform, raster.grid.height, raster.grid.width)
+            return raster.grid
+
+    def _one(self, pattern: str) -> Path:
+        pattern = pattern.format(place=self.name)
+        found = sorted(self.root.glob(pattern))
+        if len(found) != 1:
+            raise IngestError(f"{self.recipe.name}: place {self.name}: expected one file {pattern}, found {len(found)}")
+        return found[0]
+
+    def attributes(self) -> dict[str, object]:
+        """Facts about the place that a JSON sidecar states."""
+        rule = self.recipe.place
+        if not rule.sidecar:
+            return {}
+        path = self._one(rule.sidecar)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {name: content[key] for name, key in rule.attributes.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise IngestError(f"{path}: place: attributes: {type(error).__name__} {error}") from None
+
+    def lon_lat(self) -> tuple[float, float]:
+        return centre_of(self.grid.bounds, self.grid.crs)
+
+
+def _overlap(a: Grid, b: Grid) -> bool:
+    try:
+        left, bottom, right, top = a.bounds_in(b.crs)
+    except CRSError:
+        return False  # so far away that the chip's zone cannot express it
+    x0, y0, x1, y1 = b.bounds
+    return left < x1 and x0 < right and bottom < y1 and y0 < top
+
+
+def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[list[PlaceFiles], list[Path]]:
+    """Group the files of a folder by place.
+
+    Returns:
+        The places in order of name, and the files that belong to none.
+
+    Raises:
+        IngestError: no file belongs to any place, or a place of ``only`` does not exist.
+    """
+    files = list_files(root)
+    groups: dict[str, list[Path]] = {}
+    rest: list[Path] = []
+    for path in files:
+        name = _place_of(recipe, path.relative_to(root).as_posix())
+        if name is None:
+            rest.append(path)
+        else:
+            groups.setdefault(name, []).append(path)
+    shared = [rule.glob for rule in (*recipe.inputs, *recipe.labels) if rule.match == "overlap"]
+    common = [path for path in files if any(fnmatch(path.relative_to(root).as_posix(), glob) for glob in shared)]
+    wanted = [rule.glob for rule in recipe.inputs if rule.match == "group" and rule.role != "qa"]
+    names = sorted(
+        name
+        for name, members in groups.items()
+        if any(fnmatch(p.relative_to(root).as_posix(), g.format(place=name)) for p in members for g in wanted)
+    )
+    missing = set(only) - set(names)
+    if not names:
+        raise IngestError(f"{root}: no file belongs to a place of recipe {recipe.name}: wrong folder or group_by?")
+    if missing:
+        raise IngestError(f"{root}: no place {sorted(missing)[0]}: known are {', '.join(names[:20])}")
+    chosen = [name for name in names if not only or name in set(only)]
+    lonely = [path for name, members in groups.items() if name not in names for path in members]
+    unused = [path for path in (*rest, *lonely) if path not in common]
+    return [PlaceFiles(recipe, root, name, groups[name], common) for name in chosen], sorted(unused)
+
+
+def _place_of(recipe: Recipe, relative: str) -> str | None:
+    rule = recipe.place
+    if rule.map:
+        return next((name for glob, name in rule.map.items() if fnmatch(relative, glob)), None)
+    found = re.search(rule.group_by, relative)
+    return found.group("place") if found else None

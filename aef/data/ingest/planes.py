@@ -1,0 +1,236 @@
+"""From stored planes to measurements: no-data, validity and weight rules, offsets, transforms, and the watch over
+extremes that nobody declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aef.data.ingest.readers import Raster
+from aef.data.ingest.recipe import Accept, BandRule, Input, NoData, OffsetRule, Rule, Transform
+
+FREQUENT = 0.01
+"""An exact extreme that makes up more than this share of a band looks like a fill value."""
+REPEATED = 10
+"""... and is repeated at least this often: in a handful of values every one is frequent."""
+DN_DB_OFFSET = -83.0
+
+QaPlane = Callable[[str, str], np.ndarray | None]
+"""(input, variable) → the stored plane of another input at the same time, on the grid of the one being read."""
+
+
+@dataclass
+class Tally:
+    """Extremes of one band over all planes of a place, of what the rules left as observed and nothing declared."""
+
+    dtype: np.dtype
+    count: int = 0
+    lowest: float = np.inf
+    highest: float = -np.inf
+    at_lowest: int = 0
+    at_highest: int = 0
+
+    def add(self, values: np.ndarray) -> None:
+        self.count += values.size
+        if not values.size:
+            return
+        low, high = values.min().item(), values.max().item()
+        if low <= self.lowest:
+            self.at_lowest = int((values == low).sum()) + (self.at_lowest if low == self.lowest else 0)
+            self.lowest = low
+        if high >= self.highest:
+            self.at_highest = int((values == high).sum()) + (self.at_highest if high == self.highest else 0)
+            self.highest = high
+
+    def suspicion(self, accept: Accept) -> str | None:
+        """Why an extreme looks like no-data, or None."""
+        for value, repeats, name in (
+            (self.lowest, self.at_lowest, "lowest"),
+            (self.highest, self.at_highest, "highest"),
+        ):
+            if not self.count or declared(np.asarray([value]), accept)[0]:
+                continue
+            share = repeats / self.count
+            if self.dtype.kind in "iu":
+                limits = np.iinfo(self.dtype)
+                if value <= limits.min + 1 or value >= limits.max - 1:
+                    return f"its {name} value {value} lies within one step of the limit of {self.dtype}"
+            if share > FREQUENT and repeats >= REPEATED and self.lowest < self.highest:
+                return f"its {name} value {value:.6g} makes up {share:.1%} of the band"
+            if self.lowest == self.highest and repeats >= REPEATED:
+                return f"it holds the one value {value:.6g}"
+        return None
+
+
+def declared(values: np.ndarray, rule: Accept | NoData) -> np.ndarray:
+    """Which values a list of values and ranges names."""
+    found = np.zeros(values.shape, np.bool_)
+    for value in rule.values:
+        found |= values == value
+    for low, high in rule.ranges:
+        found |= (values >= low) & (values <= high)
+    return found
+
+
+def holds(rule: Rule, values: np.ndarray) -> np.ndarray:
+    """Where a rule's conditions hold: all of those that it names."""
+    met = np.ones(values.shape, np.bool_)
+    if rule.within:
+        met &= np.isin(values, rule.within)
+    if rule.not_in:
+        met &= ~np.isin(values, rule.not_in)
+    if rule.range:
+        met &= (values >= rule.range[0]) & (values <= rule.range[1])
+    if rule.bits:
+        if values.dtype.kind == "f":
+            values = np.where(np.isfinite(values) & (values >= 0), values, 0)
+        flags = values.astype(np.int64)
+        for bit in rule.bits.set:
+            met &= (flags >> bit) & 1 == 1
+        for bit in rule.bits.clear:
+            met &= (flags >> bit) & 1 == 0
+    return met
+
+
+def convert(values: np.ndarray, rule: Transform) -> np.ndarray:
+    """Apply a transform; float32, unless it changes nothing. The logarithm of what is not positive is NaN."""
+    if rule == Transform():
+        return values.astype(np.float32) if values.dtype == np.float64 else values
+    x = values.astype(np.float64) * rule.scale + rule.offset
+    if rule.function in ("db_from_dn", "db_from_linear"):
+        factor, offset = (20.0, DN_DB_OFFSET) if rule.function == "db_from_dn" else (10.0, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = np.where(x > 0, factor * np.log10(x) + offset, np.nan)
+    elif rule.function == "sin":
+        x = np.sin(np.radians(x))
+    elif rule.function == "cos":
+        x = np.cos(np.radians(x))
+    return x.astype(np.float32)
+
+
+@dataclass
+class Decoder:
+    """Reads the bands of one input from an opened raster, step by step.
+
+    ``tallies`` keeps each band's extremes; ``used`` the variables that were read.
+    """
+
+    item: Input
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def planes(
+        self, raster: Raster, step: int, bands: Mapping[str, BandRule], offset: float, other: QaPlane
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
+        """Measurements (h, w) of each band, where each was observed, and the loss weight (0/1) or None."""
+        raw = {rule.var: self._read(raster, rule.var, step) for rule in bands.values()}
+        outside = self._outside(raw)
+        shared = self._shared_rules(raster, step, other)
+        values, observed = [], []
+        for band, rule in bands.items():
+            stored = raw[rule.var]
+            seen = self._observed(stored, rule, other, raster, step) & ~outside & shared
+            self._refuse_nan(raster, rule.var, step, stored, seen)
+            self.tallies.setdefault(band, Tally(stored.dtype)).add(stored[seen])
+            stored = subtract(stored, offset) if offset else stored
+            plane = convert(stored, self.item.transform if rule.transform is None else rule.transform)
+            if plane.dtype.kind == "f":
+                lost = seen & ~np.isfinite(plane)
+                if lost.any():
+                    raise raster.refuse(
+                        f"{rule.var} (band {band}), step {step}: {int(lost.sum())} values such as "
+                        f"{stored[lost][0]:g} have no finite {self._function(rule) or 'value'}: "
+                        "declare them no-data, or check dtype_view"
+                    )
+            values.append(plane)
+            observed.append(seen)
+        return values, observed, self._weight(raster, step, other)
+
+    def _function(self, rule: BandRule) -> str:
+        return (rule.transform or self.item.transform).function
+
+    def _read(self, raster: Raster, variable: str, step: int) -> np.ndarray:
+        self.used.add(variable)
+        return raster.read(variable, step)
+
+    def _outside(self, raw: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Outside the exported area and in the blended rim."""
+        planes = list(raw.values())
+        outside = np.zeros(planes[0].shape, np.bool_)
+        if self.item.nodata.all_zero:
+            outside |= np.logical_and.reduce([plane == 0 for plane in planes])
+        if self.item.erode_px:
+            inner = np.zeros_like(outside)
+            n = self.item.erode_px
+            inner[n:-n, n:-n] = True
+            outside |= ~inner
+        return outside
+
+    def _observed(self, stored: np.ndarray, rule: BandRule, other: QaPlane, raster: Raster, step: int) -> np.ndarray:
+        nodata = self.item.nodata if rule.nodata is None else rule.nodata
+        seen = ~declared(stored, nodata)
+        if nodata.nan and stored.dtype.kind == "f":
+            seen &= ~np.isnan(stored)
+        own = rule.valid if rule.valid is not None else self.item.valid if isinstance(self.item.valid, tuple) else ()
+        for condition in own:
+            if not condition.var or rule.valid is not None:
+                seen &= holds(condition, self._condition(condition, stored, raster, step, other))
+        return seen
+
+    def _shared_rules(self, raster: Raster, step: int, other: QaPlane) -> np.ndarray | bool:
+        rules = self.item.valid if isinstance(self.item.valid, tuple) else ()
+        met: np.ndarray | bool = True
+        for rule in rules:
+            if rule.var:
+                met = met & holds(rule, self._condition(rule, None, raster, step, other))
+        return met
+
+    def _weight(self, raster: Raster, step: int, other: QaPlane) -> np.ndarray | None:
+        if not isinstance(self.item.weight, tuple):
+            return None
+        met: np.ndarray | bool = True
+        for rule in self.item.weight:
+            met = met & holds(rule, self._condition(rule, None, raster, step, other))
+        return np.asarray(met)
+
+    def _condition(
+        self, rule: Rule, stored: np.ndarray | None, raster: Raster, step: int, other: QaPlane
+    ) -> np.ndarray:
+        """The plane that a rule looks at."""
+        if not rule.var:
+            if stored is None:
+                raise raster.refuse("a weight rule must name the variable that it looks at (var)")
+            return stored
+        if not rule.input:
+            return self._read(raster, rule.var, step)
+        plane = other(rule.input, rule.var)
+        if plane is None:
+            raise raster.refuse(f"step {step}: input {rule.input} has no {rule.var} at the same time")
+        return plane
+
+    def _refuse_nan(self, raster: Raster, variable: str, step: int, stored: np.ndarray, seen: np.ndarray) -> None:
+        if stored.dtype.kind == "f" and (missing := np.isnan(stored) & seen).any():
+            raise raster.refuse(
+                f"{variable}, step {step}: {int(missing.sum())} values are NaN: "
+                "declare nodata: {nan: true}, or a valid rule that says where it was observed"
+            )
+
+
+def subtract(stored: np.ndarray, offset: float) -> np.ndarray:
+    """Take a radiometric offset off; unsigned values stop at 0 instead of wrapping around."""
+    if stored.dtype.kind == "u":
+        return np.maximum(stored, stored.dtype.type(offset)) - stored.dtype.type(offset)
+    return stored - stored.dtype.type(offset)
+
+
+def radiometric_offset(rule: OffsetRule | None, raster: Raster, variables: list[str], place: str) -> float:
+    """What to subtract from every band of a file: by map, or when every band's minimum says that the offset is in."""
+    if rule is None:
+        return 0.0
+    if rule.map:
+        return rule.map.get(place, 0.0)
+    assert rule.when_minimum_at_least is not None
+    lowest = min(float(raster.read(name, k).min()) for name in variables for k in range(raster.steps))
+    return rule.subtract if lowest >= rule.when_minimum_at_least else 0.0

@@ -1,0 +1,400 @@
+"""One source of one place: its frames read one by one into the chip's arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from aef.data.chips import SourceSeries
+from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
+from aef.data.ingest.places import IngestError, PlaceFiles
+from aef.data.ingest.planes import Decoder, radiometric_offset
+from aef.data.ingest.readers import Raster
+from aef.data.ingest.recipe import BandRule, Input, _compile
+from aef.data.ingest.times import FrameTimes
+from aef.sources import Source
+
+METRES_PER_DEGREE = 111_320
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of one file, and the time slot of the source that it fills."""
+
+    item: Input
+    path: Path
+    step: int
+    start_ms: int
+    end_ms: int | None
+    repeat: int = 0
+
+
+class SeriesBuilder:
+    """Builds a `SourceSeries` from all inputs of a source at one place.
+
+    ``decoders`` keeps, per input, what was read and the extremes found; ``dropped`` and ``twins`` count frames without
+    any observation and pairs within the dedupe window.
+    """
+
+    def __init__(self, source: Source, items: list[Input], place: PlaceFiles, files: dict[str, list[Path]]) -> None:
+        self.source, self.items, self.place, self.files = source, items, place, files
+        self.decoders = {item.name: Decoder(item) for item in items}
+        self.dropped = self.twins = 0
+        self._offsets: dict[Path, float] = {}
+
+    # -- frames and slots
+
+    @cached_property
+    def frames(self) -> list[Frame]:
+        """Every step of every file, with repeats of a time within an input numbered."""
+        found: list[Frame] = []
+        for item in self.items:
+            seen: dict[int, int] = {}
+            for path in self.files[item.name]:
+                with self.place.open(path, item) as raster:
+                    starts, ends = self._times(item, raster, path)
+                for step, start in enumerate(starts):
+                    repeat = seen.get(start, 0) if item.dedupe is None or item.dedupe.keep != "mosaic" else 0
+                    seen[start] = repeat + 1
+                    found.append(Frame(item, path, step, start, ends[step] if ends else None, repeat))
+        return found
+
+    def _times(self, item: Input, raster: Raster, path: Path) -> tuple[list[int], list[int] | None]:
+        if item.role == "static":
+            return [0], None
+        relative = self.place.relative(path)
+        try:
+            return FrameTimes(item, self.place.name, self.source.time == "interval").of(
+                raster, path, relative, self.place.root
+            )
+        except ValueError as error:
+            raise IngestError(f"{path}: input {item.name}: {error}") from None
+
+    @cached_property
+    def slots(self) -> list[tuple[int, int]]:
+        """(time, repeat) of every frame that the source will have, in order."""
+        return sorted({(frame.start_ms, frame.repeat) for frame in self.frames})
+
+    # -- geometry and type
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of the series: the chip's, or the source's own."""
+        if self.source.grid == "chip":
+            return self.place.grid
+        grids = []
+        for item in self.items:
+            for path in self.files[item.name][:1]:
+                with self.place.open(path, item) as raster:
+                    assert raster.grid is not None
+                    grids.append(self._native(item, raster.grid))
+        if any(not _alike(grid, grids[0]) for grid in grids):
+            raise IngestError(f"{self.place.name}: source {self.source.name}: its inputs lie on different native grids")
+        return grids[0]
+
+    def _native(self, item: Input, grid: Grid) -> Grid:
+        if "space" in item.collapse:
+            width, height = grid.width, grid.height
+            return Grid(grid.crs, grid.transform * grid.transform.scale(width, height), 1, 1)
+        if item.cell_m is not None:
+            return cell_grid(self.place.grid, item.cell_m)
+        pixel_m = abs(grid.transform.a) * (METRES_PER_DEGREE if grid.crs.is_geographic else 1)
+        if pixel_m < self.source.native_resolution_m / 4:
+            raise IngestError(
+                f"{self.place.name}: input {item.name}: its pixels of {pixel_m:.3g} m are copies of cells of "
+                f"{self.source.native_resolution_m:g} m: state collapse: [space] or cell_m"
+            )
+        return grid
+
+    def _dtype(self) -> np.dtype:
+        """Integers stay what they are where pixels are copied; everything else is float32."""
+        kinds = []
+        for item in self.items:
+            path = self.files[item.name][0]
+            with self.place.open(path, item) as raster:
+                for rule in self._bands(item, path, raster).values():
+                    transform = rule.transform or item.transform
+                    kind = raster.read(rule.var, 0).dtype
+                    exact = item.resample == "nearest" and transform == type(transform)() and kind.kind in "iu"
+                    kinds.append(kind if exact else np.dtype(np.float32))
+        kind = np.result_type(*kinds)
+        return np.dtype(np.float32) if kind == np.float64 else kind
+
+    def _bands(self, item: Input, path: Path, raster: Raster) -> dict[str, BandRule]:
+        """The bands that this file gives; with ``band_regex`` the one that its name says."""
+        if not item.band_regex:
+            return dict(item.band_map)
+        found = _compile(item.band_regex).search(self.place.relative(path))
+        if not found:
+            raise raster.refuse(f"band_regex {item.band_regex!r} does not match its name")
+        named = {band: rule for band, rule in item.band_map.items() if rule.var == found.group("band")}
+        # A file of one band: whatever the file calls it, the recipe names it after the regex.
+        return {band: replace(rule, var=raster.variables[0]) for band, rule in named.items()}
+
+    # -- filling
+
+    def build(self) -> SourceSeries | None:
+        """Read everything. None if the place has no frame of this source with an observation.
+
+        Raises:
+            IngestError: twins without a rule, undeclared extremes, axes that are not constant although collapsed.
+            RasterError: a file is not as the recipe says.
+        """
+        if not self.frames:
+            return None
+        self._check_twins()
+        shape = (len(self.slots), self.source.channels, self.grid.height, self.grid.width)
+        values = np.zeros(shape, self._dtype())
+        valid = np.zeros(shape, np.bool_)
+        weighted = any(isinstance(item.weight, tuple) for item in self.items)
+        weight = np.full((shape[0], 1, *shape[2:]), 255, np.uint8) if weighted else None
+        metadata = np.full((shape[0], len(self.source.metadata)), np.nan, np.float32)
+        at = {slot: index for index, slot in enumerate(self.slots)}
+        for item, path, frames in self._by_file():
+            with ExitStack() as stack:
+                raster = stack.enter_context(self.place.open(path, item))
+                qa = _Siblings(self, item, raster, stack)
+                for frame in frames:
+                    slot = at[frame.start_ms, frame.repeat]
+                    self._fill(raster, frame, qa, values[slot], valid[slot], None if weight is None else weight[slot])
+                    self._read_metadata(raster, frame, metadata[slot])
+        self._refuse_extremes()
+        return self._finish(values, valid, weight, metadata)
+
+    def _by_file(self) -> Iterator[tuple[Input, Path, list[Frame]]]:
+        groups: dict[tuple[str, Path], list[Frame]] = {}
+        for frame in self.frames:
+            groups.setdefault((frame.item.name, frame.path), []).append(frame)
+        for frames in groups.values():
+            yield frames[0].item, frames[0].path, frames
+
+    def _fill(
+        self,
+        raster: Raster,
+        frame: Frame,
+        qa: _Siblings,
+        values: np.ndarray,
+        valid: np.ndarray,
+        weight: np.ndarray | None,
+    ) -> None:
+        """One step of a file into its slot: values (C, H, W), valid (C, H, W), weight (1, H, W)."""
+        item = frame.item
+        bands = self._bands(item, frame.path, raster)
+        if not bands:
+            return
+        offset = self._offset(item, raster, bands)
+        decoder = self.decoders[item.name]
+        planes, seen, counts = decoder.planes(raster, frame.step, bands, offset, qa.at(frame.start_ms))
+        stack, observed = _stack(planes), np.stack(seen)
+        if item.role == "static" and raster.steps > 1 and not item.layout and "time" not in item.collapse:
+            raise raster.refuse(f"holds {raster.steps} steps of a static source: state collapse: [time], or select one")
+        if "time" in item.collapse:
+            self._check_constant_in_time(raster, bands, observed)
+        source = raster.grid
+        assert source is not None
+        if "space" in item.collapse:
+            stack, observed, source = self._collapse_space(raster, frame, stack, observed)
+        moved, observed = resample(stack, observed, source, self.grid, item.resample)
+        for band, plane, mask in zip(bands, moved, observed):
+            at = self.source.band_names.index(band)
+            mask = mask & ~valid[at]
+            values[at][mask] = plane[mask]
+            valid[at] |= mask
+        if weight is not None and counts is not None:
+            assert raster.grid is not None
+            moved_weight, _ = resample(counts[None], np.ones_like(counts)[None], raster.grid, self.grid, "nearest")
+            np.minimum(weight, np.where(moved_weight, 255, 0).astype(np.uint8), out=weight)
+
+    def _offset(self, item: Input, raster: Raster, bands: dict[str, BandRule]) -> float:
+        if raster.path not in self._offsets:
+            names = [rule.var for rule in bands.values()]
+            self._offsets[raster.path] = radiometric_offset(item.offset_rule, raster, names, self.place.name)
+        return self._offsets[raster.path]
+
+    def _read_metadata(self, raster: Raster, frame: Frame, row: np.ndarray) -> None:
+        for index, field in enumerate(self.source.metadata):
+            rule = frame.item.metadata[field.name]
+            if rule.constant is not None:
+                row[index] = rule.constant
+            elif rule.var:
+                along = np.atleast_1d(raster.coordinate(rule.var))
+                self.decoders[frame.item.name].used.add(rule.var)
+                row[index] = along[frame.step if len(along) > 1 else 0]
+
+    def _check_constant_in_time(self, raster: Raster, bands: dict[str, BandRule], observed: np.ndarray) -> None:
+        for (band, rule), seen in zip(bands.items(), observed):
+            first = raster.read(rule.var, 0).copy()
+            for step in range(1, raster.steps):
+                if not np.array_equal(raster.read(rule.var, step)[seen], first[seen]):
+                    raise raster.refuse(
+                        f"{rule.var} (band {band}) changes at step {step}: it cannot be collapsed in time"
+                    )
+
+    def _collapse_space(
+        self, raster: Raster, frame: Frame, stack: np.ndarray, observed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Grid]:
+        values = np.zeros((len(stack), 1, 1), stack.dtype)
+        seen = observed.any(axis=(1, 2), keepdims=True)
+        for index, (plane, mask) in enumerate(zip(stack, observed)):
+            if not mask.any():
+                continue
+            values[index] = plane[mask][0]
+            if (plane[mask] != plane[mask][0]).any():
+                raise raster.refuse(
+                    f"{list(frame.item.band_map.values())[index].var} is not constant in space at step {frame.step} "
+                    f"({plane[mask].min():g} to {plane[mask].max():g}): do not collapse it, give it a cell_m"
+                )
+        return values, seen, self.grid
+
+    # -- after reading
+
+    def _check_twins(self) -> None:
+        if self.source.time == "static":
+            return
+        rules = {item.dedupe for item in self.items}
+        if len(rules) > 1:
+            raise IngestError(
+                f"{self.place.recipe.name}: source {self.source.name}: its inputs state different dedupe rules"
+            )
+        rule = rules.pop()
+        times = [start for start, _ in self.slots]
+        window_ms = 3_600_000 if rule is None else rule.within_s * 1000
+        gaps = np.diff(times)
+        self.twins = int((gaps <= window_ms).sum()) if self.source.time == "instant" else int((gaps == 0).sum())
+        same = bool((gaps == 0).any())
+        if self.twins and (rule is None or (same and rule.keep == "all")):
+            at = int(np.argmin(gaps))
+            moment = np.datetime64(times[at], "ms")
+            raise IngestError(
+                f"{self.place.name}: source {self.source.name}: {self.twins} frames follow another within "
+                f"{window_ms / 1000:g} s (first at {moment}, {gaps[at] / 1000:g} s): "
+                + ("keep: all cannot keep two frames of one time" if same and rule else "state a dedupe rule")
+            )
+
+    def _refuse_extremes(self) -> None:
+        for item in self.items:
+            for band, tally in self.decoders[item.name].tallies.items():
+                if self.source.classes:
+                    continue
+                rule = item.band_map[band]
+                reason = tally.suspicion(item.accept if rule.accept is None else rule.accept)
+                if reason:
+                    raise IngestError(
+                        f"{self.place.name}: input {item.name}: {rule.var} (band {band}): {reason}, "
+                        "declared neither no-data (nodata, valid) nor a measurement (accept)"
+                    )
+
+    def _finish(
+        self, values: np.ndarray, valid: np.ndarray, weight: np.ndarray | None, metadata: np.ndarray
+    ) -> SourceSeries | None:
+        keep = self._chosen(valid)
+        if not keep.any():
+            return None
+        if not keep.all():
+            values, valid, metadata = values[keep], valid[keep], metadata[keep]
+            weight = None if weight is None else weight[keep]
+        if all(np.array_equal(valid[:, c], valid[:, 0]) for c in range(1, valid.shape[1])):
+            valid = valid[:, :1].copy()
+        static, native = self.source.time == "static", self.source.grid == "native"
+        ends = {(f.start_ms, f.repeat): f.end_ms for f in self.frames}
+        slots = [slot for slot, kept in zip(self.slots, keep) if kept]
+        interval = self.source.time == "interval"
+        transforms = {item.transform for item in self.items}
+        one = transforms.pop() if len(transforms) == 1 else type(self.items[0].transform)()
+        return SourceSeries(
+            values=values,
+            valid=valid,
+            weight=weight,
+            time_ms=None if static else np.array([start for start, _ in slots], np.int64),
+            time_end_ms=np.array([ends[slot] for slot in slots], np.int64) if interval else None,
+            metadata=metadata if self.source.metadata else None,
+            transform=tuple(self.grid.transform)[:6] if native else None,
+            crs=self.grid.crs.to_string() if native else None,
+            bands=self.source.band_names,
+            units=tuple(band.unit for band in self.source.bands),
+            collection=next((item.collection for item in self.items if item.collection), ""),
+            native_resolution_m=self.source.native_resolution_m,
+            applied_scale=one.scale,
+            applied_offset=one.offset,
+            licence=next((item.licence for item in self.items if item.licence), "") or self.source.licence,
+            note=self._note(weight),
+        )
+
+    def _chosen(self, valid: np.ndarray) -> np.ndarray:
+        """Frames that stay: with an observation, and of twins the one that the rule keeps."""
+        counts = valid.sum(axis=(1, 2, 3))
+        keep = counts > 0
+        self.dropped = int((~keep).sum())
+        rule = self.items[0].dedupe
+        if rule is None or rule.keep in ("all", "mosaic") or self.source.time == "static":
+            return keep
+        times = np.array([start for start, _ in self.slots])
+        group = np.concatenate([[0], np.cumsum(np.diff(times) > rule.within_s * 1000)])
+        for number in np.unique(group):
+            members = np.flatnonzero((group == number) & keep)
+            if len(members) > 1:
+                best = members[np.argmax(counts[members])] if rule.keep == "most_valid" else members[0]
+                keep[members[members != best]] = False
+        return keep
+
+    def _note(self, weight: np.ndarray | None) -> str:
+        notes = [item.note for item in self.items if item.note]
+        if self.source.time != "static" and weight is None:
+            notes.append("no cloud rule: weight is 1 everywhere")
+        if any(item.time and item.time.precision == "day" for item in self.items) and self.source.time == "instant":
+            notes.append("times are known to the day; noon UTC stands in")
+        return "; ".join(dict.fromkeys(notes))
+
+
+def _stack(planes: list[np.ndarray]) -> np.ndarray:
+    kind = np.result_type(*(plane.dtype for plane in planes))
+    return np.stack([plane.astype(kind, copy=False) for plane in planes])
+
+
+def _alike(a: Grid, b: Grid) -> bool:
+    return (
+        same_crs(a.crs, b.crs) and (a.height, a.width) == (b.height, b.width) and a.transform.almost_equals(b.transform)
+    )
+
+
+class _Siblings:
+    """Planes of other inputs at the time of the frame being read, on that frame's grid."""
+
+    def __init__(self, builder: SeriesBuilder, item: Input, raster: Raster, stack: ExitStack) -> None:
+        self._builder, self._raster, self._stack = builder, raster, stack
+        self._open: dict[str, list[tuple[Raster, dict[int, int]]]] = {}
+
+    def at(self, time_ms: int):
+        def read(name: str, variable: str) -> np.ndarray | None:
+            for raster, steps in self._files(name):
+                if time_ms in steps or not steps:
+                    plane = raster.read(variable, steps.get(time_ms, 0))
+                    assert raster.grid is not None and self._raster.grid is not None
+                    moved, seen = resample(
+                        plane[None], np.ones((1, *plane.shape), np.bool_), raster.grid, self._raster.grid, "nearest"
+                    )
+                    return moved[0] if seen.all() else None
+            return None
+
+        return read
+
+    def _files(self, name: str) -> list[tuple[Raster, dict[int, int]]]:
+        if name not in self._open:
+            place = self._builder.place
+            item = place.recipe.input(name)
+            opened = []
+            for path in place.of(item):
+                raster = self._stack.enter_context(place.open(path, item))
+                steps: dict[int, int] = {}
+                if item.time is not None:
+                    rule = FrameTimes(item, place.name, self._builder.source.time == "interval")
+                    starts, _ = rule.of(raster, path, place.relative(path), place.root)
+                    steps = {start: step for step, start in reversed(list(enumerate(starts)))}
+                opened.append((raster, steps))
+            self._open[name] = opened
+        return self._open[name]

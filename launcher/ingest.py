@@ -1,0 +1,64 @@
+"""Turn rasters of any origin into chips, as a recipe says.
+
+A recipe is a YAML file that states, for every kind of file in a folder, which source and band it is, what was observed,
+what counts, and when. `docs/ingest.md` explains its fields; recipes that ship with the program are given by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+RECIPES = Path(__file__).resolve().parent / "configs" / "ingest"
+
+
+def main(argv: list[str] | None = None) -> int:
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    p = parser(__file__, __doc__)
+    p.add_argument("--recipe", required=True, metavar="NAME|FILE", help=f"a recipe file, or one of {names}")
+    p.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
+    p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
+    p.add_argument("--places", nargs="*", default=[], metavar="PLACE", help="convert only these")
+    p.add_argument("--uncompressed", action="store_true", help="larger files that load faster")
+    p.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
+    options = p.parse_args(argv)
+
+    from aef.data.ingest.convert import convert
+    from aef.data.ingest.places import find_places
+    from aef.data.ingest.recipe import read_recipe
+
+    recipe = read_recipe(find_recipe(options.recipe))
+    root = Path(options.input)
+    places, unused = find_places(recipe, root, options.places)
+    if options.dry_run:
+        for place in places:
+            print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
+            for rule in (*recipe.inputs, *recipe.labels):
+                files = place.of(rule)
+                print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
+        return 0
+    with Progress("ingest", total=len(places), unit="chip") as progress:
+        for report in convert(
+            recipe, root, Path(options.out), places=tuple(options.places), compress=not options.uncompressed
+        ):
+            print(report.text())
+            progress.advance(note=report.place)
+    for path in unused:
+        print(f"unused file: {path.relative_to(root)}")
+    return 0
+
+
+def find_recipe(name_or_file: str) -> Path:
+    """A recipe that ships with the program, by name, or a file. Raises FileNotFoundError naming the known ones."""
+    path = RECIPES / f"{name_or_file}.yaml"
+    if path.is_file():
+        return path
+    if Path(name_or_file).suffix in (".yaml", ".yml"):
+        return Path(name_or_file)
+    known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"no recipe {name_or_file!r}: known are {known}; or give a .yaml file")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
