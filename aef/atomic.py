@@ -26,5 +26,9 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk is reported by the stream, which does not know its name.
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -178,6 +178,10 @@ class Source:
         return tuple(band.name for band in self.bands)
 
     @property
+    def units(self) -> tuple[str, ...]:
+        return tuple(band.unit for band in self.bands)
+
+    @property
     def channels(self) -> int:
         """Channels as stored and encoded."""
         return len(self.bands)

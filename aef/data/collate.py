@@ -378,7 +378,9 @@ class _Periods:
     """Summaries wanted by a batch: equal periods of one segment are pooled once."""
 
     def __init__(self, views: int) -> None:
-        self.views, self.rows, self.segments = views, [], []
+        self.views = views
+        self.rows: list[tuple[int, int]] = []
+        self.segments: list[int] = []
         self._known: dict[tuple[int, int, int], int] = {}
 
     def add(self, period: Period, sample: int, view: int) -> int:

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aef.config import ConfigError, DataConfig
 from aef.data.chips import Chip, ChipError, ChipFolder
-from aef.data.collate import Batch, Collator, Sample
+from aef.data.collate import Collator, Sample
 from aef.data.sampling import Sampler, TextVectors
 from aef.data.withheld import MINUTE_MS, WithheldDates
 from aef.sources import BUILT_IN, Registry
-
-
-class LoaderError(ValueError):
-    """A loader process died; one line."""
 
 
 class Draw(NamedTuple):
@@ -35,64 +31,22 @@ class Draw(NamedTuple):
     global_index: int
 
 
-class GlobalOrder(torch.utils.data.Sampler[list[Draw]]):
-    """The run as a sequence of micro-batches, one list of draws each.
+class GlobalOrder:
+    """The samples of a run in one sequence: epoch after epoch, each a permutation of the chips keyed by (seed, epoch).
 
-    Every epoch is a permutation keyed by (seed, epoch). Epochs follow each other without a gap; step s takes the samples
-    [s G, (s + 1) G) of that sequence, rank r its r-th part of them, in order, in parts of ``micro_batch``.
-
-    Args:
-        chips: number of chips.
-        seed: of the run.
-        global_batch: G, samples per optimiser step over all ranks.
-        micro_batch: samples per forward pass.
-        rank, ranks: this process and how many there are.
-        first_step, steps: which steps to give; a resumed run starts at the step that it saved.
-
-    Raises:
-        ConfigError: G is no multiple of ranks x micro_batch.
+    Step s of a run takes the positions [s G, (s + 1) G) of it, where G is the global batch, however many ranks share them.
     """
 
-    def __init__(
-        self,
-        chips: int,
-        *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        rank: int = 0,
-        ranks: int = 1,
-        first_step: int = 0,
-        steps: int,
-    ) -> None:
-        if global_batch % (ranks * micro_batch):
-            raise ConfigError(
-                f"train.global_batch: expected a multiple of {ranks} ranks x train.micro_batch {micro_batch}, "
-                f"found {global_batch}"
-            )
-        self.chips, self.seed, self.global_batch, self.micro_batch = chips, seed, global_batch, micro_batch
-        self.rank, self.ranks, self.first_step, self.steps = rank, ranks, first_step, steps
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.first_step) * (self.global_batch // (self.ranks * self.micro_batch))
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        share = self.global_batch // self.ranks
-        for step in range(self.first_step, self.steps):
-            first = step * self.global_batch + self.rank * share
-            for start in range(first, first + share, self.micro_batch):
-                yield [self.draw(position) for position in range(start, start + self.micro_batch)]
+    def __init__(self, chips: int, *, seed: int) -> None:
+        self.chips, self.seed = chips, seed
+        self._known: tuple[int, np.ndarray] | None = None
 
     def draw(self, position: int) -> Draw:
         """The sample at one position of the run."""
         epoch, place = divmod(position, self.chips)
-        return Draw(int(self._permutation(epoch)[place]), epoch, position)
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        known = self.__dict__.get("_known")
-        if known is None or known[0] != epoch:
-            known = self._known = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.chips))
-        return known[1]
+        if self._known is None or self._known[0] != epoch:
+            self._known = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.chips))
+        return Draw(int(self._known[1][place]), epoch, position)
 
 
 class ChipDataset(Dataset[Sample]):
@@ -173,6 +127,10 @@ class ChipDataset(Dataset[Sample]):
                 self._cache.popitem(last=False)
         return chip
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's process, which decodes its own chips."""
+        return {**self.__dict__, "_cache": OrderedDict()}
+
     @property
     def skipped(self) -> list[str]:
         """Names of the chips skipped so far, by any process."""
@@ -232,60 +190,3 @@ class AEFNPZDataset(ChipDataset):
             raise ConfigError(f"AEFNPZDataset: unknown setting ({error})") from None
         super().__init__(ChipFolder(folder, registry), config, seed=seed)
         self.collate = Collator(registry, self.sampler.inputs, self.sampler.targets, frame_bucket=config.frame_bucket)
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-class ChipLoader:
-    """Iterates over the micro-batches of a rank, made in ``workers`` processes or, with 0, in this one.
-
-    Raises:
-        ChipError: a chip breaks the contract (one line, also where a worker found it).
-        LoaderError: a worker died.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Sample],
-        order: torch.utils.data.Sampler[list[Draw]],
-        collate: Callable[[Sequence[Sample]], Batch],
-        *,
-        workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=order,
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            persistent_workers=False,
-        )
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        # Raised outside the except block and cut off from its traceback, which would keep the loader's processes alive.
-        failure: Exception
-        try:
-            yield from self._loader
-            return
-        except ChipError as error:
-            failure = _shortened(error.with_traceback(None))
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            failure = LoaderError(
-                f"{str(error).splitlines()[0]}: out of memory? Lower data.workers or data.cache_chips"
-            )
-        raise failure
-
-
-def _shortened(error: ChipError) -> ChipError:
-    """The error of a worker without the traceback that the loader puts before it."""
-    last = str(error).strip().splitlines()[-1]
-    if last == str(error).strip():
-        return error
-    return ChipError(last.partition(f"{ChipError.__name__}: ")[2] or last)

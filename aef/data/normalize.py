@@ -181,7 +181,7 @@ class Statistics(Mapping[str, SourceStatistics]):
         found = self[source.name]
         for what, expected, given in (
             ("bands", source.band_names, found.bands),
-            ("units", _units(source), found.units),
+            ("units", source.units, found.units),
         ):
             if expected != given:
                 raise StatisticsError(
@@ -198,7 +198,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             if not source.classes:
                 count = source.channels
                 sources[source.name] = SourceStatistics(
-                    source.band_names, _units(source), (0.0,) * count, (1.0,) * count, (0,) * count
+                    source.band_names, source.units, (0.0,) * count, (1.0,) * count, (0,) * count
                 )
         return cls(sources, weighting="identity", date=_today())
 
@@ -302,10 +302,6 @@ def _today() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
-def _units(source: Source) -> tuple[str, ...]:
-    return tuple(band.unit for band in source.bands)
-
-
 def _read_source(name: str, fields: Mapping[str, Any]) -> SourceStatistics:
     found = SourceStatistics(
         **{field.name: tuple(fields[field.name]) for field in dataclasses.fields(SourceStatistics)}
@@ -350,14 +346,6 @@ class _Moments:
         self.collections: set[str] = set()
 
     def add(self, chip: Chip, series: SourceSeries, weighting: str, withheld: WithheldDates | None) -> None:
-        if series.units and series.units != _units(self.source):
-            raise ChipError(
-                f"expected units {', '.join(_units(self.source))}, found {', '.join(series.units)}: "
-                "chips hold raw values, never standardised ones",
-                source=self.source.name,
-                field="units",
-                file=chip.id,
-            )
         if series.collection:
             self.collections.add(series.collection)
         keep = np.ones(series.frames, np.bool_)
@@ -400,7 +388,7 @@ class _Moments:
         std = np.where(std > 1e-6 * np.maximum(np.abs(self.mean), 1e-6), std, 1.0)
         return SourceStatistics(
             self.source.band_names,
-            _units(self.source),
+            self.source.units,
             tuple(map(float, self.mean)),
             tuple(map(float, std)),
             tuple(map(int, self.count)),
