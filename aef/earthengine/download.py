@@ -1,0 +1,320 @@
+"""The download: items side by side, parts on disk, whole chips at the end; kill it at any moment and start it again.
+
+    pending chips ──► items (chip × source) ──► parts (one source each) ──► chip, when its last item is in
+                       many at once, within          checked, renamed            checked, checksummed,
+                       the gate and a memory budget  into place                  renamed into place
+
+An item is done when its part is in place and the manifest says so. A part that is in place but not recorded (the run was
+killed in between) is adopted; a chip that was written but not recorded is written again from its parts, with the same
+bytes. So nothing done is fetched twice and nothing half-written is ever seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aef.data.chips import Chip, ChipError, SourceSeries, read_chip, write_chip
+from aef.earthengine.errors import EarthEngineError, RequestError, UnavailableError
+from aef.earthengine.fetch import ItemFetch
+from aef.earthengine.manifest import (
+    DONE,
+    DROPPED,
+    EMPTY,
+    FAILED,
+    INCOMPLETE,
+    PENDING,
+    WRITTEN,
+    Manifest,
+    Outcome,
+    PlannedChip,
+)
+from aef.earthengine.recipes import recipe_of
+from aef.earthengine.service import Service
+from aef.sources import Registry, Source
+
+PARTS = ".parts"
+MEMORY_BYTES = 128 * 2**20
+"""Arrays of items under way, all together; a larger item waits until it is alone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every chip of a folder has in common."""
+
+    sources: Registry
+    chip_px: int = 128
+    required: tuple[str, ...] = ()
+    accept_failed: bool = False
+    compress: bool = True
+
+
+class Budget:
+    """Holds shares of a number of bytes; waits while there is not enough left, but never for an item on its own."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used, self._condition = limit, 0, threading.Condition()
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._used -= size
+                self._condition.notify_all()
+
+
+@dataclass
+class _Chip:
+    """A chip under way: how many of its items are still out."""
+
+    plan: PlannedChip
+    left: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Downloader:
+    """Fetches every pending chip of a manifest into a folder.
+
+    Args:
+        service: the connected project.
+        manifest: what is planned; already filled.
+        out: folder for chips; parts wait in a hidden folder inside.
+        plan: sources and rules.
+        on_item: called after each item with (chip id, source, state); from worker threads.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        manifest: Manifest,
+        out: str | Path,
+        plan: Plan,
+        on_item: Callable[[str, str, str], None] = lambda chip, source, state: None,
+    ) -> None:
+        self.service, self.manifest, self.out, self.plan = service, manifest, Path(out), plan
+        self.recipes = {name: recipe_of(source) for name, source in plan.sources.items()}
+        self._on_item = on_item
+        self._parts = self.out / PARTS
+        self._budget = Budget(MEMORY_BYTES)
+        self._assembling, self._feeding = threading.Lock(), threading.Lock()
+        self._failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Fetch all that is pending. Returns when every pending chip is written, dropped or incomplete.
+
+        Raises:
+            EarthEngineError: access, quota or network; the run can be started again.
+            OSError: the disk is full or the folder cannot be written.
+            KeyboardInterrupt: passed on, after the threads have stopped.
+        """
+        self._parts.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        width = self.service.gate.limit
+        feed = self._items()
+        with ThreadPoolExecutor(width + 8, "slab") as slabs:
+            workers = [
+                threading.Thread(target=self._work, args=(feed, slabs), name=f"item-{n}", daemon=True)
+                for n in range(width + 8)
+            ]
+            for worker in workers:
+                worker.start()
+            try:
+                for worker in workers:
+                    while worker.is_alive():
+                        worker.join(timeout=0.5)
+            except BaseException as error:
+                self._stop(error)
+                for worker in workers:
+                    worker.join()
+                raise
+        if self._failure:
+            raise self._failure
+        for leftover in self._parts.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written; whole parts stay and are adopted."""
+        for folder in (self.out, self._parts):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    # --- items -------------------------------------------------------------------------------------------------------
+
+    def _items(self) -> Iterator[tuple[_Chip, Source | None]]:
+        """Items that are out, chip by chip; a chip whose items are all known is offered once, without a source."""
+        for planned in self.manifest.pending(self.plan.chip_px):
+            known = self.manifest.items(planned)
+            missing = [source for name, source in self.plan.sources.items() if name not in known]
+            chip = _Chip(planned, max(len(missing), 1))
+            for source in missing or [None]:
+                yield chip, source
+
+    def _work(self, feed: Iterator[tuple[_Chip, Source | None]], slabs: ThreadPoolExecutor) -> None:
+        while self._failure is None:
+            try:
+                with self._feeding:
+                    chip, source = next(feed)
+            except StopIteration:
+                return
+            except BaseException as error:
+                self._stop(error)
+                return
+            try:
+                if source is not None:
+                    outcome = self._item(chip.plan, source, slabs)
+                    if self._failure is not None and outcome.state == PENDING:
+                        return
+                    self.manifest.record(chip.plan, source.name, outcome)
+                    self._on_item(chip.plan.id, source.name, outcome.state)
+                with chip.lock:
+                    chip.left -= 1
+                    last = chip.left == 0
+                if last:
+                    self._finish(chip.plan)
+            except BaseException as error:
+                self._stop(error)
+                return
+
+    def _stop(self, error: BaseException) -> None:
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            error = OSError(errno.ENOSPC, f"no space left for the manifest ({error})", str(self.manifest.path))
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error = OSError(
+                errno.ENOSPC, "no space left on the disk: free some, then run the same command again", str(self.out)
+            )
+        if self._failure is None:
+            self._failure = error
+        self.service.stop()
+
+    def _item(self, chip: PlannedChip, source: Source, slabs: ThreadPoolExecutor) -> Outcome:
+        """One item, to its part on disk. Refusals are outcomes; what ends the run is raised."""
+        adopted = self._adopt(chip, source)
+        if adopted:
+            return adopted
+        fetch = ItemFetch(
+            self.service,
+            source,
+            self.recipes[source.name],
+            chip.grid,
+            chip.lon,
+            chip.period,
+            slabs,
+            self._budget.held,
+        )
+        try:
+            fetched = fetch.run()
+            if fetched.series is None:
+                return Outcome(EMPTY, "no image" if not fetch.bytes else "nothing observed", requests=fetch.requests)
+            part = self._chip(chip, {source.name: fetched.series}, {source.name: fetched.products})
+            path = write_chip(self._part(chip, source.name), part, self.plan.sources, compress=False)
+        except UnavailableError as error:
+            return Outcome(PENDING, str(error), requests=fetch.requests)
+        except (RequestError, ChipError) as error:
+            return Outcome(FAILED, str(error), requests=fetch.requests)
+        return Outcome(
+            DONE, "", fetched.series.frames, fetch.requests, fetch.bytes, _sha256(path)
+        )
+
+    def _adopt(self, chip: PlannedChip, source: Source) -> Outcome | None:
+        path = self._part(chip, source.name)
+        if not path.exists():
+            return None
+        try:
+            series = read_chip(path, self.plan.sources).sources[source.name]
+        except (ChipError, KeyError):
+            path.unlink()
+            return None
+        return Outcome(DONE, "", series.frames, 0, 0, _sha256(path))
+
+    def _part(self, chip: PlannedChip, source: str) -> Path:
+        return self._parts / f"{chip.id}.{source}.npz"
+
+    # --- chips -------------------------------------------------------------------------------------------------------
+
+    def _finish(self, chip: PlannedChip) -> None:
+        """All items are known: write the chip, or say why not."""
+        items = self.manifest.items(chip)
+        states = {name: items[name].state for name in self.plan.sources if name in items}
+        failed = sorted(name for name, state in states.items() if state == FAILED)
+        waiting = sorted(name for name, state in states.items() if state == PENDING)
+        if waiting or (failed and not self.plan.accept_failed):
+            reason = "; ".join(f"{name}: {items[name].reason}" for name in (*failed, *waiting))
+            self.manifest.finish(chip, INCOMPLETE, reason=reason)
+            return
+        done = [name for name in self.plan.sources if states.get(name) == DONE]
+        absent = [name for name in self.plan.required if name not in done]
+        if absent or not done:
+            self.manifest.finish(chip, DROPPED, reason=f"no {', '.join(absent) if absent else 'image of any source'}")
+        else:
+            self._write(chip, done, items)
+        for name in done:
+            self._part(chip, name).unlink(missing_ok=True)
+
+    def _write(self, chip: PlannedChip, done: list[str], items: Mapping[str, Outcome]) -> None:
+        with self._assembling:  # one whole chip in memory at a time
+            series, products = {}, {}
+            for name in done:
+                path = self._part(chip, name)
+                if items[name].sha256 and _sha256(path) != items[name].sha256:
+                    path.unlink()
+                    raise EarthEngineError(
+                        f"{path.name}: was changed since it was fetched; it is removed: run with --retry-failed"
+                    )
+                part = read_chip(path, self.plan.sources)
+                series[name], products[name] = part.sources[name], part.attributes["products"][name]
+            try:
+                target = self.out / f"{chip.id}.npz"
+                path = write_chip(target, self._chip(chip, series, products), self.plan.sources, compress=self.plan.compress)
+            except ChipError as error:
+                self.manifest.finish(chip, INCOMPLETE, reason=str(error))
+                return
+            size, digest = path.stat().st_size, _sha256(path)
+        self.manifest.finish(chip, WRITTEN, size=size, sha256=digest)
+
+    def _chip(
+        self, chip: PlannedChip, series: dict[str, SourceSeries], products: dict[str, list[list[str]]]
+    ) -> Chip:
+        lon, lat = chip.grid.centre_degrees
+        return Chip(
+            id=chip.id,
+            place=chip.site,
+            crs=chip.grid.crs,
+            transform=chip.grid.affine,
+            height=chip.grid.px,
+            width=chip.grid.px,
+            lon=float(lon),
+            lat=float(lat),
+            sources=series,
+            attributes={
+                "provider": "Google Earth Engine",
+                "period": [chip.period.start_ms, chip.period.end_ms],
+                "products": products,
+            },
+        )
+
+
+def verify(out: str | Path, manifest: Manifest) -> list[str]:
+    """Ids of written chips whose file is missing or does not have the recorded checksum."""
+    folder = Path(out)
+    return [
+        name
+        for name, digest in manifest.checksums()
+        if not (folder / f"{name}.npz").exists() or _sha256(folder / f"{name}.npz") != digest
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

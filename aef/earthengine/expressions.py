@@ -1,0 +1,174 @@
+"""Earth Engine graphs: which scenes there are, the pixels of some frames, the footprints of a month.
+
+Every image is named by its id, so a graph reads exactly what its listing promised and nothing moves between the two.
+Masked pixels arrive as the recipe's ``fill`` (the service would write 0), resampling is set on each image before
+anything else touches it, and each band is named ``f<frame>_<band>``.
+
+Units and formulas are not changed here: what the catalog stores is what a chip stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ee
+
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.recipes import CLEAR_SCORE, CLOUD_SCORE, Frame, Recipe
+from aef.sources import Source
+from aef.timecode import Period
+
+WEIGHT = "weight"
+LANDSAT_DILATED_CLOUD, LANDSAT_CLOUD_SHADOW = 1 << 1, 1 << 4
+PALSAR_VALID, PALSAR_MASK_BITS = 1, 0b111
+
+_CASTS = {"uint8": "toUint8", "uint16": "toUint16", "float32": "toFloat"}
+
+
+# --- listing ---------------------------------------------------------------------------------------------------------
+
+
+def listing(source: Source, recipe: Recipe, grid: ChipGrid, window: Period | None) -> ee.FeatureCollection:
+    """Scenes over a chip in a time window (None: all times): one feature without geometry per image.
+
+    ``computeValue`` of it answers a GeoJSON collection with the properties ``index``, ``collection``, ``time_ms``,
+    ``end_ms`` and the recipe's own.
+    """
+    listed = None
+    for collection in source.collections:
+        features = ee.FeatureCollection(_filtered(collection, recipe, grid, window).map(_describe(collection, recipe)))
+        listed = features if listed is None else listed.merge(features)
+    return listed
+
+
+def _filtered(collection: str, recipe: Recipe, grid: ChipGrid, window: Period | None) -> ee.ImageCollection:
+    images = ee.ImageCollection(collection).filterBounds(outline(grid))
+    if window is not None:
+        images = images.filterDate(window.start_ms, window.end_ms)
+    for operator, name, value in recipe.filters:
+        # ee.Filter.listContains takes (leftField, rightValue) like the comparisons do.
+        images = images.filter(getattr(ee.Filter, operator)(name, value))
+    return images
+
+
+def _describe(collection: str, recipe: Recipe):
+    def feature(image: ee.Image) -> ee.Feature:
+        described = ee.Feature(None, {"collection": collection}).copyProperties(image, list(recipe.properties))
+        return described.set(
+            {
+                "index": image.get("system:index"),
+                "time_ms": image.get("system:time_start"),
+                "end_ms": image.get("system:time_end"),
+            }
+        )
+
+    return feature
+
+
+def outline(grid: ChipGrid) -> ee.Geometry:
+    """The chip's border in its own projection: straight lines there, not geodesics."""
+    return ee.Geometry.Rectangle(list(grid.bounds), proj=grid.crs, geodesic=False)
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def pixels(source: Source, recipe: Recipe, frames: Sequence[Frame]) -> ee.Image:
+    """One image holding all bands of all frames, named ``f0_B2``, ``f0_B3``, …; unmasked to the recipe's ``fill``."""
+    images = [_frame(source, recipe, frame, number) for number, frame in enumerate(frames)]
+    # toBands keeps the graph flat: a chain of addBands would nest as deep as there are frames.
+    return images[0] if len(images) == 1 else ee.ImageCollection(images).toBands().rename(wire_names(recipe, frames))
+
+
+def band_names(recipe: Recipe, frame: Frame) -> tuple[str, ...]:
+    """Bands that are fetched for a frame, without its number."""
+    return (*(recipe.fetched or frame.bands), *((WEIGHT,) if recipe.weight else ()))
+
+
+def wire_names(recipe: Recipe, frames: Sequence[Frame]) -> list[str]:
+    """Band names of a request, in order."""
+    return [f"f{number}_{name}" for number, frame in enumerate(frames) for name in band_names(recipe, frame)]
+
+
+def _frame(source: Source, recipe: Recipe, frame: Frame, number: int) -> ee.Image:
+    names = list(recipe.fetched or frame.bands)
+    prepared = [_scene(source, recipe, scene.id, names) for scene in frame.scenes]
+    image = prepared[0] if len(prepared) == 1 else ee.ImageCollection(prepared).mosaic()
+    values = image.select(names)
+    if recipe.dtype.startswith("uint") and not source.classes:
+        values = values.round()  # a cast would cut bilinear values towards 0
+    values = getattr(values.unmask(recipe.fill, False), _CASTS[recipe.dtype])()
+    if recipe.weight:
+        values = values.addBands(image.select([WEIGHT]).unmask(0, False).toUint8())
+    return values.rename([f"f{number}_{name}" for name in band_names(recipe, frame)])
+
+
+def _scene(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.Image:
+    image = ee.Image(image_id)
+    values = image.select(names)
+    if source.resampling == "bilinear" and source.grid == "chip":
+        values = values.resample("bilinear")
+    if recipe.mask:
+        values = values.updateMask(MASKS[recipe.mask](image))
+    if recipe.weight:
+        values = values.addBands(WEIGHTS[recipe.weight](image).rename([WEIGHT]))
+    return values
+
+
+def _cloud_score(image: ee.Image) -> ee.Image:
+    """Cloud Score+ of the same granule, thresholded (paper S1: cs at 0.5). A granule without a score counts as cloudy."""
+    scored = image.linkCollection(ee.ImageCollection(CLOUD_SCORE), ["cs"])
+    return scored.select(["cs"]).resample("bilinear").gte(CLEAR_SCORE)
+
+
+def _qa_pixel(image: ee.Image) -> ee.Image:
+    """1 unless QA_PIXEL says dilated cloud or cloud shadow (paper S1 lists these two bits). Flags: nearest neighbour."""
+    return image.select(["QA_PIXEL"]).bitwiseAnd(LANDSAT_DILATED_CLOUD | LANDSAT_CLOUD_SHADOW).eq(0)
+
+
+def _palsar_msk(image: ee.Image) -> ee.Image:
+    return image.select(["MSK"]).bitwiseAnd(PALSAR_MASK_BITS).eq(PALSAR_VALID)
+
+
+def _gedi_quality(image: ee.Image) -> ee.Image:
+    return image.select(["quality_flag"]).eq(1).And(image.select(["degrade_flag"]).eq(0))
+
+
+WEIGHTS = {"cloud_score": _cloud_score, "qa_pixel": _qa_pixel}
+MASKS = {"palsar_msk": _palsar_msk, "gedi_quality": _gedi_quality}
+
+
+# --- footprints ------------------------------------------------------------------------------------------------------
+
+FOOTPRINT_LON, FOOTPRINT_LAT = "lon_highestreturn", "lat_highestreturn"
+
+
+def footprints(source: Source, recipe: Recipe, frames: Sequence[Frame], grid: ChipGrid) -> ee.FeatureCollection:
+    """Footprints inside a chip: one feature per unmasked 25 m cell, with all bands, its longitude and latitude, and the
+    number of its frame. Read at the product's own projection, never resampled."""
+    region, sampled = outline(grid), []
+    for number, frame in enumerate(frames):
+        for scene in frame.scenes:
+            image = ee.Image(scene.id)
+            masked = image.select([*frame.bands, FOOTPRINT_LON, FOOTPRINT_LAT]).updateMask(MASKS[recipe.mask](image))
+            numbered = masked.addBands(ee.Image.constant(number).toInt16().rename(["frame"]))
+            sampled.append(numbered.sample(region=region, projection=image.select([0]).projection(), dropNulls=True))
+    return ee.FeatureCollection(sampled).flatten()
+
+
+def wire_grid(affine: Sequence[float], crs: str, height: int, width: int) -> dict[str, Any]:
+    """The `PixelGrid` of a computePixels request."""
+    a, b, c, d, e, f = affine
+    return {
+        "dimensions": {"width": width, "height": height},
+        "affineTransform": {
+            "scaleX": a,
+            "shearX": b,
+            "translateX": c,
+            "shearY": d,
+            "scaleY": e,
+            "translateY": f,
+        },
+        "crsCode": crs,
+    }

@@ -1,0 +1,316 @@
+"""What is planned and what is done: a SQLite file beside the chips, so that a run can be killed at any moment.
+
+Two tables. A *chip* is a site and one support period; an *item* is a chip and a source. An item without a row is
+pending, so that planning five million sites writes five million rows and not forty-five. States change in one
+transaction each, in write-ahead mode: what was recorded survives a kill, and what was not recorded was not done.
+
+Nothing here is ever scanned as a whole to go on: pending chips are found through a partial index, whatever the number
+of finished ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aef.earthengine.grid import ChipGrid
+from aef.timecode import Period
+
+FORMAT_VERSION = 1
+NAME = "manifest.sqlite"
+
+PENDING, DONE, EMPTY, FAILED = "pending", "done", "empty", "failed"
+WRITTEN, DROPPED, INCOMPLETE = "written", "dropped", "incomplete"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chips (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, site TEXT NOT NULL, lon REAL NOT NULL, lat REAL NOT NULL,
+    crs TEXT NOT NULL, left INTEGER NOT NULL, top INTEGER NOT NULL, start_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending', reason TEXT, bytes INTEGER, sha256 TEXT
+);
+CREATE INDEX IF NOT EXISTS pending_chips ON chips (number) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS incomplete_chips ON chips (number) WHERE state = 'incomplete';
+CREATE TABLE IF NOT EXISTS items (
+    chip INTEGER NOT NULL, source TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, frames INTEGER, requests INTEGER,
+    bytes INTEGER, sha256 TEXT, PRIMARY KEY (chip, source)
+) WITHOUT ROWID;
+"""
+
+
+class ManifestError(ValueError):
+    """The manifest belongs to another run, is damaged or of a newer format; one line with what to do."""
+
+
+@dataclass(frozen=True)
+class PlannedChip:
+    """A chip as it is planned: its number in the manifest (0 before it has one), id, site, grid and support period."""
+
+    id: str
+    site: str
+    lon: float
+    lat: float
+    grid: ChipGrid
+    period: Period
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item. ``sha256`` is the checksum of its part file while it waits for the others."""
+
+    state: str
+    reason: str = ""
+    frames: int = 0
+    requests: int = 0
+    bytes: int = 0
+    sha256: str = ""
+
+
+class Manifest:
+    """The manifest of one output folder (or of one shard of it). One process writes; its threads share the object.
+
+    Args:
+        path: the file; its folder must exist.
+        settings: what must not change between runs into one folder (sources, collections, chip size, periods rule).
+        read_only: open an existing manifest to look at it.
+
+    Raises:
+        ManifestError: it was made with other settings, by newer software, is damaged or in use by another process.
+        FileNotFoundError: ``read_only`` and there is none.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any] | None = None, *, read_only: bool = False) -> None:
+        self.path, self._lock = Path(path), threading.RLock()
+        if read_only and not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no manifest here: nothing was downloaded into this folder yet")
+        try:
+            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=5)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA cache_size = -16000")
+            self._db.executescript(_SCHEMA)
+            self._claim(read_only)
+            self._check_settings(settings, read_only)
+        except sqlite3.DatabaseError as error:
+            raise ManifestError(f"{self.path}: is damaged or no manifest ({error}): move it away and start again") from None
+
+    def _claim(self, read_only: bool) -> None:
+        """Keep a second download out of the folder: two writers would fetch everything twice."""
+        self._owner = self.path.with_suffix(".lock")
+        self._owner_file = None
+        if read_only:
+            return
+        import fcntl
+
+        self._owner_file = open(self._owner, "w")
+        try:
+            fcntl.flock(self._owner_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ManifestError(
+                f"{self.path.parent}: another download is writing here: wait for it, or give each host its --shard i/n"
+            ) from None
+
+    def _check_settings(self, settings: Mapping[str, Any] | None, read_only: bool) -> None:
+        stored = dict(self._db.execute("SELECT name, value FROM settings"))
+        version = int(stored.get("format_version", FORMAT_VERSION))
+        if version > FORMAT_VERSION:
+            raise ManifestError(f"{self.path}: expected format up to {FORMAT_VERSION}, found {version}: update the software")
+        if read_only or settings is None:
+            return
+        wanted = {"format_version": FORMAT_VERSION, **settings}
+        for name, value in wanted.items():
+            text = json.dumps(value, sort_keys=True)
+            if name in stored and stored[name] != text:
+                raise ManifestError(
+                    f"{self.path.parent}: was made with {name} = {stored[name]}, now {text}: keep to it, or choose another --out"
+                )
+            self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, text))
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+            if self._owner_file:
+                self._owner_file.close()
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def setting(self, name: str) -> Any:
+        row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def remember(self, name: str, value: Any) -> None:
+        with self._lock:
+            self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
+
+    def plan(self, chips: Iterable[PlannedChip], *, batch: int = 5000) -> int:
+        """Add chips that are not there yet; returns how many were new. Constant memory: chips stream through."""
+        rows: list[tuple] = []
+        added = 0
+        for chip in chips:
+            g, p = chip.grid, chip.period
+            rows.append((chip.id, chip.site, chip.lon, chip.lat, g.crs, g.left, g.top, p.start_ms, p.end_ms))
+            if len(rows) >= batch:
+                added += self._insert(rows)
+                rows.clear()
+        return added + self._insert(rows)
+
+    def _insert(self, rows: Sequence[tuple]) -> int:
+        with self._lock:
+            before = self._db.total_changes
+            self._db.execute("BEGIN")
+            self._db.executemany(
+                "INSERT OR IGNORE INTO chips (id, site, lon, lat, crs, left, top, start_ms, end_ms) VALUES (?,?,?,?,?,?,?,?,?)",
+                rows,
+            )
+            self._db.execute("COMMIT")
+            return self._db.total_changes - before
+
+    # --- going on ----------------------------------------------------------------------------------------------------
+
+    def pending(self, px: int, *, batch: int = 64) -> Iterator[PlannedChip]:
+        """Pending chips in order, read in small batches; chips finished meanwhile are not offered again."""
+        last = 0
+        while True:
+            with self._lock:
+                rows = self._db.execute(
+                    "SELECT number, id, site, lon, lat, crs, left, top, start_ms, end_ms FROM chips "
+                    "WHERE state = 'pending' AND number > ? ORDER BY number LIMIT ?",
+                    (last, batch),
+                ).fetchall()
+            for number, name, site, lon, lat, crs, left, top, start_ms, end_ms in rows:
+                last = number
+                yield PlannedChip(name, site, lon, lat, ChipGrid(crs, left, top, px), Period(start_ms, end_ms), number)
+            if len(rows) < batch:
+                return
+
+    def items(self, chip: PlannedChip) -> dict[str, Outcome]:
+        """What is recorded of a chip's sources."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT source, state, reason, frames, requests, bytes, sha256 FROM items WHERE chip = ?", (chip.number,)
+            ).fetchall()
+        return {row[0]: Outcome(row[1], row[2] or "", *row[3:6], row[6] or "") for row in rows}
+
+    def record(self, chip: PlannedChip, source: str, outcome: Outcome) -> None:
+        """One item's outcome, in one transaction."""
+        o = outcome
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?,?)",
+                (chip.number, source, o.state, o.reason or None, o.frames, o.requests, o.bytes, o.sha256 or None),
+            )
+
+    def finish(self, chip: PlannedChip, state: str, *, reason: str = "", size: int = 0, sha256: str = "") -> None:
+        """The chip itself: written with its size and checksum, dropped or incomplete with the reason."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE chips SET state = ?, reason = ?, bytes = ?, sha256 = ? WHERE number = ?",
+                (state, reason or None, size or None, sha256 or None, chip.number),
+            )
+
+    def reopen(self, *, failed: bool = False) -> int:
+        """Take up incomplete chips again: those that only lack an answer, with ``failed`` those that were refused too.
+
+        Returns how many chips became pending.
+        """
+        states = "('pending', 'failed')" if failed else "('pending')"
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.execute(
+                f"DELETE FROM items WHERE state IN {states} AND chip IN (SELECT number FROM chips WHERE state = 'incomplete')"
+            )
+            count = self._db.execute(
+                "UPDATE chips SET state = 'pending', reason = NULL WHERE state = 'incomplete' AND NOT EXISTS "
+                "(SELECT 1 FROM items WHERE chip = number AND items.state = 'failed')"
+            ).rowcount
+            self._db.execute("COMMIT")
+            return count
+
+    def left(self) -> int:
+        """How many chips are pending."""
+        with self._lock:
+            return self._db.execute("SELECT COUNT(*) FROM chips WHERE state = 'pending'").fetchone()[0]
+
+    # --- looking at it -----------------------------------------------------------------------------------------------
+
+    def chip_counts(self) -> dict[str, int]:
+        """Chips per state (one pass over the chips)."""
+        with self._lock:
+            return dict(self._db.execute("SELECT state, COUNT(*) FROM chips GROUP BY state"))
+
+    def item_counts(self) -> dict[tuple[str, str], int]:
+        """Recorded items per source and state (one pass over the items)."""
+        with self._lock:
+            rows = self._db.execute("SELECT source, state, COUNT(*) FROM items GROUP BY source, state").fetchall()
+        return {(source, state): count for source, state, count in rows}
+
+    def failures(self, limit: int = 10) -> list[tuple[str, str, str]]:
+        """(chip, source, reason) of the first failed items."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT chips.id, items.source, items.reason FROM chips JOIN items ON items.chip = chips.number "
+                "WHERE chips.state = 'incomplete' AND items.state = 'failed' LIMIT ?",
+                (limit,),
+            ).fetchall()
+
+    def checksums(self) -> Iterator[tuple[str, str]]:
+        """(chip id, sha256) of every written chip."""
+        with self._lock:
+            rows = self._db.execute("SELECT id, sha256 FROM chips WHERE state = 'written' ORDER BY number").fetchall()
+        yield from rows
+
+    def export(self, path: str | Path, sources: Sequence[str], *, batch: int = 20_000) -> int:
+        """Write every (chip, source) with its state as Parquet, pending ones included; returns the number of rows."""
+        import pyarrow
+        import pyarrow.parquet
+
+        kinds = {"lon": pyarrow.float64(), "lat": pyarrow.float64()}
+        kinds |= dict.fromkeys(("start_ms", "end_ms", "frames", "requests", "bytes"), pyarrow.int64())
+        names = ("chip", "site", "lon", "lat", "crs", "start_ms", "end_ms", "chip_state", "source", "state", "reason")
+        names += ("frames", "requests", "bytes", "sha256", "chip_sha256")
+        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
+        target, count = Path(path), 0
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for rows in self._rows(sources, batch):
+                    writer.write_table(pyarrow.table(list(zip(*rows)), schema=schema))
+                    count += len(rows)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return count
+
+    def _rows(self, sources: Sequence[str], batch: int) -> Iterator[list[tuple]]:
+        listed = ", ".join("(?)" for _ in sources)
+        query = (
+            f"WITH wanted(source) AS (VALUES {listed}) SELECT c.id, c.site, c.lon, c.lat, c.crs, c.start_ms, c.end_ms, "
+            "c.state, w.source, COALESCE(i.state, 'pending'), i.reason, i.frames, i.requests, i.bytes, i.sha256, c.sha256 "
+            "FROM chips c CROSS JOIN wanted w LEFT JOIN items i ON i.chip = c.number AND i.source = w.source "
+            "WHERE c.number > ? AND c.number <= ? ORDER BY c.number"
+        )
+        last = self._db.execute("SELECT COALESCE(MAX(number), 0) FROM chips").fetchone()[0]
+        for first in range(0, last, batch):
+            with self._lock:
+                rows = self._db.execute(query, (*sources, first, first + batch)).fetchall()
+            if rows:
+                yield rows
+
+
+def manifest_path(out: str | Path, shard: tuple[int, int] | None = None) -> Path:
+    """Where the manifest of a folder lies; hosts that share a folder have one each."""
+    name = NAME if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.sqlite"
+    return Path(out) / name

@@ -1,0 +1,364 @@
+"""Where and when: sites from files, boxes, places, random land or strata, each with its support periods.
+
+Sampled sites lie on a lattice of 1.28 km cells in their UTM zone, so that no two chips overlap and their centres are at
+least 1.28 km apart (paper S1.1); sites of a file keep the coordinates that they are given, snapped to 10 m.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aef.data.collate import stable_hash
+from aef.earthengine.grid import to_degrees, to_utm, utm_crs
+from aef.earthengine.land import is_land
+from aef.timecode import DAY_MS, Period, parse_period, parse_time
+
+SPACING_M = 1280.0
+NORTHERNMOST, SOUTHERNMOST = 83.0, -60.0
+"""Latitudes between which random land is drawn: Sentinel-2 acquires up to about 83 degrees north; Antarctica is left
+out, as in version 2.0 of the paper."""
+
+_LON = ("lon", "longitude", "lng", "x", "long")
+_LAT = ("lat", "latitude", "y")
+_ID = ("id", "site", "site_id", "name", "index")
+_START = ("start", "start_ms", "support_start", "support_start_ms", "period_start", "period_start_ms", "start_date")
+_END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_end_ms", "end_date")
+
+
+class SiteError(ValueError):
+    """A list of sites cannot be used; one line naming the file and the row."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place: its id, centre in degrees, and the support periods that its own file states, if any."""
+
+    id: str
+    lon: float
+    lat: float
+    periods: tuple[Period, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (-180 <= self.lon <= 180 and -80.5 <= self.lat <= 84):
+            raise SiteError(
+                f"site {self.id!r}: expected degrees with latitudes of -80.5 to 84 (the UTM zones), found lon {self.lon}, "
+                f"lat {self.lat}"
+            )
+
+
+def at(lon: float, lat: float) -> Site:
+    """One place, named by its coordinates."""
+    return Site(f"{lat:+09.5f}{lon:+010.5f}", lon, lat)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_sites(path: str | Path) -> Iterator[Site]:
+    """Sites of a CSV, GeoJSON or Parquet file, one after the other (a table of millions is never held whole).
+
+    A table needs columns for longitude and latitude (``lon``/``lat``, ``longitude``/``latitude`` or ``x``/``y`` in
+    degrees); ``id`` and a period (``start``/``end``, ISO dates or epoch milliseconds) are optional. Rows that share an
+    id, or coordinates where there is no id, are one site with several periods: the downloader merges them. GeoJSON
+    features may be points or areas (their centroid counts).
+
+    Raises:
+        SiteError: the file is of an unknown kind, a column is missing or a row cannot be read.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such list of sites")
+    readers = {
+        ".csv": _rows_of_csv,
+        ".geojson": _rows_of_geojson,
+        ".json": _rows_of_geojson,
+        ".parquet": _rows_of_parquet,
+        ".geoparquet": _rows_of_parquet,
+    }
+    if path.suffix.lower() not in readers:
+        raise SiteError(f"{path}: expected a .csv, .geojson or .parquet file, found {path.suffix or 'no ending'}")
+    empty = True
+    for number, row in enumerate(readers[path.suffix.lower()](path), start=1):
+        try:
+            yield _site(row)
+        except (ValueError, TypeError) as error:
+            raise SiteError(f"{path}: row {number}: {error}") from None
+        empty = False
+    if empty:
+        raise SiteError(f"{path}: holds no site")
+
+
+def _site(row: dict[str, Any]) -> Site:
+    def field(names: Sequence[str]) -> Any:
+        return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+
+    lon, lat = field(_LON), field(_LAT)
+    if lon is None or lat is None:
+        raise SiteError(f"expected columns lon and lat (or longitude/latitude, x/y), found {', '.join(map(str, row))}")
+    site, start, end = field(_ID), field(_START), field(_END)
+    if (start is None) != (end is None):
+        raise SiteError("a period needs both its start and its end")
+    periods = () if start is None else (Period(_time(start), _time(end)),)
+    if periods and periods[0].length_ms <= 0:
+        raise SiteError(f"the period {periods[0]} must end after it starts")
+    unnamed = at(float(lon), float(lat))
+    return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods)
+
+
+def _safe_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "+-._" else "_" for c in text.strip())
+
+
+def _time(value: Any) -> int:
+    if isinstance(value, int | float | np.number):
+        return int(value)
+    if hasattr(value, "isoformat"):
+        return parse_time(value.isoformat())
+    text = str(value).strip()
+    return int(float(text)) if text.replace(".", "", 1).lstrip("-").isdigit() and len(text) > 8 else parse_time(text)
+
+
+def _rows_of_csv(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        for row in csv.DictReader(stream):
+            yield {str(name).strip().lower(): value for name, value in row.items()}
+
+
+def _rows_of_geojson(path: Path) -> Iterator[dict[str, Any]]:
+    for feature in _features(path):
+        properties = {str(name).lower(): value for name, value in (feature.get("properties") or {}).items()}
+        geometry = feature.get("geometry") or {}
+        if geometry.get("type") == "Point":
+            lon, lat = geometry["coordinates"][:2]
+        else:
+            lon, lat = _shape(geometry, path).centroid.coords[0][:2]
+        name = {"id": feature["id"]} if feature.get("id") is not None else {}
+        yield {**name, **properties, "lon": lon, "lat": lat}
+
+
+def _features(path: Path) -> list[dict[str, Any]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        features = document["features"] if document.get("type") == "FeatureCollection" else [document]
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError) as error:
+        raise SiteError(f"{path}: is no GeoJSON ({type(error).__name__}: {error})") from None
+    return features
+
+
+def _shape(geometry: dict[str, Any], path: Path):
+    import shapely
+    from shapely.geometry import shape
+
+    try:
+        return shapely.make_valid(shape(geometry))
+    except (shapely.errors.ShapelyError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise SiteError(f"{path}: a geometry cannot be read ({error})") from None
+
+
+def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise SiteError(f"{path}: is no Parquet file ({error})") from None
+    names = {name.lower(): name for name in table.schema_arrow.names}
+    for batch in table.iter_batches(10_000):
+        for row in batch.to_pylist():
+            lowered = {name: row[original] for name, original in names.items()}
+            geometry = lowered.pop("geometry", None)
+            if isinstance(geometry, bytes):
+                import shapely
+
+                centre = shapely.from_wkb(geometry).centroid
+                lowered.setdefault("lon", centre.x)
+                lowered.setdefault("lat", centre.y)
+            yield lowered
+
+
+# --- the lattice -----------------------------------------------------------------------------------------------------
+
+
+class Lattice:
+    """1.28 km cells of each UTM zone, one bit each: which are taken. Cells that cross a zone border or the equator are
+    never offered, so that chips of neighbouring zones cannot overlap. Half a megabyte per zone in use."""
+
+    _ROWS, _COLS, _WEST_M = 8000, 800, 0.0
+
+    def __init__(self, px: int = 128) -> None:
+        self.step_m = max(SPACING_M, px * 10.0)
+        self._taken: dict[str, bytearray] = {}
+
+    def claim(self, lon: float, lat: float) -> Site | None:
+        """The site at the centre of the cell around a point, or None where the cell is taken or crosses a border."""
+        crs = utm_crs(lon, lat)
+        x, y = to_utm(crs).transform(lon, lat)
+        row, col = math.floor(y / self.step_m), math.floor(x / self.step_m)
+        index = row * self._COLS + col
+        bits = self._taken.setdefault(crs, bytearray(self._ROWS * self._COLS // 8))
+        if not (0 <= row < self._ROWS and 0 <= col < self._COLS) or bits[index >> 3] >> (index & 7) & 1:
+            return None
+        if not self._inside(crs, row, col):
+            return None
+        bits[index >> 3] |= 1 << (index & 7)
+        centre_lon, centre_lat = to_degrees(crs).transform((col + 0.5) * self.step_m, (row + 0.5) * self.step_m)
+        zone = f"{int(crs[-2:]):02d}{'N' if crs[5:8] == '326' else 'S'}"
+        return Site(f"{zone}_{row:04d}_{col:03d}", float(centre_lon), float(centre_lat))
+
+    def _inside(self, crs: str, row: int, col: int) -> bool:
+        xs = np.array((col, col + 1, col, col + 1)) * self.step_m
+        ys = np.array((row, row, row + 1, row + 1)) * self.step_m
+        lons, lats = to_degrees(crs).transform(xs, ys)
+        if lats.max() > 84 or lats.min() < -80.5 or abs(lons.max() - lons.min()) > 1:
+            return False
+        return all(utm_crs(lon, lat) == crs for lon, lat in zip(lons, lats))
+
+
+def in_box(west: float, south: float, east: float, north: float, lattice: Lattice) -> Iterator[Site]:
+    """Every lattice cell whose centre lies in a box of degrees. Raises SiteError for an impossible box."""
+    if not (-180 <= west < east <= 180 and -80.5 <= south < north <= 84):
+        raise SiteError(f"the box {west},{south},{east},{north} must be WEST,SOUTH,EAST,NORTH in degrees")
+    step_lat = lattice.step_m / 111_320 / 2
+    for lat in np.arange(south + step_lat / 2, north, step_lat):
+        step_lon = step_lat / max(math.cos(math.radians(lat)), 0.05)
+        for lon in np.arange(west + step_lon / 2, east, step_lon):
+            site = lattice.claim(float(lon), float(lat))
+            if site and west <= site.lon < east and south <= site.lat < north:
+                yield site
+
+
+def on_random_land(
+    count: int, lattice: Lattice, *, seed: int, south: float = SOUTHERNMOST, north: float = NORTHERNMOST
+) -> Iterator[Site]:
+    """``count`` sites on land, uniform by area, at least 1.28 km apart. The same seed gives the same sites."""
+    generator = np.random.default_rng(seed)
+    found, draws = 0, 0
+    while found < count:
+        lon, lat = _uniform_on_sphere(generator, 4096, (-180.0, south, 180.0, north))
+        draws += lon.size
+        for index in np.flatnonzero(is_land(lon, lat)):
+            site = lattice.claim(float(lon[index]), float(lat[index]))
+            if site:
+                yield site
+                found += 1
+                if found == count:
+                    return
+        if draws > 1000 * max(count, 1000):
+            raise SiteError(f"found only {found} of {count} sites on land: ask for fewer")
+
+
+def in_strata(
+    path: str | Path, per_stratum: int, lattice: Lattice, *, seed: int, field: str | None = None, offshore: bool = False
+) -> Iterator[Site]:
+    """Sites drawn uniformly by area from polygons, a quota for each stratum (paper S1.1: ecoregions and their kin).
+
+    Args:
+        path: GeoJSON of polygons in degrees. A feature's ``quota`` property overrides ``per_stratum``.
+        field: property that names the stratum; features that share it are one stratum. None: each feature is its own.
+        offshore: keep sites without land (reefs, tidal flats).
+
+    A stratum too small for its quota gives what 1.28 km spacing allows. Raises SiteError for an unusable file.
+    """
+    import shapely
+
+    strata: dict[str, tuple[list[Any], int]] = {}
+    for number, feature in enumerate(_features(Path(path))):
+        properties = feature.get("properties") or {}
+        if field is not None and field not in properties:
+            raise SiteError(f"{path}: feature {number} has no property {field!r}: found {', '.join(properties)}")
+        name = str(properties[field]) if field else f"{number}"
+        shapes, _ = strata.setdefault(name, ([], int(properties.get("quota", per_stratum))))
+        shapes.append(_shape(feature.get("geometry") or {}, Path(path)))
+    for name, (shapes, quota) in strata.items():
+        area = shapely.union_all(shapes)
+        if area.is_empty or area.area == 0:
+            raise SiteError(f"{path}: stratum {name} covers no area: expected polygons")
+        yield from _in_area(area, quota, lattice, np.random.default_rng((seed, stable_hash(name))), offshore)
+
+
+def _in_area(area, quota: int, lattice: Lattice, generator: np.random.Generator, offshore: bool) -> Iterator[Site]:
+    import shapely
+
+    shapely.prepare(area)
+    found, misses = 0, 0
+    while found < quota and misses < 20:  # 20 batches without one new cell: the stratum is full
+        lon, lat = _uniform_on_sphere(generator, 2048, area.bounds)
+        keep = shapely.contains_xy(area, lon, lat)
+        if not offshore:
+            keep &= is_land(lon, lat)
+        before = found
+        for index in np.flatnonzero(keep):
+            site = lattice.claim(float(lon[index]), float(lat[index]))
+            if site:
+                yield site
+                found += 1
+                if found == quota:
+                    return
+        misses = misses + 1 if found == before else 0
+
+
+def _uniform_on_sphere(
+    generator: np.random.Generator, count: int, bounds: tuple[float, float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    west, south, east, north = bounds
+    low, high = math.sin(math.radians(max(south, -80.4))), math.sin(math.radians(min(north, 83.9)))
+    return generator.uniform(west, east, count), np.degrees(np.arcsin(generator.uniform(low, high, count)))
+
+
+# --- periods ---------------------------------------------------------------------------------------------------------
+
+
+def parse_periods(text: str) -> tuple[Period, ...]:
+    """``START/END[,START/END]`` → periods in order. Raises ValueError if they overlap."""
+    periods = tuple(sorted(parse_period(part) for part in text.split(",") if part.strip()))
+    for before, after in zip(periods, periods[1:]):
+        if after.start_ms < before.end_ms:
+            raise ValueError(f"the periods {before} and {after} overlap: one place's periods must not share frames")
+    if not periods:
+        raise ValueError(f"expected START/END, like 2018-01-01/2019-01-01, found {text!r}")
+    return periods
+
+
+def draw_periods(site: str, within: Period, count: int, *, seed: int, length_days: int = 365) -> tuple[Period, ...]:
+    """``count`` non-overlapping support periods of a site at random within a range (paper S1.1: two of about a year).
+
+    Uniform over all such placements; keyed by seed and site, so that a restart draws the same ones.
+
+    Raises:
+        ValueError: the range is too short for them.
+    """
+    length = length_days * DAY_MS
+    room = (within.length_ms - count * length) // DAY_MS
+    if room < 0:
+        raise ValueError(f"{within} is too short for {count} periods of {length_days} days: widen --periods")
+    generator = np.random.default_rng((seed, stable_hash(site)))
+    offsets = np.sort(generator.integers(0, room + 1, count))
+    starts = [within.start_ms + int(offset) * DAY_MS + index * length for index, offset in enumerate(offsets)]
+    return tuple(Period(start, start + length) for start in starts)
+
+
+def choose_periods(
+    site: str, within: Period, texts: Iterable[Period], *, seed: int, length_days: int = 365, tries: int = 64
+) -> tuple[Period, ...]:
+    """Two periods chosen so that as many text date ranges as possible fall into exactly one of them (paper S1.1).
+
+    Drawn placements are compared; the first of the best is taken, so equal inputs give equal periods.
+    """
+    ranges = list(texts)
+    drawn = [draw_periods(site, within, 2, seed=seed + k, length_days=length_days) for k in range(tries)]
+
+    def covered(pair: tuple[Period, ...]) -> int:
+        inside = [sum(p.start_ms <= t.start_ms and t.end_ms <= p.end_ms for p in pair) for t in ranges]
+        return inside.count(1)
+
+    return max(drawn, key=covered) if ranges else drawn[0]
