@@ -15,7 +15,7 @@ CORE = [
     "rich>=13",
 ]
 EXTRAS = {
-    "deepspeed": ["deepspeed>=0.18,<0.20", "huggingface_hub"],
+    "deepspeed": ["deepspeed>=0.19,<0.20", "huggingface_hub"],
     "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow"],
     "ee": ["earthengine-api>=1.6", "pyarrow"],
     "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4"],

@@ -4,7 +4,7 @@ A run's folder holds ``checkpoints/step-00001000/`` with
 
 * ``model.safetensors``   fp32 weights, the same from every ZeRO stage and number of ranks;
 * ``state.json``          step, samples consumed, skipped steps, what wrote it;
-* ``rng.safetensors``     torch's generator state of each rank;
+* ``rng.json``            torch's generator state of each rank;
 * ``restart/…``           DeepSpeed's own files: optimiser shards and parameters;
 * ``manifest.json``       size and SHA-256 of all of these, written last.
 
@@ -23,9 +23,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from aef.atomic import writing
+from aef.run import write_weights
+
+if TYPE_CHECKING:
+    from .distributed import Ranks
+    from .zero import Engine
 
 FORMAT_VERSION = 1
 FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
@@ -33,7 +40,7 @@ FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
     "manifest.json",
     "state.json",
     "model.safetensors",
-    "rng.safetensors",
+    "rng.json",
     "restart",
 )
 _NAME = re.compile(r"step-(\d{8,})")
@@ -117,6 +124,13 @@ class Checkpoints:
             )
         return None, []
 
+    def trusted(self, path: Path) -> Path:
+        """The checkpoint itself, if it passes its manifest. Raises CheckpointError."""
+        reason = damage(path)
+        if reason is not None:
+            raise CheckpointError(f"{path}: {reason}: it is not loaded")
+        return path
+
     def begin(self, step: int) -> Path:
         """An empty folder that no reader takes for a checkpoint; leftovers of killed writers are removed."""
         self.clear_partial()
@@ -150,6 +164,66 @@ class Checkpoints:
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ranks: Ranks) -> Path:
+    """Write a checkpoint and put its weights into ``RUN/model.safetensors``. Collective.
+
+    Raises:
+        CheckpointError: on every rank, where any rank could not write; the partial folder is removed.
+    """
+    step = state.position.step
+    partial = Path(ranks.on_first(lambda: str(checkpoints.begin(step))))
+    written, error = engine.save(partial)
+    weights = engine.weights()
+    generators = ranks.gather(torch.get_rng_state().tolist())
+    files: dict[str, Any] = {}
+    try:
+        if error is not None:
+            raise error
+        if weights is not None:
+            write_weights(partial / WEIGHTS, weights, step=step)
+            state.write(partial / STATE)
+            with writing(partial / RNG, "w") as stream:
+                json.dump(generators, stream)
+            written = [*written, partial / WEIGHTS, partial / STATE, partial / RNG]
+        files = {str(path.relative_to(partial)): fingerprint(path) for path in written}
+    except (OSError, RuntimeError) as found:
+        error = found
+    reports = ranks.gather([files, None if error is None else " ".join(str(error).split())[:200]])
+    failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
+    if failures:
+        if ranks.is_first:
+            checkpoints.clear_partial()
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and go "
+            "on with --resume auto; earlier checkpoints are untouched"
+        )
+
+    def publish() -> str:
+        final = checkpoints.commit(partial, step, {name: entry for part, _ in reports for name, entry in part.items()})
+        _put_weights(final / WEIGHTS, checkpoints.folder.parent / WEIGHTS)
+        return str(final)
+
+    return Path(ranks.on_first(publish))
+
+
+def restore_generator(checkpoint: Path, rank: int) -> None:
+    """torch's generator state of this rank, where the checkpoint has one."""
+    states = json.loads((checkpoint / RNG).read_text(encoding="utf-8"))
+    if rank < len(states):
+        torch.set_rng_state(torch.tensor(states[rank], dtype=torch.uint8))
+
+
+def _put_weights(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, or a copy where links are not supported. Atomic."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -93,6 +94,23 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the block, a failing collective becomes one line.
+
+        Raises:
+            RankError: another rank died, or did not answer within ``timeout_s``.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_communication(error):
+                raise
+            raise RankError(
+                f"rank {self.rank} lost its companions: one died or did not answer within {self.timeout_s:g} s "
+                f"({' '.join(str(error).split())[:120]}); go on from the last checkpoint with --resume auto"
+            ) from error
+
 
 def start(timeout_s: float) -> Ranks:
     """Join the group that the environment describes, or make a group of one.
@@ -125,7 +143,9 @@ def _ranks() -> tuple[int, int, int]:
     if len(missing) == len(names):
         return 0, 1, 0
     if missing:
-        raise ValueError(f"{', '.join(missing)} not set beside {', '.join(set(names) - set(missing))}: use one launcher")
+        raise ValueError(
+            f"{', '.join(missing)} not set beside {', '.join(set(names) - set(missing))}: use one launcher"
+        )
     return tuple(int(os.environ[name]) for name in names)  # type: ignore[return-value]
 
 
@@ -143,6 +163,12 @@ def _join(rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             raise OSError(f"the rendezvous port of {where} is in use: choose another with --master_port") from error
         raise OSError(f"rank {rank} cannot reach its companions at {where} within {timeout_s:g} s: {why}") from error
+
+
+def _is_communication(error: RuntimeError) -> bool:
+    """Whether torch.distributed says so: by type for NCCL and the store, by wording for gloo."""
+    words = ("gloo", "connection closed", "connection reset", "timed out", "nccl", "broken pipe", "socket")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def finish() -> None:

@@ -81,14 +81,15 @@ class Display:
     SMOOTHING = 0.1
     """Weight of the newest step in the displayed rates."""
 
-    def __init__(self, total: int, done: int, *, quiet: bool = False) -> None:
-        self.total, self.first, self.quiet = total, done + 1, quiet
-        self._bar = _bar(total, done) if not quiet and sys.stderr.isatty() else None
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
+        self.total, self.quiet = total, quiet
+        self._bar: Any = None
         self._printed = -math.inf
         self._step_s: float | None = None
 
     def __enter__(self) -> Display:
-        if self._bar:
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = _bar(self.total)
             self._bar.start()
         return self
 
@@ -97,12 +98,11 @@ class Display:
     ) -> None:
         if self._bar:
             self._bar.stop()
+            self._bar = None
 
     def step(self, record: Mapping[str, Any], step_s: float) -> None:
         """Show one finished step."""
-        self._step_s = (
-            step_s if self._step_s is None else (1 - self.SMOOTHING) * self._step_s + self.SMOOTHING * step_s
-        )
+        self._step_s = step_s if self._step_s is None else (1 - self.SMOOTHING) * self._step_s + self.SMOOTHING * step_s
         if self.quiet:
             return
         step = record["step"]
@@ -110,11 +110,7 @@ class Display:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, note=note)
             return
-        if (
-            step in (self.first, self.total)
-            or record["skipped"]
-            or time.monotonic() - self._printed >= self.PLAIN_EVERY_S
-        ):
+        if step == self.total or time.monotonic() - self._printed >= self.PLAIN_EVERY_S:
             self._printed = time.monotonic()
             print(f"step {step}/{self.total}  {note}", file=sys.stderr, flush=True)
 
@@ -151,7 +147,7 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def _bar(total: int, done: int):
+def _bar(total: int):
     from rich import progress as bars
     from rich.console import Console
 
@@ -163,5 +159,5 @@ def _bar(total: int, done: int):
         console=Console(stderr=True),
         refresh_per_second=4,
     )
-    bar.add_task("train", total=total, completed=done, note="")
+    bar.add_task("train", total=total, note="")
     return bar

@@ -1,0 +1,366 @@
+"""The training loop, top to bottom: batch → forward → objective → backward → step → log.
+
+Example::
+
+    from aef.config import PRESETS
+    from aef.training import Trainer
+
+    with Trainer(PRESETS["small"], data="chips", out="run") as trainer:
+        for record in trainer.steps():        # or trainer.fit()
+            print(record["step"], record["loss"])
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aef.config import Config
+from aef.data.collate import Batch
+from aef.model.aef import Output
+from aef.model.cost import Work, step_flops
+from aef.objective.objective import Losses, Objective
+from aef.run import Run, build_model, load_state, read_weights
+
+from .accumulation import CachedOutputs
+from .checkpoint import Checkpoints, Position, State, write_checkpoint
+from .devices import peak_flops, peak_memory_gb
+from .distributed import Ranks, start
+from .figures import write_figure
+from .loader import StepLoader
+from .log import Display, StepLog
+from .opening import Opening, open_run
+from .schedule import learning_rate
+from .signals import StopSignals
+from .zero import Engine, resolve
+
+
+class TrainingError(ValueError):
+    """The run cannot go on; one line that every rank knows."""
+
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """What a step gave: its losses over the global batch and the gradient's norm, or ``grad_norm`` None and the suspect
+    samples of this rank where loss or gradient was not finite and the step was skipped on all ranks."""
+
+    losses: Losses
+    grad_norm: float | None
+    suspects: list[str]
+
+
+def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
+    """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
+    if len(batches) == 1:
+        outputs = [engine(batches[0])]
+        losses = objective(outputs[0], batches[0])
+        engine.backward(_poisoned(losses), last=True)
+    else:
+        # Uniformity and text couple the whole batch: cache outputs, take losses once, replay with their gradients.
+        with torch.no_grad():
+            outputs = [engine(batch) for batch in batches]
+        cache = CachedOutputs(outputs, batches)
+        losses = objective(*cache.joined())
+        _poisoned(losses).backward()
+        for k, batch in enumerate(batches):
+            engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
+    norm = engine.step(lr)
+    return Step(losses, norm, [] if norm is not None else _suspects(outputs, batches))
+
+
+def _poisoned(losses: Losses) -> Tensor:
+    """The total; times NaN where the global loss is not finite, so that every gradient says so, on every rank.
+
+    One test of the gradient's norm then skips both cases, without waiting for the device in between.
+    """
+    return losses.total * (1 + (losses.loss - losses.loss)).to(losses.total.dtype)
+
+
+def _suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
+    """Samples whose fields or reconstructions are not finite; all of them where every output is."""
+    found = []
+    for output, batch in zip(outputs, batches, strict=True):
+        bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
+        for name, reconstruction in output.reconstructions.items():
+            block = batch.targets[name]
+            values = block.values.flatten(1).isfinite().all(1) | ~block.valid.flatten(1).any(1)
+            item = ~(reconstruction.detach().flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
+            bad[block.sample[item]] = True
+        found += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
+    return found or [name for batch in batches for name in batch.sample_ids]
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One training run in a folder.
+
+    Args:
+        config: all settings.
+        data: folder of chips.
+        out: run folder; see `aef.run` for what it will hold.
+        resume: ``"auto"`` goes on from the newest complete checkpoint of ``out`` (and starts where there is none); a path
+            from that one; None refuses a folder that already holds a run.
+        init_from: ``model.safetensors`` to start a new run from.
+        deepspeed_config: a shipped configuration by name, or a JSON file; None: stage 0 on one CPU rank, else ZeRO-1.
+        quiet: no progress.
+
+    Raises:
+        ConfigError, ChipError, StatisticsError, RunError, CheckpointError: bad input, one line each.
+        ModuleNotFoundError: DeepSpeed is not installed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: str | os.PathLike,
+        out: str | os.PathLike,
+        *,
+        resume: str | None = None,
+        init_from: str | os.PathLike | None = None,
+        deepspeed_config: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        config.validate()
+        self.ranks: Ranks = start(config.train.timeout_s)
+        self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
+        opened: Opening = open_run(
+            config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
+        )
+        self.run: Run = opened.run
+        self.config, self.data = self.run.config, Path(data)
+        self.position = opened.position
+        self.log = StepLog(self.run.path)
+        self.checkpoints = Checkpoints(self.run.path, self.config.train.keep_checkpoints)
+
+        torch.manual_seed(self.config.train.seed)
+        model = build_model(self.run)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if init_from is not None and opened.checkpoint is None:
+            load_state(model, read_weights(init_from)[0], init_from)
+        configuration = resolve(
+            deepspeed_config,
+            self.config,
+            ranks=self.ranks.size,
+            on_gpu=self.ranks.device.type == "cuda",
+            parameters=parameters,
+            universal=opened.universal is not None,
+        )
+        self.engine = Engine(model, self.config, configuration, self.ranks)
+        self.objective = Objective(
+            self.config.objective, self.run.registry, self.run.statistics, self.run.targets, data=self.config.data
+        )
+        if opened.checkpoint is not None:
+            opened.restore(self.engine, self.ranks)
+        self.loader = StepLoader(self.run, self.data, self.ranks, self.position.consumed)
+        self._saved_step = self.position.step if opened.checkpoint is not None else -1
+        self._describe(parameters, opened)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> bool:
+        """Train to the last step. Returns whether it got there; False: a signal asked to stop, a checkpoint is written."""
+        for _ in self.steps():
+            pass
+        return self.position.step >= self.config.train.steps
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Train, yielding each applied step's log record.
+
+        Raises:
+            TrainingError: a chip breaks the contract, or too many steps in a row were not finite.
+            RankError: another rank died or stalled.
+            CheckpointError: a checkpoint could not be written.
+        """
+        with StopSignals() as signals, self.display, self.ranks.watching():
+            while self.position.step < self.config.train.steps:
+                started = time.perf_counter()
+                batches, shared = self._load(signals)
+                if shared.stop:
+                    self._stop(signals.received)
+                    return
+                step = take_step(self.engine, self.objective, batches, self._learning_rate())
+                if step.grad_norm is None:
+                    self._skip(step.suspects)
+                    continue
+                self._advance()
+                record = self._record(step, shared, time.perf_counter() - started)
+                self._keep()
+                yield record
+            self._finish()
+
+    def _learning_rate(self) -> float:
+        t = self.config.train
+        return learning_rate(self.position.step + 1, steps=t.steps, warmup=self.config.warmup_steps, peak=t.peak_lr)
+
+    def _load(self, signals: StopSignals) -> tuple[list[Batch], _Shared]:
+        """This rank's micro-batches of the next global batch, on the device, and what ranks must agree on."""
+        before = time.perf_counter()
+        loaded = self.loader.next()
+        waited = time.perf_counter() - before
+        frames = sum(batch.total_frames for batch in loaded.batches)
+        flops = sum(
+            step_flops(self.config.model, self.run.registry, Work.of(batch))
+            for batch in loaded.batches
+            if peak_flops(self.ranks.device, self.engine.precision)
+        )
+        failed = loaded.error is not None
+        values = [float(failed), float(signals.received is not None), frames, waited / self.ranks.size, flops]
+        errors, stops, *rest = self.ranks.sum(
+            torch.tensor(values, dtype=torch.float64, device=self.ranks.device)
+        ).tolist()
+        if errors:
+            messages = self.ranks.gather(loaded.error)
+            rank, message = next((rank, text) for rank, text in enumerate(messages) if text is not None)
+            raise TrainingError(message if self.ranks.size == 1 else f"rank {rank}: {message}")
+        batches = [batch.to(self.ranks.device, non_blocking=True) for batch in loaded.batches]
+        return batches, _Shared(bool(stops), *rest)
+
+    def _advance(self) -> None:
+        p = self.position
+        self.position = Position(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
+
+    def _skip(self, suspects: list[str]) -> None:
+        """Count a step that was not finite, name its chips, and stop after too many in a row."""
+        p, limit = self.position, self.config.train.max_skipped
+        self.position = Position(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
+        names = sorted({name for of_rank in self.ranks.gather(suspects) for name in of_rank})
+        if self.ranks.is_first:
+            self.log.event("skipped", step=p.step + 1, in_a_row=p.in_a_row + 1, chips=names)
+            self.display.say(f"step {p.step + 1} skipped: loss or gradient not finite, chips {', '.join(names[:5])}")
+        if self.position.in_a_row >= limit:
+            raise TrainingError(
+                f"{limit} steps in a row were not finite before step {p.step + 1}, last with chips {', '.join(names[:5])}: "
+                "look at them with `aef show`, or lower train.peak_lr"
+            )
+
+    def _record(self, step: Step, shared: _Shared, step_s: float) -> dict[str, Any]:
+        """Write and show this step's line of log.jsonl."""
+        if not self.ranks.is_first:
+            return {"step": self.position.step, **step.losses.record()}
+        peak = peak_flops(self.ranks.device, self.engine.precision)
+        record = {
+            "step": self.position.step,
+            **step.losses.record(),
+            "grad_norm": step.grad_norm,
+            "lr": learning_rate(
+                self.position.step,
+                steps=self.config.train.steps,
+                warmup=self.config.warmup_steps,
+                peak=self.config.train.peak_lr,
+            ),
+            "frames_per_s": round(shared.frames / step_s, 2),
+            "samples_per_s": round(self.config.train.global_batch / step_s, 3),
+            "data_wait": round(min(shared.waited_s / step_s, 1.0), 4),
+            "mfu": round(shared.flops / (step_s * peak * self.ranks.size), 4) if peak else None,
+            "memory_gb": round(peak_memory_gb(self.ranks.device), 3),
+            "skipped": self.position.skipped,
+        }
+        self.log.write(record)
+        self.display.step(record, step_s)
+        return record
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Checkpoint and figure, where this step is due for them."""
+        t, step = self.config.train, self.position.step
+        if step % t.checkpoint_every == 0:
+            self.save_checkpoint()
+        if t.figure_every and step % t.figure_every == 0 and step < t.steps:
+            self.draw_figure()
+
+    def save_checkpoint(self) -> Path:
+        """Write a checkpoint of the current step and ``RUN/model.safetensors``. Collective.
+
+        Raises:
+            CheckpointError: on every rank, where any of them could not write; nothing half-written stays.
+        """
+        state = State(
+            position=self.position,
+            world_size=self.ranks.size,
+            stage=self.engine.stage,
+            precision=self.engine.precision,
+            global_batch=self.config.train.global_batch,
+            seed=self.config.train.seed,
+        )
+        path = write_checkpoint(self.checkpoints, self.engine, state, self.ranks)
+        if self.ranks.is_first:
+            self.log.event("checkpoint", step=self.position.step, path=path.name)
+        self._saved_step = self.position.step
+        return path
+
+    def draw_figure(self) -> None:
+        """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective."""
+        batch = self.loader.first_batch().to(self.ranks.device)
+        self.engine.model.eval()
+        with torch.no_grad():
+            output = self.engine.model(batch)
+        self.engine.model.train()
+        if self.ranks.is_first:
+            said = write_figure(self.run, batch, output, self.position.step)
+            if said:
+                self.display.say(said)
+
+    def _stop(self, received: str | None) -> None:
+        if self._saved_step != self.position.step:
+            self.save_checkpoint()
+        if self.ranks.is_first:
+            self.log.event("stopped", step=self.position.step, signal=received)
+            self.display.say(f"stopped at step {self.position.step}: a checkpoint is written, go on with --resume auto")
+
+    def _finish(self) -> None:
+        if self._saved_step != self.position.step:
+            self.save_checkpoint()
+        self.draw_figure()
+
+    def _describe(self, parameters: int, opened: Opening) -> None:
+        t, ranks = self.config.train, self.ranks
+        micro, count = self.engine.micro_batches
+        words = [
+            f"{parameters:,} parameters",
+            f"{', '.join(self.run.inputs)} → {', '.join(self.run.targets)}",
+            f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, ZeRO stage {self.engine.stage}, "
+            f"{self.engine.precision}",
+            f"batch {t.global_batch}"
+            + (f" = {ranks.size} x {count} x {micro}, cache and replay: one more forward" if count > 1 else ""),
+            f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
+        ]
+        self.display.say("\n".join(words))
+        if ranks.is_first:
+            self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)
+
+    def close(self) -> None:
+        """Stop the loader and let DeepSpeed go. The process group stays, for the next trainer of this process."""
+        self.loader.close()
+        self.engine.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class _Shared:
+    """Sums over the ranks, known before the step: whether a signal came, frames, mean wait for data, operations."""
+
+    stop: bool
+    frames: float
+    waited_s: float
+    flops: float

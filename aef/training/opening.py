@@ -1,0 +1,246 @@
+"""Opening a run: a new one from a folder of chips, or an existing one to go on with.
+
+Rank 0 looks, decides and writes; the others read what it wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aef.config import Config, ConfigError
+from aef.data.chips import ChipFolder
+from aef.data.normalize import FILE_NAME, Statistics
+from aef.data.withheld import WithheldDates
+from aef.run import DESCRIPTION, Run, RunError, input_and_target_names
+from aef.settings_file import registry_of
+
+from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, Position, State, restore_generator
+from .distributed import Ranks
+from .log import StepLog
+from .zero import Engine, precision_of, read_configuration, resolve, stage_of
+
+MAY_CHANGE = {
+    "data": {"workers", "cache_chips", "skip_bad"},
+    "model": {"checkpointing", "compile"},
+    "train": {
+        "steps",
+        "micro_batch",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "figure_every",
+        "validate_every",
+        "max_skipped",
+        "timeout_s",
+    },
+}
+"""Settings that a resumed run may change; all others would silently make it another run. A new ``train.steps`` stretches
+the rest of the schedule, which is said."""
+
+UNIVERSAL = ".universal"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Opening:
+    """A run ready to train: its description, where it stands, and what to restore (None: it starts)."""
+
+    run: Run
+    position: Position
+    checkpoint: Path | None = None
+    universal: Path | None = None
+
+    def restore(self, engine: Engine, ranks: Ranks) -> None:
+        """Load weights, moments and generator states into the engine. Collective; the manifest has passed."""
+        assert self.checkpoint is not None
+        engine.restore(self.universal or self.checkpoint)
+        restore_generator(self.checkpoint, ranks.rank)
+        ranks.barrier()
+        if self.universal is not None and ranks.is_first:
+            shutil.rmtree(self.universal, ignore_errors=True)
+
+
+def open_run(
+    config: Config, data: Path, out: Path, resume: str | None, deepspeed_config: str | None, ranks: Ranks, say: Say
+) -> Opening:
+    """Open ``out``: new, or with ``resume`` where it stands. Collective.
+
+    Raises:
+        RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named.
+        ConfigError: a resumed run would change a setting that it may not.
+        CheckpointError: no checkpoint can be trusted, or it cannot be loaded by these ranks at this stage.
+    """
+    stage = stage_of(read_configuration(deepspeed_config, ranks.size, ranks.device.type == "cuda"))
+    precision = precision_of(
+        resolve(deepspeed_config, config, ranks=ranks.size, on_gpu=ranks.device.type == "cuda", parameters=0)
+    )
+
+    def decide() -> list[str | None]:
+        if (out / DESCRIPTION).exists():
+            return _reopen(config, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
+        if resume not in (None, "auto"):
+            raise RunError(f"--resume {resume}: {out} holds no run")
+        create_run(config, data, out, say)
+        return [None, None]
+
+    checkpoint, universal = (None if path is None else Path(path) for path in ranks.on_first(decide))
+    run = Run.read(out)
+    if checkpoint is None:
+        return Opening(run, Position())
+    return Opening(run, State.read(checkpoint / STATE).position, checkpoint, universal)
+
+
+# --- a new run -------------------------------------------------------------------------------------------------------
+
+
+def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
+    """Describe a new run from its chips and write the description."""
+    run = describe_run(config, data, out, say, write_statistics=True)
+    run.write()
+    return run
+
+
+def describe_run(config: Config, data: Path, out: Path, say: Say, *, write_statistics: bool) -> Run:
+    """Sources, statistics and settings of a run over ``data``, from headers and ``CHIPS/stats.json``.
+
+    Where the file is absent, statistics are taken over the training places.
+    """
+    registry = registry_of(data, files=config.data.sources_file)
+    folder = ChipFolder(data, registry)
+    found: dict[str, None] = {}
+    for index in range(len(folder)):
+        found.update(dict.fromkeys(folder.header(index)["sources"]))
+    inputs, targets = input_and_target_names(config, list(found), registry)
+    statistics = _statistics(config, folder, say, write=write_statistics)
+    for name in dict.fromkeys((*inputs, *targets)):
+        if not registry[name].classes:
+            statistics.require(registry[name])
+    model = dataclasses.replace(config.model, inputs=tuple(inputs), targets=tuple(targets))
+    return Run(out, dataclasses.replace(config, model=model), registry, statistics, tuple(inputs), tuple(targets))
+
+
+def _statistics(config: Config, folder: ChipFolder, say: Say, *, write: bool) -> Statistics:
+    """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
+    path = folder.path / FILE_NAME
+    held_out = set(config.data.held_out_places)
+    if path.exists():
+        found = Statistics.read(path)
+        seen = held_out & set(found.places)
+        if not seen and found.weighting in (config.data.statistics, "identity"):
+            return found
+        why = f"hold {', '.join(sorted(seen))}" if seen else f"are over {found.weighting} pixels"
+        say(f"{path}: its statistics {why}, this run takes its own")
+        write = False
+    else:
+        say(f"{path} is absent: taking statistics over the training places")
+    places = {place for place in folder.places() if place} - held_out
+    withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    taken = Statistics.of_chips(
+        folder,
+        folder.registry,
+        weighting=config.data.statistics,
+        places=places,
+        withheld=withheld,
+        skip_bad=config.data.skip_bad,
+    )
+    if write:
+        try:
+            taken.write(path)
+        except OSError as error:
+            say(f"{path}: cannot be written ({error.strerror}); the statistics are kept in the run only")
+    return taken
+
+
+# --- an existing run -------------------------------------------------------------------------------------------------
+
+
+def _reopen(config: Config, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
+    """Choose the checkpoint, refuse what cannot be continued, cut the log back. Rank 0 only."""
+    if resume is None:
+        raise RunError(f"{out} already holds a run: go on with --resume auto, or choose another --out")
+    run = Run.read(out)
+    _refuse_changes(run.config, config)
+    checkpoints = Checkpoints(out, config.train.keep_checkpoints)
+    checkpoints.clear_partial()
+    checkpoint = _choose(checkpoints, resume, say)
+    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets)
+    dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
+    step, universal = 0, None
+    if checkpoint is not None:
+        state = State.read(checkpoint / STATE)
+        step = state.position.step
+        if _needs_universal(state, now, checkpoint):
+            universal = _convert(checkpoint, state, say)
+    else:
+        say(f"{out} holds no checkpoint yet: starting at step 0")
+    dropped = StepLog(out).cut_back(step)
+    if checkpoint is not None:
+        say(f"going on from {checkpoint.name}" + (f"; {dropped} later log lines dropped" if dropped else ""))
+    return [str(path) if path is not None else None for path in (checkpoint, universal)]
+
+
+def _choose(checkpoints: Checkpoints, resume: str, say: Say) -> Path | None:
+    if resume == "auto":
+        checkpoint, refused = checkpoints.newest()
+        for line in refused:
+            say(f"not used: {line}")
+        return checkpoint
+    path = Path(resume)
+    if path.resolve().parent != checkpoints.folder.resolve():
+        raise CheckpointError(
+            f"--resume {path}: expected auto or a folder of {checkpoints.folder}: restart files are unpickled, so only a "
+            "run's own are read; take --init-from model.safetensors for weights of another run"
+        )
+    return checkpoints.trusted(path)
+
+
+def _refuse_changes(stored: Config, now: Config) -> None:
+    changed = []
+    for section in ("model", "data", "objective", "train"):
+        before, after = getattr(stored, section), getattr(now, section)
+        for item in dataclasses.fields(before):
+            a, b = getattr(before, item.name), getattr(after, item.name)
+            if section == "model" and item.name in ("inputs", "targets") and not b:
+                continue
+            if a != b and item.name not in MAY_CHANGE.get(section, ()):
+                changed.append(f"{section}.{item.name} {a!r} → {b!r}")
+    if changed:
+        raise ConfigError(f"a resumed run keeps its settings, but {'; '.join(changed)}: use a new --out (--init-from)")
+
+
+def _needs_universal(state: State, now: State, checkpoint: Path) -> bool:
+    """Whether DeepSpeed must convert the checkpoint first. Raises CheckpointError where it cannot."""
+
+    def refuse(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{checkpoint}: written by {state.world_size} ranks at ZeRO stage {state.stage} in {state.precision}, and {why}: "
+            "use the same, or start a new run with --init-from model.safetensors"
+        )
+
+    if state.precision != now.precision:
+        raise refuse(f"this run would go on in {now.precision}")
+    if state.stage == now.stage == 0:
+        return False
+    if state.stage != now.stage and not {state.stage, now.stage} <= {1, 2}:
+        raise refuse(f"DeepSpeed cannot go on at stage {now.stage}")
+    return state.world_size != now.world_size
+
+
+def _convert(checkpoint: Path, state: State, say: Say) -> Path:
+    """DeepSpeed's universal form of a checkpoint, in a folder that is removed once it is loaded."""
+    say(f"{checkpoint.name} was written by {state.world_size} ranks: converting it")
+    target = checkpoint.parent / UNIVERSAL
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(checkpoint / RESTART), "--output_folder", str(target / RESTART)]
+    command += ["--inject_missing_state"] if state.stage in (1, 2) else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise CheckpointError(f"{checkpoint}: DeepSpeed cannot convert it for another number of ranks: {''.join(last)}")
+    return target

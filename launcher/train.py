@@ -1,0 +1,116 @@
+"""Train a model on a folder of chips.
+
+Works the same under `deepspeed launcher/train.py …`, `torchrun … launcher/train.py …` and plain `python launcher/train.py …`
+(docs/training.md says what to type on one CPU, one GPU, eight GPUs and a Slurm cluster). Settings are section.key=value,
+like train.steps=2000 or data.chip_px=64; `aef train --config small --settings` lists them all.
+
+Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written, go on with --resume auto.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a file from a bare checkout; `aef` must be found, and this folder must not hide modules.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from aef.config import PRESETS, Config
+from aef.launcher.command import FAILED, parser, run
+from aef.settings_file import dump_config, load_config
+
+STOPPED = 75
+"""BSD's EX_TEMPFAIL: try again."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser(__file__, __doc__)
+    p.add_argument("settings", nargs="*", metavar="key=value", help="settings over the preset, like train.steps=2000")
+    p.add_argument("--config", default="small", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a YAML file")
+    p.add_argument("--data", metavar="CHIPS", help="folder of chips")
+    p.add_argument("--out", metavar="RUN", help="run folder")
+    p.add_argument(
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="auto: go on from the newest complete checkpoint of RUN, or start; or one of RUN/checkpoints",
+    )
+    p.add_argument("--init-from", metavar="FILE", help="model.safetensors to start a new run from")
+    p.add_argument(
+        "--deepspeed-config",
+        metavar="NAME|FILE",
+        help="single, zero1, zero2, zero3, zero3_offload, or a JSON file; otherwise single on one CPU rank, else zero1",
+    )
+    p.add_argument(
+        "--dry-run", action="store_true", help="print settings, parameters, operations and memory; do nothing"
+    )
+    p.add_argument("--list-settings", action="store_true", help="list every setting with its value, unit and meaning")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+    p.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    options = p.parse_args(argv)
+    config = load_config(options.config, options.settings)
+    if options.list_settings:
+        print(_settings(config))
+        return 0
+    if options.dry_run:
+        return _dry_run(config, options)
+    for name in ("data", "out"):
+        if getattr(options, name) is None:
+            p.error(f"--{name} is required")
+    os.environ.setdefault("OMP_NUM_THREADS", "1") if "LOCAL_RANK" in os.environ else None
+    return _train(config, options)
+
+
+def _train(config: Config, options) -> int:
+    from aef.training import Trainer
+    from aef.training.distributed import RankError, finish
+    from aef.training.engine import TrainingError
+
+    try:
+        with Trainer(
+            config,
+            options.data,
+            options.out,
+            resume=options.resume,
+            init_from=options.init_from,
+            deepspeed_config=options.deepspeed_config,
+            quiet=options.quiet,
+        ) as trainer:
+            done = trainer.fit()
+            trainer.ranks.barrier()
+        finish()
+        return 0 if done else STOPPED
+    except RankError as error:
+        print(f"aef train: error: {error}", file=sys.stderr, flush=True)
+        # A companion is gone: leaving the group in order would wait for it.
+        os._exit(FAILED)
+    except TrainingError:
+        # Every rank knows; one says it.
+        if int(os.environ.get("RANK", "0")):
+            os._exit(FAILED)
+        raise
+
+
+def _dry_run(config: Config, options) -> int:
+    from aef.training.planner import describe_plan
+
+    print(dump_config(config).rstrip())
+    print(describe_plan(config, options.data, options.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
+    return 0
+
+
+def _settings(config: Config) -> str:
+    lines = []
+    for section in ("model", "data", "objective", "train"):
+        group = getattr(config, section)
+        for item in dataclasses.fields(group):
+            unit = f" {item.metadata['unit']}" if item.metadata["unit"] else ""
+            value = getattr(group, item.name)
+            lines.append(f"{section}.{item.name} = {value!r}{unit}: {item.metadata['description']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
