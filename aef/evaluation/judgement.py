@@ -1,0 +1,249 @@
+"""Everything that is said about a trained model's quality: withheld dates, few labels, health. One place, so that the
+validation in the training loop, the report and the recorded tables measure the same things."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.data.withheld import WithheldDates
+from aef.evaluation.diagnostics import source_presence, spread
+from aef.evaluation.features import baseline_fields
+from aef.evaluation.labels import Unit, label_period, labelled_pixels
+from aef.evaluation.probes import ProbeError, Scores, better, bootstrap, probe
+from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
+from aef.mapping.field import observed_span
+from aef.mapping.trained import TrainedModel
+from aef.timecode import Period
+
+REFERENCE = "linear interpolation"
+"""The naive predictor that model errors are divided by."""
+
+EMBEDDING = "embedding"
+PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
+MAIN_PERIOD_DAYS = 120.0
+
+
+@dataclass(frozen=True)
+class WithheldResult:
+    """Errors on the withheld dates of one source, naive predictors and model rows in one table."""
+
+    source: str
+    table: WithheldTable
+
+    @property
+    def places(self) -> list[str]:
+        return list(self.table.errors[REFERENCE])
+
+    @property
+    def dates(self) -> int:
+        return sum(map(len, self.table.errors[REFERENCE].values()))
+
+    def model_error(self, days: float = MAIN_PERIOD_DAYS) -> float:
+        return self.table.mean(f"model, {days:g} d")
+
+    @property
+    def ratio(self) -> float:
+        """The model's error at 120 days over that of the linear interpolation."""
+        return self.model_error() / self.table.mean(REFERENCE)
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of a printed table."""
+        head = ["predictor", "mean", *self.places]
+        body = []
+        for name in self.table.errors:
+            numbers = [self.table.mean(name), *(self.table.place(name, place) for place in self.places)]
+            body.append([name, *(f"{number:.3f}" for number in numbers)])
+        return head, body
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Few-shot scores of the embedding and of every baseline on one label."""
+
+    label: str
+    unit: Unit
+    shots: int | None
+    trials: int
+    classes: int
+    units: int
+    scores: dict[str, tuple[str, Scores]]
+    everything: dict[str, dict[str, Scores]] = field(repr=False, default_factory=dict)
+
+    @property
+    def ours(self) -> float:
+        return self.scores[EMBEDDING][1].balanced_accuracy
+
+    @property
+    def best_baseline(self) -> str | None:
+        others = {name: s.balanced_accuracy for name, (_, s) in self.scores.items() if name != EMBEDDING}
+        return max(others, key=lambda name: others[name]) if others else None
+
+    @property
+    def best(self) -> float:
+        name = self.best_baseline
+        return self.scores[name][1].balanced_accuracy if name else math.nan
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.best_baseline is None else self.ours - self.best
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the paired difference to the best baseline. Raises ValueError where there is none."""
+        name = self.best_baseline
+        if name is None:
+            raise ValueError("no baseline was judged")
+        return bootstrap(self.scores[EMBEDDING][1], self.scores[name][1])
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of a printed table, best first."""
+        head = ["features", "balanced accuracy", "95 % interval", "better probe"]
+        order = sorted(self.scores, key=lambda name: -self.scores[name][1].balanced_accuracy)
+        body = []
+        for name in order:
+            kind, scores = self.scores[name]
+            low, high = bootstrap(scores)
+            body.append([name, f"{scores.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", kind])
+        return head, body
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known about a model's quality."""
+
+    withheld: list[WithheldResult] = field(default_factory=list)
+    probes: list[ProbeResult] = field(default_factory=list)
+    health: dict[str, float] = field(default_factory=dict)
+
+
+# --- withheld dates --------------------------------------------------------------------------------------------------
+
+
+def withheld_tasks(
+    model: TrainedModel, chips: Sequence[Chip], hidden: WithheldDates, judged: WithheldDates
+) -> list[WithheldTask]:
+    """One task per encoded source that has judged frames at every place of the list that `chips` hold.
+
+    A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it.
+    """
+    tasks = []
+    for name in model.targets:
+        source = model.registry[name]
+        holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
+        if name not in model.inputs or not holding:
+            continue
+        cell_px = round(source.native_resolution_m / 10)
+        fits = cell_px >= 1 and all(c.height % cell_px == 0 and c.width % cell_px == 0 for c in holding)
+        bands = _observed_bands(holding, name, source.band_names)
+        task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=cell_px if fits else 1)
+        if bands and all(len(task.frames(series)[1]) for series in task.observations()[0]):
+            tasks.append(task)
+    return tasks
+
+
+def _observed_bands(chips: Sequence[Chip], name: str, bands: tuple[str, ...]) -> tuple[str, ...]:
+    """Bands that every chip observes somewhere: a polarisation or resolution that a place lacks judges nobody."""
+    seen = np.ones(len(bands), bool)
+    for chip in chips:
+        seen &= np.broadcast_to(chip.sources[name].valid.any(axis=(0, 2, 3)), len(bands))
+    return tuple(band for band, one in zip(bands, seen) if one)
+
+
+def judge_withheld(
+    model: TrainedModel, task: WithheldTask, *, period_days: Sequence[float] = PERIOD_DAYS
+) -> WithheldResult:
+    """Naive predictors first, then the model, on the same pixels of the same frames."""
+    table = naive_table(task)
+    table.errors.update(model_table(task, model, period_days=period_days).errors)
+    return WithheldResult(task.source.name, table)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def year_of(model: TrainedModel, chip: Chip, label: str = "") -> Period:
+    """The year over which a chip is embedded for its labels, or the middle year of its observations."""
+    return label_period(chip, label or next(iter(chip.labels), ""), observed_span(chip, model.inputs))
+
+
+def judge_labels(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    label: str,
+    *,
+    unit: Unit = "field",
+    classes: Sequence[int] = (),
+    shots: int | None = 10,
+    trials: int = 20,
+    seed: int = 0,
+    baselines: bool = True,
+    kinds: Sequence[str] = ("ridge", "kNN-3"),
+) -> ProbeResult:
+    """Probe the embedding and, on the same splits and shots, every baseline; each by the better of its probes.
+
+    Raises:
+        ProbeError: the chips do not carry the label with two classes of two units each.
+    """
+    pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
+    tables = {EMBEDDING: pixels.gather([model.embed_array(c, [year_of(model, c, label)])[0][0] for c in chips])}
+    if baselines:
+        fields = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label))
+        tables.update({name: _unit_variance(pixels.gather(of_chips)) for name, of_chips in fields.items()})
+    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=kinds)
+    return ProbeResult(
+        label=label,
+        unit=unit,
+        shots=shots,
+        trials=trials,
+        classes=len(pixels.labelled.classes),
+        units=len(np.unique(pixels.labelled.units)),
+        scores={name: better(of_kind, kinds) for name, of_kind in results.items()},
+        everything=results,
+    )
+
+
+def _unit_variance(table: np.ndarray) -> np.ndarray:
+    """Columns of hand-made features have all kinds of units; vectors of the embedding have one and stay as they are."""
+    deviation = table.std(axis=0)
+    return (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def judge_health(model: TrainedModel, chips: Sequence[Chip]) -> dict[str, float]:
+    """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source."""
+    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0][0] for chip in chips])
+    presence = source_presence(model, chips, lambda chip: year_of(model, chip))
+    figures.update({f"presence of {name}": accuracy for name, accuracy in presence.items()})
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def judge(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    *,
+    withheld: WithheldDates | None = None,
+    judged: WithheldDates | None = None,
+    held_out: Sequence[Chip] = (),
+    period_days: Sequence[float] = PERIOD_DAYS,
+    trials: int = 20,
+) -> Judgement:
+    """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either."""
+    tasks = withheld_tasks(model, chips, withheld, judged or withheld) if withheld is not None else []
+    probes = []
+    for label in dict.fromkeys(name for chip in held_out for name in chip.labels):
+        try:
+            probes.append(judge_labels(model, held_out, label, trials=trials))
+        except ProbeError:
+            continue
+    return Judgement(
+        withheld=[judge_withheld(model, task, period_days=period_days) for task in tasks],
+        probes=probes,
+        health=judge_health(model, held_out or chips),
+    )
