@@ -8,6 +8,7 @@ the kernels import no settings library. Where the paper (Brown et al. 2025) stat
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ class ConfigError(ValueError):
     """A setting is unknown, of the wrong type or impossible; one line naming it."""
 
 
-def setting(default: Any, description: str, unit: str = "") -> Any:
-    """A dataclass field that documents itself (`aef train --help` prints it)."""
-    return field(default=default, metadata={"description": description, "unit": unit})
+def setting(default: Any, description: str, unit: str = "", *, least: float = 0) -> Any:
+    """A dataclass field that documents itself (`aef train --help` prints it) and knows the least value of its numbers."""
+    return field(default=default, metadata={"description": description, "unit": unit, "least": least})
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,21 @@ class ModelConfig:
 
     inputs: tuple[str, ...] = setting((), "sources that are encoded; empty: every input source found in the data")
     targets: tuple[str, ...] = setting((), "sources that are decoded; empty: every source found in the data")
-    blocks: int = setting(15, "Space-Time-Precision blocks")
-    precision_width: int = setting(128, "width of the precision path, at half resolution", "channels")
-    time_width: int = setting(512, "width of the time path, at an eighth of the resolution", "channels")
-    space_width: int = setting(1024, "width of the space path, at a sixteenth of the resolution", "channels")
-    head_width: int = setting(64, "width of one attention head", "channels")
-    mlp_ratio: int = setting(4, "hidden width of a transformer MLP / its width")
-    precision_convs: int = setting(2, "3x3 convolutions in the precision operator")
+    blocks: int = setting(15, "Space-Time-Precision blocks", least=1)
+    precision_width: int = setting(128, "width of the precision path, at half resolution", "channels", least=1)
+    time_width: int = setting(512, "width of the time path, at an eighth of the resolution", "channels", least=1)
+    space_width: int = setting(1024, "width of the space path, at a sixteenth of the resolution", "channels", least=1)
+    head_width: int = setting(64, "width of one attention head", "channels", least=1)
+    mlp_ratio: int = setting(4, "hidden width of a transformer MLP / its width", least=1)
+    precision_convs: int = setting(2, "3x3 convolutions in the precision operator", least=1)
     pyramid_kernel: Literal[2, 3, 4] = setting(3, "kernel of the exchange's stride-2 resampling, both ways", "px")
-    summary_heads: int = setting(8, "heads of the temporal attention pooling")
+    summary_heads: int = setting(8, "heads of the temporal attention pooling", least=1)
     period_bias: bool = setting(False, "learned pooling bias for where a frame lies relative to the valid period")
-    embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere")
+    embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere", least=2)
     kappa: float = setting(8000.0, "fixed concentration of the von Mises-Fisher bottleneck")
-    decoder_width: int = setting(512, "width of the two hidden layers of an implicit decoder")
+    decoder_width: int = setting(512, "width of the two hidden layers of an implicit decoder", least=1)
     text_dim: int = setting(0, "width of the frozen text tower's vectors; 0: no text head")
-    text_width: int = setting(512, "width of the two hidden layers of the text head")
+    text_width: int = setting(512, "width of the two hidden layers of the text head", least=1)
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "type to which our modules cast matmul operands")
     checkpointing: Literal["none", "selective", "full"] = setting(
         "none", "recompute activations of each block in backward"
@@ -56,7 +57,7 @@ class DataConfig:
     sources_file: tuple[str, ...] = setting((), "YAML files with further source entries")
     chip_px: int = setting(128, "side of the training crop, a multiple of 16", "px")
     frame_budget: float = setting(1.0, "multiplies every source's frame budget (paper: 65, 17 and 21 frames)")
-    targets_per_source: int = setting(1, "frames decoded per source and sample (paper: 1)")
+    targets_per_source: int = setting(1, "frames decoded per source and sample (paper: 1)", least=1)
     periods_per_sample: int = setting(0, "valid periods shared by all targets; 0: one of its own per target (paper)")
     support_days: float = setting(365.0, "length of the support period", "days")
     period_min_days: float = setting(4.0, "shortest valid period (paper: more than 4)", "days")
@@ -73,7 +74,7 @@ class DataConfig:
     teacher_frame_drop: bool = setting(False, "v2.1: the teacher loses frames as the student does")
     regrid_offset: bool = setting(False, "v2.1: random grid offset before re-gridding")
     statistics: Literal["clear", "valid"] = setting("clear", "pixels over which statistics are taken")
-    withheld: str | None = setting(None, "CSV of dates (place, date_time) that no sample may see, their twins included")
+    withheld: str | None = setting(None, "CSV of dates (place, time_utc) that no sample may see, their twins included")
     held_out_places: tuple[str, ...] = setting((), "places that training never reads")
     workers: int = setting(0, "loader processes per rank; 0: in the training process")
     cache_chips: int = setting(16, "decoded chips kept in memory per worker")
@@ -98,9 +99,9 @@ class ObjectiveConfig:
 class TrainConfig:
     """Optimisation and the run (paper section 5, S3)."""
 
-    steps: int = setting(100_000, "optimiser steps")
-    global_batch: int = setting(256, "samples per optimiser step, over all ranks")
-    micro_batch: int = setting(1, "samples per forward pass and rank")
+    steps: int = setting(100_000, "optimiser steps", least=1)
+    global_batch: int = setting(256, "samples per optimiser step, over all ranks", least=1)
+    micro_batch: int = setting(1, "samples per forward pass and rank", least=1)
     peak_lr: float = setting(1e-4, "learning rate at the end of the warm-up")
     warmup_steps: int = setting(1000, "steps of linear warm-up from 0; at most a tenth of the run")
     betas: tuple[float, ...] = setting((0.9, 0.999), "Adam's decay rates")
@@ -108,8 +109,8 @@ class TrainConfig:
     weight_decay: float = setting(0.0, "decoupled weight decay; the paper's Adam has none")
     clip_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never")
     seed: int = setting(0, "keys every random draw, with the epoch and the sample id")
-    checkpoint_every: int = setting(1000, "steps between checkpoints")
-    keep_checkpoints: int = setting(2, "complete checkpoints kept")
+    checkpoint_every: int = setting(1000, "steps between checkpoints", least=1)
+    keep_checkpoints: int = setting(2, "complete checkpoints kept", least=1)
     figure_every: int = setting(1000, "steps between figures; 0: only at the end")
     validate_every: int = setting(0, "steps between validations; 0: never")
     validate_set: str | None = setting(None, "rows of data.withheld that validation judges (column `set`); none: all")
@@ -132,9 +133,14 @@ class Config:
             if not holds:
                 raise ConfigError(f"{name}: expected {expected}, found {found!r}")
 
+        for section in ("model", "data", "objective", "train"):
+            for item in dataclasses.fields(getattr(self, section)):
+                least, value = item.metadata["least"], getattr(getattr(self, section), item.name)
+                for number in value if isinstance(value, tuple) else (value,):
+                    holds = isinstance(number, str | None) or (math.isfinite(number) and number >= least)
+                    require(holds, f"{section}.{item.name}", f"a finite number of at least {least:g}", value)
         m, d, t = self.model, self.data, self.train
         require(d.chip_px > 0 and d.chip_px % 16 == 0, "data.chip_px", "a positive multiple of 16", d.chip_px)
-        require(m.blocks >= 1, "model.blocks", "at least 1", m.blocks)
         for name in ("time_width", "space_width"):
             width = getattr(m, name)
             require(
@@ -149,9 +155,10 @@ class Config:
             "a multiple of summary_heads",
             m.precision_width,
         )
-        require(m.embedding_dim >= 2 and m.kappa > 0, "model.kappa", "a positive number", m.kappa)
-        require(d.targets_per_source >= 1, "data.targets_per_source", "at least 1", d.targets_per_source)
+        require(m.kappa > 0, "model.kappa", "a positive number", m.kappa)
+        require(d.frame_budget > 0, "data.frame_budget", "a positive number", d.frame_budget)
         require(0 <= d.period_beyond_days <= 183, "data.period_beyond_days", "0 to 183", d.period_beyond_days)
+        require(d.support_days <= 3660, "data.support_days", "at most ten years", d.support_days)
         require(
             d.support_days > d.period_min_days > 0,
             "data.period_min_days",
@@ -162,8 +169,7 @@ class Config:
         require(min(shares) >= 0 and sum(shares) <= 1, "data.period_uniform", "shares of at most 1 in sum", shares)
         odds = d.student_strategies
         require(len(odds) == 3 and min(odds) >= 0 and sum(odds) > 0, "data.student_strategies", "three odds", odds)
-        require(len(t.betas) == 2, "train.betas", "two numbers", t.betas)
-        require(t.steps >= 1 and t.global_batch >= 1 and t.micro_batch >= 1, "train.steps", "at least 1", t.steps)
+        require(len(t.betas) == 2 and max(t.betas) < 1, "train.betas", "two numbers below 1", t.betas)
         require(t.peak_lr > 0, "train.peak_lr", "a positive number", t.peak_lr)
 
     @property

@@ -13,18 +13,23 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, get_args
 
 Role = Literal["input", "target"]
 Grid = Literal["chip", "native", "points"]
 TimeKind = Literal["instant", "interval", "static"]
 TransformKind = Literal["linear", "log", "db"]
 Loss = Literal["l1", "cross_entropy"]
+Resampling = Literal["bilinear", "nearest", "area"]
 MetadataKind = Literal["angle_deg", "flag", "value"]
 
 
 class SourceError(ValueError):
     """A source entry is wrong or a source is unknown; the message names the source and the field."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Transform:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "log", "db"):
             raise SourceError(f"transform kind {self.kind!r} is unknown: expected linear, log or db")
-        if not (math.isfinite(self.scale) and math.isfinite(self.offset)) or self.scale == 0:
+        if not (_is_number(self.scale) and _is_number(self.offset)) or self.scale == 0:
             raise SourceError(
                 f"transform scale must be finite and not 0, offset finite; found {self.scale}, {self.offset}"
             )
@@ -69,8 +74,12 @@ class Band:
     transform: Transform = Transform()
 
     def __post_init__(self) -> None:
-        if not self.valid_min < self.valid_max:
-            raise SourceError(f"band {self.name}: valid_min {self.valid_min} must be below valid_max {self.valid_max}")
+        if not (isinstance(self.name, str) and self.name and isinstance(self.unit, str)):
+            raise SourceError(f"band {self.name!r}: name and unit must be texts (quote them), found unit {self.unit!r}")
+        if not (_is_number(self.valid_min) and _is_number(self.valid_max) and self.valid_min < self.valid_max):
+            raise SourceError(
+                f"band {self.name}: valid_min must be a number below valid_max, found {self.valid_min}, {self.valid_max}"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,12 @@ class MetadataField:
 
     name: str
     kind: MetadataKind
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("angle_deg", "flag", "value"):
+            raise SourceError(
+                f"metadata {self.name!r}: kind {self.kind!r} is unknown: expected angle_deg, flag or value"
+            )
 
     @property
     def encoded_width(self) -> int:
@@ -126,7 +141,7 @@ class Source:
     native_resolution_m: float
     grid: Grid = "chip"
     time: TimeKind = "instant"
-    resampling: Literal["bilinear", "nearest", "area"] = "bilinear"
+    resampling: Resampling = "bilinear"
     metadata: tuple[MetadataField, ...] = ()
     classes: tuple[int, ...] = ()
     loss: Loss = "l1"
@@ -144,34 +159,59 @@ class Source:
     note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        def refuse(why: str) -> None:
-            raise SourceError(f"source {self.name!r}: {why}")
+        self._check_names()
+        self._check_numbers()
+        self._check_rules()
 
-        if not self.name or not self.name.replace("_", "").isalnum() or self.name != self.name.lower():
-            refuse("name must be lower-case letters, digits and underscores")
+    def _refuse(self, why: str) -> NoReturn:
+        raise SourceError(f"source {self.name!r}: {why}")
+
+    def _check_names(self) -> None:
+        name = self.name
+        if (
+            not isinstance(name, str)
+            or not name.replace("_", "").isalnum()
+            or not name.isascii()
+            or name != name.lower()
+        ):
+            self._refuse("name must be lower-case letters, digits and underscores")
+        for key in ("title", "licence", "attribution", "note"):
+            if not isinstance(getattr(self, key), str):
+                self._refuse(f"{key} must be a text, found {getattr(self, key)!r}")
         if not self.bands:
-            refuse("needs at least one band")
+            self._refuse("needs at least one band")
         if len(set(self.band_names)) != len(self.bands):
-            refuse(f"band names repeat: {', '.join(self.band_names)}")
-        if self.role not in ("input", "target"):
-            refuse(f"role must be input or target, found {self.role!r}")
-        if self.grid not in ("chip", "native", "points") or self.time not in ("instant", "interval", "static"):
-            refuse(f"grid {self.grid!r} or time {self.time!r} is unknown")
-        if self.role == "input" and (self.grid != "chip" or self.time == "static" or self.frame_budget < 1):
-            refuse("an input source lies on the chip grid, has times and a frame_budget of at least 1")
-        if self.loss not in ("l1", "cross_entropy"):
-            refuse(f"loss must be l1 or cross_entropy, found {self.loss!r}")
-        if (self.loss == "cross_entropy") != bool(self.classes):
-            refuse("classes go with loss cross_entropy, and only with it")
-        if self.classes and len(self.bands) != 1:
-            refuse("a categorical source has exactly one band of codes")
-        if self.shift_m is not None and self.regrid_m is not None:
-            refuse("takes shift_m or regrid_m, not both")
-        for name in ("source_drop", "frame_drop", "min_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                refuse(f"{name} must lie in [0, 1], found {getattr(self, name)}")
+            self._refuse(f"band names repeat: {', '.join(self.band_names)}")
+        choices = {"role": Role, "grid": Grid, "time": TimeKind, "loss": Loss, "resampling": Resampling}
+        for key, choice in choices.items():
+            if getattr(self, key) not in get_args(choice):
+                self._refuse(f"{key} must be one of {', '.join(get_args(choice))}, found {getattr(self, key)!r}")
+
+    def _check_numbers(self) -> None:
+        for key in ("source_drop", "frame_drop", "min_overlap", "weight", "native_resolution_m", "frame_budget"):
+            if not _is_number(getattr(self, key)):
+                self._refuse(f"{key} must be a number, found {getattr(self, key)!r}")
+        for key in ("source_drop", "frame_drop", "min_overlap"):
+            if not 0 <= getattr(self, key) <= 1:
+                self._refuse(f"{key} must lie in [0, 1], found {getattr(self, key)}")
+        for key in ("shift_m", "regrid_m"):
+            distance = getattr(self, key)
+            if distance is not None and not (_is_number(distance) and distance > 0):
+                self._refuse(f"{key} must be a positive number of metres, found {distance!r}")
         if self.weight < 0 or self.native_resolution_m <= 0:
-            refuse("weight must not be negative and native_resolution_m must be positive")
+            self._refuse("weight must not be negative and native_resolution_m must be positive")
+        if not all(isinstance(code, int) for code in self.classes) or len(set(self.classes)) != len(self.classes):
+            self._refuse(f"classes must be different integers, found {self.classes}")
+
+    def _check_rules(self) -> None:
+        if self.role == "input" and (self.grid != "chip" or self.time == "static" or self.frame_budget < 1):
+            self._refuse("an input source lies on the chip grid, has times and a frame_budget of at least 1")
+        if (self.loss == "cross_entropy") != bool(self.classes):
+            self._refuse("classes go with loss cross_entropy, and only with it")
+        if self.classes and len(self.bands) != 1:
+            self._refuse("a categorical source has exactly one band of codes")
+        if self.shift_m is not None and self.regrid_m is not None:
+            self._refuse("takes shift_m or regrid_m, not both")
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -212,7 +252,10 @@ class Source:
             )
             values["metadata"] = tuple(MetadataField(**item) for item in entry.get("metadata") or ())
             for key in ("collections", "classes"):
-                values[key] = tuple(entry.get(key) or ())
+                found = entry.get(key) or ()
+                if not isinstance(found, list | tuple):
+                    raise SourceError(f"{key} must be a list, found {found!r}")
+                values[key] = tuple(found)
             return cls(**values)
         except SourceError as error:
             raise error if str(error).startswith("source ") else SourceError(f"source {name!r}: {error}") from error
