@@ -1,9 +1,11 @@
 """The public function of the channel LayerNorm."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import check_float, match_shape
-from .reference import channel_norm_reference
+from .reference import EPS
 
 
 def check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -32,4 +34,12 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: wrong rank, shape, dtype or device.
     """
     check_arguments(x, weight, bias)
-    return channel_norm_reference(x, weight, bias)
+    return _layer_norm(x, weight, bias)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        # PyTorch's CPU backward sums a bf16 input's parameter gradients in bf16: a tenth off at 20,000 rows.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), EPS).to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), EPS)

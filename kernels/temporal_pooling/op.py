@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..arguments import check_float, check_integer, check_segments, match_shape
-from .reference import temporal_pooling_reference
+from ..arguments import check_float, check_integer, check_segments, match_shape, segment_lengths
+from .eager import EagerTemporalPooling, pooling_backward, pooling_forward
+from .reference import period_segment_list, split_bias
 
 
 def check_arguments(
@@ -69,4 +70,94 @@ def temporal_pooling(
             wrong number of rows, and a segment longer than `max_frames`.
     """
     check_arguments(states, table, query, bias, period_segment, cu_frames, max_frames)
-    return temporal_pooling_reference(states, table, query, bias, period_segment, cu_frames, max_frames)
+    if states.device.type == "cpu" and not torch.compiler.is_compiling():
+        plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
+        return EagerTemporalPooling.apply(states, table, query, bias, *plan)
+    return temporal_pooling_operator(states, table, query, bias, period_segment, cu_frames, max_frames)
+
+
+def _host_plan(
+    states: Tensor, bias: Tensor | None, period_segment: Tensor, cu_frames: Tensor, max_frames: int
+) -> tuple[list[int], list[int]]:
+    """Each period's segment and each segment's frames, read by the host and checked."""
+    lengths = segment_lengths(cu_frames, states.shape[0], max_frames)
+    chosen = period_segment_list(period_segment, len(lengths))
+    split_bias(bias, [lengths[segment] for segment in chosen])
+    return chosen, lengths
+
+
+@torch.library.custom_op("aef::temporal_pooling", mutates_args=())
+def temporal_pooling_operator(
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> Tensor:
+    """`temporal_pooling` as one opaque operator; only its arguments are kept for backward."""
+    plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
+    return pooling_forward(states, table, query, bias, *plan)[0]
+
+
+@temporal_pooling_operator.register_fake
+def _(
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> Tensor:
+    check_arguments(states, table, query, bias, period_segment, cu_frames, max_frames)
+    periods, heads, channels = query.shape
+    return states.new_empty(periods, states.shape[1], heads, channels)
+
+
+@torch.library.custom_op("aef::temporal_pooling_backward", mutates_args=())
+def temporal_pooling_backward(
+    gradient: Tensor,
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `states`, `table`, `query` and `bias` (empty where there is none); weights are recomputed."""
+    plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
+    _, pooled = pooling_forward(states, table, query, bias, *plan)
+    d_states, d_table, d_query, d_bias = pooling_backward(gradient, states, query, bias, pooled)
+    none = query.new_empty(0)
+    return d_states, d_table.to(table.dtype), d_query.to(query.dtype), none if d_bias is None else d_bias.to(bias.dtype)
+
+
+@temporal_pooling_backward.register_fake
+def _(
+    gradient: Tensor,
+    states: Tensor,
+    table: Tensor,
+    query: Tensor,
+    bias: Tensor | None,
+    period_segment: Tensor,
+    cu_frames: Tensor,
+    max_frames: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_bias = query.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return states.new_empty(states.shape), table.new_empty(table.shape), query.new_empty(query.shape), d_bias
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.max_frames = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, gradient: Tensor):
+    d_states, d_table, d_query, d_bias = temporal_pooling_backward(gradient, *ctx.saved_tensors, ctx.max_frames)
+    return d_states, d_table, d_query, None if ctx.saved_tensors[3] is None else d_bias, None, None, None
+
+
+temporal_pooling_operator.register_autograd(_backward, setup_context=_save)

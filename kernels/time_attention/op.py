@@ -1,9 +1,10 @@
 """The public function of time-axial attention."""
 
+import torch
 from torch import Tensor
 
-from ..arguments import check_float, check_segments, match_shape
-from .reference import time_attention_reference
+from ..arguments import check_float, check_segments, match_shape, segment_lengths
+from .eager import EagerTimeAttention, attention_backward, attention_forward
 
 
 def check_arguments(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> None:
@@ -42,4 +43,47 @@ def time_attention(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: in
             they never read out of range.
     """
     check_arguments(qkv, table, cu_frames, max_frames)
-    return time_attention_reference(qkv, table, cu_frames, max_frames)
+    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        return EagerTimeAttention.apply(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
+    return time_attention_operator(qkv, table, cu_frames, max_frames)
+
+
+@torch.library.custom_op("aef::time_attention", mutates_args=())
+def time_attention_operator(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
+    """`time_attention` as one opaque operator; only its arguments are kept for backward."""
+    out, _ = attention_forward(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
+    return out
+
+
+@time_attention_operator.register_fake
+def _(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
+    check_arguments(qkv, table, cu_frames, max_frames)
+    frames, pixels, _, heads, channels = qkv.shape
+    return qkv.new_empty(frames, pixels, heads, channels)
+
+
+@torch.library.custom_op("aef::time_attention_backward", mutates_args=())
+def time_attention_backward(
+    gradient: Tensor, qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `qkv` and `table`; the attention weights are recomputed."""
+    _, attended = attention_forward(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
+    d_qkv, d_table = attention_backward(gradient, attended)
+    return d_qkv, d_table.to(table.dtype)
+
+
+@time_attention_backward.register_fake
+def _(gradient: Tensor, qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), table.new_empty(table.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    qkv, table, cu_frames, ctx.max_frames = inputs
+    ctx.save_for_backward(qkv, table, cu_frames)
+
+
+def _backward(ctx, gradient: Tensor):
+    return *time_attention_backward(gradient, *ctx.saved_tensors, ctx.max_frames), None, None
+
+
+time_attention_operator.register_autograd(_backward, setup_context=_save)

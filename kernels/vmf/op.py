@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_float, check_integer, match_shape
+from .eager import draw_noise_eager, sample_vmf_eager
 from .philox import WORD
-from .reference import sample_vmf_reference
+from .reference import draw_noise
 
 
 def check_arguments(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor) -> None:
@@ -47,4 +48,22 @@ def sample_vmf(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor
         ValueError: wrong rank, shape, dtype or device; a non-positive `kappa`; a `key` out of range.
     """
     check_arguments(mean, kappa, key, counter)
-    return sample_vmf_reference(mean, kappa, key, counter)
+    return sample_vmf_eager(mean, kappa, key, counter)
+
+
+@torch.library.custom_op("aef::vmf_noise", mutates_args=())
+def vmf_noise(kappa: float, seed: int, epoch: int, counter: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    """The constants of each sample: `1 − w` (N, 1) in fp64 and the normals (N, dimension) in fp32."""
+    versine, noise = draw_noise(kappa, (seed, epoch), counter, dimension)
+    return versine, noise.float()
+
+
+@vmf_noise.register_kernel("cpu")
+def _(kappa: float, seed: int, epoch: int, counter: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    return draw_noise_eager(kappa, (seed, epoch), counter, dimension)
+
+
+@vmf_noise.register_fake
+def _(kappa: float, seed: int, epoch: int, counter: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    rows = counter.shape[0]
+    return counter.new_empty(rows, 1, dtype=torch.float64), counter.new_empty(rows, dimension, dtype=torch.float32)

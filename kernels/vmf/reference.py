@@ -40,7 +40,7 @@ def draw_noise(kappa: float, key: tuple[int, int], counter: Tensor, dimension: i
     u0, u1, u2, u3 = (unit_interval(word) for word in words)  # (N, B) each
     table = versine_table(float(kappa), dimension).to(counter.device)
     normals = torch.stack([*_box_muller(u0[:, 1:], u1[:, 1:]), *_box_muller(u2[:, 1:], u3[:, 1:])], dim=2)
-    return _look_up(table, u0[:, :1]), normals.flatten(1)[:, :dimension]
+    return look_up(table, u0[:, :1]), normals.flatten(1)[:, :dimension]
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,8 @@ def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return radius * angle.cos(), radius * angle.sin()
 
 
-def _look_up(table: Tensor, u: Tensor) -> Tensor:
+def look_up(table: Tensor, u: Tensor) -> Tensor:
+    """`1 − w` for uniform numbers `u`, linear between the entries of `versine_table`."""
     place = (torch.log(u / (1 - u)) + LOGIT_LIMIT) * (LOGIT_STEPS / (2 * LOGIT_LIMIT))
     left = place.floor().clamp(0, LOGIT_STEPS - 1)
     index = left.long()

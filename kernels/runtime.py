@@ -1,0 +1,101 @@
+"""Triton at arm's length: the import guard, the interpreter flag, versions, and the launch of every kernel.
+
+No other file touches Triton's internals. Without Triton the kernel files still import; `triton_problem` says what is
+missing and the dispatcher falls back to PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+"""Kernels run in Triton's interpreter on CPU tensors. Read once: Triton itself reads it when it is imported."""
+
+OLDEST, NEWEST = (3, 6), (3, 9)
+"""Triton versions for which the kernels are written and proven."""
+
+try:
+    import triton
+    import triton.language as tl
+
+    _missing = None
+except ImportError as error:  # macOS, Windows, or a bare PyTorch
+    triton, tl = None, SimpleNamespace(constexpr=object)
+    _missing = f"Triton cannot be imported ({error}); install triton to use the kernels"
+
+
+def triton_problem() -> str | None:
+    """Why Triton cannot be used at all, or None."""
+    if _missing:
+        return _missing
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not OLDEST <= version <= NEWEST:
+        wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+        return f"Triton {triton.__version__} is installed; the kernels are proven on {wanted}"
+    return None
+
+
+KERNELS: dict[str, Kernel] = {}
+"""Every shipped kernel by name."""
+
+
+class Kernel:
+    """A jitted kernel that counts its launches."""
+
+    def __init__(self, function: Callable) -> None:
+        self.name, self.launches = function.__name__, 0
+        self.jitted = jit(function)
+
+    def launch(self, device: torch.device, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
+        """Run on `device`'s current stream; a grid with an empty side launches nothing."""
+        if 0 in grid:
+            return
+        self.launches += 1
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.jitted[grid](*arguments, **settings)
+
+
+def kernel(function: Callable) -> Kernel:
+    """Decorator of a shipped kernel: jits it and enters it in `KERNELS`."""
+    if function.__name__ in KERNELS:
+        raise ValueError(f"two kernels are named {function.__name__}")
+    KERNELS[function.__name__] = Kernel(function)
+    return KERNELS[function.__name__]
+
+
+def jit(function: Callable) -> Callable:
+    """Decorator of a function that kernels call."""
+    return function if triton is None else triton.jit(function)
+
+
+def compute_type(dtype: torch.dtype) -> Any:
+    """The Triton type in which a kernel accumulates and takes softmaxes: fp64 for fp64, else fp32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def dot_type(dtype: torch.dtype) -> Any:
+    """The Triton type of a matrix product's operands."""
+    types = {"float64": "float64", "float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+    return getattr(tl, types[str(dtype).removeprefix("torch.")])
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How fp32 operands are multiplied: as PyTorch's own matrix products are set to be."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    """The next power of two, at least `least` (a matrix product's sides are 16 or more)."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def processors(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's GPU; an H200's where there is no GPU to ask."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 132
