@@ -1,0 +1,5 @@
+"""Geolocated text: corpora → text points → chips, and the frozen language tower with its cache of vectors.
+
+Wikipedia, Wikidata and GBIF are read from local files (`wikipedia`, `wikidata`, `gbif`), written to one Parquet file of
+text points (`points`) and put into the chips that hold them (`attach`). `tower` encodes texts, `cache` keeps the vectors.
+"""

@@ -1,0 +1,145 @@
+"""Text points into chips: each chip gets the texts that lie on its pixels, in metres of its own CRS."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rasterio.warp import transform as warp
+
+from aef.data.chips import ChipFolder, TextPoint, read_chip, write_chip
+from aef.sources import Registry
+from aef.text.points import open_points
+
+CELL_DEG = 0.1
+"""Side of the coarse cells by which points find chips."""
+
+GEOGRAPHIC = "EPSG:4326"
+BATCH_POINTS = 50_000
+CORPORA = ("wikipedia:", "gbif:")
+"""Beginnings of ``source`` of the texts that attaching owns: it replaces them and leaves others alone."""
+
+
+@dataclass(frozen=True)
+class _Footprint:
+    """Where a chip lies, without its arrays."""
+
+    path: Path
+    crs: str
+    transform: tuple[float, ...]
+    height: int
+    width: int
+
+    def bounds_deg(self) -> tuple[float, float, float, float]:
+        """(west, south, east, north) of its corners."""
+        a, b, c, d, e, f = self.transform
+        corners = [(0, 0), (0, self.width), (self.height, 0), (self.height, self.width)]
+        x = [a * col + b * row + c for row, col in corners]
+        y = [d * col + e * row + f for row, col in corners]
+        lon, lat = warp(self.crs, GEOGRAPHIC, x, y)
+        return min(lon), min(lat), max(lon), max(lat)
+
+    def inside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        a, b, c, d, e, f = self.transform
+        determinant = a * e - b * d
+        col = (e * (x - c) - b * (y - f)) / determinant
+        row = (a * (y - f) - d * (x - c)) / determinant
+        return (col >= 0) & (col < self.width) & (row >= 0) & (row < self.height)
+
+
+def attach_points(
+    points: str | os.PathLike,
+    chips: str | os.PathLike,
+    registry: Registry,
+    *,
+    on_chip: Callable[[Path], None] | None = None,
+) -> dict[str, int]:
+    """Write into every chip of a folder the texts that lie on it; what an earlier call wrote is replaced.
+
+    Memory holds the points that lie on chips, not the file.
+
+    Returns:
+        Counts: chips, chips with texts, texts written, points that lie on no chip.
+
+    Raises:
+        TextError: not text points. ChipError, FileNotFoundError: no chips, or a damaged one.
+    """
+    folder = ChipFolder(chips, registry)
+    footprints = [_footprint(folder, index) for index in range(len(folder))]
+    found, total, lost = _assign(points, footprints)
+    counts: Counter[str] = Counter(chips=len(footprints), points=total, on_no_chip=lost)
+    for number, footprint in enumerate(footprints):
+        chip = read_chip(footprint.path, registry)
+        texts = [text for text in chip.texts if not text.source.startswith(CORPORA)] + found.get(number, [])
+        counts["texts"] += len(found.get(number, []))
+        counts["chips_with_texts"] += bool(found.get(number))
+        if texts != chip.texts:
+            write_chip(footprint.path, replace(chip, texts=texts), registry)
+        if on_chip:
+            on_chip(footprint.path)
+    return dict(counts)
+
+
+def _footprint(folder: ChipFolder, index: int) -> _Footprint:
+    header = folder.header(index)
+    return _Footprint(folder.files[index], header["crs"], tuple(header["transform"]), header["height"], header["width"])
+
+
+def _assign(points: str | os.PathLike, footprints: Sequence[_Footprint]) -> tuple[dict[int, list[TextPoint]], int, int]:
+    """Texts of every chip, the number of points read, and of those on no chip. One point may lie on several chips."""
+    chips_of = _index(footprints)
+    found: dict[int, list[TextPoint]] = defaultdict(list)
+    total = lost = 0
+    for batch in open_points(points).iter_batches(BATCH_POINTS):
+        lon, lat = (batch.column(name).to_numpy() for name in ("lon", "lat"))
+        total += len(lon)
+        used = np.zeros(len(lon), bool)
+        for number, rows in _candidates(chips_of, lon, lat):
+            footprint = footprints[number]
+            x, y = (np.asarray(one) for one in warp(GEOGRAPHIC, footprint.crs, lon[rows], lat[rows]))
+            inside = footprint.inside(x, y)
+            used[rows[inside]] = True
+            found[number] += _text_points(batch, rows[inside], x[inside], y[inside])
+        lost += int((~used).sum())
+    return found, total, lost
+
+
+def _cell(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    columns = round(360 / CELL_DEG)
+    return np.floor((lat + 90) / CELL_DEG).astype(np.int64) * columns + np.floor((lon + 180) / CELL_DEG).astype(
+        np.int64
+    )
+
+
+def _index(footprints: Sequence[_Footprint]) -> dict[int, list[int]]:
+    """Chips by the coarse cells that they touch."""
+    chips_of: dict[int, list[int]] = defaultdict(list)
+    for number, footprint in enumerate(footprints):
+        west, south, east, north = footprint.bounds_deg()
+        lon = np.arange(np.floor(west / CELL_DEG), np.floor(east / CELL_DEG) + 1) * CELL_DEG + CELL_DEG / 2
+        lat = np.arange(np.floor(south / CELL_DEG), np.floor(north / CELL_DEG) + 1) * CELL_DEG + CELL_DEG / 2
+        for cell in _cell(*(grid.ravel() for grid in np.meshgrid(lon, lat))).tolist():
+            chips_of[cell].append(number)
+    return chips_of
+
+
+def _candidates(chips_of: dict[int, list[int]], lon: np.ndarray, lat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(chip, rows of the batch that may lie on it)."""
+    cells = _cell(lon, lat)
+    near = np.flatnonzero(np.isin(cells, np.fromiter(chips_of, np.int64, len(chips_of))))
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row in near.tolist():
+        for number in chips_of[int(cells[row])]:
+            rows_of[number].append(row)
+    return ((number, np.array(rows)) for number, rows in rows_of.items())
+
+
+def _text_points(batch: pa.RecordBatch, rows: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[TextPoint]:
+    names = ("uncertainty_m", "time_ms", "time_end_ms", "text", "source", "licence")
+    taken = batch.take(pa.array(rows)).select(list(names)).to_pylist()
+    return [TextPoint(float(px), float(py), **fields) for px, py, fields in zip(x, y, taken)]

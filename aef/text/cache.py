@@ -1,0 +1,172 @@
+"""Vectors of texts, computed once and kept on disk, keyed by (tower, weights hash, text hash).
+
+A cache is one folder per tower, ``ROOT/NAME-HASH/``, with ``tower.json`` and numbered pairs of files: ``vectors-N.npy``
+(n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a pair
+is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aef.atomic import writing
+from aef.text.tower import TextTower, TowerError, TowerIdentity
+
+FOLDER = "text_vectors"
+"""Where a folder of chips keeps the vectors of its texts."""
+
+IDENTITY = "tower.json"
+PART_TEXTS = 256
+"""Texts that are encoded before their vectors are written."""
+
+
+def text_key(text: str) -> tuple[int, int]:
+    """A 128-bit hash of a text, as two words."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+class VectorCache:
+    """Vectors by text; call it with a text to get its vector (D,) or None. Picklable, for loader workers.
+
+    Raises:
+        TowerError: the folder is damaged or of a newer format.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        self.identity = TowerIdentity.read(self.folder / IDENTITY)
+        self._open()
+
+    @classmethod
+    def of(cls, root: str | os.PathLike, identity: TowerIdentity) -> VectorCache:
+        """The cache of a tower under ``root``, made if there is none yet."""
+        folder = Path(root) / identity.key
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / IDENTITY).exists():
+            with writing(folder / IDENTITY, "w") as stream:
+                stream.write(identity.to_json())
+        cache = cls(folder)
+        identity.require(cache.identity, str(folder))
+        return cache
+
+    @property
+    def dim(self) -> int:
+        return self.identity.dim
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __contains__(self, text: str) -> bool:
+        return self._row(text) is not None
+
+    def __call__(self, text: str) -> np.ndarray | None:
+        row = self._row(text)
+        if row is None:
+            return None
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return np.array(self._vectors[part][row - self._starts[part]])
+
+    def __getstate__(self):
+        return {"folder": self.folder}
+
+    def __setstate__(self, state) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Keep vectors (n, D) float32. Raises ValueError if shapes do not fit, OSError when the disk is full."""
+        if vectors.shape != (len(texts), self.dim):
+            raise ValueError(f"{self.folder}: expected vectors {(len(texts), self.dim)}, found {vectors.shape}")
+        number = len(list(self.folder.glob("vectors-*.npy")))
+        for name, array in (
+            (f"vectors-{number:06d}.npy", vectors.astype(np.float32)),
+            (f"texts-{number:06d}.npy", np.array([text_key(text) for text in texts], np.uint64).reshape(-1, 2)),
+        ):
+            with writing(self.folder / name) as stream:
+                np.save(stream, array, allow_pickle=False)
+        self._open()
+
+    def _open(self) -> None:
+        self._vectors, keys = [], []
+        for path in sorted(self.folder.glob("texts-*.npy")):
+            try:
+                keys.append(np.load(path, allow_pickle=False))
+                beside = path.with_name(path.name.replace("texts", "vectors"))
+                self._vectors.append(np.load(beside, mmap_mode="r", allow_pickle=False))
+                whole = self._vectors[-1].shape == (len(keys[-1]), self.dim) and keys[-1].shape[1:] == (2,)
+            except (OSError, ValueError, EOFError) as error:
+                raise TowerError(f"{path}: damaged ({error}): delete the folder and encode the texts again") from error
+            if not whole:
+                raise TowerError(f"{path}: does not fit the vectors beside it: delete the folder and encode again")
+        joined = np.concatenate(keys) if keys else np.zeros((0, 2), np.uint64)
+        self._starts = np.cumsum([0, *(len(one) for one in keys)])[:-1] if keys else np.zeros(1, np.int64)
+        self._order = np.lexsort((joined[:, 1], joined[:, 0]))
+        self._first, self._second = joined[self._order, 0], joined[self._order, 1]
+
+    def _row(self, text: str) -> int | None:
+        first, second = text_key(text)
+        at = int(np.searchsorted(self._first, np.uint64(first)))
+        while at < len(self._first) and self._first[at] == first:
+            if self._second[at] == second:
+                return int(self._order[at])
+            at += 1
+        return None
+
+
+def encode_missing(
+    cache: VectorCache, tower: TextTower, texts: Iterable[str], *, on_texts: Callable[[int], None] | None = None
+) -> int:
+    """Encode the texts that the cache lacks, each once, and return how many they were. What is done stays done.
+
+    Raises:
+        TowerError: the cache belongs to another tower.
+    """
+    tower.identity.require(cache.identity, str(cache.folder))
+    done = 0
+    for group in _groups((text for text in dict.fromkeys(texts) if text not in cache), PART_TEXTS):
+        cache.add(group, tower.encode(group))
+        done += len(group)
+        if on_texts:
+            on_texts(len(group))
+    return done
+
+
+def _groups(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def find_vectors(chips: str | os.PathLike, identity: TowerIdentity | None = None) -> VectorCache | None:
+    """The text vectors of a folder of chips; None where its texts were never encoded.
+
+    Args:
+        chips: the folder.
+        identity: which tower's; None: the only one's.
+
+    Raises:
+        TowerError: there are vectors of several towers, or none of the wanted one.
+    """
+    root = Path(chips) / FOLDER
+    folders = sorted(path.parent for path in root.glob(f"*/{IDENTITY}"))
+    if identity is not None and folders:
+        folders = [folder for folder in folders if folder.name == identity.key]
+        if not folders:
+            raise TowerError(
+                f"{root}: holds no text vectors of {identity.name} with weights {identity.weights}: encode the texts "
+                "with this tower"
+            )
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise TowerError(f"{root}: holds text vectors of several towers ({names}): keep one")
+    return VectorCache(folders[0]) if folders else None
