@@ -28,7 +28,7 @@ class ChipError(ValueError):
         where = [str(file)] if file is not None else []
         where += [f"source {source}"] if source else []
         where += [f"field {field}"] if field else []
-        super().__init__(": ".join([*where, reason]))
+        super().__init__(" ".join(": ".join([*where, reason]).split("\n")))
 
 
 @dataclass

@@ -35,8 +35,8 @@ def validate(chip: Chip, registry: Registry, *, file: object = None, values: boo
     """
     with _named(file):
         _check_place(chip)
-    if not chip.sources:
-        raise ChipError("holds no source: expected at least one", field="sources", file=file)
+        if not isinstance(chip.sources, dict) or not chip.sources:
+            raise ChipError("holds no source: expected at least one", field="sources")
     for name, series in chip.sources.items():
         with _named(file, name):
             if name not in registry:
