@@ -8,6 +8,7 @@ parsed.
 from __future__ import annotations
 
 import html
+import io
 import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -185,10 +186,8 @@ def _page(buffer: bytes, begin: int, stop: int, end: int) -> Page:
 
 
 def _check_language(path: Path, head: bytes) -> None:
-    parser = ET.XMLPullParser(["start"])
     try:
-        parser.feed(head[: max(head.find(b"<page>"), 4096)])
-        root = next((event[1] for event in parser.read_events() if isinstance(event[1], ET.Element)), None)
+        root = next((element for _, element in ET.iterparse(io.BytesIO(head), ["start"])), None)
     except ET.ParseError:
         root = None
     if root is None or root.tag.rpartition("}")[2] != "mediawiki":
