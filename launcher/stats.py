@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         folder,
         registry,
         weighting=options.weighting,
-        places={place for place in folder.places() if place} - set(options.held_out),
+        places={place for index in folder.without(options.held_out) if (place := folder.places()[index])},
         withheld=WithheldDates.read(options.withheld) if options.withheld else None,
         skip_bad=options.skip_bad,
     )

@@ -248,6 +248,25 @@ class ChipFolder:
             self._places = [_place(path) for path in self.files]
         return self._places
 
+    def without(self, held_out: Iterable[str]) -> list[int]:
+        """Indices of the chips of all other places. Raises ChipError if a held-out place is unknown or no chip is left."""
+        held_out = set(held_out)
+        if not held_out:
+            return list(range(len(self)))
+        unknown = sorted(held_out - set(self.places()))
+        if unknown:
+            known = sorted({place for place in self.places() if place})
+            raise ChipError(
+                f"cannot hold out {', '.join(unknown)}: known are {', '.join(known[:8])}{', …' * (len(known) > 8)}",
+                field="place",
+                file=self.path,
+            )
+        # A chip whose header cannot be read stays: reading it says what is wrong.
+        kept = [index for index, place in enumerate(self.places()) if place not in held_out]
+        if not kept:
+            raise ChipError("every place is held out: no chip is left", field="place", file=self.path)
+        return kept
+
 
 def _place(path: Path) -> str | None:
     try:

@@ -63,7 +63,8 @@ class ChipDataset(Dataset[Sample]):
         text: vectors of the frozen text tower.
 
     Raises:
-        ConfigError: a held-out place or every place of the withheld list is unknown to the folder, or none is left.
+        ChipError: a held-out place is unknown to the folder, or none is left.
+        ConfigError: every place of the withheld list is unknown to the folder.
         WithheldError: the list of withheld dates cannot be read.
     """
 
@@ -80,7 +81,7 @@ class ChipDataset(Dataset[Sample]):
         self.folder, self.config, self.seed, self.epoch = folder, config, seed, 0
         withheld = _read_withheld(folder, config)
         self.sampler = Sampler(config, folder.registry, inputs=inputs, targets=targets, withheld=withheld, text=text)
-        self.index = _training_chips(folder, config.held_out_places)
+        self.index = folder.without(config.held_out_places)
         self._wanted = tuple(dict.fromkeys((*self.sampler.inputs, *self.sampler.targets)))
         self._cache: OrderedDict[int, Chip] = OrderedDict()
         # Shared with the loader's processes, so that all of them know what one has found.
@@ -147,21 +148,6 @@ def _read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | No
             f"{', '.join(sorted(filter(None, folder.places()))[:5])}, found {', '.join(sorted(withheld.places)[:5])}"
         )
     return withheld
-
-
-def _training_chips(folder: ChipFolder, held_out: Sequence[str]) -> list[int]:
-    """Indices of the chips whose place is not held out."""
-    if not held_out:
-        return list(range(len(folder)))
-    places = folder.places()
-    unknown = sorted(set(held_out) - set(places))
-    if unknown:
-        raise ConfigError(f"data.held_out_places: {folder.path} holds no place {', '.join(unknown)}")
-    # A chip whose header cannot be read stays: reading it says what is wrong.
-    kept = [index for index, place in enumerate(places) if place not in held_out]
-    if not kept:
-        raise ConfigError(f"data.held_out_places: no chip of {folder.path} is left to train on")
-    return kept
 
 
 class AEFNPZDataset(ChipDataset):
