@@ -102,22 +102,24 @@ def step_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
 
 
 def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
-    """Memory that the encoder keeps per frame between forward and backward, with `config.checkpointing` as it is.
+    """Memory that the encoder needs per frame between forward and backward, with `config.checkpointing` as it is.
 
-    A path's state of a frame is A = pixels × width elements. A block keeps 16 A of the time and of the space path (norm,
-    qkv, attention, hidden layer before and after GELU) and 4 A of the precision path, its exchange 4 A more; selective
-    checkpointing keeps only what products wrote, full checkpointing only the states between blocks.
+    With A = pixels × width elements, the state of a path in one frame, a block keeps (10 + 2 r) A of the time and of the
+    space path (norms, qkv, attention, hidden layer before and after GELU; MLP ratio r) and (2 + 2 n) A of the precision
+    path (n convolutions, and the quarter level). Selective checkpointing keeps what products wrote, (8 + r) A and
+    (3 + n) A, full checkpointing the states between blocks; both need one block in full while they recompute it.
     """
     element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
     precision = (side_px // 2) ** 2 * config.precision_width
     transformers = (side_px // 8) ** 2 * config.time_width + (side_px // 16) ** 2 * config.space_width
-    layer = 8 + 2 * config.mlp_ratio
+    ratio, convs = config.mlp_ratio, config.precision_convs
+    block = (10 + 2 * ratio) * transformers + (2 + 2 * convs) * precision
     kept = {
-        "none": layer * transformers + 8 * precision,
-        "selective": (layer - config.mlp_ratio - 1) * transformers + 5 * precision,
-        "full": transformers + precision,
+        "none": config.blocks * block,
+        "selective": config.blocks * ((8 + ratio) * transformers + (3 + convs) * precision) + block,
+        "full": config.blocks * (transformers + precision) + block,
     }
-    return element * config.blocks * kept[config.checkpointing]
+    return element * kept[config.checkpointing]
 
 
 def _projector(config: ModelConfig, channels: int, side_px: int) -> int:

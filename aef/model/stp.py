@@ -195,8 +195,6 @@ RECOMPUTED = ("channel_norm", "bias_gelu", "bias_residual")
 PRODUCTS = (
     "mm",
     "addmm",
-    "bmm",
-    "baddbmm",
     "convolution",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -206,7 +204,10 @@ PRODUCTS = (
 
 
 def keep_products(context, operator, *args, **kwargs) -> CheckpointPolicy:
-    """Selective checkpointing: keep matrix products, convolutions and attention; recompute what is point-wise."""
+    """Selective checkpointing: keep matrix products, convolutions and attention; recompute what is point-wise.
+
+    Batched products belong to attention paths that save what they need themselves, and write in place.
+    """
     name = operator._schema.name.split("::")[-1]
     fused = operator.namespace == "aef" and not name.startswith(RECOMPUTED)
     kept = fused or (operator.namespace == "aten" and name in PRODUCTS)

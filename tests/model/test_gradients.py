@@ -1,0 +1,158 @@
+"""Every parameter learns: after two steps nothing is stuck at zero; gradients are right and survive recomputation."""
+
+import pytest
+import torch
+
+from aef.sources import BUILT_IN
+
+
+def loss_of(model, batch):
+    """A stand-in for the objective that reads all outputs, like its four terms do."""
+    output = model(batch)
+    teacher, student = output.mean[batch.teacher_row], output.mean[batch.student_row]
+    total = (1 - (teacher * student).sum(-1)).mean()
+    for name, reconstruction in output.reconstructions.items():
+        block = batch.targets[name]
+        if BUILT_IN[name].classes:
+            error = reconstruction.logsumexp(-1) - reconstruction[..., 0]
+        else:
+            error = (reconstruction - 0.3).abs().mean(-1)
+        total = total + (error.mean((1, 2)) * block.item_weight).mean()
+    aligned = (output.text @ teacher[:, 4, 4].T) * output.logit_scale.exp()
+    return total - 0.01 * (aligned.log_softmax(-1).diagonal() * batch.text.item_weight).mean()
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    loss_of(model, batch).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pyramid_kernel": 2, "precision_convs": 3}, {"pyramid_kernel": 4, "precision_convs": 1, "blocks": 3}],
+)
+def test_after_two_steps_every_parameter_has_had_a_gradient(make_model, make_batch, changes):
+    model = make_model(**changes).train()
+    batch = make_batch(2, side_px=32, text_dim=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    reached = set()
+    for _ in range(2):
+        found = gradients(model, batch)
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        reached |= {name for name, gradient in found.items() if gradient.abs().max() > 0}
+        optimizer.step()
+    assert {name for name, _ in model.named_parameters()} - reached == set()
+
+
+def test_absent_sources_take_part_with_zero_gradients(make_model, make_samples, pack):
+    """ZeRO reduces every parameter's gradient on every rank: none may be missing, whatever the batch lacks."""
+    model = make_model(awake=True).train()
+    samples = make_samples(2, side_px=32, text_dim=8, frames={"sentinel2": 3}, targets=("sentinel2",))
+    found = gradients(model, pack(samples, text_dim=8))
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for name, gradient in found.items():
+        part, source = name.replace("projectors.sources", "projectors").split(".")[:2]
+        absent = part in ("projectors", "decoders") and source != "sentinel2"
+        assert (gradient.abs().max() == 0) == absent, name
+
+
+def test_gradients_flow_through_teacher_and_student(make_model, make_batch):
+    model, batch = make_model(awake=True), make_batch(1, text_dim=8)
+    for row in (batch.teacher_row, batch.student_row):
+        model.zero_grad()
+        model(batch).mean[row].sum().backward()
+        assert model.projectors.sources["sentinel2"].conv.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("part", ["projectors", "encoder", "summary", "head", "decoders", "text_head"])
+def test_gradients_are_those_of_finite_differences_in_double_precision(make_model, make_batch, part):
+    model = make_model(awake=True, targets=("sentinel1", "nlcd"), blocks=1).double().eval()
+    batch = make_batch(
+        2, side_px=32, text_dim=8, frames={"sentinel2": 3, "sentinel1": 2}, targets=("sentinel1", "nlcd")
+    )
+    analytic = gradients(model, batch)
+    step, random = 1e-6, torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(part) or name.startswith("projectors.sources.landsat"):
+            continue
+        # The scale of each parameter's own gradient, along a random direction: one number for the whole tensor.
+        direction = torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                values.append(loss_of(model, batch).item())
+                parameter.sub_(sign * step * direction)
+        numeric = (values[0] - values[1]) / (2 * step)
+        expected = (analytic[name] * direction).sum().item()
+        scale = max(abs(expected), 1e-3 * analytic[name].norm().item() * direction.norm().item(), 1e-6)
+        assert abs(numeric - expected) < 2e-4 * scale, f"{name}: {numeric} against {expected}"
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_recomputing_activations_changes_nothing(make_model, make_batch, checkpointing):
+    batch = make_batch(2, text_dim=8)
+    expected = gradients(make_model(awake=True).train(), batch)
+    found = gradients(make_model(awake=True, checkpointing=checkpointing).train(), batch)
+    assert set(found) == set(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_bfloat16_operands_stay_close_to_float32(make_model, make_batch):
+    batch = make_batch(2, text_dim=8)
+    exact = make_model(awake=True).eval()
+    rounded = make_model(awake=True, compute_dtype="bfloat16").eval()
+    one, other = exact(batch), rounded(batch)
+    assert other.mean.dtype == torch.float32
+    assert (one.mean * other.mean).sum(-1).min() > 0.995
+    for name in one.reconstructions:
+        assert other.reconstructions[name].dtype == torch.float32
+        torch.testing.assert_close(other.reconstructions[name], one.reconstructions[name], rtol=0.1, atol=0.1)
+    found, expected = gradients(rounded, batch), gradients(exact, batch)
+    for name in ("encoder.blocks.0.time.qkv.weight", "projectors.sources.sentinel2.conv.weight", "summary.value"):
+        similarity = torch.cosine_similarity(found[name].flatten(), expected[name].flatten(), dim=0)
+        assert found[name].dtype == torch.float32 and similarity > 0.98, name
+
+
+def test_an_engine_that_casts_the_parameters_decides_the_operands(make_model, make_batch):
+    batch = make_batch(2, text_dim=8)
+    cast = make_model(awake=True).to(torch.bfloat16).eval()
+    output = cast(batch)
+    assert output.mean.dtype == torch.float32
+    assert all(reconstruction.dtype == torch.float32 for reconstruction in output.reconstructions.values())
+    assert (output.mean * make_model(awake=True).eval()(batch).mean).sum(-1).min() > 0.99
+    assert all(gradient.isfinite().all() for gradient in gradients(cast, batch).values())
+
+
+@pytest.mark.long
+def test_compiled_blocks_equal_eager_blocks(make_model, make_batch):
+    batch = make_batch(2, text_dim=8)
+    expected = gradients(make_model(awake=True).train(), batch)
+    compiled = make_model(awake=True, compile=True).train()
+    assert list(compiled.state_dict()) == list(make_model().state_dict())
+    for name, gradient in gradients(compiled, batch).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_batch_is_learnt(make_model, make_batch):
+    """Decoded from the mean direction, reconstruction falls to a fraction: nothing blocks the way from bands to bands."""
+    model = make_model(targets=("sentinel2", "landsat")).eval()
+    batch = make_batch(1, text_dim=8, targets=("sentinel2", "landsat"))
+    wanted = {
+        name: model.projectors.sources[name].standardize(block.values, block.valid)
+        for name, block in batch.targets.items()
+    }
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(60):
+        output = model(batch)
+        loss = sum(
+            ((output.reconstructions[name] - wanted[name]).abs() * batch.targets[name].valid).mean() for name in wanted
+        )
+        history.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert history[-1] < 0.3 * history[0]
