@@ -101,14 +101,14 @@ class PlaceFiles:
         return chip_grid(outline.bounds, outline.crs, rule.grid.align, rule.grid.crop_px)
 
     def _file_extent(self) -> Grid:
-        item = self.recipe.input(self.recipe.place.bounds.input)
-        if item.match != "group":
+        names = self.recipe.place.bounds.input
+        items = [item for item in map(self.recipe.input, names) if item.match == "group"]
+        found = [(item, self.of(item)) for item in items]
+        item, files = next(((item, files) for item, files in found if files), (None, []))
+        if item is None:
             raise IngestError(
-                f"{self.recipe.name}: place: bounds: input {item.name} is matched by overlap: name another"
+                f"{self.recipe.name}: place {self.name}: no file of input {' or '.join(names)} gives its bounds"
             )
-        files = self.of(item)
-        if not files:
-            raise IngestError(f"{self.recipe.name}: place {self.name}: no file of input {item.name} ({item.glob})")
         with open_raster(files[0], item) as raster:
             if raster.grid is None:
                 raise raster.refuse("gives the place's bounds but has no georeference: use bounds: geojson or map")
@@ -182,7 +182,12 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
         raise IngestError(f"{root}: no place {sorted(missing)[0]}: known are {', '.join(names[:20])}")
     chosen = [name for name in names if not only or name in set(only)]
     lonely = [path for name, members in groups.items() if name not in names for path in members]
-    unused = [path for path in (*rest, *lonely) if path not in common]
+    asides = [item.time.glob for item in recipe.inputs if item.time] + [
+        recipe.place.bounds.geojson,
+        recipe.place.sidecar,
+    ]
+    known = {path for glob in asides if glob for name in names for path in root.glob(glob.format(place=name))}
+    unused = [path for path in (*rest, *lonely) if path not in common and path not in known]
     return [PlaceFiles(recipe, root, name, groups[name], common) for name in chosen], sorted(unused)
 
 

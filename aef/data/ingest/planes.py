@@ -133,7 +133,9 @@ class Decoder:
             stored = raw[rule.var]
             seen = self._observed(stored, rule, other, raster, step) & ~outside & shared
             self._refuse_nan(raster, rule.var, step, stored, seen)
-            self.tallies.setdefault(band, Tally(stored.dtype)).add(stored[seen])
+            # A value that is repeated over space is one value.
+            found = np.unique(stored[seen]) if "space" in self.item.collapse else stored[seen]
+            self.tallies.setdefault(band, Tally(stored.dtype)).add(found)
             stored = subtract(stored, offset) if offset else stored
             plane = convert(stored, self.item.transform if rule.transform is None else rule.transform)
             if plane.dtype.kind == "f":

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 import xarray
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine, from_bounds
 
@@ -137,10 +139,8 @@ class _Dataset(Raster):
         return others.pop() if others else None
 
     def _find_grid(self, rule: Input | LabelRule | None) -> Grid | None:
-        import rioxarray  # noqa: F401  (registers .rio)
-
         stated = getattr(rule, "crs", "")
-        crs = parse_crs(stated) if stated else self._data.rio.crs
+        crs = parse_crs(stated) if stated else self._find_crs()
         if crs is None or self._y not in self._data.coords or self._x not in self._data.coords:
             return None
         x, dx = self._spacing(self._x, rule)
@@ -152,6 +152,17 @@ class _Dataset(Raster):
             self._data.sizes[self._y],
             self._data.sizes[self._x],
         )
+
+    def _find_crs(self) -> CRS | None:
+        """From the grid mapping variable, or the attribute ``crs``."""
+        for array in (self._data[name] for name in self.variables):
+            mapping = array.encoding.get("grid_mapping") or array.attrs.get("grid_mapping")
+            if mapping in self._data.variables:
+                attributes = self._data[mapping].attrs
+                wkt = attributes.get("crs_wkt") or attributes.get("spatial_ref")
+                return parse_crs(wkt) if wkt else None
+        stated = self._data.attrs.get("crs")
+        return parse_crs(stated) if isinstance(stated, str) else None
 
     def _spacing(self, name: str | None, rule: Input | LabelRule | None) -> tuple[float, float]:
         values = np.asarray(self._data[name].values, np.float64)
@@ -259,12 +270,18 @@ class _ArrayFile(Raster):
 # --- GDAL ------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=8)
+def _gdal_dataset(path: Path, changed_ns: int) -> rasterio.DatasetReader:
+    """An opened file, kept for its next reader: GDAL decodes all bands of an interleaved block at once."""
+    return rasterio.open(path)
+
+
 class _GdalFile(Raster):
     """A GeoTIFF or anything else that GDAL opens, its bands named by the recipe, by the file, or by number."""
 
     def __init__(self, path: Path, rule: Input | LabelRule | None) -> None:
         super().__init__(path)
-        self._data = rasterio.open(path)
+        self._data = _gdal_dataset(path, path.stat().st_mtime_ns)
         self.tags = dict(self._data.tags())
         self._view = getattr(rule, "dtype_view", "")
         stated = getattr(rule, "crs", "")
@@ -278,9 +295,6 @@ class _GdalFile(Raster):
         else:
             self._index = {name: [k + 1] for k, name in enumerate(self._names(rule, described))}
         self.variables = tuple(self._index)
-
-    def close(self) -> None:
-        self._data.close()
 
     def _names(self, rule: Input | LabelRule | None, described: tuple[str, ...]) -> tuple[str, ...]:
         count = self._data.count

@@ -278,10 +278,10 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The place's outline: the extent of an input's file, of a GeoJSON sidecar, or numbers (left, bottom, right, top)
-    per place in ``place.crs``."""
+    """The place's outline: the extent of a file of the first of these inputs that has one, of a GeoJSON sidecar, or
+    numbers (left, bottom, right, top) per place in ``place.crs``."""
 
-    input: str = ""
+    input: tuple[str, ...] = ()
     geojson: str = ""
     map: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -516,8 +516,9 @@ def _check(recipe: Recipe, path: Path) -> None:
         refuse("inputs", "expected at least one")
     if repeated:
         refuse("inputs", f"the name {sorted(repeated)[0]} is used twice")
-    if recipe.place.bounds.input and recipe.place.bounds.input not in names:
-        refuse("place: bounds: input", f"unknown input {recipe.place.bounds.input}: known are {', '.join(names)}")
+    unknown = [name for name in recipe.place.bounds.input if name not in names]
+    if unknown:
+        refuse("place: bounds: input", f"unknown input {unknown[0]}: known are {', '.join(names)}")
     for item in recipe.inputs:
         problem = _input_problem(recipe, item, names)
         if problem:
