@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -120,6 +121,47 @@ class Judgement:
     probes: list[ProbeResult] = field(default_factory=list)
     health: dict[str, float] = field(default_factory=dict)
 
+    def markdown(self) -> str:
+        """Every table, one after the other."""
+        parts = []
+        for result in self.withheld:
+            parts += [f"Withheld dates of {result.source}, {result.dates} in all", _markdown(*result.rows())]
+        for probes in self.probes:
+            parts += [
+                f"{probes.label}: {probes.shots}-shot, {probes.classes} classes, {probes.units} {probes.unit}s",
+                _markdown(*probes.rows()),
+            ]
+            if probes.difference is not None:
+                low, high = probes.interval
+                parts.append(f"embedding - best baseline: {probes.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+        if self.health:
+            parts.append(
+                _markdown(["health", "value"], [[name, f"{value:.3f}"] for name, value in self.health.items()])
+            )
+        return "\n\n".join(parts)
+
+    def figures(self) -> dict[str, Any]:
+        """Every number, for a JSON file."""
+        return {
+            "withheld": {
+                result.source: {
+                    name: {"mean": result.table.mean(name), **{p: result.table.place(name, p) for p in result.places}}
+                    for name in result.table.errors
+                }
+                for result in self.withheld
+            },
+            "probes": {
+                probes.label: {name: scores.balanced_accuracy for name, (_, scores) in probes.scores.items()}
+                for probes in self.probes
+            },
+            "health": self.health,
+        }
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 
 # --- withheld dates --------------------------------------------------------------------------------------------------
 
@@ -232,6 +274,7 @@ def judge(
     judged: WithheldDates | None = None,
     held_out: Sequence[Chip] = (),
     period_days: Sequence[float] = PERIOD_DAYS,
+    shots: int = 10,
     trials: int = 20,
 ) -> Judgement:
     """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either."""
@@ -239,7 +282,7 @@ def judge(
     probes = []
     for label in dict.fromkeys(name for chip in held_out for name in chip.labels):
         try:
-            probes.append(judge_labels(model, held_out, label, trials=trials))
+            probes.append(judge_labels(model, held_out, label, shots=shots, trials=trials))
         except ProbeError:
             continue
     return Judgement(

@@ -39,15 +39,6 @@ class WithheldTable:
         """Mean over dates, then over places."""
         return float(np.mean([self.place(name, place) for place in self.errors[name]]))
 
-    def markdown(self) -> str:
-        """A table, one row per predictor."""
-        places = list(next(iter(self.errors.values())))
-        lines = ["| predictor | mean | " + " | ".join(places) + " |", "| --- |" + " --- |" * (1 + len(places))]
-        for name in self.errors:
-            numbers = [self.mean(name), *(self.place(name, place) for place in places)]
-            lines.append(f"| {name} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
-        return "\n".join(lines)
-
 
 @dataclass(frozen=True)
 class WithheldTask:

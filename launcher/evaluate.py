@@ -1,0 +1,61 @@
+"""Judge a trained model: withheld dates against naive predictors, few labels against hand-made features, health.
+
+    python launcher/evaluate.py --checkpoint RUN --data CHIPS --withheld dates.csv --set report
+
+Withheld dates are those of the run unless --withheld names a list; --set takes the rows of its column `set`. Labels are
+judged on --places (default: the places that the run held out). Tables go to standard output, and to --out as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aef.launcher.command import parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
+    options.add_argument(
+        "--withheld", metavar="CSV", help="dates that the model has not seen; default: those of its run"
+    )
+    options.add_argument("--set", metavar="WORD", help="judge only the rows of the list with this word in column `set`")
+    options.add_argument("--periods", default="8,30,120,365", help="lengths of the valid period around a date, days")
+    options.add_argument("--places", nargs="*", metavar="PLACE", help="places whose labels are judged")
+    options.add_argument("--shots", type=int, default=10, help="labelled pixels per class")
+    options.add_argument("--trials", type=int, default=20, help="splits of the fields")
+    options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
+    arguments = options.parse_args(argv)
+
+    import aef
+    from aef.data.chips import ChipFolder
+    from aef.data.withheld import WithheldDates
+    from aef.evaluation.judgement import judge
+
+    model = aef.load(arguments.checkpoint)
+    listed = arguments.withheld or model.config.data.withheld
+    held_out = set(arguments.places if arguments.places is not None else model.config.data.held_out_places)
+    chips = list(ChipFolder(arguments.data, model.registry))
+    judgement = judge(
+        model,
+        [chip for chip in chips if chip.place not in held_out],
+        withheld=WithheldDates.read(listed) if listed else None,
+        judged=WithheldDates.read(listed, arguments.set) if listed else None,
+        held_out=[chip for chip in chips if chip.place in held_out],
+        period_days=[float(days) for days in arguments.periods.split(",")],
+        shots=arguments.shots,
+        trials=arguments.trials,
+    )
+    print(judgement.markdown())
+    if arguments.out:
+        from aef.atomic import writing
+
+        with writing(Path(arguments.out), "w") as stream:
+            json.dump({"model": model.version, **judgement.figures()}, stream, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
