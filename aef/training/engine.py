@@ -88,7 +88,7 @@ def _poisoned(losses: Losses) -> Tensor:
 
 
 def _suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
-    """Samples whose fields or reconstructions are not finite; all of them where every output is."""
+    """Samples of this rank whose fields, reconstructions or targets are not finite."""
     found = []
     for output, batch in zip(outputs, batches, strict=True):
         bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
@@ -98,7 +98,7 @@ def _suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
             item = ~(reconstruction.detach().flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
             bad[block.sample[item]] = True
         found += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
-    return found or [name for batch in batches for name in batch.sample_ids]
+    return found
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Trainer:
                     return
                 step = take_step(self.engine, self.objective, batches, self._learning_rate())
                 if step.grad_norm is None:
-                    self._skip(step.suspects)
+                    self._skip(step.suspects, [name for batch in batches for name in batch.sample_ids])
                     continue
                 self._advance()
                 record = self._record(step, shared, time.perf_counter() - started)
@@ -232,11 +232,12 @@ class Trainer:
         p = self.position
         self.position = Position(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
 
-    def _skip(self, suspects: list[str]) -> None:
-        """Count a step that was not finite, name its chips, and stop after too many in a row."""
+    def _skip(self, suspects: list[str], all_samples: list[str]) -> None:
+        """Count a step that was not finite, name its chips (all of them where none stands out), stop after too many."""
         p, limit = self.position, self.config.train.max_skipped
         self.position = Position(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
-        names = sorted({name for of_rank in self.ranks.gather(suspects) for name in of_rank})
+        known = self.ranks.gather([suspects, all_samples])
+        names = sorted({name for of_rank, _ in known for name in of_rank} or {n for _, own in known for n in own})
         if self.ranks.is_first:
             self.log.event("skipped", step=p.step + 1, in_a_row=p.in_a_row + 1, chips=names)
             self.display.say(f"step {p.step + 1} skipped: loss or gradient not finite, chips {', '.join(names[:5])}")

@@ -1,0 +1,101 @@
+"""Any number of ranks, any ZeRO stage, checkpointing and accumulation train the same model (ranks.py has the cases)."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from aef.training.zero import shipped_names
+
+TOLERANCE = 1e-4
+SCRIPT = Path(__file__).with_name("ranks.py")
+# Pairwise over stage, checkpointing, accumulation and how far ZeRO-3 shards.
+SELECTED = ("0+checkpoint", "1", "2+micro", "3+checkpoint+micro+sharded")
+MATRIX = [
+    "+".join([stage, *(["checkpoint"] if checkpoint else []), *(["micro"] if micro else [])])
+    for stage, checkpoint, micro in product("0123", (False, True), (False, True))
+]
+
+
+def run_ranks(size, cases, folder, timeout_s=500):
+    """Each rank's results by case. Ranks meet through a file, so that no port is needed."""
+    folder.mkdir()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(size), str(folder / "store"), str(folder / f"{rank}"), *cases],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        for process in processes:
+            text, _ = process.communicate(timeout=timeout_s)
+            assert process.returncode == 0, text[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads((folder / f"{rank}").read_text()) for rank in range(size)]
+
+
+def same(found, expected):
+    """The same losses, norms and final weights, step by step."""
+    assert len(found["losses"]) == len(expected["losses"]) == 10
+    for ours, theirs in zip(found["losses"], expected["losses"], strict=True):
+        for name in ("loss", "reconstruction", "consistency", "uniformity", "text", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=TOLERANCE), name
+        assert ours["per_source"] == pytest.approx(theirs["per_source"], rel=TOLERANCE, nan_ok=True)
+    if "weights" in found:
+        assert found["weights"] == pytest.approx(expected["weights"], rel=1e-3, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    return run_ranks(1, ["0"], tmp_path_factory.mktemp("one") / "run")[0]["0"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return run_ranks(2, SELECTED, tmp_path_factory.mktemp("two") / "run")
+
+
+@pytest.mark.parametrize("case", SELECTED)
+def test_two_ranks_with_disjoint_sources_equal_one(case, one_rank, two_ranks):
+    for result in two_ranks:
+        same(result[case], one_rank)
+
+
+@pytest.mark.parametrize("case", SELECTED)
+def test_a_non_finite_step_is_skipped_on_all_ranks_and_leaves_everything_as_it_was(case, two_ranks):
+    for result in two_ranks:
+        assert result[case]["untouched"] is True
+        assert result[case]["suspects"] == ["chip3"]
+
+
+def test_losses_of_the_reference_run_are_all_present(one_rank):
+    first = one_rank["losses"][0]
+    assert all(first[name] > 0 for name in ("reconstruction", "consistency", "uniformity", "text"))
+    assert sum(value is not None for value in first["per_source"].values()) == 5
+
+
+def test_zero_3_without_a_threshold_holds_half_of_the_parameters(two_ranks):
+    assert all(result[SELECTED[3]]["held_share"] <= 0.55 for result in two_ranks)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_number_of_ranks_stage_and_way_of_saving_memory_gives_the_same_losses(size, one_rank, tmp_path):
+    for result in run_ranks(size, MATRIX, tmp_path / "run", timeout_s=1500):
+        for case in MATRIX:
+            same(result[case], one_rank)
+
+
+def test_configurations_are_shipped_for_every_stage():
+    assert {"single", "zero1", "zero2", "zero3", "zero3_offload"} <= set(shipped_names())
