@@ -8,6 +8,7 @@ config.json          format and software version, preset, encoded and decoded so
 sources.yaml         the registry entries of those sources
 stats.json           the normalisation statistics that the model was trained with
 model.safetensors    fp32 weights, with the step they are from
+text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
 log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
 ==================== ==================================================================================================
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
+TEXT_TOWER = "text_tower.json"
 
 
 class RunError(ValueError):

@@ -1,0 +1,169 @@
+"""Read geolocated texts (Wikipedia, GBIF), put them into chips and encode them for training.
+
+    python launcher/text.py --wikipedia enwiki-pages-articles.xml.bz2 --wikidata extract.csv --gbif download.zip \\
+        --attach CHIPS --tower ViT-B-32 --weights open_clip_model.safetensors
+    python launcher/text.py --encode CHIPS --tower tiny
+
+The corpora become one Parquet file of text points (--out; CHIPS/texts.parquet by default); an interrupted run goes on
+where it stopped. --attach writes the texts that lie on each chip into it; an earlier file is attached with --points.
+With --tower their vectors are computed, once, and kept in CHIPS/text_vectors, where training finds them. docs/text.md
+says where to get the corpora and what their licences ask for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+ARTICLES_VALID = "2015-01-01/2030-01-01"
+OBSERVED = "2017-01-01/2024-01-01"
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--wikipedia", metavar="FILE", type=Path, help="XML dump of the English Wikipedia")
+    options.add_argument("--wikidata", metavar="FILE", type=Path, help="its articles' coordinates and taxon ids")
+    options.add_argument("--gbif", metavar="FILE", type=Path, help="occurrences: Darwin Core archive or table")
+    options.add_argument("--out", metavar="FILE", type=Path, help="Parquet file of text points to write")
+    options.add_argument("--points", metavar="FILE", type=Path, help="text points that an earlier call wrote")
+    options.add_argument("--attach", metavar="CHIPS", type=Path, help="folder of chips that get their texts")
+    options.add_argument("--encode", metavar="CHIPS", type=Path, help="folder of chips whose texts are encoded")
+    options.add_argument("--tower", metavar="NAME", help="frozen text tower: ViT-B-32, ViT-L-14, … or tiny")
+    options.add_argument("--weights", metavar="FILE|TAG", help="its weights: a local file or a tag of open_clip")
+    options.add_argument("--device", default="cpu", help="where the tower runs")
+    options.add_argument(
+        "--articles-valid", default=ARTICLES_VALID, metavar="START/END", help="when an article's text is taken to hold"
+    )
+    options.add_argument(
+        "--observed", default=OBSERVED, metavar="START/END", help="occurrences outside this period are dropped"
+    )
+    options.add_argument("--sources", action="append", default=[], metavar="FILE", help="YAML file of further sources")
+    options.add_argument("--dry-run", action="store_true", help="say what would be done")
+    arguments = options.parse_args(argv)
+    steps = _steps(arguments)
+    if arguments.dry_run:
+        print("\n".join(f"would {what}" for what, _ in steps))
+        return 0
+    for _, step in steps:
+        step(arguments)
+    return 0
+
+
+def _steps(arguments: argparse.Namespace) -> list:
+    """What the options ask for, in order, as (description, function). Raises ValueError if they do not fit together."""
+    corpora = arguments.wikipedia or arguments.gbif
+    if arguments.wikipedia and not arguments.wikidata:
+        raise ValueError("--wikipedia needs --wikidata FILE: articles get their coordinates from it")
+    if corpora and arguments.points:
+        raise ValueError("--points is an earlier result: give either it or the corpora")
+    if corpora and not (arguments.out or arguments.attach):
+        raise ValueError("name what to write: --out FILE, or --attach CHIPS")
+    if arguments.attach and not (corpora or arguments.points):
+        raise ValueError("--attach needs texts: --points FILE, or --wikipedia or --gbif")
+    if arguments.out is None and arguments.attach:
+        arguments.out = arguments.points or arguments.attach / "texts.parquet"
+    arguments.encode = arguments.encode or (arguments.attach if arguments.tower else None)
+    if arguments.encode and not arguments.tower:
+        raise ValueError("--encode needs --tower NAME: ViT-B-32 with --weights, or tiny for a trial")
+    steps: list = []
+    if corpora:
+        steps.append((f"write {arguments.out}", _read_corpora))
+    if arguments.attach:
+        steps.append((f"attach {arguments.out} to the chips in {arguments.attach}", _attach))
+    if arguments.encode:
+        steps.append((f"encode the texts of the chips in {arguments.encode} with {arguments.tower}", _encode))
+    if not steps:
+        raise ValueError("nothing to do: give --wikipedia, --gbif, --attach or --encode (--help explains them)")
+    return steps
+
+
+def _read_corpora(arguments: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from aef.text.gbif import Occurrences
+    from aef.text.points import write_points
+    from aef.text.wikidata import read_wikidata
+    from aef.text.wikipedia import TaxonArticles, WikipediaDump
+    from aef.timecode import parse_period
+
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    corpora: list = []
+    taxa = None
+    if arguments.wikipedia:
+        counts: Counter[str] = Counter()
+        articles = read_wikidata(arguments.wikidata, counts)
+        _print_counts("wikidata", counts)
+        if arguments.gbif:
+            work = arguments.out.with_name(f"{arguments.out.name}.partial")
+            work.mkdir(exist_ok=True)
+            taxa = TaxonArticles(work / "taxa.sqlite")
+        corpora.append(WikipediaDump(arguments.wikipedia, articles, parse_period(arguments.articles_valid), taxa))
+    if arguments.gbif:
+        corpora.append(Occurrences(arguments.gbif, parse_period(arguments.observed), taxa))
+    with _Lines() as lines:
+        counts_of = write_points(arguments.out, corpora, on_progress=lines.show)
+    for name, found in counts_of.items():
+        _print_counts(name, found)
+    print(f"text points written to {arguments.out}")
+
+
+def _attach(arguments: argparse.Namespace) -> None:
+    from aef.data.chips import ChipFolder
+    from aef.settings_file import registry_of
+    from aef.text.attach import attach_points
+
+    registry = registry_of(arguments.attach, files=arguments.sources)
+    with Progress("attach", len(ChipFolder(arguments.attach, registry)), "chip") as progress:
+        counts = attach_points(
+            arguments.out, arguments.attach, registry, on_chip=lambda path: progress.advance(note=path.stem)
+        )
+    _print_counts("chips", counts)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from aef.data.chips import ChipFolder
+    from aef.settings_file import registry_of
+    from aef.text.cache import FOLDER, VectorCache, encode_missing
+    from aef.text.tower import TextTower
+
+    folder = ChipFolder(arguments.encode, registry_of(arguments.encode, files=arguments.sources))
+    texts = {point["text"]: None for index in range(len(folder)) for point in folder.header(index)["texts"]}
+    if not texts:
+        raise ValueError(f"{arguments.encode}: its chips hold no texts: attach some, or synthesise chips, first")
+    tower = TextTower(arguments.tower, arguments.weights, device=arguments.device)
+    cache = VectorCache.of(arguments.encode / FOLDER, tower.identity)
+    missing = sum(text not in cache for text in texts)
+    with Progress("encode", missing, "text") as progress:
+        encode_missing(cache, tower, texts, on_texts=progress.advance)
+    print(f"{missing} texts encoded, {len(texts) - missing} were there already: {cache.folder}")
+
+
+def _print_counts(name: str, counts) -> None:
+    print(f"{name}: " + ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items()))
+
+
+class _Lines:
+    """Progress of corpora, whose length is not known before they are read."""
+
+    EVERY_S = 10.0
+
+    def __enter__(self) -> _Lines:
+        import time
+
+        self._clock = time.monotonic
+        self._printed = self._clock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, name: str, counts) -> None:
+        if self._clock() - self._printed >= self.EVERY_S:
+            self._printed = self._clock()
+            _print_counts(name, counts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
