@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import PIXEL_M, ChipError, SourceSeries
-from aef.earthengine.expressions import FOOTPRINT_LAT, FOOTPRINT_LON, WEIGHT, band_names
+from aef.earthengine.expressions import FOOTPRINT_LAT, FOOTPRINT_LON, WEIGHT
 from aef.earthengine.grid import Affine, ChipGrid, to_utm
 from aef.earthengine.recipes import Frame, Recipe
 from aef.sources import Source
@@ -36,24 +36,20 @@ class Stack:
     def put(self, first: int, count: int, rows: slice, answer: np.ndarray) -> None:
         """Store the answer to the request for frames ``first`` … ``first + count``, rows ``rows``."""
         for number, frame in enumerate(self.frames[first : first + count]):
-            for name in band_names(self.recipe, frame):
-                pixels = answer[f"f{number}_{name}"]
-                if name == WEIGHT:
-                    assert self.weight is not None
-                    self.weight[first + number, 0, rows] = pixels * 255
-                else:
-                    channel = self.bands.index(name)
-                    observed = pixels != self.recipe.fill
-                    if pixels.dtype.kind == "f":
-                        observed &= np.isfinite(pixels)
-                    self.valid[first + number, channel, rows] = observed
-                    self.values[first + number, channel, rows] = np.where(observed, pixels, 0)
+            if self.weight is not None:
+                self.weight[first + number, 0, rows] = answer[f"f{number}_{WEIGHT}"] * 255
+            for name in self.recipe.fetched or frame.bands:
+                pixels, channel = answer[f"f{number}_{name}"], self.bands.index(name)
+                observed = pixels != self.recipe.fill
+                if pixels.dtype.kind == "f":
+                    observed &= np.isfinite(pixels)
+                self.valid[first + number, channel, rows] = observed
+                self.values[first + number, channel, rows] = np.where(observed, pixels, 0)
 
 
 def bytes_per_pixel(recipe: Recipe, frame: Frame) -> int:
     """Uncompressed size of a frame's pixel on the wire (the service counts this, whatever the transfer compresses)."""
-    size = np.dtype(recipe.dtype).itemsize
-    return sum(1 if name == WEIGHT else size for name in band_names(recipe, frame))
+    return np.dtype(recipe.dtype).itemsize * len(recipe.fetched or frame.bands) + bool(recipe.weight)
 
 
 # --- series ----------------------------------------------------------------------------------------------------------
@@ -93,7 +89,7 @@ def series_of(
         weight = None if weight is None else weight[kept]
     if not source.classes and (valid == valid[:, :1]).all():
         valid = valid[:, :1]
-    frames = [stack.frames[index] for index in kept]
+    frames = [stack.frames[int(index)] for index in kept]
     series = SourceSeries(
         values=np.ascontiguousarray(values),
         valid=np.ascontiguousarray(valid),
@@ -129,11 +125,11 @@ def _mask_impossible(source: Source, recipe: Recipe, values: np.ndarray, valid: 
         values[:, channel][impossible] = 0
 
 
-def times_of(source: Source, frames: Sequence[Frame]) -> dict[str, np.ndarray | None]:
+def times_of(source: Source, frames: Sequence[Frame]) -> dict[str, Any]:
     """Times, interval ends and metadata of frames, as a chip holds them."""
     if source.time == "static":
         return {}
-    times: dict[str, np.ndarray | None] = {"time_ms": np.array([f.time_ms for f in frames], np.int64)}
+    times: dict[str, Any] = {"time_ms": np.array([f.time_ms for f in frames], np.int64)}
     if source.time == "interval":
         times["time_end_ms"] = np.array([f.end_ms for f in frames], np.int64)
     if source.metadata:
@@ -183,14 +179,10 @@ def footprints_of(
     order = order[inside[order]]
     if not order.size:
         return None
-    used = [frames[index] for index in sorted(set(number[order]))]
-    series = SourceSeries(
-        values=np.where(valid, values, 0)[order],
-        valid=valid[order],
-        row=row[order],
-        col=col[order],
-        **{name: None if array is None else array[order] for name, array in times.items()},
-    )
+    used = [frames[index] for index in sorted(set(number[order].tolist()))]
+    times = {name: array[order] for name, array in times.items()}
+    values = np.where(valid, values, 0)[order]
+    series = SourceSeries(values=values, valid=valid[order], row=row[order], col=col[order], **times)
     return _described(source, series, used), used
 
 
@@ -232,7 +224,7 @@ def smoothed(values: np.ndarray, valid: np.ndarray, first_cell: tuple[int, int])
     padding = ((0, 0), (0, 0), (top, (height + top) % 2), (left, (width + left) % 2))
     shares = np.pad(valid, padding).astype(np.float64)
     sums = np.pad(np.where(valid, values, 0), padding).astype(np.float64)
-    blocks = shares.shape[:2] + (shares.shape[2] // 2, 2, shares.shape[3] // 2, 2)
+    blocks = (*shares.shape[:2], shares.shape[2] // 2, 2, shares.shape[3] // 2, 2)
     count, total = shares.reshape(blocks).sum(axis=(3, 5)), sums.reshape(blocks).sum(axis=(3, 5))
     mean = total / np.maximum(count, 1)
     rows, cols = _bilinear(height, top, mean.shape[2]), _bilinear(width, left, mean.shape[3])

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aef.data.chips import Chip, ChipError, SourceSeries, read_chip, write_chip
-from aef.earthengine.errors import EarthEngineError, RequestError, UnavailableError
+from aef.earthengine.errors import RequestError, UnavailableError
 from aef.earthengine.fetch import ItemFetch
 from aef.earthengine.manifest import (
     DONE,
@@ -156,9 +156,12 @@ class Downloader:
         """Items that are out, chip by chip; a chip whose items are all known is offered once, without a source."""
         for planned in self.manifest.pending(self.plan.chip_px):
             known = self.manifest.items(planned)
-            missing = [source for name, source in self.plan.sources.items() if name not in known]
+            held = {n for n, o in known.items() if o.state != DONE or self._part(planned, n).exists()}
+            missing = [source for name, source in self.plan.sources.items() if name not in held]
             chip = _Chip(planned, max(len(missing), 1))
-            for source in missing or [None]:
+            if not missing:
+                yield chip, None
+            for source in missing:
                 yield chip, source
 
     def _work(self, feed: Iterator[tuple[_Chip, Source | None]], slabs: ThreadPoolExecutor) -> None:
@@ -223,9 +226,7 @@ class Downloader:
             return Outcome(PENDING, str(error), requests=fetch.requests)
         except (RequestError, ChipError) as error:
             return Outcome(FAILED, str(error), requests=fetch.requests)
-        return Outcome(
-            DONE, "", fetched.series.frames, fetch.requests, fetch.bytes, _sha256(path)
-        )
+        return Outcome(DONE, "", fetched.series.frames, fetch.requests, fetch.bytes, _sha256(path))
 
     def _adopt(self, chip: PlannedChip, source: Source) -> Outcome | None:
         path = self._part(chip, source.name)
@@ -255,10 +256,10 @@ class Downloader:
             return
         done = [name for name in self.plan.sources if states.get(name) == DONE]
         absent = [name for name in self.plan.required if name not in done]
-        if absent or not done:
-            self.manifest.finish(chip, DROPPED, reason=f"no {', '.join(absent) if absent else 'image of any source'}")
-        else:
+        if not absent and done:
             self._write(chip, done, items)
+            return
+        self.manifest.finish(chip, DROPPED, reason=f"no {', '.join(absent) if absent else 'image of any source'}")
         for name in done:
             self._part(chip, name).unlink(missing_ok=True)
 
@@ -267,25 +268,27 @@ class Downloader:
             series, products = {}, {}
             for name in done:
                 path = self._part(chip, name)
-                if items[name].sha256 and _sha256(path) != items[name].sha256:
+                if _sha256(path) != items[name].sha256:
                     path.unlink()
-                    raise EarthEngineError(
-                        f"{path.name}: was changed since it was fetched; it is removed: run with --retry-failed"
-                    )
+                    self.manifest.record(chip, name, Outcome(PENDING, "its part was changed on disk"))
+                    self.manifest.finish(chip, INCOMPLETE, reason=f"{name}: its part was changed on disk")
+                    return
                 part = read_chip(path, self.plan.sources)
                 series[name], products[name] = part.sources[name], part.attributes["products"][name]
             try:
                 target = self.out / f"{chip.id}.npz"
-                path = write_chip(target, self._chip(chip, series, products), self.plan.sources, compress=self.plan.compress)
+                path = write_chip(
+                    target, self._chip(chip, series, products), self.plan.sources, compress=self.plan.compress
+                )
             except ChipError as error:
                 self.manifest.finish(chip, INCOMPLETE, reason=str(error))
                 return
             size, digest = path.stat().st_size, _sha256(path)
         self.manifest.finish(chip, WRITTEN, size=size, sha256=digest)
+        for name in done:
+            self._part(chip, name).unlink(missing_ok=True)
 
-    def _chip(
-        self, chip: PlannedChip, series: dict[str, SourceSeries], products: dict[str, list[list[str]]]
-    ) -> Chip:
+    def _chip(self, chip: PlannedChip, series: dict[str, SourceSeries], products: dict[str, list[list[str]]]) -> Chip:
         lon, lat = chip.grid.centre_degrees
         return Chip(
             id=chip.id,

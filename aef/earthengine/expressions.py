@@ -9,6 +9,7 @@ Units and formulas are not changed here: what the catalog stores is what a chip 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +36,11 @@ def listing(source: Source, recipe: Recipe, grid: ChipGrid, window: Period | Non
     ``computeValue`` of it answers a GeoJSON collection with the properties ``index``, ``collection``, ``time_ms``,
     ``end_ms`` and the recipe's own.
     """
-    listed = None
-    for collection in source.collections:
-        features = ee.FeatureCollection(_filtered(collection, recipe, grid, window).map(_describe(collection, recipe)))
-        listed = features if listed is None else listed.merge(features)
-    return listed
+    parts = [
+        ee.FeatureCollection(_filtered(collection, recipe, grid, window).map(_describe(collection, recipe)))
+        for collection in source.collections
+    ]
+    return functools.reduce(lambda listed, part: listed.merge(part), parts)
 
 
 def _filtered(collection: str, recipe: Recipe, grid: ChipGrid, window: Period | None) -> ee.ImageCollection:
@@ -75,45 +76,53 @@ def outline(grid: ChipGrid) -> ee.Geometry:
 
 
 def pixels(source: Source, recipe: Recipe, frames: Sequence[Frame]) -> ee.Image:
-    """One image holding all bands of all frames, named ``f0_B2``, ``f0_B3``, …; unmasked to the recipe's ``fill``."""
-    images = [_frame(source, recipe, frame, number) for number, frame in enumerate(frames)]
-    # toBands keeps the graph flat: a chain of addBands would nest as deep as there are frames.
-    return images[0] if len(images) == 1 else ee.ImageCollection(images).toBands().rename(wire_names(recipe, frames))
+    """One image with all bands of all frames, named as `wire_names` says; masked pixels hold the recipe's ``fill``.
 
-
-def band_names(recipe: Recipe, frame: Frame) -> tuple[str, ...]:
-    """Bands that are fetched for a frame, without its number."""
-    return (*(recipe.fetched or frame.bands), *((WEIGHT,) if recipe.weight else ()))
+    What is the same for every frame is done once, on the stack of all bands: the graph stays small and flat.
+    """
+    values = _stack([_values(source, recipe, frame) for frame in frames]).unmask(recipe.fill, False)
+    if recipe.dtype.startswith("uint") and not source.classes:
+        values = values.round()  # a cast would cut bilinear values towards 0
+    values = getattr(values, _CASTS[recipe.dtype])()
+    if recipe.weight:
+        # A pixel without a mask product (Cloud Score+ lacks a few granules) does not count: weight 0.
+        weights = _stack([_mosaic([WEIGHTS[recipe.weight](ee.Image(s.id)) for s in frame.scenes]) for frame in frames])
+        values = values.addBands(weights.unmask(0, False).toUint8())
+    return values.rename(wire_names(recipe, frames))
 
 
 def wire_names(recipe: Recipe, frames: Sequence[Frame]) -> list[str]:
-    """Band names of a request, in order."""
-    return [f"f{number}_{name}" for number, frame in enumerate(frames) for name in band_names(recipe, frame)]
+    """Band names of a request, in order: the values of every frame, then the weights of every frame."""
+    names = [f"f{number}_{name}" for number, frame in enumerate(frames) for name in recipe.fetched or frame.bands]
+    return names + [f"f{number}_{WEIGHT}" for number in range(len(frames)) if recipe.weight]
 
 
-def _frame(source: Source, recipe: Recipe, frame: Frame, number: int) -> ee.Image:
+def wire_types(recipe: Recipe, frames: Sequence[Frame]) -> list[str]:
+    """Types of a request's bands, in the order of `wire_names`."""
+    return ["uint8" if name.endswith(f"_{WEIGHT}") else recipe.dtype for name in wire_names(recipe, frames)]
+
+
+def _values(source: Source, recipe: Recipe, frame: Frame) -> ee.Image:
     names = list(recipe.fetched or frame.bands)
-    prepared = [_scene(source, recipe, scene.id, names) for scene in frame.scenes]
-    image = prepared[0] if len(prepared) == 1 else ee.ImageCollection(prepared).mosaic()
-    values = image.select(names)
-    if recipe.dtype.startswith("uint") and not source.classes:
-        values = values.round()  # a cast would cut bilinear values towards 0
-    values = getattr(values.unmask(recipe.fill, False), _CASTS[recipe.dtype])()
-    if recipe.weight:
-        values = values.addBands(image.select([WEIGHT]).unmask(0, False).toUint8())
-    return values.rename([f"f{number}_{name}" for name in band_names(recipe, frame)])
+    return _mosaic([_scene_values(source, recipe, scene.id, names) for scene in frame.scenes])
 
 
-def _scene(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.Image:
+def _scene_values(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.Image:
     image = ee.Image(image_id)
     values = image.select(names)
     if source.resampling == "bilinear" and source.grid == "chip":
         values = values.resample("bilinear")
-    if recipe.mask:
-        values = values.updateMask(MASKS[recipe.mask](image))
-    if recipe.weight:
-        values = values.addBands(WEIGHTS[recipe.weight](image).rename([WEIGHT]))
-    return values
+    return values.updateMask(MASKS[recipe.mask](image)) if recipe.mask else values
+
+
+def _mosaic(images: list[ee.Image]) -> ee.Image:
+    """The last image lies on top."""
+    return images[0] if len(images) == 1 else ee.ImageCollection(images).mosaic()
+
+
+def _stack(images: list[ee.Image]) -> ee.Image:
+    # toBands keeps the graph flat: a chain of addBands would nest as deep as there are frames.
+    return images[0] if len(images) == 1 else ee.ImageCollection(images).toBands()
 
 
 def _cloud_score(image: ee.Image) -> ee.Image:
@@ -151,7 +160,9 @@ def footprints(source: Source, recipe: Recipe, frames: Sequence[Frame], grid: Ch
     for number, frame in enumerate(frames):
         for scene in frame.scenes:
             image = ee.Image(scene.id)
-            masked = image.select([*frame.bands, FOOTPRINT_LON, FOOTPRINT_LAT]).updateMask(MASKS[recipe.mask](image))
+            masked = image.select([*frame.bands, FOOTPRINT_LON, FOOTPRINT_LAT])
+            if recipe.mask:
+                masked = masked.updateMask(MASKS[recipe.mask](image))
             numbered = masked.addBands(ee.Image.constant(number).toInt16().rename(["frame"]))
             sampled.append(numbered.sample(region=region, projection=image.select([0]).projection(), dropNulls=True))
     return ee.FeatureCollection(sampled).flatten()

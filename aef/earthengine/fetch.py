@@ -134,7 +134,8 @@ class ItemFetch:
         """Slabs (first frame, number of frames) of at most SLAB_BYTES and SLAB_BANDS; at least one frame each."""
         first, size, bands = 0, 0, 0
         for number, frame in enumerate(frames):
-            more, names = decode.bytes_per_pixel(self.recipe, frame) * pixels, len(expressions.band_names(self.recipe, frame))
+            more = decode.bytes_per_pixel(self.recipe, frame) * pixels
+            names = len(expressions.wire_names(self.recipe, [frame]))
             if number > first and (size + more > SLAB_BYTES or bands + names > SLAB_BANDS):
                 yield first, number - first
                 first, size, bands = number, 0, 0
@@ -146,7 +147,6 @@ class ItemFetch:
     ) -> None:
         """Fetch a slab; where the service runs out of memory or time, halve it along time, then along rows."""
         frames = stack.frames[first : first + count]
-        names = expressions.wire_names(self.recipe, frames)
         a, b, c, d, e, f = affine
         moved = (a, b, c + b * rows.start, d, e, f + e * rows.start)
         height = rows.stop - rows.start
@@ -155,8 +155,8 @@ class ItemFetch:
             answer = self.service.pixels(
                 expressions.pixels(self.source, self.recipe, frames),
                 expressions.wire_grid(moved, crs, height, width),
-                names,
-                ["uint8" if name.endswith(f"_{expressions.WEIGHT}") else self.recipe.dtype for name in names],
+                expressions.wire_names(self.recipe, frames),
+                expressions.wire_types(self.recipe, frames),
             )
         except TooLargeError:
             if count > 1:

@@ -86,7 +86,7 @@ class NativeGrid:
     north: float
 
     def under(self, chip: ChipGrid, margin: int = 0) -> tuple[Affine, int, int, tuple[int, int]]:
-        """Cells that touch a chip.
+        """Cells whose centres surround a chip, so that values can be interpolated anywhere in it.
 
         Returns:
             The affine of the block of cells, its height and width, and the (row, col) of its first cell in the product.
@@ -94,10 +94,10 @@ class NativeGrid:
         lons, lats = chip.outline_degrees()
         if lons.max() - lons.min() > 180:  # the chip straddles the antimeridian: keep its eastern side's cells
             lons = lons[lons > 0]
-        first_col = math.floor((lons.min() - self.west) / self.step_deg) - margin
-        last_col = math.floor((lons.max() - self.west) / self.step_deg) + margin
-        first_row = math.floor((self.north - lats.max()) / self.step_deg) - margin
-        last_row = math.floor((self.north - lats.min()) / self.step_deg) + margin
+        first_col = math.floor((lons.min() - self.west) / self.step_deg - 0.5) - margin
+        last_col = math.floor((lons.max() - self.west) / self.step_deg + 0.5) + margin
+        first_row = math.floor((self.north - lats.max()) / self.step_deg - 0.5) - margin
+        last_row = math.floor((self.north - lats.min()) / self.step_deg + 0.5) + margin
         affine = (
             self.step_deg,
             0.0,

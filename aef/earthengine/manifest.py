@@ -99,7 +99,9 @@ class Manifest:
             self._claim(read_only)
             self._check_settings(settings, read_only)
         except sqlite3.DatabaseError as error:
-            raise ManifestError(f"{self.path}: is damaged or no manifest ({error}): move it away and start again") from None
+            raise ManifestError(
+                f"{self.path}: is damaged or no manifest ({error}): move it away and start again"
+            ) from None
 
     def _claim(self, read_only: bool) -> None:
         """Keep a second download out of the folder: two writers would fetch everything twice."""
@@ -109,7 +111,7 @@ class Manifest:
             return
         import fcntl
 
-        self._owner_file = open(self._owner, "w")
+        self._owner_file = open(self._owner, "w")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._owner_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -121,7 +123,9 @@ class Manifest:
         stored = dict(self._db.execute("SELECT name, value FROM settings"))
         version = int(stored.get("format_version", FORMAT_VERSION))
         if version > FORMAT_VERSION:
-            raise ManifestError(f"{self.path}: expected format up to {FORMAT_VERSION}, found {version}: update the software")
+            raise ManifestError(
+                f"{self.path}: expected format up to {FORMAT_VERSION}, found {version}: update the software"
+            )
         if read_only or settings is None:
             return
         wanted = {"format_version": FORMAT_VERSION, **settings}
@@ -200,9 +204,10 @@ class Manifest:
         """What is recorded of a chip's sources."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT source, state, reason, frames, requests, bytes, sha256 FROM items WHERE chip = ?", (chip.number,)
+                "SELECT source, state, reason, frames, requests, bytes, sha256 FROM items WHERE chip = ?",
+                (chip.number,),
             ).fetchall()
-        return {row[0]: Outcome(row[1], row[2] or "", *row[3:6], row[6] or "") for row in rows}
+        return {row[0]: Outcome(row[1], row[2] or "", row[3], row[4], row[5], row[6] or "") for row in rows}
 
     def record(self, chip: PlannedChip, source: str, outcome: Outcome) -> None:
         """One item's outcome, in one transaction."""
@@ -279,15 +284,16 @@ class Manifest:
 
         kinds = {"lon": pyarrow.float64(), "lat": pyarrow.float64()}
         kinds |= dict.fromkeys(("start_ms", "end_ms", "frames", "requests", "bytes"), pyarrow.int64())
-        names = ("chip", "site", "lon", "lat", "crs", "start_ms", "end_ms", "chip_state", "source", "state", "reason")
-        names += ("frames", "requests", "bytes", "sha256", "chip_sha256")
+        names = ["chip", "site", "lon", "lat", "crs", "start_ms", "end_ms", "chip_state", "source", "state", "reason"]
+        names += ["frames", "requests", "bytes", "sha256", "chip_sha256"]
         schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
         target, count = Path(path), 0
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
                 for rows in self._rows(sources, batch):
-                    writer.write_table(pyarrow.table(list(zip(*rows)), schema=schema))
+                    columns = [pyarrow.array(column, field.type) for column, field in zip(zip(*rows), schema)]
+                    writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
                     count += len(rows)
             os.replace(temporary, target)
         finally:

@@ -172,7 +172,11 @@ def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Sourc
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
-        return (p.get("platform_number"), p.get("orbitNumber_start"), tuple(p.get("transmitterReceiverPolarisation") or ()))
+        return (
+            p.get("platform_number"),
+            p.get("orbitNumber_start"),
+            tuple(p.get("transmitterReceiverPolarisation") or ()),
+        )
 
     def frame(group: list[Scene]) -> Frame:
         held = {*(group[0].properties.get("transmitterReceiverPolarisation") or ()), "angle"}
@@ -202,7 +206,12 @@ def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) 
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
-        return (p.get("RSP_Path_Number"), scene.time_ms // DAY_MS, p.get("PassDirection"), "HV" in p.get("Polarizations", ()))
+        return (
+            p.get("RSP_Path_Number"),
+            scene.time_ms // DAY_MS,
+            p.get("PassDirection"),
+            "HV" in p.get("Polarizations", ()),
+        )
 
     def flag(value: Any, one: str) -> float:
         return math.nan if value is None else float(str(value).lower().startswith(one))
@@ -213,7 +222,9 @@ def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) 
         metadata = (flag(p.get("PassDirection"), "asc"), flag(p.get("AntennaPointing"), "right"))
         return Frame(tuple(group), group[0].time_ms, None, tuple(b for b in source.band_names if b in held), metadata)
 
-    return _in_order(frame(g) for g in _grouped((s for s in scenes if "HH" in s.properties.get("Polarizations", ())), key))
+    return _in_order(
+        frame(g) for g in _grouped((s for s in scenes if "HH" in s.properties.get("Polarizations", ())), key)
+    )
 
 
 def nearest_years(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:

@@ -156,7 +156,9 @@ class Service:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if not 1 <= in_flight <= MAX_IN_FLIGHT:
-            raise EarthEngineError(f"workers: the service allows 1 to {MAX_IN_FLIGHT} requests at once, found {in_flight}")
+            raise EarthEngineError(
+                f"workers: the service allows 1 to {MAX_IN_FLIGHT} requests at once, found {in_flight}"
+            )
         self.patience, self.gate, self._say = patience or Patience(), Gate(in_flight), say
         self.requests = self.retries = self.bytes = 0
         self._counts, self._stopped, self._pauses = threading.Lock(), threading.Event(), 0
@@ -193,7 +195,9 @@ class Service:
         """The value of a graph (`computeValue`), retried. Raises as `pixels` does."""
         return self._patiently(lambda: ee.data.computeValue(graph))
 
-    def pixels(self, image: ee.Image, grid: Mapping[str, Any], names: Sequence[str], dtypes: Sequence[str]) -> np.ndarray:
+    def pixels(
+        self, image: ee.Image, grid: Mapping[str, Any], names: Sequence[str], dtypes: Sequence[str]
+    ) -> np.ndarray:
         """Pixels of an image on a grid (`computePixels`) as a structured array with the fields ``names``, in any order.
 
         Raises:
@@ -290,7 +294,9 @@ class Service:
 
 # --- what an error means ---------------------------------------------------------------------------------------------
 
-_TOO_LARGE = re.compile(r"memory limit|out of memory|timed out|too many pixels|total request size|too large|deadline", re.I)
+_TOO_LARGE = re.compile(
+    r"memory limit|out of memory|timed out|too many pixels|total request size|too large|deadline", re.I
+)
 _TOO_MANY_ELEMENTS = re.compile(r"accumulating over \d+ elements", re.I)
 _ALLOWANCE = re.compile(r"(EECU|compute.?time|month|daily|per day|noncommercial|non-commercial)", re.I)
 _PROJECT = re.compile(
@@ -298,7 +304,9 @@ _PROJECT = re.compile(
     r"project .*(not found|deleted|disabled|billing)|caller does not have permission",
     re.I,
 )
-_SECRET = re.compile(r"ya29\.[\w\-.]+|1//[\w\-]+|Bearer\s+\S+|-----BEGIN[^-]+-----.*?-----END[^-]+-----|AIza[\w\-]{10,}", re.S)
+_SECRET = re.compile(
+    r"ya29\.[\w\-.]+|1//[\w\-]+|Bearer\s+\S+|-----BEGIN[^-]+-----.*?-----END[^-]+-----|AIza[\w\-]{10,}", re.S
+)
 
 
 def judge(failure: Exception, status: int | None) -> Exception | None:
@@ -343,9 +351,13 @@ def _one_line(error: object) -> str:
 def _connecting(error: Exception, project: str | None) -> AccessError:
     text = _one_line(error)
     if "authorize access" in text or isinstance(error, google.auth.exceptions.DefaultCredentialsError):
-        return AccessError("no Earth Engine credentials on this machine: run `earthengine authenticate` once, then try again")
+        return AccessError(
+            "no Earth Engine credentials on this machine: run `earthengine authenticate` once, then try again"
+        )
     if isinstance(error, google.auth.exceptions.RefreshError):
-        return AccessError("the stored Earth Engine credentials are no longer accepted: run `earthengine authenticate` again")
+        return AccessError(
+            "the stored Earth Engine credentials are no longer accepted: run `earthengine authenticate` again"
+        )
     if "no project found" in text.lower() or ("project" in text.lower() and not project):
         return AccessError("no Cloud project was given: add --project with one that is registered for Earth Engine")
     if isinstance(error, ConnectionError | TimeoutError | google.auth.exceptions.TransportError):

@@ -7,6 +7,7 @@ least 1.28 km apart (paper S1.1); sites of a file keep the coordinates that they
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -321,7 +322,7 @@ def _uniform_on_sphere(
 def parse_periods(text: str) -> tuple[Period, ...]:
     """``START/END[,START/END]`` → periods in order. Raises ValueError if they overlap."""
     periods = tuple(sorted(parse_period(part) for part in text.split(",") if part.strip()))
-    for before, after in zip(periods, periods[1:]):
+    for before, after in itertools.pairwise(periods):
         if after.start_ms < before.end_ms:
             raise ValueError(f"the periods {before} and {after} overlap: one place's periods must not share frames")
     if not periods:
