@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,7 @@ from .log import Display, StepLog
 from .opening import Opening, open_run
 from .schedule import learning_rate
 from .signals import StopSignals
+from .validation import Validation
 from .zero import Engine, resolve
 
 
@@ -282,6 +284,8 @@ class Trainer:
             self.save_checkpoint()
         if t.figure_every and step % t.figure_every == 0 and step < t.steps:
             self.draw_figure()
+        if t.validate_every and step % t.validate_every == 0:
+            self.validate()
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint of the current step and ``RUN/model.safetensors``. Collective.
@@ -314,6 +318,23 @@ class Trainer:
             said = write_figure(self.run, batch, output, self.position.step)
             if said:
                 self.display.say(said)
+
+    def validate(self) -> dict[str, Any]:
+        """Measure the model on what it never sees, and log it in ``validation.jsonl``. Collective."""
+        figures: dict[str, Any] = {}
+        # From stage 3 on a forward pass needs every rank.
+        if self.ranks.is_first or self.engine.stage == 3:
+            figures = self.validation.measure(self.engine.model, self.position.step)
+        if self.ranks.is_first:
+            self.log.validation(self.position.step, figures)
+            words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
+        self.ranks.barrier()
+        return figures
+
+    @cached_property
+    def validation(self) -> Validation:
+        return Validation(self.run, self.data)
 
     def _stop(self, received: str | None) -> None:
         if self._saved_step != self.position.step:

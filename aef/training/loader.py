@@ -23,13 +23,12 @@ from aef.config import Config
 from aef.data.chips import ChipError, ChipFolder, read_frame_times
 from aef.data.collate import Batch, Collator
 from aef.data.dataset import ChipDataset, GlobalOrder
-from aef.run import TEXT_TOWER, Run
+from aef.run import Run
 from aef.sources import Registry
-from aef.text.cache import VectorCache, find_vectors
-from aef.text.tower import TowerError, TowerIdentity
 from aef.timecode import DAY_MS
 
 from .distributed import Ranks
+from .opening import text_vectors
 from .signals import ASKING
 from .zero import micro_batches
 
@@ -88,7 +87,7 @@ class StepDataset(Dataset[Loaded]):
             seed=config.train.seed,
             inputs=run.inputs,
             targets=run.targets,
-            text=_text_vectors(run, data),
+            text=text_vectors(run, data),
         )
         self.collate = Collator(
             run.registry,
@@ -134,19 +133,6 @@ class StepDataset(Dataset[Loaded]):
         sizes = [min(self.micro, per_rank - start) for start in range(0, per_rank, self.micro)]
         parts = share([costs[place] for place in own], sizes)
         return [[own[i] for i in part] for part in parts]
-
-
-def _text_vectors(run: Run, data: Path) -> VectorCache | None:
-    """Vectors of the chips' texts, by the tower with which the run began. Raises TowerError where they are not there."""
-    if not run.config.model.text_dim:
-        return None
-    identity = TowerIdentity.read(run.path / TEXT_TOWER)
-    vectors = find_vectors(data, identity)
-    if vectors is None:
-        raise TowerError(
-            f"{data}: holds no text vectors of {identity.name}, from which this run learns: `aef text --encode`"
-        )
-    return vectors
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------

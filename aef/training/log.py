@@ -13,16 +13,16 @@ from typing import Any
 
 from aef.atomic import writing
 
-LOG_FILE, EVENTS_FILE = "log.jsonl", "events.jsonl"
+LOG_FILE, EVENTS_FILE, VALIDATION_FILE = "log.jsonl", "events.jsonl", "validation.jsonl"
 TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 
 class StepLog:
-    """``RUN/log.jsonl``, one object per applied optimiser step, and ``RUN/events.jsonl``: skipped steps with their chips,
-    checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line."""
+    """``RUN/log.jsonl``, one object per applied optimiser step; ``RUN/validation.jsonl``; and ``RUN/events.jsonl``: skipped
+    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line."""
 
     def __init__(self, run: Path) -> None:
-        self.path, self.events = run / LOG_FILE, run / EVENTS_FILE
+        self.path, self.events, self.validations = run / LOG_FILE, run / EVENTS_FILE, run / VALIDATION_FILE
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one step. Raises ValueError for a number that JSON does not know (NaN, infinity)."""
@@ -31,22 +31,30 @@ class StepLog:
     def event(self, kind: str, **fields: Any) -> None:
         self._append(self.events, {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields})
 
+    def validation(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._append(self.validations, {"step": step, **figures})
+
     def cut_back(self, step: int) -> int:
-        """Drop every line after ``step``, and a broken last one; returns how many went. Atomic."""
-        if not self.path.exists():
-            return 0
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
-        if len(kept) < len(lines):
-            with writing(self.path, "w") as stream:
-                stream.writelines(line + "\n" for line in kept)
-        return len(lines) - len(kept)
+        """Drop every step and validation after ``step``, and broken last lines; returns how many steps went. Atomic."""
+        _cut_back(self.validations, step)
+        return _cut_back(self.path, step)
 
     @staticmethod
     def _append(path: Path, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False) + "\n"
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(line)
+
+
+def _cut_back(path: Path, step: int) -> int:
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
+    if len(kept) < len(lines):
+        with writing(path, "w") as stream:
+            stream.writelines(line + "\n" for line in kept)
+    return len(lines) - len(kept)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -13,12 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
 from aef.data.normalize import FILE_NAME, Statistics
 from aef.data.withheld import WithheldDates
-from aef.run import DESCRIPTION, Run, RunError, input_and_target_names
+from aef.run import DESCRIPTION, TEXT_TOWER, Run, RunError, input_and_target_names
 from aef.settings_file import registry_of
+from aef.sources import Registry
+from aef.text.cache import FOLDER, VectorCache, find_vectors
+from aef.text.tower import TowerError, TowerIdentity
 
 from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, Position, State, restore_generator
 from .distributed import Ranks
@@ -35,6 +39,7 @@ MAY_CHANGE = {
         "keep_checkpoints",
         "figure_every",
         "validate_every",
+        "validate_set",
         "max_skipped",
         "timeout_s",
     },
@@ -99,43 +104,72 @@ def open_run(
 
 
 def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
-    """Describe a new run from its chips and write the description."""
-    run = describe_run(config, data, out, say, write_statistics=True)
+    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from."""
+    run = describe_run(config, data, out, say)
     run.write()
+    vectors = find_vectors(data) if run.config.model.text_dim else None
+    if vectors is not None:
+        with writing(out / TEXT_TOWER, "w") as stream:
+            stream.write(vectors.identity.to_json())
     return run
 
 
-def describe_run(config: Config, data: Path, out: Path, say: Say, *, write_statistics: bool) -> Run:
-    """Sources, statistics and settings of a run over ``data``, from headers and ``CHIPS/stats.json``.
-
-    Where the file is absent, statistics are taken over the training places.
-    """
+def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The registry of a folder of chips, and what a run over it encodes and decodes, from its headers."""
     registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
     found: dict[str, None] = {}
     for index in range(len(folder)):
         found.update(dict.fromkeys(folder.header(index)["sources"]))
     inputs, targets = input_and_target_names(config, list(found), registry)
-    statistics = _statistics(config, folder, say, write=write_statistics)
+    return registry, (tuple(inputs), tuple(targets))
+
+
+def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
+    """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
+    registry, (inputs, targets) = find_sources(config, data)
+    statistics = _statistics(config, ChipFolder(data, registry), say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
             statistics.require(registry[name])
-    model = dataclasses.replace(config.model, inputs=tuple(inputs), targets=tuple(targets))
-    return Run(out, dataclasses.replace(config, model=model), registry, statistics, tuple(inputs), tuple(targets))
+    model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
+    return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
 
 
-def _statistics(config: Config, folder: ChipFolder, say: Say, *, write: bool) -> Statistics:
+def _text_dim(config: Config, data: Path) -> int:
+    """Width of the text vectors that lie beside the chips; 0, and no text head, where there are none."""
+    vectors = find_vectors(data)
+    wanted, found = config.model.text_dim, 0 if vectors is None else vectors.dim
+    if wanted not in (0, found):
+        raise ConfigError(f"model.text_dim: the text vectors in {data / FOLDER} are {found} wide, found {wanted}")
+    return found
+
+
+def text_vectors(run: Run, data: Path) -> VectorCache | None:
+    """Vectors of the chips' texts, by the tower with which the run began. Raises TowerError where they are not there."""
+    if not run.config.model.text_dim:
+        return None
+    identity = TowerIdentity.read(run.path / TEXT_TOWER)
+    vectors = find_vectors(data, identity)
+    if vectors is None:
+        raise TowerError(
+            f"{data}: holds no text vectors of {identity.name}, from which this run learns: `aef text --encode`"
+        )
+    return vectors
+
+
+def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
     path = folder.path / FILE_NAME
+    absent = not path.exists()
     held_out = set(config.data.held_out_places)
-    if path.exists():
+    if not absent:
         found = Statistics.read(path)
         seen = held_out & set(found.places)
         if not seen and found.weighting in (config.data.statistics, "identity"):
             return found
         why = f"hold {', '.join(sorted(seen))}" if seen else f"are over {found.weighting} pixels"
         say(f"{path}: its statistics {why}, this run takes its own")
-        write = False
     else:
         say(f"{path} is absent: taking statistics over the training places")
     places = {place for place in folder.places() if place} - held_out
@@ -148,7 +182,7 @@ def _statistics(config: Config, folder: ChipFolder, say: Say, *, write: bool) ->
         withheld=withheld,
         skip_bad=config.data.skip_bad,
     )
-    if write:
+    if absent:
         try:
             taken.write(path)
         except OSError as error:
@@ -168,7 +202,8 @@ def _reopen(config: Config, out: Path, resume: str | None, now: State, say: Say)
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     checkpoints.clear_partial()
     checkpoint = _choose(checkpoints, resume, say)
-    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets)
+    text_dim = run.config.model.text_dim
+    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets, text_dim=text_dim)
     dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     step, universal = 0, None
     if checkpoint is not None:
@@ -205,7 +240,7 @@ def _refuse_changes(stored: Config, now: Config) -> None:
         before, after = getattr(stored, section), getattr(now, section)
         for item in dataclasses.fields(before):
             a, b = getattr(before, item.name), getattr(after, item.name)
-            if section == "model" and item.name in ("inputs", "targets") and not b:
+            if section == "model" and item.name in ("inputs", "targets", "text_dim") and not b:
                 continue
             if a != b and item.name not in MAY_CHANGE.get(section, ()):
                 changed.append(f"{section}.{item.name} {a!r} → {b!r}")

@@ -1,0 +1,254 @@
+"""What a run will need, before it starts: memory per rank, operations, bytes that travel, and what would fit.
+
+Predictions come from settings alone (`aef.model.cost`); `launcher/throughput.py` prints what was measured beside them.
+All sizes are decimal: 1 GB = 1e9 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aef.config import Config
+from aef.model import cost
+from aef.sources import BUILT_IN, Registry
+
+from .zero import micro_batches, precision_of, resolve, stage_of
+
+CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
+RESERVED = 0.1
+"""Share of a GPU's memory left to its runtime, kernels' workspaces and fragmentation."""
+
+WAYS = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predicted needs of one rank.
+
+    ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in bytes
+    on the device; ``host`` in bytes of optimiser state kept in host memory; ``traffic`` in bytes sent per step by kind.
+    """
+
+    parameters: int
+    flops_per_frame: int
+    activation_bytes_per_frame: int
+    frames_per_sample: float
+    micro_batch: int
+    accumulation: int
+    stage: int
+    precision: str
+    ranks: int
+    weights: float
+    gradients: float
+    optimizer: float
+    buckets: float
+    activations: float
+    outputs: float
+    host: float
+    traffic: dict[str, float]
+
+    @property
+    def device_bytes(self) -> float:
+        return self.model_bytes + self.activations + self.outputs
+
+    @property
+    def model_bytes(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.buckets
+
+
+def sources_of(config: Config, registry: Registry) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Encoded and decoded sources of a run without data: as set, else those that the registry enables."""
+    enabled = [name for name, source in registry.items() if source.enabled]
+    inputs = config.model.inputs or tuple(name for name in enabled if registry[name].role == "input")
+    return tuple(inputs), config.model.targets or tuple(enabled)
+
+
+def frames_per_sample(config: Config, registry: Registry, inputs: Sequence[str]) -> tuple[float, float]:
+    """Expected frames of the teacher (full budgets) and of the student (after its drops)."""
+    d = config.data
+    drop, forecast, backcast = (odds / sum(d.student_strategies) for odds in d.student_strategies)
+    teacher = student = 0.0
+    for source in (registry[name] for name in inputs):
+        frames = max(1, round(d.frame_budget * source.frame_budget))
+        teacher += frames
+        student += frames * (1 - source.source_drop) * (drop * (1 - source.frame_drop) + (forecast + backcast) / 2)
+    return teacher, student
+
+
+def plan(
+    config: Config,
+    registry: Registry,
+    inputs: Sequence[str],
+    targets: Sequence[str],
+    *,
+    ranks: int = 1,
+    on_gpu: bool = False,
+    deepspeed_config: str | None = None,
+) -> Plan:
+    """Predict. Raises ConfigError as `resolve` does."""
+    m, d = config.model, config.data
+    count = cost.parameters(m, registry, inputs, targets)
+    settings = resolve(deepspeed_config, config, ranks=ranks, on_gpu=on_gpu, parameters=count)
+    stage, precision = stage_of(settings), precision_of(settings)
+    micro, accumulation = micro_batches(config, ranks)
+    if precision == "bfloat16":
+        m = dataclasses.replace(m, compute_dtype="bfloat16")
+    teacher, student = frames_per_sample(config, registry, inputs)
+    frames = teacher + student
+    per_frame = cost.activation_bytes_per_frame(m, d.chip_px)
+    fields, decoded = _fields_per_sample(config, registry, targets)
+    heads = micro * 4 * d.chip_px**2 * (3 * m.embedding_dim * fields + decoded * 4 * m.decoder_width)
+    outputs = (
+        micro * 4 * d.chip_px**2 * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
+    )
+    states = _states(count, stage, precision, ranks, settings)
+    return Plan(
+        parameters=count,
+        flops_per_frame=cost.flops_per_frame(m, registry, inputs, d.chip_px, round(teacher)),
+        activation_bytes_per_frame=per_frame,
+        frames_per_sample=frames,
+        micro_batch=micro,
+        accumulation=accumulation,
+        stage=stage,
+        precision=precision,
+        ranks=ranks,
+        **states,
+        activations=micro * frames * per_frame + heads,
+        outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
+        traffic=_traffic(config, count, stage, precision, ranks),
+    )
+
+
+def _fields_per_sample(config: Config, registry: Registry, targets: Sequence[str]) -> tuple[float, float]:
+    """Embedding fields and decoded targets of a sample: the two consistency summaries and one per period."""
+    decoded = len(targets) * config.data.targets_per_source
+    periods = min(config.data.periods_per_sample or decoded, decoded)
+    return 2.0 + periods, float(decoded)
+
+
+def _channels(registry: Registry, targets: Sequence[str]) -> int:
+    return sum(registry[name].decoded_channels for name in targets)
+
+
+def _states(count: int, stage: int, precision: str, ranks: int, settings: dict[str, Any]) -> dict[str, float]:
+    """Bytes of weights, gradients and optimiser state of one rank at a stage (docs/training.md has the table).
+
+    DeepSpeed keeps fp32 master weights from stage 1 up, also for fp32 models, and gradients summed in fp32.
+    """
+    element = 2 if precision == "bfloat16" else 4
+    shard = ranks if stage >= 1 else 1
+    weights = element * count / (ranks if stage == 3 else 1)
+    gradients = (4.0 if element == 4 else 6.0) * count / (ranks if stage >= 2 else 1)
+    optimizer = (8.0 if stage == 0 else 12.0) * count / shard
+    zero = settings["zero_optimization"]
+    device = (zero.get("offload_optimizer") or {}).get("device", "none")
+    buckets = 0.0
+    if stage >= 1 and ranks > 1:
+        doubled = 2 if zero.get("overlap_comm") else 1
+        buckets = float(doubled * element * zero.get("reduce_bucket_size", 5 * 10**8))
+    if stage == 3 and ranks > 1:
+        # Gathered parameters of the modules at work and of those prefetched.
+        buckets += element * min(count, zero.get("stage3_prefetch_bucket_size", 0) + count / 10)
+    offloaded = device != "none"
+    return {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": 0.0 if offloaded else optimizer,
+        "host": optimizer if offloaded else 0.0,
+        "buckets": buckets,
+    }
+
+
+def _traffic(config: Config, count: int, stage: int, precision: str, ranks: int) -> dict[str, float]:
+    """Bytes that one rank sends per optimiser step."""
+    if ranks == 1:
+        return {}
+    element = 2 if precision == "bfloat16" else 4
+    _, accumulation = micro_batches(config, ranks)
+    away = (ranks - 1) / ranks
+    passes = {0: 2, 1: 2, 2: 1 + accumulation, 3: 3 * accumulation}[stage]
+    share = config.train.global_batch // ranks
+    field = 4 * config.data.chip_px**2 * config.model.embedding_dim
+    traffic = {
+        "gradients and weights": passes * element * count * away,
+        # Each sample's partner field, and its gradient on the way back.
+        "uniformity partners": 2.0 * share * field,
+    }
+    if config.model.text_dim:
+        traffic["text vectors"] = 4.0 * share * 2 * config.model.embedding_dim * ranks * 2
+    return traffic
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def cost_lines(found: Plan) -> list[str]:
+    """The three figures that scripts read, one per line as ``name: value``."""
+    names = ("parameters", "flops_per_frame", "activation_bytes_per_frame")
+    return [f"{name}: {getattr(found, name)}" for name in names]
+
+
+def describe(found: Plan) -> list[str]:
+    """The plan in words: memory of one rank by kind, and bytes on the wire."""
+    batch = f"{found.ranks} ranks x {found.accumulation} x {found.micro_batch} samples"
+    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "outputs", "host")
+    lines = [
+        f"per step: {batch}, {found.frames_per_sample:.0f} frames a sample (teacher and student), ZeRO stage {found.stage}, "
+        f"{found.precision}",
+        "expected memory of one rank: " + format_gb(found.device_bytes),
+        *(f"  {part}: {format_gb(getattr(found, part))}" for part in parts if getattr(found, part)),
+    ]
+    if found.accumulation > 1:
+        lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
+    lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in found.traffic.items()]
+    return lines
+
+
+def what_fits(
+    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], *, ranks: int, choice: str | None
+) -> list[str]:
+    """For each card and way of checkpointing, the largest micro-batch that is expected to fit."""
+    lines = []
+    for card, gigabytes in CARDS_GB.items():
+        sizes = {}
+        for way in WAYS:
+            model = dataclasses.replace(config.model, checkpointing=way)
+            train = dataclasses.replace(config.train, micro_batch=1, global_batch=ranks)
+            one = dataclasses.replace(config, model=model, train=train)
+            found = plan(one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice)
+            room = gigabytes * 1e9 * (1 - RESERVED) - found.model_bytes
+            sizes[way] = int(room // found.activations) if room > 0 else 0
+        words = ", ".join(f"{size} with checkpointing {way}" for way, size in sizes.items())
+        lines.append(f"fits on {card}: micro-batch {words}")
+    return lines
+
+
+def describe_plan(config: Config, data: str | None, deepspeed_config: str | None, ranks: int) -> str:
+    """What `aef train --dry-run` prints below the settings. With ``data``, its own sources count."""
+    import torch
+
+    registry, (inputs, targets) = _sources(config, data)
+    on_gpu = torch.cuda.is_available()
+    found = plan(config, registry, inputs, targets, ranks=ranks, on_gpu=on_gpu, deepspeed_config=deepspeed_config)
+    fits = what_fits(config, registry, inputs, targets, ranks=ranks, choice=deepspeed_config)
+    heading = f"{', '.join(inputs)} → {', '.join(targets)}"
+    return "\n".join([*cost_lines(found), heading, *describe(found), *fits])
+
+
+def _sources(config: Config, data: str | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
+    if data is None:
+        from aef.settings_file import registry_of
+
+        registry = registry_of(files=config.data.sources_file) if config.data.sources_file else BUILT_IN
+        return registry, sources_of(config, registry)
+    from .opening import find_sources
+
+    return find_sources(config, Path(data))
+
+
+def format_gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
