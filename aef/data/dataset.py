@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from aef.config import ConfigError, DataConfig
+from aef.config import Config, ConfigError, DataConfig
 from aef.data.chips import Chip, ChipError, ChipFolder
 from aef.data.collate import Collator, Sample
 from aef.data.sampling import Sampler, TextVectors
@@ -173,6 +173,7 @@ class AEFNPZDataset(ChipDataset):
         try:
             config = DataConfig(**settings)
         except TypeError as error:
-            raise ConfigError(f"AEFNPZDataset: unknown setting ({error})") from None
+            raise ConfigError(f"AEFNPZDataset: {error}") from None
+        Config(data=config).validate()
         super().__init__(ChipFolder(folder, registry), config, seed=seed)
         self.collate = Collator(registry, self.sampler.inputs, self.sampler.targets, frame_bucket=config.frame_bucket)

@@ -1,0 +1,234 @@
+"""The folder as a dataset: one global order, bad chips counted, places held out, nothing that depends on workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from aef.config import ConfigError, DataConfig
+from aef.data import AEFNPZDataset
+from aef.data.chips import ChipError, ChipFolder, write_chip
+from aef.data.dataset import ChipDataset, Draw, GlobalOrder
+from aef.sources import BUILT_IN
+from aef.timecode import format_time
+
+CONFIG = DataConfig(chip_px=16, cache_chips=2)
+NAMES = ("a", "b@2019", "b@2020", "c", "d")
+
+
+@pytest.fixture
+def folder(tmp_path, make_chip) -> ChipFolder:
+    for name in NAMES:
+        write_chip(
+            tmp_path / f"{name}.npz", make_chip(name, sources=("sentinel2", "landsat")), BUILT_IN, compress=False
+        )
+    return ChipFolder(tmp_path, BUILT_IN)
+
+
+def dataset(folder: ChipFolder, **settings) -> ChipDataset:
+    return ChipDataset(folder, dataclasses.replace(CONFIG, **settings))
+
+
+def same_batch(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if dataclasses.is_dataclass(one):
+        return all(same_batch(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_batch(one[key], other[key]) for key in one)
+    return one == other
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_is_another_permutation_of_all_chips():
+    order = GlobalOrder(7, seed=3)
+    epochs = [[order.draw(7 * epoch + i) for i in range(7)] for epoch in range(4)]
+    for number, epoch in enumerate(epochs):
+        assert sorted(draw.chip for draw in epoch) == list(range(7))
+        assert {draw.epoch for draw in epoch} == {number}
+        assert [draw.global_index for draw in epoch] == list(range(7 * number, 7 * number + 7))
+    assert len({tuple(draw.chip for draw in epoch) for epoch in epochs}) > 1
+
+
+def test_the_order_is_keyed_by_the_seed_and_by_nothing_else():
+    forwards = [GlobalOrder(50, seed=1).draw(i) for i in range(200)]
+    order = GlobalOrder(50, seed=1)
+    assert [order.draw(i) for i in reversed(range(200))][::-1] == forwards
+    assert [GlobalOrder(50, seed=2).draw(i) for i in range(50)] != forwards[:50]
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_does_not_depend_on_what_was_read_before(folder):
+    wanted = Draw(3, 2, 13)
+    one = dataset(folder)[wanted]
+    busy = dataset(folder)
+    for i in (0, 4, 3, 1, 2):
+        busy[Draw(i, 0, i)]
+    again = busy[wanted]
+    assert one.id == again.id == "c" and one.global_index == 13
+    assert one.support == again.support and one.consistency_period == again.consistency_period
+    assert np.array_equal(one.teacher["sentinel2"].values, again.teacher["sentinel2"].values)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(folder):
+    def batches(workers: int) -> list:
+        data = AEFNPZDataset(folder.path, chip_px=16)
+        data.epoch = 1
+        return list(DataLoader(data, batch_size=2, collate_fn=data.collate, num_workers=workers))
+
+    here = batches(0)
+    assert len(here) == 3
+    for workers in (1, 2):
+        assert all(map(same_batch, here, batches(workers)))
+
+
+def test_a_plain_index_draws_within_the_current_epoch(folder):
+    data = dataset(folder)
+    assert data[1].epoch == 0 and data[-1].id == "d"
+    data.epoch = 4
+    assert data[1].epoch == 4 and data[1].consistency_period != dataset(folder)[1].consistency_period
+    with pytest.raises(IndexError):
+        data[5]
+
+
+def test_only_the_wanted_sources_are_read(folder):
+    data = ChipDataset(folder, CONFIG, inputs=("landsat",), targets=("landsat",))
+    assert set(data.chip(0).sources) == {"landsat"}
+
+
+def test_few_decoded_chips_are_kept_in_memory_and_none_is_sent_to_a_worker(folder):
+    data = dataset(folder)
+    first = data.chip(0)
+    assert data.chip(0) is first
+    data.chip(1), data.chip(2)
+    assert data.chip(0) is not first
+    assert len(data._cache) == 2
+    assert len(pickle.loads(pickle.dumps(data))._cache) == 0
+    uncached = dataset(folder, cache_chips=0)
+    assert uncached.chip(0) is not uncached.chip(0)
+
+
+# --- bad chips -------------------------------------------------------------------------------------------------------
+
+
+def spoil(folder: ChipFolder, *names: str) -> None:
+    for name in names:
+        os.truncate(folder.path / f"{name}.npz", 2000)
+
+
+def test_a_bad_chip_stops_the_run_by_name(folder):
+    spoil(folder, "c")
+    with pytest.raises(ChipError, match=r"c\.npz: is damaged") as caught:
+        list(dataset(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_skipped_chip_is_counted_and_the_next_good_one_stands_in(folder):
+    spoil(folder, "c")
+    data = dataset(folder, skip_bad=True)
+    assert [data[i].id for i in range(5)] == ["a", "b@2019", "b@2020", "d", "d"]
+    assert data.skipped == ["c.npz"]
+
+
+def test_a_chip_with_wrong_values_is_bad_when_it_is_first_read(folder):
+    path = folder.path / "c.npz"
+    with np.load(path) as archive:
+        members = {name: archive[name].copy() for name in archive}
+    members["landsat/values"][:, 6] = 0
+    np.savez(path, **members)
+    with pytest.raises(ChipError, match=r"c\.npz: source landsat: field values: band B10"):
+        dataset(folder)[3]
+
+
+def test_a_chip_that_vanished_is_skipped_too(folder):
+    data = dataset(folder, skip_bad=True)
+    os.unlink(folder.path / "a.npz")
+    assert data[0].id == "b@2019" and data.skipped == ["a.npz"]
+
+
+def test_a_folder_of_bad_chips_only_is_an_error_even_if_skipped(folder):
+    spoil(folder, *NAMES)
+    with pytest.raises(ChipError, match="no chip is left: all 5 were skipped"):
+        dataset(folder, skip_bad=True)[0]
+
+
+def many(folder, count: int, make_chip) -> ChipFolder:
+    """A folder of tiny chips, one of them cut."""
+    chip = make_chip("tiny", side=1, sources=("sentinel2",), frames={"sentinel2": 2})
+    first = write_chip(folder / "00000.npz", chip, BUILT_IN, compress=False)
+    content = first.read_bytes()
+    for i in range(1, count):
+        (folder / f"{i:05}.npz").write_bytes(content)
+    (folder / f"{count * 2 // 3:05}.npz").write_bytes(content[:400])
+    return ChipFolder(folder, BUILT_IN)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.long)])
+def test_one_bad_chip_of_many_is_named_or_counted(tmp_path, make_chip, count):
+    folder = many(tmp_path, count, make_chip)
+    bad = f"{count * 2 // 3:05}.npz"
+    data = dataset(folder, cache_chips=0)
+    with pytest.raises(ChipError, match=bad):
+        for i in range(count):
+            data[i]
+    data = dataset(folder, cache_chips=0, skip_bad=True)
+    for i in range(count):
+        data[i]
+    assert data.skipped == [bad]
+
+
+# --- places and dates ------------------------------------------------------------------------------------------------
+
+
+def test_held_out_places_are_never_read(folder):
+    data = dataset(folder, held_out_places=("b", "d"))
+    assert [data[i].id for i in range(len(data))] == ["a", "c"]
+
+
+def test_a_held_out_place_that_is_not_there_is_an_error(folder):
+    with pytest.raises(ChipError, match="cannot hold out nowhere: known are a, b, c, d"):
+        dataset(folder, held_out_places=("nowhere",))
+    with pytest.raises(ChipError, match="no chip is left"):
+        dataset(folder, held_out_places=("a", "b", "c", "d"))
+
+
+def test_withheld_dates_are_read_from_the_settings(folder, tmp_path, make_chip):
+    times = make_chip("a", sources=("sentinel2",)).sources["sentinel2"].time_ms
+    (tmp_path / "w.csv").write_text(f"place,time_utc\na,{format_time(int(times[3]))}\n")
+    data = dataset(folder, withheld=str(tmp_path / "w.csv"))
+    for epoch in range(8):
+        sample = data[Draw(0, epoch, 0)]
+        assert int(times[3]) not in sample.teacher["sentinel2"].time_ms
+        assert int(times[3]) not in [target.time_ms for target in sample.targets["sentinel2"]]
+
+
+def test_a_list_of_withheld_dates_for_other_places_is_an_error(folder, tmp_path):
+    (tmp_path / "w.csv").write_text("place,time_utc\nelsewhere,2019-05-01\n")
+    with pytest.raises(ConfigError, match=r"data\.withheld: .*w\.csv names no place"):
+        dataset(folder, withheld=str(tmp_path / "w.csv"))
+
+
+# --- the public dataset ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_plain_dataset_in_two_lines(folder):
+    data = AEFNPZDataset(folder.path, chip_px=16)
+    (batch, *_) = DataLoader(data, batch_size=2, collate_fn=data.collate)
+    assert batch.samples == 2 and batch.side_px == 16
+
+
+def test_a_wrong_setting_of_the_public_dataset_is_named(folder):
+    with pytest.raises(ConfigError, match="chip_pixels"):
+        AEFNPZDataset(folder.path, chip_pixels=16)
+    with pytest.raises(ConfigError, match=r"data\.chip_px"):
+        AEFNPZDataset(folder.path, chip_px=20)

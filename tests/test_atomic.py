@@ -1,0 +1,30 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from aef import atomic
+
+
+def test_a_file_appears_when_its_block_has_ended(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic.writing(path, "w") as stream:
+        stream.write("grün")
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "grün"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_no_rest(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic.writing(path) as stream:
+        stream.write(b"new")
+        1 / 0  # noqa: B018
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"none/a\.txt"), atomic.writing(tmp_path / "none" / "a.txt"):
+        pass
