@@ -8,8 +8,8 @@ from pathlib import Path
 from aef.data.chips import Chip, write_chip
 from aef.data.ingest.labels import read_label
 from aef.data.ingest.places import IngestError, PlaceFiles, find_places
-from aef.data.ingest.recipe import Recipe
 from aef.data.ingest.report import Report, band_lines, frame_line
+from aef.data.ingest.schema import Input, LabelRule, Recipe
 from aef.data.ingest.series import SeriesBuilder
 from aef.settings_file import SOURCES_FILE, registry_of, write_sources
 from aef.sources import BUILT_IN
@@ -74,29 +74,27 @@ def unused_variables(
     label_files: dict[str, list[Path]],
 ) -> list[str]:
     """Variables of the place's files, and whole files, that no input or label read."""
-    used: dict[Path, set[str]] = {}
+    used: dict[Path, set[str]] = {path: set() for path in place.asides()}
+    openers: list[tuple[Input | LabelRule, Path]] = []
     for builder in builders:
         for item in builder.items:
+            read = builder.decoders[item.name].used
+            openers += [(item, path) for path in files[item.name]]
             for path in files[item.name]:
-                used.setdefault(path, set()).update(builder.decoders[item.name].used)
-            for rule in (r for g in (item.valid, item.weight) if isinstance(g, tuple) for r in g if r.input):
+                used.setdefault(path, set()).update(read)
+            for rule in item.other_inputs():
                 for path in files[rule.input]:
                     used.setdefault(path, set()).add(rule.var)
-            if item.time and item.time.glob:
-                for path in place.root.glob(item.time.glob.format(place=place.name)):
-                    used.setdefault(path, set())
-    for rule in recipe.labels:
-        for path in label_files[rule.name]:
-            used.setdefault(path, set()).update({rule.var} if rule.var else ())
+    for label in recipe.labels:
+        openers += [(label, path) for path in label_files[label.name]]
+        for path in label_files[label.name]:
+            used.setdefault(path, set()).add(label.var)
     lines: dict[str, None] = {}
-    openers = [(item, files[item.name]) for item in recipe.inputs]
-    openers += [(rule, label_files[rule.name]) for rule in recipe.labels]  # type: ignore[misc]
-    for opener, paths in openers:
-        for path in paths:
-            with place.open(path, opener) as raster:
-                left = [name for name in raster.variables if name not in used.get(path, set())]
-            if left and len(left) < len(raster.variables):
-                lines[f"{place.relative(path)}: {', '.join(left)}"] = None
+    for opener, path in openers:
+        with place.open(path, opener) as raster:
+            left = [name for name in raster.variables if name not in used[path]]
+        if left and len(left) < len(raster.variables):
+            lines[f"{place.relative(path)}: {', '.join(left)}"] = None
     lines.update({place.relative(path): None for path in place.files if path not in used})
     return list(lines)
 

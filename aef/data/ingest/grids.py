@@ -133,7 +133,7 @@ def resample(
 
     Returns:
         (B, H, W) values, 0 where nothing was observed, and (B, H, W) bool.
-        With bilinear a pixel is observed if its nearest source pixel is, with area if half of its area is.
+        With bilinear a pixel is observed if its nearest source pixel is, with area if half of it that lies on the raster is.
     """
     aligned = _offset(source, target)
     if aligned and (aligned[2] == 1 or method == "nearest"):
@@ -141,19 +141,41 @@ def resample(
     if method == "nearest":
         moved = _warp(values, source, target, Resampling.nearest, 0)
         seen = _warp(observed.astype(np.uint8), source, target, Resampling.nearest, 0).astype(np.bool_)
+        return np.where(seen, moved, 0).astype(values.dtype), seen
+    masked = np.where(observed, values, np.float32(np.nan)).astype(np.float32)
+    share = observed.astype(np.float32)
+    if method == "area":
+        masked, share, source = _enclose(masked, share, source, target)
+        share = _warp(share, source, target, Resampling.average, np.nan)
     else:
-        masked = np.where(observed, values, np.float32(np.nan)).astype(np.float32)
-        moved = _warp(masked, source, target, _GDAL[method], np.nan)
-        share = _warp(
-            observed.astype(np.float32),
-            source,
-            target,
-            Resampling.average if method == "area" else Resampling.nearest,
-            0.0,
-            outside=False,
-        )
-        seen = (share >= 0.5) & np.isfinite(moved)
-    return np.where(seen, moved, 0).astype(moved.dtype), seen
+        share = _warp(share, source, target, Resampling.nearest, 0.0)
+    moved = _warp(masked, source, target, _GDAL[method], np.nan)
+    seen = (share >= 0.5) & np.isfinite(moved)
+    return np.where(seen, moved, 0).astype(np.float32), seen
+
+
+def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Surround a raster with unknown pixels up to the target's outline: GDAL averages no cell that reaches beyond the
+    raster, however little."""
+    t = target.transform
+    cols, rows = np.meshgrid(np.linspace(0, target.width, 9), np.linspace(0, target.height, 9))
+    xs, ys = transform_points(target.crs, source.crs, *(t * (cols.ravel(), rows.ravel())))
+    col, row = ~source.transform * (np.asarray(xs), np.asarray(ys))
+    left, top = (max(math.ceil(-float(at.min())) + 1, 0) for at in (col, row))
+    right = max(math.ceil(float(col.max())) + 1 - source.width, 0)
+    bottom = max(math.ceil(float(row.max())) + 1 - source.height, 0)
+    border = ((0, 0), (top, bottom), (left, right))
+    wider = Grid(
+        source.crs,
+        source.transform * Affine.translation(-left, -top),
+        source.height + top + bottom,
+        source.width + left + right,
+    )
+    return (
+        np.pad(masked, border, constant_values=np.nan),
+        np.pad(share, border, constant_values=np.nan),
+        wider,
+    )
 
 
 def _copy(
@@ -169,9 +191,7 @@ def _copy(
     return np.where(seen, values[:, at[0], at[1]], 0).astype(values.dtype), seen
 
 
-def _warp(
-    planes: np.ndarray, source: Grid, target: Grid, method: Resampling, fill: float, *, outside: bool = True
-) -> np.ndarray:
+def _warp(planes: np.ndarray, source: Grid, target: Grid, method: Resampling, fill: float) -> np.ndarray:
     """GDAL's warp with an exact transformer; ``fill`` where the source does not reach."""
     kind = planes.dtype if planes.dtype.kind == "f" or planes.dtype.itemsize <= 4 else np.dtype(np.float64)
     if kind == np.int8 or kind.kind == "b":

@@ -13,7 +13,7 @@ from aef.data.ingest.grids import resample
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import declared
 from aef.data.ingest.readers import Raster
-from aef.data.ingest.recipe import FieldRule, LabelRule
+from aef.data.ingest.schema import FieldRule, LabelRule
 from aef.timecode import parse_period
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from glob import escape
 from pathlib import Path
 
 from rasterio.errors import CRSError
@@ -15,7 +16,7 @@ from rasterio.transform import from_bounds
 
 from aef.data.ingest.grids import Grid, centre_of, chip_grid, parse_crs
 from aef.data.ingest.readers import Raster, geojson_outline, open_raster
-from aef.data.ingest.recipe import Input, LabelRule, Recipe
+from aef.data.ingest.schema import Input, LabelRule, Recipe
 
 
 class IngestError(ValueError):
@@ -51,7 +52,7 @@ class PlaceFiles:
 
     def of(self, rule: Input | LabelRule) -> list[Path]:
         """Files of an input, in order; those found by overlap are the ones that reach the chip."""
-        pattern = rule.glob.format(place=self.name)
+        pattern = rule.glob.format(place=escape(self.name))
         if rule.match == "group":
             return [path for path in self.files if fnmatch(self.relative(path), pattern)]
         reaching = []
@@ -87,7 +88,8 @@ class PlaceFiles:
         else:
             if self.name not in bounds.map:
                 raise IngestError(f"{self.recipe.name}: place: bounds: map has no place {self.name}")
-            box, crs = bounds.map[self.name], ""
+            left, bottom, right, top = bounds.map[self.name]
+            box, crs = (left, bottom, right, top), ""
         crs = place.crs if place.crs != "file" else crs
         if not crs:
             raise IngestError(f"{self.recipe.name}: place: crs: bounds given as numbers need EPSG:NUMBER")
@@ -118,7 +120,7 @@ class PlaceFiles:
             return raster.grid
 
     def _one(self, pattern: str) -> Path:
-        pattern = pattern.format(place=self.name)
+        pattern = pattern.format(place=escape(self.name))
         found = sorted(self.root.glob(pattern))
         if len(found) != 1:
             raise IngestError(f"{self.recipe.name}: place {self.name}: expected one file {pattern}, found {len(found)}")
@@ -135,6 +137,10 @@ class PlaceFiles:
             return {name: content[key] for name, key in rule.attributes.items()}
         except (ValueError, KeyError, TypeError) as error:
             raise IngestError(f"{path}: place: attributes: {type(error).__name__} {error}") from None
+
+    def asides(self) -> set[Path]:
+        """Sidecars and siblings of this place: files that are read, but not as rasters."""
+        return sidecars(self.recipe, self.root, [self.name])
 
     def lon_lat(self) -> tuple[float, float]:
         return centre_of(self.grid.bounds, self.grid.crs)
@@ -167,13 +173,14 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
             rest.append(path)
         else:
             groups.setdefault(name, []).append(path)
-    shared = [rule.glob for rule in (*recipe.inputs, *recipe.labels) if rule.match == "overlap"]
+    rules: list[Input | LabelRule] = [*recipe.inputs, *recipe.labels]
+    shared = [rule.glob for rule in rules if rule.match == "overlap"]
     common = [path for path in files if any(fnmatch(path.relative_to(root).as_posix(), glob) for glob in shared)]
     wanted = [rule.glob for rule in recipe.inputs if rule.match == "group" and rule.role != "qa"]
     names = sorted(
         name
         for name, members in groups.items()
-        if any(fnmatch(p.relative_to(root).as_posix(), g.format(place=name)) for p in members for g in wanted)
+        if any(fnmatch(p.relative_to(root).as_posix(), g.format(place=escape(name))) for p in members for g in wanted)
     )
     missing = set(only) - set(names)
     if not names:
@@ -186,9 +193,18 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
         recipe.place.bounds.geojson,
         recipe.place.sidecar,
     ]
-    known = {path for glob in asides if glob for name in names for path in root.glob(glob.format(place=name))}
+    known = {path for glob in asides if glob for name in names for path in root.glob(glob.format(place=escape(name)))}
     unused = [path for path in (*rest, *lonely) if path not in common and path not in known]
     return [PlaceFiles(recipe, root, name, groups[name], common) for name in chosen], sorted(unused)
+
+
+def sidecars(recipe: Recipe, root: Path, names: Iterable[str]) -> set[Path]:
+    """Files that recipes read beside rasters: times, outlines, facts."""
+    globs = [item.time.glob for item in recipe.inputs if item.time] + [
+        recipe.place.bounds.geojson,
+        recipe.place.sidecar,
+    ]
+    return {path for glob in globs if glob for name in names for path in root.glob(glob.format(place=escape(name)))}
 
 
 def _place_of(recipe: Recipe, relative: str) -> str | None:

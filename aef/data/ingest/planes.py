@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aef.data.ingest.readers import Raster
-from aef.data.ingest.recipe import Accept, BandRule, Input, NoData, OffsetRule, Rule, Transform
+from aef.data.ingest.schema import Accept, BandRule, Input, NoData, OffsetRule, Rule, Transform
 
 FREQUENT = 0.01
 """An exact extreme that makes up more than this share of a band looks like a fill value."""

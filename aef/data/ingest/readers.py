@@ -21,7 +21,7 @@ from rasterio.errors import RasterioError
 from rasterio.transform import Affine, from_bounds
 
 from aef.data.ingest.grids import Grid, parse_crs
-from aef.data.ingest.recipe import Input, LabelRule, Layout
+from aef.data.ingest.schema import Input, LabelRule, Layout
 
 BLOCK_BYTES = 1 << 20
 """Consecutive steps of a variable are read together up to this size: fewer reads, little memory."""
@@ -273,7 +273,8 @@ class _ArrayFile(Raster):
 @lru_cache(maxsize=8)
 def _gdal_dataset(path: Path, changed_ns: int) -> rasterio.DatasetReader:
     """An opened file, kept for its next reader: GDAL decodes all bands of an interleaved block at once."""
-    return rasterio.open(path)
+    with rasterio.Env():  # GDAL's remarks go to the log, not to the terminal
+        return rasterio.open(path)
 
 
 class _GdalFile(Raster):
@@ -325,7 +326,8 @@ class _GdalFile(Raster):
     def read(self, variable: str, step: int) -> np.ndarray:
         self.require(variable)
         bands = self._index[variable]
-        plane = self._data.read(bands[step if len(bands) > 1 else 0])
+        with rasterio.Env():
+            plane = self._data.read(bands[step if len(bands) > 1 else 0])
         return _view(plane, self._view, self, variable)
 
 

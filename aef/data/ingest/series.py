@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
-from aef.data.ingest.recipe import BandRule, Input, _compile
+from aef.data.ingest.schema import BandRule, Input, Transform
+from aef.data.ingest.siblings import Siblings
 from aef.data.ingest.times import FrameTimes
 from aef.sources import Source
 
@@ -115,21 +117,23 @@ class SeriesBuilder:
         """Integers stay what they are where pixels are copied; everything else is float32."""
         kinds = []
         for item in self.items:
-            path = self.files[item.name][0]
-            with self.place.open(path, item) as raster:
-                for rule in self._bands(item, path, raster).values():
-                    transform = rule.transform or item.transform
-                    kind = raster.read(rule.var, 0).dtype
-                    exact = item.resample == "nearest" and transform == type(transform)() and kind.kind in "iu"
-                    kinds.append(kind if exact else np.dtype(np.float32))
-        kind = np.result_type(*kinds)
-        return np.dtype(np.float32) if kind == np.float64 else kind
+            for path in self.files[item.name]:
+                with self.place.open(path, item) as raster:
+                    bands = self._bands(item, path, raster)
+                    for rule in bands.values():
+                        plain = item.resample == "nearest" and (rule.transform or item.transform) == Transform()
+                        kind = raster.read(rule.var, 0).dtype
+                        kinds.append(kind if plain and kind.kind in "iu" else np.dtype(np.float32))
+                if bands:
+                    break
+        kind = np.result_type(*kinds) if kinds else np.dtype(np.float32)
+        return np.dtype(np.float32) if kind.itemsize > 4 else kind
 
     def _bands(self, item: Input, path: Path, raster: Raster) -> dict[str, BandRule]:
         """The bands that this file gives; with ``band_regex`` the one that its name says."""
         if not item.band_regex:
             return dict(item.band_map)
-        found = _compile(item.band_regex).search(self.place.relative(path))
+        found = re.search(item.band_regex, self.place.relative(path))
         if not found:
             raise raster.refuse(f"band_regex {item.band_regex!r} does not match its name")
         named = {band: rule for band, rule in item.band_map.items() if rule.var == found.group("band")}
@@ -158,7 +162,7 @@ class SeriesBuilder:
         for item, path, frames in self._by_file():
             with ExitStack() as stack:
                 raster = stack.enter_context(self.place.open(path, item))
-                qa = _Siblings(self, item, raster, stack)
+                qa = Siblings(self.place, raster, stack, self.source.time == "interval")
                 for frame in frames:
                     slot = at[frame.start_ms, frame.repeat]
                     self._fill(raster, frame, qa, values[slot], valid[slot], None if weight is None else weight[slot])
@@ -177,7 +181,7 @@ class SeriesBuilder:
         self,
         raster: Raster,
         frame: Frame,
-        qa: _Siblings,
+        qa: Siblings,
         values: np.ndarray,
         valid: np.ndarray,
         weight: np.ndarray | None,
@@ -239,7 +243,7 @@ class SeriesBuilder:
         self, raster: Raster, frame: Frame, stack: np.ndarray, observed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Grid]:
         values = np.zeros((len(stack), 1, 1), stack.dtype)
-        seen = observed.any(axis=(1, 2), keepdims=True)
+        seen = np.asarray(observed.any(axis=(1, 2), keepdims=True))
         for index, (plane, mask) in enumerate(zip(stack, observed)):
             if not mask.any():
                 continue
@@ -305,7 +309,7 @@ class SeriesBuilder:
         slots = [slot for slot, kept in zip(self.slots, keep) if kept]
         interval = self.source.time == "interval"
         transforms = {item.transform for item in self.items}
-        one = transforms.pop() if len(transforms) == 1 else type(self.items[0].transform)()
+        one = transforms.pop() if len(transforms) == 1 else Transform()
         return SourceSeries(
             values=values,
             valid=valid,
@@ -360,41 +364,3 @@ def _alike(a: Grid, b: Grid) -> bool:
     return (
         same_crs(a.crs, b.crs) and (a.height, a.width) == (b.height, b.width) and a.transform.almost_equals(b.transform)
     )
-
-
-class _Siblings:
-    """Planes of other inputs at the time of the frame being read, on that frame's grid."""
-
-    def __init__(self, builder: SeriesBuilder, item: Input, raster: Raster, stack: ExitStack) -> None:
-        self._builder, self._raster, self._stack = builder, raster, stack
-        self._open: dict[str, list[tuple[Raster, dict[int, int]]]] = {}
-
-    def at(self, time_ms: int):
-        def read(name: str, variable: str) -> np.ndarray | None:
-            for raster, steps in self._files(name):
-                if time_ms in steps or not steps:
-                    plane = raster.read(variable, steps.get(time_ms, 0))
-                    assert raster.grid is not None and self._raster.grid is not None
-                    moved, seen = resample(
-                        plane[None], np.ones((1, *plane.shape), np.bool_), raster.grid, self._raster.grid, "nearest"
-                    )
-                    return moved[0] if seen.all() else None
-            return None
-
-        return read
-
-    def _files(self, name: str) -> list[tuple[Raster, dict[int, int]]]:
-        if name not in self._open:
-            place = self._builder.place
-            item = place.recipe.input(name)
-            opened = []
-            for path in place.of(item):
-                raster = self._stack.enter_context(place.open(path, item))
-                steps: dict[int, int] = {}
-                if item.time is not None:
-                    rule = FrameTimes(item, place.name, self._builder.source.time == "interval")
-                    starts, _ = rule.of(raster, path, place.relative(path), place.root)
-                    steps = {start: step for step, start in reversed(list(enumerate(starts)))}
-                opened.append((raster, steps))
-            self._open[name] = opened
-        return self._open[name]

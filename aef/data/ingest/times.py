@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aef.data.ingest.recipe import DURATION, Input, TimeRule
+from aef.data.ingest.schema import DURATION, Input, TimeRule
 from aef.timecode import DAY_MS, parse_time
 
 HOUR_MS = 3_600_000
