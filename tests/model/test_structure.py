@@ -1,0 +1,429 @@
+"""What the paper states about the network, part by part."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from aef.config import PRESETS
+from aef.data.normalize import Statistics
+from aef.model import AEF
+from aef.model.bottleneck import Bottleneck
+from aef.model.decoders import Decoder, encode_metadata
+from aef.model.layers import ChannelNorm
+from aef.model.pyramid import Ascent, Descent, Exchange, States, level_widths
+from aef.model.stp import position_code
+from aef.model.summary import PeriodBias, pair_rows, unit
+from aef.model.text import INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE, clip_scale
+from aef.sources import BUILT_IN, INPUTS, MetadataField, SourceError
+from aef.timecode import DAY_MS, TIMECODE_WIDTH
+
+WIDTHS = level_widths(16, 32, 48)
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_can_be_flattened(make_model):
+    """DeepSpeed refuses 0-dimensional parameters and any whose last stride is not 1; buffers would be cast to bf16."""
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        assert parameter.dim() >= 1 and parameter.is_contiguous(), name
+    assert not dict(model.named_buffers())
+    assert all(tensor.dim() >= 1 for tensor in model.state_dict().values())
+
+
+def test_convolution_weights_are_stored_output_rows_columns_input(make_model):
+    model = make_model()
+    assert model.projectors.sources["sentinel2"].down.weight.shape == (16, 3, 3, 10)
+    assert model.encoder.blocks[0].precision.last.weight.shape == (16, 3, 3, 16)
+    assert model.encoder.blocks[0].exchange.down4.weight.shape == (32, 3, 3, 16)
+    assert model.encoder.blocks[0].exchange.up2.weight.shape == (32, 3, 3, 16)  # inputs first: it is transposed
+
+
+def test_the_checkpoint_does_not_depend_on_how_the_model_runs(make_model):
+    names = list(make_model().state_dict())
+    for changes in ({"checkpointing": "full"}, {"compute_dtype": "bfloat16"}, {"kappa": 100.0}):
+        assert list(make_model(**changes).state_dict()) == names
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_for_any_choice_of_sources(preset):
+    config = PRESETS[preset].model
+    with torch.device("meta"):
+        model = AEF(
+            config, BUILT_IN, Statistics.identity(BUILT_IN, INPUTS), inputs=("sentinel1",), targets=("gedi", "nlcd")
+        )
+    assert len(model.encoder.blocks) == config.blocks
+    assert set(model.decoders) == {"gedi", "nlcd"} and set(model.projectors.sources) == {"sentinel1"}
+
+
+def test_an_unknown_source_is_refused_by_name(make_model):
+    with pytest.raises(SourceError, match="unknown source 'sentinel9'"):
+        make_model(targets=("sentinel9",))
+    with pytest.raises(ValueError, match="inputs: expected at least one source"):
+        make_model(inputs=())
+
+
+# --- encoder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side_px", [16, 48, 80])
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_any_side_that_is_a_multiple_of_16_gives_one_field_per_period_and_one_map_per_frame(
+    make_model, make_batch, side_px, kernel
+):
+    model = make_model(pyramid_kernel=kernel, targets=("sentinel2", "era5_land", "nlcd"))
+    batch = make_batch(
+        1,
+        side_px=side_px,
+        text_dim=8,
+        frames={"sentinel2": 2, "landsat": 1},
+        targets=("sentinel2", "era5_land", "nlcd"),
+    )
+    maps = []
+    hook = model.encoder.register_forward_hook(lambda module, arguments, output: maps.append(output))
+    output = model(batch)
+    hook.remove()
+    assert maps[0].shape == (batch.total_frames, side_px // 2, side_px // 2, 16)
+    assert output.mean.shape == (len(batch.periods), side_px, side_px, 64)
+    torch.testing.assert_close(output.mean.norm(dim=-1), torch.ones(output.mean.shape[:3]))
+    shapes = {name: tuple(r.shape) for name, r in output.reconstructions.items()}
+    assert shapes == {name: (1, side_px, side_px, c) for name, c in (("sentinel2", 5), ("era5_land", 12), ("nlcd", 16))}
+
+
+def test_paths_run_at_their_resolutions(make_model, make_batch):
+    model, shapes = make_model(), {}
+    for path in ("precision", "time", "space"):
+        getattr(model.encoder.blocks[0], path).register_forward_hook(
+            lambda module, arguments, output, path=path: shapes.update({path: tuple(output.shape)})
+        )
+    batch = make_batch(1, side_px=64, text_dim=8)
+    model.embed(batch)
+    frames = batch.total_frames
+    assert shapes == {"precision": (frames, 32, 32, 16), "time": (frames, 8, 8, 32), "space": (frames, 4, 4, 32)}
+
+
+def test_all_three_operators_read_what_the_last_exchange_left(make_model):
+    """At the same time, not one after the other: no operator of a block sees another's output of that block."""
+    block = make_model(awake=True).encoder.blocks[0]
+    seen = {}
+    for path in ("precision", "time", "space"):
+        getattr(block, path).register_forward_hook(
+            lambda module, arguments, output, path=path: seen.update({path: arguments[0]})
+        )
+    states = States(torch.randn(3, 8, 8, 16), torch.randn(3, 2, 2, 32), torch.randn(3, 1, 1, 32))
+    block(*states, torch.randn(3, TIMECODE_WIDTH), torch.tensor([0, 3], dtype=torch.int32), 8)
+    assert all(seen[path] is getattr(states, path) for path in seen) and len(seen) == 3
+
+
+def test_only_the_time_operator_mixes_frames(make_model):
+    block = make_model(awake=True).encoder.blocks[0]
+    states = [torch.randn(3, side, side, width, requires_grad=True) for side, width in ((16, 16), (4, 32), (2, 32))]
+    code, offsets = torch.randn(3, TIMECODE_WIDTH), torch.tensor([0, 3], dtype=torch.int32)
+    for path, mixes in (("precision", False), ("time", True), ("space", False)):
+        operator, x = getattr(block, path), states[("precision", "time", "space").index(path)]
+        output = operator(x, code, offsets, 8) if mixes else operator(x)
+        (gradient,) = torch.autograd.grad(output[0].sum(), x)
+        assert (gradient[1:].abs().max() > 0) == mixes, path
+
+
+def test_the_time_operator_attends_at_each_pixel_apart_and_the_space_operator_over_the_frame(make_model):
+    block = make_model(awake=True).encoder.blocks[0]
+    time, space = (torch.randn(2, 2, 2, 32, requires_grad=True) for _ in range(2))
+    output = block.time(time, torch.randn(2, TIMECODE_WIDTH), torch.tensor([0, 2], dtype=torch.int32), 8)
+    (gradient,) = torch.autograd.grad(output[:, 0, 0].sum(), time)
+    assert gradient[:, 0, 0].abs().max() > 0 and gradient[:, 1].abs().max() == 0
+    (gradient,) = torch.autograd.grad(block.space(space)[0, 0, 0].sum(), space)
+    assert gradient[0, 1, 1].abs().max() > 0
+
+
+def test_frames_are_conditioned_on_their_own_timestamps(make_model, make_batch):
+    model, batch = make_model(awake=True), make_batch(1, text_dim=8)
+    expected = model.embed(batch)
+    for frame in (0, 1):
+        times = batch.frame_time_ms.clone()
+        times[frame] += 40 * DAY_MS
+        changed = model.embed(dataclasses.replace(batch, frame_time_ms=times))
+        assert (changed - expected).abs().max() > 1e-4
+
+
+def test_the_timecode_never_enters_the_residual_of_the_time_path(make_model):
+    """With attention's output projection and the MLP silenced, nothing of the timecode is left in the state."""
+    operator = make_model(awake=True).encoder.blocks[0].time
+    for layer in (operator.out, operator.mlp.contract):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    x, offsets = torch.randn(3, 2, 2, 32), torch.tensor([0, 3], dtype=torch.int32)
+    torch.testing.assert_close(operator(x, torch.randn(3, TIMECODE_WIDTH), offsets, 8), x)
+
+
+def test_norms_are_over_channels_and_never_over_a_batch(make_model):
+    kinds = {type(module).__name__ for module in make_model().modules()}
+    assert "ChannelNorm" in kinds and not any("BatchNorm" in kind or "GroupNorm" in kind for kind in kinds)
+
+
+def test_positions_are_those_of_the_offset_from_the_centre_whatever_the_side():
+    small, large = position_code(2, 2, torch.zeros(1)), position_code(6, 4, torch.zeros(1))
+    torch.testing.assert_close(small, large[2:4, 1:3])
+    flat = large.flatten(0, 1)
+    assert torch.cdist(flat, flat).fill_diagonal_(1).min() > 0.1
+
+
+# --- pyramid --------------------------------------------------------------------------------------------------------
+
+
+def random_states(side=16, frames=2):
+    return States(
+        *(
+            torch.randn(frames, side // by, side // by, width, requires_grad=True)
+            for by, width in ((1, WIDTHS[0]), (4, WIDTHS[2]), (8, WIDTHS[3]))
+        )
+    )
+
+
+def awake(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_every_path_reaches_every_path(kernel):
+    exchange, states = awake(Exchange(WIDTHS, kernel)), random_states()
+    for target, output in zip(States._fields, exchange(states)):
+        for source, gradient in zip(States._fields, torch.autograd.grad(output.sum(), states, retain_graph=True)):
+            assert gradient.abs().max() > 0, f"{source} does not reach {target}"
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_the_exchange_is_a_laplacian_pyramid(kernel):
+    """The short form equals splitting into bands, adding the coarse states, and rebuilding, level by level."""
+    exchange, states = awake(Exchange(WIDTHS, kernel)), random_states()
+    for up in (exchange.up8, exchange.up4, exchange.up2):
+        torch.nn.init.zeros_(up.bias)  # a bias is added once, not once per rebuilding
+    precision, time, space = states
+    d4 = exchange.down4(precision)
+    d8 = exchange.down8(d4)
+    m8 = time + d8
+    d16 = exchange.down16(m8)
+    m16 = space + d16
+    rebuilt8 = (m8 - exchange.up8(d16)) + exchange.up8(m16)
+    rebuilt4 = (d4 - exchange.up4(d8)) + exchange.up4(rebuilt8)
+    rebuilt2 = (precision - exchange.up2(d4)) + exchange.up2(rebuilt4)
+    for found, expected in zip(exchange(states), (rebuilt2, rebuilt8, m16)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_level_hears_no_echo_of_itself():
+    """Without coarse states of their own, the precision path gets back exactly what it sent."""
+    exchange = awake(Exchange(WIDTHS, 3))
+    for up in (exchange.up8, exchange.up4, exchange.up2):
+        torch.nn.init.zeros_(up.bias)
+    states = random_states()
+    silent = States(states.precision, torch.zeros_like(states.time), torch.zeros_like(states.space))
+    torch.testing.assert_close(exchange(silent).precision, states.precision)
+
+
+def test_merges_start_at_zero():
+    states = random_states()
+    for found, expected in zip(Exchange(WIDTHS, 3)(states), states):
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_first_and_last_resampling_reach_all_paths():
+    precision = torch.randn(2, 16, 16, WIDTHS[0], requires_grad=True)
+    states = Descent(WIDTHS, 3)(precision)
+    assert [tuple(state.shape[1:]) for state in states] == [(16, 16, 16), (4, 4, 32), (2, 2, 48)]
+    states = random_states()
+    for gradient in torch.autograd.grad(Ascent(WIDTHS, 3)(states).square().sum(), states):
+        assert gradient.abs().max() > 0
+
+
+# --- summary --------------------------------------------------------------------------------------------------------
+
+
+def test_one_pass_summarises_any_number_of_periods(make_model, make_batch):
+    model, batch = make_model(awake=True), make_batch(1, text_dim=8)
+    calls = []
+    model.encoder.register_forward_hook(lambda *arguments: calls.append(1))
+    periods = batch.periods[:1] + torch.arange(7)[:, None] * 20 * DAY_MS
+    many = dataclasses.replace(
+        batch,
+        periods=periods,
+        period_segment=torch.zeros(7, dtype=torch.int32),
+        pairs=7 * int(batch.cu_frames[1]),
+    )
+    fields = model.embed(many)
+    assert fields.shape[0] == 7 and len(calls) == 1
+    for row in range(7):
+        one = dataclasses.replace(
+            many, periods=periods[row : row + 1], period_segment=many.period_segment[:1], pairs=int(batch.cu_frames[1])
+        )
+        torch.testing.assert_close(model.embed(one)[0], fields[row], rtol=1e-4, atol=1e-5)
+    assert (fields[0] - fields[3]).abs().max() > 1e-3
+
+
+def test_a_period_may_lie_outside_all_frames(make_model, make_batch):
+    model, batch = make_model(awake=True), make_batch(1, text_dim=8)
+    later = dataclasses.replace(batch, periods=batch.periods + 500 * DAY_MS)
+    assert model.embed(later).isfinite().all()
+
+
+def test_the_bias_prefers_the_frames_at_each_heads_part_of_the_period(make_batch):
+    batch, bias = make_batch(1, frames={"sentinel2": 40}), PeriodBias(4)
+    row, frame = pair_rows(batch)
+    assert len(row) == batch.pairs
+    values = bias(batch)
+    for pair in range(0, batch.pairs, 7):
+        start, end = (moment / DAY_MS for moment in batch.periods[row[pair]].tolist())
+        time, length = batch.frame_time_ms[frame[pair]].item() / DAY_MS, end - start
+        expected = [
+            -abs(time - (start + centre * length)) / math.hypot(0.08 * length, 8)
+            for centre in torch.linspace(-0.05, 1.05, 4).tolist()
+        ]
+        torch.testing.assert_close(values[pair], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_are_each_periods_frames_period_by_period(make_batch):
+    batch = make_batch(2)
+    offsets = batch.cu_frames.tolist()
+    expected = [
+        (row, frame)
+        for row, segment in enumerate(batch.period_segment.tolist())
+        for frame in range(offsets[segment], offsets[segment + 1])
+    ]
+    row, frame = pair_rows(batch)
+    assert list(zip(row.tolist(), frame.tolist())) == expected
+
+
+def test_unit_vectors_have_length_one_and_a_zero_vector_finite_gradients():
+    x = torch.randn(5, 64, requires_grad=True)
+    torch.testing.assert_close(unit(x).norm(dim=-1), torch.ones(5))
+    zero = torch.zeros(1, 64, requires_grad=True)
+    unit(zero).sum().backward()
+    assert zero.grad.isfinite().all()
+
+
+# --- bottleneck and decoders ----------------------------------------------------------------------------------------
+
+
+def test_training_decodes_from_a_noisy_sample_and_inference_from_the_mean(make_model, make_batch):
+    model, batch = make_model(awake=True), make_batch(1, text_dim=8)
+    seen = {}
+    model.decoders["sentinel2"].register_forward_hook(lambda module, arguments, output: seen.update(x=arguments[0]))
+    for training in (True, False):
+        mean = model.train(training)(batch).mean[batch.targets["sentinel2"].period_row].flatten(1, 2)
+        cosine = (seen["x"] * mean).sum(-1)
+        if training:
+            assert abs(cosine.mean() - 0.9961) < 0.0007  # κ = 8000 in 64 dimensions: 5.06° on average
+        else:
+            torch.testing.assert_close(seen["x"], mean)
+
+
+def test_the_concentration_is_fixed(make_model):
+    model = make_model()
+    assert model.bottleneck.kappa == 8000 and not list(model.bottleneck.parameters())
+
+
+def test_noise_belongs_to_sample_slot_and_pixel():
+    bottleneck = Bottleneck(8000.0).train()
+    mean = unit(torch.randn(1, 1, 64)).expand(2, 9, 64)
+    hashes, slots = torch.tensor([2**40 - 1, 5]), torch.tensor([0, 1])
+    drawn = bottleneck(mean, hashes, slots, (1, 2))
+    flat = drawn.flatten(0, 1)
+    assert torch.cdist(flat, flat).fill_diagonal_(1).min() > 0.01  # nobody shares noise
+    assert torch.equal(bottleneck(mean.flip(0), hashes.flip(0), slots.flip(0), (1, 2)).flip(0), drawn)
+    assert not torch.equal(bottleneck(mean, hashes, slots, (1, 3)), drawn)
+    assert not torch.equal(bottleneck(mean, hashes, slots + 1, (1, 2)), drawn)
+
+
+def test_a_decoder_is_an_mlp_of_two_hidden_layers_on_embedding_metadata_and_time():
+    source = BUILT_IN["sentinel1"]
+    decoder = Decoder(source, 64, 512)
+    embedding, position = unit(torch.randn(2, 9, 64)), torch.tensor([0.0, 0.7])
+    metadata = torch.tensor([[350.0, math.nan], [10.0, 98.0]])
+    found = decoder(embedding, metadata, position, torch.float32)
+    encoded = torch.tensor(
+        [
+            [math.sin(math.radians(350)), math.cos(math.radians(350)), 0, 0, 0, 1],
+            [
+                math.sin(math.radians(10)),
+                math.cos(math.radians(10)),
+                0,
+                math.sin(math.radians(98)),
+                math.cos(math.radians(98)),
+                0,
+            ],
+        ]
+    )
+    octaves = torch.pi * 2.0 ** torch.arange(8) * position[:, None]
+    context = torch.cat((encoded, octaves.sin(), octaves.cos()), -1)[:, None].expand(-1, 9, -1)
+    x = torch.cat((embedding, context), -1)
+    first = torch.cat((decoder.embedding.weight, decoder.context.weight), 1)
+    assert first.shape == (512, 64 + source.metadata_width + 16) and decoder.hidden.weight.shape == (512, 512)
+    gelu = torch.nn.functional.gelu
+    y = gelu(x @ first.T + decoder.context.bias)
+    y = gelu(y @ decoder.hidden.weight.T + decoder.hidden.bias)
+    torch.testing.assert_close(found, y @ decoder.out.weight.T + decoder.out.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_sees_one_pixel_at_a_time():
+    decoder = Decoder(BUILT_IN["gedi"], 64, 32)
+    embedding = torch.randn(1, 9, 64, requires_grad=True)
+    out = decoder(embedding, torch.zeros(1, 0), torch.tensor([0.5]), torch.float32)
+    assert out.shape == (1, 9, 101)
+    (gradient,) = torch.autograd.grad(out[0, 4].sum(), embedding)
+    assert gradient[0, 4].abs().max() > 0 and gradient[0, :4].abs().max() == gradient[0, 5:].abs().max() == 0
+
+
+def test_flags_and_values_are_fed_as_they_are_and_missing_ones_say_so():
+    fields = (MetadataField("pass", "flag"), MetadataField("height", "value"))
+    encoded = encode_metadata(fields, torch.tensor([[1.0, math.nan], [-1.0, 2.5]]))
+    assert encoded.tolist() == [[1, 0, 0, 1], [-1, 0, 2.5, 0]]
+
+
+def test_every_target_is_decoded_from_the_summary_of_its_own_period(make_model, make_batch):
+    model, batch = make_model(awake=True).eval(), make_batch(1, text_dim=8, targets_per_source=2)
+    output, block = model(batch), batch.targets["landsat"]
+    assert block.period_row[0] != block.period_row[1]
+    swapped = dataclasses.replace(block, period_row=block.period_row.flip(0))
+    changed = model(dataclasses.replace(batch, targets={**batch.targets, "landsat": swapped}))
+    assert (changed.reconstructions["landsat"] - output.reconstructions["landsat"]).abs().max() > 1e-4
+    assert torch.equal(changed.reconstructions["sentinel2"], output.reconstructions["sentinel2"])
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_becomes_a_unit_vector_of_its_period(make_model, make_batch):
+    model, batch = make_model(), make_batch(3, text_dim=8)
+    output = model(batch)
+    torch.testing.assert_close(output.text.norm(dim=-1), torch.ones(3))
+    assert output.logit_scale.shape == (1,) and output.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    later = dataclasses.replace(batch, periods=batch.periods + 90 * DAY_MS)
+    assert (model(later).text - output.text).abs().max() > 1e-4
+
+
+def test_without_a_text_tower_there_is_no_text_head(make_model, make_batch):
+    model = make_model(text_dim=0)
+    output = model(make_batch(2))
+    assert model.text_head is None and not any(name.startswith("text") for name, _ in model.named_parameters())
+    assert output.text.shape == (1, 64) and output.logit_scale.tolist() == pytest.approx([INITIAL_LOGIT_SCALE])
+
+
+@pytest.mark.parametrize(("start", "pull", "passes"), [(5.0, -1.0, False), (5.0, 1.0, True), (3.0, -1.0, True)])
+def test_the_temperature_is_clipped_but_never_trapped(start, pull, passes):
+    scale = torch.tensor([start], requires_grad=True)
+    clipped = clip_scale(scale)
+    assert clipped.item() == pytest.approx(min(start, LARGEST_LOGIT_SCALE))
+    (pull * clipped).sum().backward()
+    assert scale.grad.item() == (pull if passes else 0)
+
+
+def test_channel_norm_keeps_float32_statistics_of_half_precision_states():
+    norm = ChannelNorm(64)
+    x = torch.randn(8, 64) * 3 + 100  # bf16 has steps of 0.5 here: statistics in bf16 would be far off
+    half = x.bfloat16()
+    torch.testing.assert_close(norm(half).float(), norm(half.float()), rtol=1e-2, atol=1e-2)
