@@ -1,0 +1,9 @@
+"""A synthetic Earth worth learning from: fields, seasons, weather, clouds and sensors, with the truth known.
+
+One latent scene per place (`landscape.Scene`) is seen by every source, so that sensors agree about the ground and
+labels are exact. Properties and figures: docs/synthetic.md.
+"""
+
+from aef.data.synthetic.earth import SOURCES, Earth, SyntheticError, generate, write_earth
+
+__all__ = ["SOURCES", "Earth", "SyntheticError", "generate", "write_earth"]

@@ -1,0 +1,97 @@
+"""Clouds over a place on the dates of a sensor, and a mask that misses some of them.
+
+The cloudiest days of the weather get the most cloud. How many frames are clear, broken or overcast is fixed per place
+within the range that was measured on real series; where the cloud lies in a frame is a rough random field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from aef.data.synthetic.chance import enlarge, rough_fields, smooth_fields
+from aef.data.synthetic.landscape import Scene
+
+DAY_MS = 86_400_000
+CLOUDY = 0.08
+"""Opacity from which a pixel is cloud in truth."""
+SHADOWED = 0.25
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Of T frames on the chip's grid: ``opacity`` and ``shadow`` (T, px, px) float32, 0 to 1, ``clear`` (T, px, px) what the
+    sensor's imperfect mask calls clear."""
+
+    opacity: np.ndarray
+    shadow: np.ndarray
+    clear: np.ndarray
+
+
+def cover_of_rank(rank: np.ndarray, mostly_clear: float, overcast: float) -> np.ndarray:
+    """Cloud cover by a frame's place among all frames, 0 the clearest, 1 the cloudiest: none, broken, everywhere."""
+    return np.interp(rank, [0, 0.62 * mostly_clear, mostly_clear, 1 - overcast, 1], [0, 0, 0.5, 0.93, 0.96]) * (
+        rank < 1 - overcast
+    ) + (rank >= 1 - overcast)
+
+
+def dark_season(rng: np.random.Generator, first_ms: int, years: int) -> tuple[np.ndarray, np.ndarray]:
+    """One spell a year without a clear frame: starts and ends in epoch ms, (years,) each."""
+    start_day = rng.choice([rng.uniform(0, 40), rng.uniform(60, 260), rng.uniform(285, 310)], years)
+    length = rng.uniform(33, 62, years)
+    starts = first_ms + np.arange(years) * round(365.25 * DAY_MS) + (start_day * DAY_MS).astype(np.int64)
+    return starts, starts + (length * DAY_MS).astype(np.int64)
+
+
+def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
+    """Clouds, their shadows and the mask for a sensor's frames."""
+    rng = scene.stream(f"clouds/{purpose}")
+    weather, px, count = scene.weather, scene.px, len(times_ms)
+    score = weather.at(weather.cloudiness, times_ms) + 0.5 * rng.standard_normal(count)
+    starts, ends = dark_season(scene.stream("dark season"), weather.start_ms, len(weather.year_starts))
+    score += 9 * ((times_ms[:, None] >= starts) & (times_ms[:, None] < ends)).any(1)
+    rank = (np.argsort(np.argsort(score)) + rng.random()) / count
+    share = cover_of_rank(rank, rng.uniform(0.375, 0.425), rng.uniform(0.435, 0.47))
+    opacity = np.zeros((count, px, px), np.float32)
+    broken = np.flatnonzero((share > 0.01) & (share < 1))
+    opacity[broken] = _broken(rng, share[broken], px)
+    full = np.flatnonzero(share >= 1)
+    thickness = 1.8 + rng.exponential(1.5, (len(full), 1, 1)) + 0.5 * smooth_fields(rng, len(full), px, 5)
+    opacity[full] = 1 - np.exp(-np.maximum(thickness, 0.9))
+    # A few frames under thin cirrus, which masks tend to miss.
+    veiled = rng.permutation(np.flatnonzero(share <= 0.01))[: max(1, round(0.03 * count))]
+    veil = np.abs(0.16 + 0.09 * smooth_fields(rng, len(veiled), px, 5))
+    opacity[veiled] = np.maximum(opacity[veiled], veil)
+    shadow = np.zeros_like(opacity)
+    shadow[broken] = _shadows(rng, opacity[broken])
+    seen = _detected(rng, opacity, rng.uniform(0.06, 0.09))
+    return Clouds(opacity, shadow, ~seen & (shadow < SHADOWED))
+
+
+def _broken(rng: np.random.Generator, share: np.ndarray, px: int) -> np.ndarray:
+    """Opacity of broken cloud that covers a given share of each frame: (n, px, px)."""
+    field = enlarge(rough_fields(rng, len(share), max(px // 2, 4), slope=1.5), px)
+    flat = np.sort(field.reshape(len(share), -1), axis=1)
+    level = flat[np.arange(len(share)), np.minimum(((1 - share) * flat.shape[1]).astype(int), flat.shape[1] - 1)]
+    return 1 - np.exp(-5 * np.maximum(field - level[:, None, None], 0))
+
+
+def _shadows(rng: np.random.Generator, opacity: np.ndarray) -> np.ndarray:
+    """What each frame's cloud takes of the sunlight beside it: the cloud moved to the north-west, as far as it is high."""
+    shadow = np.zeros_like(opacity)
+    for frame, height_px in enumerate(rng.integers(3, 11, len(opacity))):
+        down, across = max(int(height_px * 0.9), 1), max(int(height_px * 0.4), 1)
+        shadow[frame, :-down, :-across] = opacity[frame, down:, across:]
+    return 0.6 * shadow * (1 - opacity)
+
+
+def _detected(rng: np.random.Generator, opacity: np.ndarray, missed: float) -> np.ndarray:
+    """Where the mask sees cloud: all but the share ``missed`` of the cloudy pixels, the thinnest for the most part."""
+    evidence = opacity + 0.06 * smooth_fields(rng, len(opacity), opacity.shape[1], max(opacity.shape[1] // 6, 3))
+    cloudy = opacity > CLOUDY
+    values = evidence[cloudy]
+    if not values.size:
+        return cloudy
+    level = np.partition(values, int(missed * values.size))[int(missed * values.size)]
+    return cloudy & (evidence >= level)

@@ -1,0 +1,223 @@
+"""What grows where: the land covers of the synthetic Earth, their seasons, and how they reflect and scatter.
+
+Six crops differ in two independent ways, the start of their season (15 days apart) and its length, arranged on an
+ellipse so that every class can be told from the rest by a plane in the latent space. Colours of the crops differ less
+between classes than between fields of one class: the season is what tells them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CROP_SPACING_DAYS = 15.0
+START_JITTER_DAYS = 3.0
+LENGTH_JITTER_DAYS = 3.0
+UNKNOWN = 0
+
+
+@dataclass(frozen=True)
+class Cover:
+    """One land cover.
+
+    Attributes:
+        name, crop: for the legends; a crop also has a class of its own.
+        share: how often a field is of it, on average over places.
+        nlcd: codes of the American map, one of which a field gets.
+        start_day: season start, in days after the spring of the place (`aef.data.synthetic.weather`).
+        length_days: from start to end of season.
+        winter, peak: green cover before the season and at its height.
+        dry: how much of the canopy stands dry after the season.
+        cuts: times a year at which it is mown.
+        bare, green: reflectance of the ground (or the leafless state) and of the full canopy, in `SPECTRUM`'s order.
+        vv_db, vh_db: backscatter when bare, at 38 degrees; ``vv_canopy_db``, ``vh_canopy_db`` what a full canopy adds.
+        height_m: of the vegetation or buildings; ``thermal_k`` how much warmer than the air its surface is in full sun.
+    """
+
+    name: str
+    share: float
+    nlcd: tuple[int, ...]
+    start_day: float
+    length_days: float
+    winter: float
+    peak: float
+    dry: float
+    bare: tuple[float, ...]
+    green: tuple[float, ...]
+    vv_db: float
+    vh_db: float
+    vv_canopy_db: float
+    vh_canopy_db: float
+    height_m: float = 0.0
+    thermal_k: float = 6.0
+    cuts: int = 0
+    crop: bool = False
+
+
+SPECTRUM = ("blue", "green", "red", "nir", "swir")
+"""The five wavelengths that Sentinel-2 (B2, B3, B4, B8, B11) and Landsat (B2, B3, B4, B5, B6) share."""
+
+SOIL = (0.100, 0.112, 0.135, 0.215, 0.265)
+LEAF = (0.068, 0.088, 0.062, 0.385, 0.185)
+STRAW = (0.095, 0.125, 0.150, 0.285, 0.290)
+
+
+def _crop(name: str, order: int, length_days: float, winter: float, height_m: float, vh_canopy_db: float) -> Cover:
+    return Cover(
+        name,
+        share=0.098,
+        nlcd=(82,),
+        start_day=(order - 2.5) * CROP_SPACING_DAYS,
+        length_days=length_days,
+        winter=winter,
+        peak=0.88,
+        dry=0.75,
+        bare=SOIL,
+        green=LEAF,
+        vv_db=-10.5,
+        vh_db=-18.5,
+        vv_canopy_db=-1.0,
+        vh_canopy_db=vh_canopy_db,
+        height_m=height_m,
+        crop=True,
+    )
+
+
+COVERS: tuple[Cover, ...] = (
+    _crop("winter barley", 0, 98, 0.16, 0.9, 2.6),
+    _crop("winter rapeseed", 1, 116, 0.16, 1.3, 3.4),
+    _crop("spring barley", 2, 76, 0.10, 0.8, 2.6),
+    _crop("sugar beet", 3, 120, 0.10, 0.5, 3.2),
+    _crop("sunflower", 4, 80, 0.10, 1.5, 3.4),
+    _crop("maize", 5, 98, 0.10, 2.4, 3.6),
+    Cover(
+        "grassland",
+        0.09,
+        (71, 81),
+        -32,
+        215,
+        0.45,
+        0.86,
+        0.1,
+        SOIL,
+        (0.072, 0.096, 0.070, 0.355, 0.205),
+        -11.0,
+        -18.0,
+        0.3,
+        1.6,
+        height_m=0.3,
+        thermal_k=4.0,
+        cuts=3,
+    ),
+    Cover(
+        "broadleaf forest",
+        0.085,
+        (41, 43),
+        2,
+        170,
+        0.25,
+        0.95,
+        0.2,
+        (0.075, 0.083, 0.092, 0.215, 0.190),
+        (0.062, 0.080, 0.055, 0.340, 0.160),
+        -8.6,
+        -14.6,
+        0.3,
+        0.5,
+        height_m=21,
+        thermal_k=1.0,
+    ),
+    Cover(
+        "conifer forest",
+        0.075,
+        (42,),
+        0,
+        200,
+        0.82,
+        0.92,
+        0.0,
+        (0.070, 0.078, 0.080, 0.200, 0.150),
+        (0.060, 0.070, 0.052, 0.235, 0.110),
+        -8.4,
+        -14.2,
+        0.0,
+        0.2,
+        height_m=24,
+        thermal_k=0.5,
+    ),
+    Cover(
+        "shrubland",
+        0.06,
+        (52,),
+        -10,
+        150,
+        0.35,
+        0.68,
+        0.5,
+        (0.085, 0.100, 0.118, 0.205, 0.235),
+        (0.070, 0.088, 0.070, 0.285, 0.190),
+        -10.0,
+        -16.5,
+        0.2,
+        1.0,
+        height_m=2.2,
+        thermal_k=5.0,
+    ),
+    Cover(
+        "built-up",
+        0.06,
+        (22, 23, 24),
+        -10,
+        180,
+        0.10,
+        0.25,
+        0.0,
+        (0.130, 0.140, 0.152, 0.205, 0.215),
+        LEAF,
+        -5.5,
+        -13.0,
+        0.0,
+        0.3,
+        height_m=7,
+        thermal_k=9.0,
+    ),
+    Cover(
+        "water",
+        0.05,
+        (11,),
+        0,
+        180,
+        0.0,
+        0.04,
+        0.0,
+        (0.088, 0.072, 0.050, 0.034, 0.016),
+        (0.080, 0.078, 0.055, 0.070, 0.024),
+        -18.0,
+        -25.5,
+        0.0,
+        0.0,
+        thermal_k=-4.0,
+    ),
+)
+"""Code k + 1 of the map is ``COVERS[k]``; 0 is unknown."""
+
+CROPS = tuple(code for code, cover in enumerate(COVERS, 1) if cover.crop)
+CROPLAND = CROPS[0]
+"""Code of cropland in the land-cover map, whatever grows on it."""
+
+WATER = 1 + next(k for k, cover in enumerate(COVERS) if cover.name == "water")
+BUILT_UP = 1 + next(k for k, cover in enumerate(COVERS) if cover.name == "built-up")
+HEDGE = 1 + next(k for k, cover in enumerate(COVERS) if cover.name == "shrubland")
+
+CROP_LEGEND = {UNKNOWN: "unknown", **{code: COVERS[code - 1].name for code in CROPS}}
+COVER_LEGEND = {
+    UNKNOWN: "unknown",
+    CROPLAND: "cropland",
+    **{code: cover.name for code, cover in enumerate(COVERS, 1) if not cover.crop},
+}
+
+
+def table(attribute: str) -> np.ndarray:
+    """An attribute of every cover, by index: (covers, ...) float32."""
+    return np.array([getattr(cover, attribute) for cover in COVERS], np.float32)

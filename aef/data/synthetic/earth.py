@@ -1,0 +1,159 @@
+"""A place of the synthetic Earth as a chip, and a folder of them, on any number of cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from aef.data.chips import Chip, Label, SourceSeries, write_chip
+from aef.data.synthetic import cover, maps, optical, radar
+from aef.data.synthetic.chance import stream
+from aef.data.synthetic.landscape import Scene, make_scene
+from aef.data.synthetic.texts import texts
+from aef.sources import BUILT_IN
+
+LICENCE = "CC0-1.0"
+YEARS = range(2017, 2023)
+LEAST_PX = 16
+SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
+    "sentinel2": optical.sentinel2,
+    "sentinel1": radar.sentinel1,
+    "landsat": optical.landsat,
+    "palsar2": radar.palsar2,
+    "glo30": maps.glo30,
+    "gedi": maps.gedi,
+    "era5_land": maps.era5_land,
+    "grace": maps.grace,
+    "nlcd": maps.nlcd,
+}
+"""How each source of the registry is rendered from a scene; None where it does not exist at that place."""
+
+
+class SyntheticError(ValueError):
+    """The synthetic Earth cannot be made as asked; one line."""
+
+
+@dataclass(frozen=True)
+class Earth:
+    """What to render.
+
+    Attributes:
+        seed: of everything; with the number of a place it decides that place wholly.
+        chip_px: side of a chip, at least 16.
+        years: calendar years of observations.
+        sources: names out of `SOURCES`.
+    """
+
+    seed: int = 0
+    chip_px: int = 64
+    years: int = 1
+    sources: tuple[str, ...] = tuple(SOURCES)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sources if name not in SOURCES]
+        if unknown or not self.sources:
+            raise SyntheticError(
+                f"sources: expected some of {', '.join(SOURCES)}, found {', '.join(unknown) or 'none'}"
+            )
+        for name, value, least in (
+            ("chip_px", self.chip_px, LEAST_PX),
+            ("years", self.years, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise SyntheticError(f"{name}: expected at least {least}, found {value}")
+
+    def scene(self, place: int) -> Scene:
+        """The latent truth of a place."""
+        first = int(stream(self.seed, place, "year").choice(YEARS))
+        return make_scene(self.seed, place, px=self.chip_px, first_year=first, years=self.years)
+
+    def chip(self, place: int) -> Chip:
+        """One place with all its sources, labels and texts. Labels are those of the last year."""
+        scene = self.scene(place)
+        return render_chip(scene, self.sources)
+
+
+def generate(
+    place: int, *, seed: int = 0, chip_px: int = 64, years: int = 1, sources: Sequence[str] = tuple(SOURCES)
+) -> Chip:
+    """One chip of the synthetic Earth: the same for the same arguments, everywhere. Raises SyntheticError."""
+    return Earth(seed, chip_px, years, tuple(sources)).chip(place)
+
+
+def render_chip(scene: Scene, sources: Sequence[str]) -> Chip:
+    """Every source of a scene that exists there, with labels and texts."""
+    name = f"synthetic_{scene.seed}_{scene.place:05d}"
+    rendered = {}
+    for key in sources:
+        series = SOURCES[key](scene)
+        if series is not None:
+            entry = BUILT_IN[key]
+            series.bands, series.units = entry.band_names, entry.units
+            series.collection = f"synthetic/{entry.collections[0]}"
+            series.native_resolution_m = entry.native_resolution_m
+            series.licence = LICENCE
+            rendered[key] = series
+    return Chip(
+        id=name,
+        place=name,
+        crs=scene.site.crs,
+        transform=scene.site.transform,
+        height=scene.px,
+        width=scene.px,
+        lon=scene.site.lon,
+        lat=scene.site.lat,
+        sources=rendered,
+        labels=_labels(scene),
+        texts=texts(scene),
+        synthetic=True,
+        attributes={"seed": scene.seed, "place": scene.place, "generator": "aef.data.synthetic"},
+    )
+
+
+def _labels(scene: Scene) -> dict[str, Label]:
+    year = len(scene.weather.year_starts) - 1
+    crops, covers, ids = scene.labels(year)
+    start = int(scene.weather.year_starts[year])
+    end = scene.weather.start_ms + scene.weather.days * 86_400_000
+    common = {"ignore": (cover.UNKNOWN,), "valid_start_ms": start, "valid_end_ms": end, "licence": LICENCE}
+    return {
+        "crop": Label(crops, legend=cover.CROP_LEGEND, fields=ids, **common),
+        "land_cover": Label(covers, legend=cover.COVER_LEGEND, fields=ids.copy(), **common),
+    }
+
+
+def write_earth(
+    earth: Earth, out: str | os.PathLike, places: int, *, workers: int = 0, compress: bool = False
+) -> Iterator[Path]:
+    """Write the chips of places 0 to ``places`` - 1 into a folder; files are the same for any number of workers.
+
+    Args:
+        workers: processes; 0 renders in this one.
+        compress: a third of the space, and several times slower to write.
+
+    Yields:
+        Each file, once it is on disk, in order.
+
+    Raises:
+        SyntheticError: fewer than one place, or a negative number of workers.
+    """
+    if places < 1 or workers < 0:
+        raise SyntheticError(f"expected at least one place and no negative workers, found {places} and {workers}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(earth, place, folder, compress) for place in range(places)]
+    if workers == 0:
+        yield from map(_write, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, places)) as pool:
+        yield from pool.map(_write, jobs, chunksize=max(1, min(8, places // (4 * workers))))
+
+
+def _write(job: tuple[Earth, int, Path, bool]) -> Path:
+    earth, place, folder, compress = job
+    chip = earth.chip(place)
+    return write_chip(folder / f"{chip.id}.npz", chip, BUILT_IN, compress=compress)
