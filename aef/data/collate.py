@@ -256,8 +256,8 @@ class Collator:
         packed = self._pack_frames(samples, side)
         periods = _Periods(self.views)
         targets = {name: self._pack_targets(source, samples, side, periods) for name, source in self.targets.items()}
-        teacher = [periods.add(s.consistency_period or s.support, i, 0) for i, s in enumerate(samples)]
-        student = [periods.add(s.consistency_period or s.support, i, self.views - 1) for i, s in enumerate(samples)]
+        teacher = [periods.add(_shared_period(s), i, 0) for i, s in enumerate(samples)]
+        student = [periods.add(_shared_period(s), i, self.views - 1) for i, s in enumerate(samples)]
         text = self._pack_texts(samples, periods)
         for index, sample in enumerate(samples):
             for period in sample.periods:
@@ -338,7 +338,7 @@ class Collator:
         if not items:
             items, rows, owners, slots = (
                 [_dummy_target(source, samples[0])],
-                [periods.add(samples[0].support, 0, 0)],
+                [periods.add(_shared_period(samples[0]), 0, 0)],
                 [0],
                 [0],
             )
@@ -362,7 +362,7 @@ class Collator:
         found = [(index, sample.text) for index, sample in enumerate(samples) if sample.text is not None]
         weight = 1.0 if found else 0.0
         if not found:
-            found = [(0, Text(np.zeros(self.text_dim, np.float32), 0, 0, 0.0, samples[0].support, 0))]
+            found = [(0, Text(np.zeros(self.text_dim, np.float32), 0, 0, 0.0, _shared_period(samples[0]), 0))]
         return TextBlock(
             vector=_stack([np.asarray(text.vector, np.float32) for _, text in found]),
             pixel=torch.tensor([[text.row, text.col] for _, text in found]),
@@ -372,6 +372,11 @@ class Collator:
             identity=torch.tensor([text.identity for _, text in found], dtype=torch.int64),
             item_weight=torch.full((len(found),), weight),
         )
+
+
+def _shared_period(sample: Sample) -> Period:
+    """The period that both views summarise. Dummies take it too, since it is pooled anyway."""
+    return sample.consistency_period or sample.support
 
 
 class _Periods:
@@ -424,6 +429,6 @@ def _dummy_target(source: Source, sample: Sample) -> Target:
         weight=np.zeros((1, 1, 1), np.uint8),
         time_ms=sample.support.start_ms,
         metadata=np.full(len(source.metadata), np.nan, np.float32),
-        period=sample.support,
+        period=_shared_period(sample),
         item_weight=0.0,
     )
