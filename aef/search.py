@@ -1,0 +1,279 @@
+"""Search by words or by example: the similarity of every pixel of embedding fields to one direction.
+
+Texts and places share one sphere (paper section 4.5): the trained text head turns a text and a valid period into a
+direction, and its cosine with an embedding says how well the text describes the pixel in that period. A pixel's own
+embedding is a direction as well.
+
+    model = aef.load("RUN")
+    vector = run_tower("RUN").encode(["a lake in the mountains"])[0]
+    fields = embed_fields(model, ChipFolder("CHIPS", model.registry), "2019-01-01/2020-01-01")
+    for found in search(fields, lambda field: text_direction(model, vector, field), top=5):
+        print(found.chip, found.lon, found.lat, found.similarity)
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import Affine, rowcol
+from rasterio.transform import xy as raster_xy
+from rasterio.warp import transform as warp
+
+from aef.atomic import writing
+from aef.data.chips import ChipFolder
+from aef.mapping.field import observed_span, support_of
+from aef.mapping.files import SUFFIX, read_field
+from aef.mapping.picture import pca_rgb, similarity
+from aef.mapping.trained import TrainedModel
+from aef.run import TEXT_TOWER
+from aef.text.tower import TextTower, TowerIdentity
+from aef.timecode import DAY_MS, Period, encode_period, parse_period
+
+if TYPE_CHECKING:
+    import xarray
+
+SUPPORT_START = "support_start_ms"
+"""Attribute of a field: the start of the support that it was embedded from."""
+
+PANELS = 6
+"""Most places that a picture shows."""
+
+
+class SearchError(ValueError):
+    """A search that cannot be made; one line."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best pixel of one field, with the field's similarity map (y, x) and the field itself."""
+
+    chip: str
+    place: str
+    row: int
+    col: int
+    lon: float
+    lat: float
+    similarity: float
+    map: np.ndarray
+    field: xarray.DataArray
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def embed_fields(
+    model: TrainedModel, chips: ChipFolder, period: str | Period | None = None
+) -> Iterator[xarray.DataArray]:
+    """The embedding field of every chip, one at a time, over one valid period; None: over the last year of each chip."""
+    wanted = parse_period(period) if isinstance(period, str) else period
+    length = round(model.config.data.support_days * DAY_MS)
+    for chip in chips:
+        span = observed_span(chip, model.inputs)
+        valid = wanted or Period(span.end_ms - length, span.end_ms)
+        field = model.embed(chip, valid)
+        field.attrs[SUPPORT_START] = support_of(valid, span, length, chip.id).start_ms
+        yield field
+
+
+def field_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of embedding fields in a folder. Raises SearchError if there are none."""
+    suffixes = set(SUFFIX.values())
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix in suffixes and not path.name.startswith("."))
+    if not paths:
+        raise SearchError(f"{folder}: holds no embedding fields: `aef embed --out {folder}` makes some")
+    return paths
+
+
+def read_fields(paths: Iterable[Path]) -> Iterator[xarray.DataArray]:
+    """Embedding fields from files, one at a time. Raises ValueError for other files."""
+    for path in paths:
+        field = read_field(path)
+        field.attrs.setdefault("chip", path.stem)
+        yield field
+
+
+# --- directions ------------------------------------------------------------------------------------------------------
+
+
+def run_tower(run: str | os.PathLike, weights: str | None = None, *, device: str = "cpu") -> TextTower:
+    """The text tower that a run learnt from.
+
+    Args:
+        weights: its weights, where they are not those of the run by name: a local file.
+
+    Raises:
+        SearchError: the run learnt from no text.
+        TowerError: the weights cannot be had, or are not those of the run.
+    """
+    path = Path(run) / TEXT_TOWER
+    if not path.is_file():
+        raise SearchError(f"{run}: this run learnt from no text: train on chips with texts and `aef text --encode`")
+    identity = TowerIdentity.read(path)
+    fixed = identity.weights == "fixed random"
+    tower = TextTower(identity.name, None if fixed else weights or identity.weights, device=device)
+    tower.identity.require(identity, str(path))
+    return tower
+
+
+def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataArray) -> np.ndarray:
+    """The direction (D,) of a text in the period of a field.
+
+    Args:
+        vector: (text_dim,) of the text, by the tower that the run learnt from (`run_tower`).
+
+    Raises:
+        SearchError: the model has no text head, the vector does not fit it, or the field states no period.
+    """
+    head = model.model.text_head
+    if head is None:
+        raise SearchError("this model has no text head: it learnt from no text")
+    width = model.config.model.text_dim
+    if vector.shape != (width,):
+        raise SearchError(f"expected a text vector of width {width}, found shape {vector.shape}: of another tower")
+    if "period" not in field.attrs:
+        raise SearchError(f"{field.attrs.get('chip', 'the field')}: states no period: embed it with `aef embed`")
+    period = parse_period(field.attrs["period"])
+    length = round(model.config.data.support_days * DAY_MS)
+    start = int(field.attrs.get(SUPPORT_START, support_of(period, period, length, "").start_ms))
+    code = encode_period(torch.tensor([period]), torch.tensor([start]))
+    with torch.inference_mode():
+        direction, _ = head(
+            torch.from_numpy(vector[None]).to(model.device), code.to(model.device), model.model.compute_dtype
+        )
+    return direction[0].float().cpu().numpy()
+
+
+def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) -> np.ndarray:
+    """The embedding (D,) of the pixel that holds a position. Raises SearchError if no field does."""
+    for field in fields:
+        row, col = pixel_at(field, lon, lat)
+        if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
+            return np.asarray(field.values[:, row, col])
+    raise SearchError(f"no field holds {lon:g}, {lat:g} (longitude, latitude)")
+
+
+def pixel_at(field: xarray.DataArray, lon: float, lat: float) -> tuple[int, int]:
+    """Row and column of the pixel that holds a position; they may lie outside."""
+    (x,), (y,) = warp("EPSG:4326", field.rio.crs, [lon], [lat])
+    row, col = rowcol(field.rio.transform(), x, y)
+    return int(row), int(col)
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def search(
+    fields: Iterable[xarray.DataArray],
+    direction: np.ndarray | Callable[[xarray.DataArray], np.ndarray],
+    *,
+    top: int = 5,
+    on_map: Callable[[xarray.DataArray, np.ndarray], None] | None = None,
+) -> list[Found]:
+    """The fields that come nearest to a direction by their best pixel, best first.
+
+    Args:
+        fields: (band, y, x), read one at a time; only the best are kept.
+        direction: (D,) for all fields, or a function that gives it for one, as a text's depends on the period.
+        top: how many.
+        on_map: called with every field and its similarity map.
+
+    Raises:
+        SearchError: there is no field, or none with a vector in it.
+    """
+    best: list[tuple[float, int, Found]] = []
+    for number, field in enumerate(fields):
+        vector = direction(field) if callable(direction) else direction
+        if field.sizes["band"] != len(vector):
+            raise SearchError(f"expected fields of {len(vector)} bands, found {field.sizes['band']} in {_name(field)}")
+        map_ = similarity(field.values, vector).astype(np.float32)
+        if on_map:
+            on_map(field, map_)
+        if np.isfinite(map_).any():
+            found = _found(field, map_)
+            heapq.heappush(best, (found.similarity, -number, found))
+            if len(best) > top:
+                heapq.heappop(best)
+    if not best:
+        raise SearchError("there is no embedding field to search, or none that holds a vector")
+    return [found for _, _, found in sorted(best, key=lambda item: item[:2], reverse=True)]
+
+
+def _name(field: xarray.DataArray) -> str:
+    return str(field.attrs.get("chip", "field"))
+
+
+def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
+    row, col = (int(i) for i in np.unravel_index(np.nanargmax(map_), map_.shape))
+    x, y = raster_xy(field.rio.transform(), row, col)
+    (lon,), (lat,) = warp(field.rio.crs, "EPSG:4326", [x], [y])
+    name = _name(field)
+    return Found(name, str(field.attrs.get("place", name)), row, col, lon, lat, float(map_[row, col]), map_, field)
+
+
+# --- what a search leaves behind -------------------------------------------------------------------------------------
+
+
+def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
+    """A similarity map as a float32 GeoTIFF, atomically."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tif")
+    height, width = map_.shape
+    affine: Affine = field.rio.transform()
+    options = {"dtype": "float32", "count": 1, "nodata": float("nan"), "compress": "zstd", "predictor": 3}
+    try:
+        with rasterio.open(
+            temporary, "w", driver="GTiff", height=height, width=width, crs=field.rio.crs, transform=affine, **options
+        ) as file:
+            file.write(map_, 1)
+            file.set_band_description(1, "cosine similarity")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_places(path: Path, places: Sequence[Found]) -> None:
+    """The places found as a table."""
+    with writing(path, "w") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("rank", "chip", "place", "lon", "lat", "row", "col", "similarity"))
+        for rank, found in enumerate(places, 1):
+            where = (f"{found.lon:.6f}", f"{found.lat:.6f}", found.row, found.col)
+            table.writerow((rank, found.chip, found.place, *where, f"{found.similarity:.4f}"))
+
+
+def draw(path: Path, places: Sequence[Found], query: str) -> None:
+    """A picture: the best places' embeddings in false colours (shared), and how similar each pixel is to the query."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    places = places[:PANELS]
+    colours = pca_rgb([found.field.values for found in places])
+    low = min(float(np.nanpercentile(found.map, 2)) for found in places)
+    high = max(found.similarity for found in places)
+    figure, axes = plt.subplots(
+        2, len(places), figsize=(2.6 * len(places) + 0.8, 5.8), squeeze=False, layout="constrained"
+    )
+    for column, (found, colour) in enumerate(zip(places, colours)):
+        axes[0, column].imshow(colour, interpolation="nearest")
+        axes[0, column].set_title(f"{column + 1}. {found.place}\n{found.lat:.4f}, {found.lon:.4f}", fontsize=8)
+        image = axes[1, column].imshow(found.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        axes[1, column].plot(found.col, found.row, "o", mfc="none", mec="red", ms=9)
+        axes[1, column].set_title(f"cosine {found.similarity:.2f}", fontsize=8)
+        for axis in axes[:, column]:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.colorbar(image, ax=axes[1, :].tolist(), shrink=0.8)
+    figure.suptitle(query, fontsize=10)
+    with writing(path) as stream:
+        figure.savefig(stream, format="png", dpi=110)
+    plt.close(figure)

@@ -1,0 +1,99 @@
+"""Search places by words, or by the example of a pixel, with a trained model.
+
+    python launcher/search.py --checkpoint RUN --data CHIPS --text "a forest on a steep slope" --out DIR
+    python launcher/search.py --checkpoint RUN --fields FIELDS --at 4.35,50.85 --out DIR
+
+Writes DIR/search.png (the best places and their similarity), DIR/places.csv, and a GeoTIFF of the similarity of every
+field. Words need a run that learnt from texts (`aef text`), and the text tower that it learnt with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips to embed and search")
+    options.add_argument("--fields", metavar="DIR", help="folder of embedding fields to search instead")
+    options.add_argument("--text", metavar="WORDS", help="what to look for")
+    options.add_argument("--at", metavar="LON,LAT", help="or: look for what is like this pixel, degrees")
+    options.add_argument(
+        "--period", metavar="START/END", help="valid period, ISO dates; otherwise the last year of each chip"
+    )
+    options.add_argument("--weights", metavar="FILE", help="weights of the run's text tower, where they are not found")
+    options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
+    options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    options.add_argument("--dry-run", action="store_true", help="say what would be searched")
+    arguments = options.parse_args(argv)
+    if (arguments.text is None) == (arguments.at is None):
+        raise ValueError("give either --text WORDS or --at LON,LAT")
+    if (arguments.data is None) == (arguments.fields is None):
+        raise ValueError("give either --data CHIPS or --fields DIR")
+    if arguments.top < 1:
+        raise ValueError(f"--top: expected at least 1, found {arguments.top}")
+
+    import aef
+    from aef import search
+
+    model = aef.load(arguments.checkpoint)
+    fields, total, what = _fields(arguments, model)
+    if arguments.dry_run:
+        print(f"would search {what}")
+        return 0
+    if arguments.text is not None:
+        vector = search.run_tower(arguments.checkpoint, arguments.weights).encode([arguments.text])[0]
+        query = f"“{arguments.text}”"
+
+        def direction(field):
+            return search.text_direction(model, vector, field)
+    else:
+        lon, lat = _position(arguments.at)
+        query = f"like {lat:g}, {lon:g}"
+        direction = search.pixel_direction(fields(), lon, lat)
+
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress("search", total, "field") as progress:
+
+        def keep(field, map_) -> None:
+            search.write_map(out / f"{field.attrs['chip']}_similarity.tif", field, map_)
+            progress.advance(note=field.attrs["chip"])
+
+        places = search.search(fields(), direction, top=arguments.top, on_map=keep)
+    search.write_places(out / "places.csv", places)
+    search.draw(out / "search.png", places, query)
+    for rank, found in enumerate(places, 1):
+        print(f"{rank}. {found.place} at {found.lat:.5f}, {found.lon:.5f}: cosine {found.similarity:.3f}")
+    print(f"{query} in {what}: {out / 'search.png'}")
+    return 0
+
+
+def _fields(arguments, model):
+    """A function that goes through the fields, how many they are, and what to call them."""
+    from aef import search
+    from aef.data.chips import ChipFolder
+
+    if arguments.fields:
+        files = search.field_files(arguments.fields)
+        return lambda: search.read_fields(files), len(files), arguments.fields
+    chips = ChipFolder(arguments.data, model.registry)
+    what = f"{arguments.data} over {arguments.period or 'the last year of each chip'}"
+    return lambda: search.embed_fields(model, chips, arguments.period), len(chips), what
+
+
+def _position(text: str) -> tuple[float, float]:
+    try:
+        lon, lat = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--at: expected LON,LAT like 4.35,50.85, found {text!r}") from None
+    if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+        raise ValueError(f"--at: expected degrees, longitude first, found {text!r}")
+    return lon, lat
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,181 @@
+"""Search by words and by example over embedding fields."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.warp import transform as warp
+
+import aef
+from aef.config import TINY
+from aef.data.chips import Chip, ChipFolder, SourceSeries, write_chip
+from aef.data.normalize import Statistics
+from aef.launcher.command import run as run_command
+from aef.launcher.search import main
+from aef.mapping.files import as_data_array, write_field
+from aef.run import TEXT_TOWER, Run, build_model, write_weights
+from aef.search import SearchError, embed_fields, pixel_direction, read_fields, run_tower, search, text_direction
+from aef.sources import BUILT_IN
+from aef.text.tower import TINY_DIM, TextTower, TowerError, TowerIdentity
+from aef.timecode import DAY_MS, parse_period, parse_time
+
+YEAR = parse_period("2019-01-01/2020-01-01")
+CRS = "EPSG:32631"
+
+
+def chip(name, number=0, side=16):
+    x, y = 500_000.0 + number * 1000, 5_600_000.0
+    (lon,), (lat,) = warp(CRS, "EPSG:4326", [x + side * 5], [y - side * 5])
+    times = parse_time("2019-01-05") + np.arange(8) * 44 * DAY_MS
+    values = np.random.default_rng(number).integers(100, 4000, (8, 5, side, side)).astype(np.uint16)
+    series = SourceSeries(values, np.ones((8, 1, side, side), bool), times, bands=BUILT_IN["sentinel2"].band_names)
+    return Chip(name, CRS, (10.0, 0.0, x, 0.0, -10.0, y), side, side, lon, lat, {"sentinel2": series})
+
+
+def field(name, vectors, number=0, period=YEAR):
+    return as_data_array(vectors[None], chip(name, number, vectors.shape[1]), [period], ["sentinel2"], "v", single=True)
+
+
+def random_field(name, number=0, dim=8, side=6):
+    vectors = np.random.default_rng(number).normal(size=(dim, side, side)).astype(np.float32)
+    return field(name, vectors / np.linalg.norm(vectors, axis=0), number)
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return TextTower("tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tower):
+    """A run with a text head, its chips, both untrained."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    config = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, text_dim=TINY_DIM))
+    names = ("sentinel2",)
+    run = Run(folder, config, BUILT_IN, Statistics.identity(BUILT_IN, names), names, names)
+    run.write()
+    write_weights(folder / "model.safetensors", build_model(run).state_dict(), step=1)
+    (folder / TEXT_TOWER).write_text(tower.identity.to_json())
+    chips = tmp_path_factory.mktemp("chips")
+    for number, name in enumerate("abc"):
+        write_chip(chips / f"{name}.npz", chip(name, number), BUILT_IN)
+    return folder, chips
+
+
+def test_the_best_pixel_of_each_field_is_found_and_the_best_fields_come_first():
+    fields = [random_field(name, number) for number, name in enumerate("abcd")]
+    wanted = fields[2].values[:, 4, 1]
+    found = search(iter(fields), wanted, top=2)
+    assert (found[0].chip, found[0].row, found[0].col) == ("c", 4, 1) and found[0].similarity == pytest.approx(1)
+    assert len(found) == 2 and found[0].similarity > found[1].similarity
+    assert found[1].similarity == pytest.approx(
+        max(np.einsum("dyx,d->yx", f.values, wanted).max() for f in fields if f is not fields[2])
+    )
+    assert found[0].map.shape == (6, 6)
+
+
+def test_a_place_is_given_in_degrees():
+    (found,) = search([random_field("a")], np.eye(8)[0], top=1)
+    (x,), (y,) = warp("EPSG:4326", CRS, [found.lon], [found.lat])
+    assert (x, y) == pytest.approx((500_000 + 10 * found.col + 5, 5_600_000 - 10 * found.row - 5), abs=0.01)
+
+
+def test_a_pixel_is_an_example():
+    fields = [random_field(name, number) for number, name in enumerate("ab")]
+    (here,) = search(fields[1:], np.eye(8)[0], top=1)
+    direction = pixel_direction(fields, here.lon, here.lat)
+    assert np.array_equal(direction, fields[1].values[:, here.row, here.col])
+    with pytest.raises(SearchError, match="no field holds 10, 10"):
+        pixel_direction(fields, 10, 10)
+
+
+def test_missing_vectors_are_never_found():
+    one = random_field("a")
+    one.values[:, 0, 0] = np.nan
+    (found,) = search([one], np.eye(8)[0], top=1)
+    assert (found.row, found.col) != (0, 0) and np.isfinite(found.similarity)
+    one.values[:] = np.nan
+    with pytest.raises(SearchError, match="none that holds a vector"):
+        search([one], np.eye(8)[0])
+
+
+def test_a_texts_direction_is_the_text_heads_for_the_fields_own_period_and_support(trained, tower):
+    run, chips = trained
+    model = aef.load(run)
+    vector = tower.encode(["a forest"])[0]
+    (one, *_) = embed_fields(model, ChipFolder(chips, model.registry), YEAR)
+    direction = text_direction(model, vector, one)
+    assert direction.shape == (64,) and np.linalg.norm(direction) == pytest.approx(1, abs=1e-5)
+    assert not np.allclose(direction, text_direction(model, tower.encode(["a lake"])[0], one), atol=1e-3)
+    summer = next(embed_fields(model, ChipFolder(chips, model.registry), "2019-06-01/2019-09-01"))
+    assert not np.allclose(direction, text_direction(model, vector, summer), atol=1e-4)
+    with pytest.raises(SearchError, match="expected a text vector of width 64, found shape"):
+        text_direction(model, vector[:-1], one)
+
+
+def test_another_tower_is_refused(trained, tmp_path, tower):
+    run, _ = trained
+    assert run_tower(run).identity == tower.identity
+    (tmp_path / TEXT_TOWER).write_text(TowerIdentity("tiny", "fixed random", "0" * 64, 64, 77).to_json())
+    with pytest.raises(TowerError, match=r"expected text vectors of tower tiny .* found tiny"):
+        run_tower(tmp_path)
+    with pytest.raises(SearchError, match="this run learnt from no text"):
+        run_tower(tmp_path / "elsewhere")
+
+
+def test_the_command_writes_a_picture_a_table_and_maps(trained, tmp_path, capsys):
+    run, chips = trained
+    out = tmp_path / "found"
+    assert (
+        main(["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--top", "2", "--out", str(out)]) == 0
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "a_similarity.tif",
+        "b_similarity.tif",
+        "c_similarity.tif",
+        "places.csv",
+        "search.png",
+    ]
+    rows = list(csv.DictReader((out / "places.csv").open()))
+    assert len(rows) == 2 and float(rows[0]["similarity"]) >= float(rows[1]["similarity"])
+    with rasterio.open(out / f"{rows[0]['chip']}_similarity.tif") as file:
+        assert file.read(1)[int(rows[0]["row"]), int(rows[0]["col"])] == pytest.approx(
+            float(rows[0]["similarity"]), abs=1e-4
+        )
+        assert file.crs.to_string() == CRS
+    assert rows[0]["lat"][:5] in capsys.readouterr().out
+
+
+def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
+    run, chips = trained
+    model = aef.load(run)
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    for one in embed_fields(model, ChipFolder(chips, model.registry), YEAR):
+        write_field(fields / f"{one.attrs['chip']}.tif", one, "float")
+    there = next(iter(read_fields([fields / "b.tif"])))
+    (x,), (y,) = warp(CRS, "EPSG:4326", [float(there.x[3])], [float(there.y[7])])
+    out = tmp_path / "found"
+    assert main(["--checkpoint", str(run), "--fields", str(fields), "--at", f"{x},{y}", "--out", str(out)]) == 0
+    best = next(csv.DictReader((out / "places.csv").open()))
+    assert (best["chip"], best["row"], best["col"]) == ("b", "7", "3")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --text WORDS or --at LON,LAT"),
+        (["--text", "a", "--at", "1,2"], "give either --text WORDS or --at LON,LAT"),
+        (["--at", "91"], "expected LON,LAT like 4.35,50.85, found '91'"),
+        (["--at", "50,120"], "expected degrees, longitude first, found '50,120'"),
+        (["--text", "a", "--top", "0"], "--top: expected at least 1, found 0"),
+    ],
+)
+def test_bad_questions_are_one_line(trained, tmp_path, capsys, options, message):
+    run, chips = trained
+    code = run_command(main, ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "o"), *options])
+    assert code == 1 and message in capsys.readouterr().err
