@@ -20,8 +20,18 @@ log = logging.getLogger("aef.kernels")
 REQUESTS = ("auto", "torch", "triton", "flash")
 OLDEST_CAPABILITY = (8, 0)
 
-CanRun = Callable[[], str | None]
-"""Answers None when a backend can run, else the condition that failed."""
+
+@dataclass(frozen=True)
+class Case:
+    """What a choice depends on: where the tensors are, their dtype, and the sizes by which tables tell cases apart."""
+
+    device: torch.device
+    dtype: torch.dtype
+    sizes: Mapping[str, int]
+
+
+Refusal = Callable[[Case], str | None]
+"""Answers None when a backend can run the case, else the condition that failed."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,13 @@ class Choice:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+_refusals: dict[str, dict[str, Refusal]] = {}
 _choices: dict[tuple, Choice] = {}
+
+
+def register(operator: str, **refusals: Refusal) -> None:
+    """Enter an operator's backends beside "torch", each with what says whether it can run."""
+    _refusals[operator] = refusals
 
 
 def requested() -> str:
@@ -44,75 +60,80 @@ def requested() -> str:
     return request
 
 
-def choose(operator: str, tensor: Tensor, sizes: Mapping[str, int], can_run: Mapping[str, CanRun]) -> Choice:
-    """The backend for `operator` on `tensor`'s device and dtype at `sizes`.
+def choose(operator: str, tensor: Tensor, **sizes: int) -> Choice:
+    """The backend for `operator` on `tensor`'s device and dtype at `sizes`, decided and logged once per case."""
+    return _remember(operator, tensor.device, tensor.dtype, tuple(sizes.items()))
 
-    Args:
-        operator: its name in the tables.
-        tensor: the argument that sets device and dtype.
-        sizes: the sizes by which tables tell cases apart.
-        can_run: for each backend beside "torch", in order of liking, whether it can run and if not, why not.
-    """
-    key = (requested(), operator, tensor.device, tensor.dtype, *sizes.items())
+
+def backend(operator: str, tensor: Tensor, **sizes: int) -> str:
+    """`choose(...).backend`, also where `torch.compile` traces: there the answer is a constant of the graph."""
+    return _backend(operator, str(tensor.device), str(tensor.dtype), tuple(sizes.items()))
+
+
+@torch.compiler.assume_constant_result
+def _backend(operator: str, device: str, dtype: str, sizes: tuple[tuple[str, int], ...]) -> str:
+    return _remember(operator, torch.device(device), getattr(torch, dtype.removeprefix("torch.")), sizes).backend
+
+
+def _remember(operator: str, device: torch.device, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> Choice:
+    key = (requested(), operator, device, dtype, sizes)
     if key not in _choices:
-        _choices[key] = _choose(key[0], operator, tensor, sizes, can_run)
-        if not torch.compiler.is_compiling():
-            log.info("%s on %s: %s", operator, tensor.device, _choices[key].reason)
+        _choices[key] = decide(key[0], operator, Case(device, dtype, dict(sizes)))
+        log.info("%s on %s: %s", operator, device, _choices[key].reason)
     return _choices[key]
 
 
-def _choose(
-    request: str, operator: str, tensor: Tensor, sizes: Mapping[str, int], can_run: Mapping[str, CanRun]
-) -> Choice:
+def decide(request: str, operator: str, case: Case) -> Choice:
+    """The backend that `request` (a word of `AEF_KERNELS`) gives this case, and why not the others."""
+    refusals = _refusals[operator]
     if request == "torch":
         return Choice("torch", "PyTorch, as AEF_KERNELS=torch asks")
-    entries = [e for e in tuning.table(_gpu(tensor)) if e.matches(operator, _table_dtype(tensor), sizes)]
-    if request in can_run:
-        failed = can_run[request]()
+    entries = [e for e in tuning.table(_gpu(case)) if e.matches(operator, _table_dtype(case), case.sizes)]
+    if request in refusals:
+        failed = refusals[request](case)
         if failed:
             return Choice("torch", f"PyTorch, not {request}: {failed}")
         config = next((entry.config for entry in entries if entry.backend == request), {})
         return Choice(request, f"{request}, as AEF_KERNELS={request} asks", config)
-    if not tensor.is_cuda:
-        return Choice("torch", f"PyTorch: the tensors are on {tensor.device.type}, where its tuned path is the fastest")
+    if case.device.type != "cuda":
+        return Choice("torch", f"PyTorch: on a {case.device.type} device its tuned path is the fastest")
     refused = []
     for entry in entries:
-        failed = can_run[entry.backend]() if entry.backend in can_run else None
+        failed = refusals[entry.backend](case) if entry.backend in refusals else None
         if failed is None:
-            return Choice(
-                entry.backend, "; ".join([f"{entry.backend} ({entry.basis}: {entry.why})", *refused]), entry.config
-            )
+            reason = "; ".join([f"{entry.backend} ({entry.basis}: {entry.why})", *refused])
+            return Choice(entry.backend, reason, entry.config)
         refused.append(f"not {entry.backend}: {failed}")
     return Choice("torch", "; ".join(["PyTorch", *(refused or ["no table entry speaks of these sizes"])]))
 
 
-def triton_refusal(tensor: Tensor) -> str | None:
-    """Why no Triton kernel can run on this tensor, or None. Operators add their own conditions."""
+def triton_refusal(case: Case) -> str | None:
+    """Why no Triton kernel can run this case, or None. Operators add their own conditions."""
     problem = runtime.triton_problem()
     if problem:
         return problem
     if runtime.INTERPRET:
-        if tensor.device.type != "cpu":
-            return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, found {tensor.device}"
-        if tensor.dtype == torch.bfloat16:
+        if case.device.type != "cpu":
+            return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, found {case.device}"
+        if case.dtype == torch.bfloat16:
             return "Triton's interpreter computes bf16 wrongly, without an error"
         return None
-    if tensor.device.type != "cuda":
-        return f"the tensors are on {tensor.device.type}; Triton kernels need an NVIDIA GPU (or TRITON_INTERPRET=1)"
+    if case.device.type != "cuda":
+        return f"the tensors are on a {case.device.type} device; Triton kernels need an NVIDIA GPU"
     if torch.version.hip:
         return "this is an AMD GPU; the kernels are proven on NVIDIA's only"
-    capability = torch.cuda.get_device_capability(tensor.device)
+    capability = torch.cuda.get_device_capability(case.device)
     if capability < OLDEST_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}; bf16 tensor cores came with 8.0"
-    if tensor.dtype == torch.float64:
+    if case.dtype == torch.float64:
         return "fp64 has no tensor-core path; kernels take bf16, fp16 and fp32"
     return None
 
 
-def _gpu(tensor: Tensor) -> str:
-    return torch.cuda.get_device_name(tensor.device) if tensor.is_cuda else "default"
+def _gpu(case: Case) -> str:
+    return torch.cuda.get_device_name(case.device) if case.device.type == "cuda" else "default"
 
 
-def _table_dtype(tensor: Tensor) -> str:
+def _table_dtype(case: Case) -> str:
     # fp64 runs only in the interpreter, where fp32's tiles serve as well.
-    return "float32" if tensor.dtype == torch.float64 else str(tensor.dtype).removeprefix("torch.")
+    return "float32" if case.dtype == torch.float64 else str(case.dtype).removeprefix("torch.")

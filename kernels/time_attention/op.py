@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..arguments import check_float, check_segments, match_shape, segment_lengths
+from .backward import attend_backward
 from .eager import EagerTimeAttention, attention_backward, attention_forward
+from .forward import attend
+from .library import attend_padded, attend_varlen, varlen_refusal
+
+WIDEST_HEAD = 128
 
 
 def check_arguments(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> None:
@@ -43,16 +49,41 @@ def time_attention(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: in
             they never read out of range.
     """
     check_arguments(qkv, table, cu_frames, max_frames)
-    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+    backend = dispatch.backend("time_attention", qkv, **_sizes(qkv, cu_frames, max_frames))
+    if backend == "flash":
+        return attend_varlen(qkv, table, cu_frames, max_frames)
+    if backend == "torch" and qkv.device.type == "cuda":
+        return attend_padded(qkv, table, cu_frames, max_frames)
+    if backend == "torch" and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
         return EagerTimeAttention.apply(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
     return time_attention_operator(qkv, table, cu_frames, max_frames)
+
+
+def _sizes(qkv: Tensor, cu_frames: Tensor, max_frames: int) -> dict[str, int]:
+    _, pixels, _, heads, channels = qkv.shape
+    segments = cu_frames.shape[0] - 1
+    return {"max_frames": max_frames, "pixels": pixels, "heads": heads, "channels": channels, "segments": segments}
+
+
+def _triton_refusal(case: dispatch.Case) -> str | None:
+    sizes = case.sizes
+    if sizes["channels"] > WIDEST_HEAD:
+        return f"heads of {sizes['channels']} channels exceed the kernel's tile of {WIDEST_HEAD}"
+    if sizes["max_frames"] * sizes["pixels"] * 3 * sizes["heads"] * sizes["channels"] >= 2**31:
+        return f"a segment of {sizes['max_frames']} frames holds 2^31 elements or more"
+    return dispatch.triton_refusal(case)
+
+
+dispatch.register("time_attention", triton=_triton_refusal, flash=varlen_refusal)
 
 
 @torch.library.custom_op("aef::time_attention", mutates_args=())
 def time_attention_operator(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
     """`time_attention` as one opaque operator; only its arguments are kept for backward."""
-    out, _ = attention_forward(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
-    return out
+    chosen = dispatch.choose("time_attention", qkv, **_sizes(qkv, cu_frames, max_frames))
+    if chosen.backend == "triton":
+        return attend(qkv, table, cu_frames, max_frames, chosen.config.get("forward", {}))
+    return attention_forward(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))[0]
 
 
 @time_attention_operator.register_fake
@@ -67,6 +98,9 @@ def time_attention_backward(
     gradient: Tensor, qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `qkv` and `table`; the attention weights are recomputed."""
+    chosen = dispatch.choose("time_attention", qkv, **_sizes(qkv, cu_frames, max_frames))
+    if chosen.backend == "triton":
+        return attend_backward(gradient, qkv, table, cu_frames, max_frames, chosen.config.get("backward", {}))
     _, attended = attention_forward(qkv, table, segment_lengths(cu_frames, qkv.shape[0], max_frames))
     d_qkv, d_table = attention_backward(gradient, attended)
     return d_qkv, d_table.to(table.dtype)
