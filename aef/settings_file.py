@@ -112,7 +112,8 @@ def _require_known(name: str, known: list[str], where: str, kind: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-        raise ConfigError(f"{where}: unknown {kind}{'' if kind.endswith('.') else ' '}{name}: {hint}")
+        shown = name if isinstance(name, str) and name.isidentifier() else repr(name)
+        raise ConfigError(f"{where}: unknown {kind}{'' if kind.endswith('.') else ' '}{shown}: {hint}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -244,25 +244,48 @@ class Source:
         """Inverse of :meth:`to_dict`; also reads YAML entries. Raises `SourceError` naming source and field."""
         if not isinstance(entry, Mapping):
             raise SourceError(f"a source entry must be a mapping, found {type(entry).__name__}")
-        name = entry.get("name", "?")
         try:
             values = dict(entry)
-            values["bands"] = tuple(
-                Band(**{**band, "transform": Transform(**(band.get("transform") or {}))}) for band in entry["bands"]
-            )
-            values["metadata"] = tuple(MetadataField(**item) for item in entry.get("metadata") or ())
+            values["bands"] = tuple(_band(band) for band in _list(entry, "bands"))
+            values["metadata"] = tuple(_build(MetadataField, item, "metadata") for item in _list(entry, "metadata"))
             for key in ("collections", "classes"):
-                found = entry.get(key) or ()
-                if not isinstance(found, list | tuple):
-                    raise SourceError(f"{key} must be a list, found {found!r}")
-                values[key] = tuple(found)
-            return cls(**values)
+                values[key] = tuple(_list(entry, key))
+            return _build(cls, values, "entry")
         except SourceError as error:
-            raise error if str(error).startswith("source ") else SourceError(f"source {name!r}: {error}") from error
-        except KeyError as error:
-            raise SourceError(f"source {name!r}: the field {error.args[0]!r} is missing") from error
+            raise error if str(error).startswith("source ") else _named(entry, str(error)) from error
         except (TypeError, AttributeError, ValueError) as error:
-            raise SourceError(f"source {name!r}: {error}") from error
+            raise _named(entry, " ".join(str(error).split())) from error
+
+
+def _named(entry: Mapping[str, Any], why: str) -> SourceError:
+    return SourceError(f"source {entry.get('name', '?')!r}: {why}")
+
+
+def _list(entry: Mapping[str, Any], key: str) -> list | tuple:
+    found = entry.get(key) or ()
+    if not isinstance(found, list | tuple):
+        raise SourceError(f"{key} must be a list, found {found!r}")
+    return found
+
+
+def _band(entry: Any) -> Band:
+    if not isinstance(entry, Mapping):
+        raise SourceError(f"a band must be a mapping, found {entry!r}")
+    return _build(Band, {**entry, "transform": _build(Transform, entry.get("transform") or {}, "transform")}, "band")
+
+
+def _build(cls: type[Any], values: Any, what: str) -> Any:
+    """A dataclass from a mapping; unknown and missing fields are named."""
+    if not isinstance(values, Mapping):
+        raise SourceError(f"{what} must be a mapping, found {values!r}")
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise SourceError(f"{what} has an unknown field {key!r}: known are {', '.join(known)}")
+    for name, item in known.items():
+        if name not in values and item.default is dataclasses.MISSING:
+            raise SourceError(f"{what}: the field {name!r} is missing")
+    return cls(**values)
 
 
 class Registry(Mapping[str, Source]):

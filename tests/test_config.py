@@ -1,0 +1,193 @@
+"""Settings: typed, documented, read from YAML and the command line, refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aef.config import PRESETS, Config, ConfigError, DataConfig, ModelConfig
+from aef.settings_file import dump_config, load_config
+
+SECTIONS = ("model", "data", "objective", "train")
+ITEMS = [(section, item) for section in SECTIONS for item in dataclasses.fields(getattr(Config(), section))]
+
+
+def refused(action, *words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_lawful_and_survives_yaml(tmp_path, name):
+    PRESETS[name].validate()
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(PRESETS[name]))
+    assert load_config(str(path)) == PRESETS[name] == load_config(name)
+
+
+def test_large_is_the_paper():
+    c = PRESETS["large"]
+    m, d, o, t = c.model, c.data, c.objective, c.train
+    assert (m.blocks, m.precision_width, m.time_width, m.space_width) == (15, 128, 512, 1024)
+    assert (m.embedding_dim, m.kappa, m.decoder_width, m.period_bias) == (64, 8000, 512, False)
+    assert (d.chip_px, d.frame_budget, d.targets_per_source, d.periods_per_sample) == (128, 1, 1, 0)
+    assert (d.period_min_days, d.support_days) == (4, 365)
+    assert (o.reconstruction_weight, o.uniformity_weight, o.consistency_weight, o.text_weight) == (1, 0.05, 0.02, 0.001)
+    assert (t.steps, t.global_batch, t.peak_lr, t.warmup_steps, t.weight_decay) == (100_000, 256, 1e-4, 1000, 0)
+    assert not (d.teacher_frame_drop or d.regrid_offset)
+
+
+def test_the_readings_of_the_sample_data_are_the_defaults():
+    d = DataConfig()
+    assert (d.statistics, d.target_by_clear_weight, d.twin_minutes) == ("clear", True, 60)
+    assert (d.period_uniform, d.period_log_uniform) == (0.5, 0.25)
+    assert d.student_strategies == (1, 1, 1)
+
+
+def test_warm_up_is_a_tenth_of_a_short_run():
+    assert PRESETS["large"].warmup_steps == 1000
+    assert load_config("large", ["train.steps=500"]).warmup_steps == 50
+    assert load_config("tiny", ["train.steps=1"]).warmup_steps == 1
+
+
+@pytest.mark.parametrize(("section", "item"), ITEMS, ids=lambda x: getattr(x, "name", x))
+def test_every_setting_documents_itself_and_is_read_somewhere(section, item):
+    assert item.metadata["description"]
+    root = Path(__file__).parents[1]
+    used = re.compile(rf"\.{item.name}\b")
+    files = [f for room in ("aef", "launcher") for f in (root / room).rglob("*.py")]
+    assert any(used.search(f.read_text()) for f in files), f"{section}.{item.name} is read by nobody"
+
+
+def test_settings_load_neither_torch_nor_yaml():
+    code = "import sys, aef.config; print({'torch', 'yaml', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+# --- files and overrides ---------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_typed():
+    config = load_config(
+        "small",
+        ["train.peak_lr=1e-4", "data.chip_px=32", "model.inputs=[sentinel2]", "data.withheld=null", "train.steps=7"],
+    )
+    assert config.train.peak_lr == 1e-4 and config.data.chip_px == 32
+    assert config.model.inputs == ("sentinel2",) and config.data.withheld is None
+    assert isinstance(load_config("small", ["train.peak_lr=1"]).train.peak_lr, float)
+    assert load_config("small", ["model.inputs=sentinel2"]).model.inputs == ("sentinel2",)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", ("unknown setting train.stepz", "did you mean steps?")),
+        ("trian.steps=3", ("unknown section trian", "did you mean train?")),
+        ("steps=3", ("section.key=value",)),
+        ("train.steps", ("section.key=value",)),
+        ("train.steps=many", ("train.steps", "expected int", "'many'")),
+        ("train.steps=1.5", ("train.steps", "expected int")),
+        ("train.steps=true", ("train.steps",)),
+        ("train.steps=0", ("train.steps", "at least 1")),
+        ("train.steps=-5", ("train.steps",)),
+        ("train.peak_lr=.nan", ("train.peak_lr", "finite")),
+        ("train.peak_lr=0", ("train.peak_lr",)),
+        ("data.chip_px=20", ("data.chip_px", "multiple of 16", "20")),
+        ("data.chip_px=-16", ("data.chip_px",)),
+        ("data.period_beyond_days=200", ("data.period_beyond_days", "0 to 183")),
+        ("data.period_min_days=400", ("data.period_min_days",)),
+        ("data.period_uniform=0.9", ("data.period_uniform", "at most 1")),
+        ("data.student_strategies=[1,1]", ("data.student_strategies", "three odds")),
+        ("data.student_strategies=[0,0,0]", ("data.student_strategies",)),
+        ("data.frame_budget=0", ("data.frame_budget", "positive")),
+        ("data.statistics=cloudy", ("data.statistics", "clear, valid")),
+        ("model.head_width=0", ("model.head_width",)),
+        ("model.time_width=100", ("model.time_width", "multiple of head_width")),
+        ("model.summary_heads=7", ("model.precision_width", "multiple of summary_heads")),
+        ("model.compute_dtype=float16", ("model.compute_dtype",)),
+        ("train.betas=[0.9, 1.0]", ("train.betas",)),
+        ("train.steps={a: 1", ("train.steps", "cannot read")),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_it(override, words):
+    refused(lambda: load_config("small", [override]), *words)
+
+
+def test_a_file_builds_on_its_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: tiny\ntrain: {steps: 9}\n")
+    config = load_config(str(path), ["train.seed=4"])
+    assert config == dataclasses.replace(
+        PRESETS["tiny"], train=dataclasses.replace(PRESETS["tiny"].train, steps=9, seed=4)
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["- 1", "3", "preset: huge", "train: 5", "train: {steps: [1]}", "{", "nothing: {}", "a: !!python/none 1"]
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    refused(lambda: load_config(str(path)), str(path))
+
+
+def test_an_unknown_name_is_refused_with_the_presets():
+    refused(lambda: load_config("medium"), "tiny, small, base, large, xlarge")
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file"):
+        load_config("none.yaml")
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(item=st.sampled_from(ITEMS), junk=JUNK)
+def test_any_value_of_any_setting_is_lawful_or_one_line_that_names_it(tmp_path, item, junk):
+    section, field = item
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"preset": "small", section: {field.name: junk}}))
+    try:
+        config = load_config(str(path))
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        # Some settings are refused for what another one makes of them.
+        assert f"{section}." in str(error)
+    else:
+        hint = typing.get_type_hints(type(getattr(config, section)))[field.name]
+        value = getattr(getattr(config, section), field.name)
+        assert typing.get_origin(hint) or isinstance(value, hint)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.text(max_size=60) | JUNK.map(yaml.safe_dump))
+def test_any_settings_file_is_lawful_or_one_line(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_text(content, encoding="utf-8")
+    try:
+        load_config(str(path))
+    except ConfigError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().blocks = 3  # type: ignore[misc]
