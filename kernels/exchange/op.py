@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..arguments import check_float, match_shape
+from .eager import down_by_product, up_by_product
 from .reference import DOWN_PADDING, exchange_down_reference, exchange_up_add_reference
 
 
@@ -51,6 +52,8 @@ def exchange_down(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: wrong rank, shape, kernel size, dtype or device; an odd side.
     """
     check_down_arguments(x, weight, bias)
+    if weight.shape[1] == 2:
+        return down_by_product(x, weight, bias)
     return exchange_down_reference(x, weight, bias)
 
 
@@ -75,4 +78,6 @@ def exchange_up_add(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor | None
         ValueError: wrong rank, shape, kernel size, dtype or device; sides of `into` that are not twice those of `x`.
     """
     check_up_arguments(x, weight, bias, into)
+    if weight.shape[1] == 2:
+        return up_by_product(x, weight, bias, into)
     return exchange_up_add_reference(x, weight, bias, into)
