@@ -2,6 +2,7 @@
 
 import bz2
 import json
+import tracemalloc
 import xml.sax.saxutils
 from collections import Counter
 
@@ -287,3 +288,17 @@ def test_other_files_are_no_extract_of_wikidata(tmp_path, name, content, message
     (tmp_path / name).write_text(content)
     with pytest.raises(TextError, match=message):
         read_wikidata(tmp_path / name)
+
+
+def test_memory_does_not_grow_with_the_dump(tmp_path, monkeypatch):
+    monkeypatch.setattr("aef.text.wikipedia.BLOCK", 1 << 15)
+    articles, path = articles_of(tmp_path), tmp_path / "enwiki.xml"
+    one = page(9, "Elsewhere", words(300))
+    with path.open("w") as file:
+        file.write(SITEINFO.format(language="en") + one * 2000 + "</mediawiki>")
+    tracemalloc.start()
+    _, counts, _ = read(path, articles)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 3e6 and peak < 1e6
+    assert counts == {"pages": 2000, "not_in_wikidata": 2000}
