@@ -2,8 +2,8 @@
 
     python -m benchmarks.corpora
 
-Seconds are those of the processor, so that a busy machine does not change them. The dump is read against an index as large as the real one (1.6 million articles), in a process of its own, whose peak
-memory is reported with it.
+Seconds are those of the processor, so that a busy machine does not change them. The dump is read against an index as
+large as the real one (1.6 million articles), in a process of its own, whose peak memory is reported with it.
 """
 
 from __future__ import annotations
