@@ -107,19 +107,21 @@ def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
     With A = pixels × width elements, the state of a path in one frame, a block keeps (10 + 2 r) A of the time and of the
     space path (norms, qkv, attention, hidden layer before and after GELU; MLP ratio r) and (2 + 2 n) A of the precision
     path (n convolutions, and the quarter level). Selective checkpointing keeps what products wrote, (8 + r) A and
-    (3 + n) A, full checkpointing the states between blocks; both need one block in full while they recompute it.
+    (3 + n) A, full checkpointing the states between blocks; both need one block in full while they recompute it. The
+    first and the last resampling add one precision state, two where 2×2 windows are gathered.
     """
     element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
     precision = (side_px // 2) ** 2 * config.precision_width
     transformers = (side_px // 8) ** 2 * config.time_width + (side_px // 16) ** 2 * config.space_width
     ratio, convs = config.mlp_ratio, config.precision_convs
     block = (10 + 2 * ratio) * transformers + (2 + 2 * convs) * precision
+    chains = (2 if config.pyramid_kernel == 2 else 1) * precision
     kept = {
         "none": config.blocks * block,
         "selective": config.blocks * ((8 + ratio) * transformers + (3 + convs) * precision) + block,
         "full": config.blocks * (transformers + precision) + block,
     }
-    return element * kept[config.checkpointing]
+    return element * (kept[config.checkpointing] + chains)
 
 
 def _projector(config: ModelConfig, channels: int, side_px: int) -> int:
