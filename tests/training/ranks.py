@@ -19,7 +19,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_samples, collate
 
-from aef.config import PRESETS, ConfigError
+from aef.config import PRESETS
 from aef.data.normalize import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
@@ -133,7 +133,7 @@ def train(case, ranks):
         step += 1
         losses.append({**done.losses.record(), "grad_norm": done.grad_norm})
     weights = engine.weights()
-    result = {"losses": losses, "untouched": untouched, "suspects": sum(suspects, [])}
+    result = {"losses": losses, "untouched": untouched, "suspects": [name for own in suspects for name in own]}
     if weights is not None:
         result["weights"] = {name: float(weights[name].double().sum()) for name in names}
     held = sum(p.numel() if not hasattr(p, "ds_id") else p.ds_tensor.numel() for p in engine.model.parameters())
