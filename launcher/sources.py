@@ -1,0 +1,23 @@
+"""List every source that chips may hold, your own entries included: bands, units, transforms, loss, licence.
+
+The table is Markdown, the one of docs/data.md. A wrong entry is named in one line.
+"""
+
+from __future__ import annotations
+
+from aef.launcher.command import parser, run
+from aef.settings_file import registry_of
+from aef.sources_table import sources_table
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser(__file__, __doc__)
+    p.add_argument("--data", metavar="CHIPS", help="folder of chips, for the entries that it carries")
+    p.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    options = p.parse_args(argv)
+    print(sources_table(registry_of(*([options.data] if options.data else []), files=options.sources).values()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
