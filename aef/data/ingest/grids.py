@@ -39,12 +39,24 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top of the pixels' outline, in the grid's CRS."""
-        corners = [self.transform * (c, r) for c in (0, self.width) for r in (0, self.height)]
-        xs, ys = zip(*corners)
-        return min(xs), min(ys), max(xs), max(ys)
+        cols, rows = np.meshgrid([0, self.width], [0, self.height])
+        xs, ys = apply(self.transform, cols, rows)
+        return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
     def bounds_in(self, crs: CRS) -> tuple[float, float, float, float]:
         return self.bounds if same_crs(self.crs, crs) else transform_bounds(self.crs, crs, *self.bounds, densify_pts=21)
+
+
+def apply(transform: Affine, cols: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of (fractional) pixel positions."""
+    t = transform
+    return t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f
+
+
+def moved(transform: Affine, cols: float, rows: float) -> Affine:
+    """The same pixels, counted from another corner."""
+    x, y = apply(transform, np.asarray(cols), np.asarray(rows))
+    return Affine(transform.a, transform.b, float(x), transform.d, transform.e, float(y))
 
 
 def parse_crs(text: str) -> CRS:
@@ -139,9 +151,9 @@ def resample(
     if aligned and (aligned[2] == 1 or method == "nearest"):
         return _copy(values, observed, target, *aligned)
     if method == "nearest":
-        moved = _warp(values, source, target, Resampling.nearest, 0)
+        found = _warp(values, source, target, Resampling.nearest, 0)
         seen = _warp(observed.astype(np.uint8), source, target, Resampling.nearest, 0).astype(np.bool_)
-        return np.where(seen, moved, 0).astype(values.dtype), seen
+        return np.where(seen, found, 0).astype(values.dtype), seen
     masked = np.where(observed, values, np.float32(np.nan)).astype(np.float32)
     share = observed.astype(np.float32)
     if method == "area":
@@ -149,9 +161,9 @@ def resample(
         share = _warp(share, source, target, Resampling.average, np.nan)
     else:
         share = _warp(share, source, target, Resampling.nearest, 0.0)
-    moved = _warp(masked, source, target, _GDAL[method], np.nan)
-    seen = (share >= 0.5) & np.isfinite(moved)
-    return np.where(seen, moved, 0).astype(np.float32), seen
+    found = _warp(masked, source, target, _GDAL[method], np.nan)
+    seen = (share >= 0.5) & np.isfinite(found)
+    return np.where(seen, found, 0).astype(np.float32), seen
 
 
 def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray, Grid]:
@@ -159,15 +171,15 @@ def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) 
     raster, however little."""
     t = target.transform
     cols, rows = np.meshgrid(np.linspace(0, target.width, 9), np.linspace(0, target.height, 9))
-    xs, ys = transform_points(target.crs, source.crs, *(t * (cols.ravel(), rows.ravel())))
-    col, row = ~source.transform * (np.asarray(xs), np.asarray(ys))
+    xs, ys = transform_points(target.crs, source.crs, *apply(t, cols.ravel(), rows.ravel()))
+    col, row = apply(~source.transform, np.asarray(xs), np.asarray(ys))
     left, top = (max(math.ceil(-float(at.min())) + 1, 0) for at in (col, row))
     right = max(math.ceil(float(col.max())) + 1 - source.width, 0)
     bottom = max(math.ceil(float(row.max())) + 1 - source.height, 0)
     border = ((0, 0), (top, bottom), (left, right))
     wider = Grid(
         source.crs,
-        source.transform * Affine.translation(-left, -top),
+        moved(source.transform, -left, -top),
         source.height + top + bottom,
         source.width + left + right,
     )
@@ -196,11 +208,11 @@ def _warp(planes: np.ndarray, source: Grid, target: Grid, method: Resampling, fi
     kind = planes.dtype if planes.dtype.kind == "f" or planes.dtype.itemsize <= 4 else np.dtype(np.float64)
     if kind == np.int8 or kind.kind == "b":
         kind = np.dtype(np.int16)
-    moved = np.full((len(planes), target.height, target.width), fill, kind)
+    warped = np.full((len(planes), target.height, target.width), fill, kind)
     nodata = {"src_nodata": np.nan, "dst_nodata": np.nan} if isinstance(fill, float) and math.isnan(fill) else {}
     reproject(
         planes.astype(kind),
-        moved,
+        warped,
         src_transform=source.transform,
         src_crs=source.crs,
         dst_transform=target.transform,
@@ -213,4 +225,4 @@ def _warp(planes: np.ndarray, source: Grid, target: Grid, method: Resampling, fi
         YSCALE=None if method != Resampling.bilinear else 1,
         **nodata,
     )
-    return moved
+    return warped

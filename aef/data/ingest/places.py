@@ -12,7 +12,7 @@ from glob import escape
 from pathlib import Path
 
 from rasterio.errors import CRSError
-from rasterio.transform import from_bounds
+from rasterio.transform import Affine
 
 from aef.data.ingest.grids import Grid, centre_of, chip_grid, parse_crs
 from aef.data.ingest.readers import Raster, geojson_outline, open_raster
@@ -93,7 +93,8 @@ class PlaceFiles:
         crs = place.crs if place.crs != "file" else crs
         if not crs:
             raise IngestError(f"{self.recipe.name}: place: crs: bounds given as numbers need EPSG:NUMBER")
-        return Grid(parse_crs(crs), from_bounds(*box, 1, 1), 1, 1)
+        left, bottom, right, top = box
+        return Grid(parse_crs(crs), Affine(right - left, 0, left, 0, bottom - top, top), 1, 1)
 
     @cached_property
     def grid(self) -> Grid:
@@ -182,6 +183,7 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
         for name, members in groups.items()
         if any(fnmatch(p.relative_to(root).as_posix(), g.format(place=escape(name))) for p in members for g in wanted)
     )
+    _refuse_orphans(recipe, root, rest, groups)
     missing = set(only) - set(names)
     if not names:
         raise IngestError(f"{root}: no file belongs to a place of recipe {recipe.name}: wrong folder or group_by?")
@@ -196,6 +198,23 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
     known = {path for glob in asides if glob for name in names for path in root.glob(glob.format(place=escape(name)))}
     unused = [path for path in (*rest, *lonely) if path not in common and path not in known]
     return [PlaceFiles(recipe, root, name, groups[name], common) for name in chosen], sorted(unused)
+
+
+def _refuse_orphans(recipe: Recipe, root: Path, rest: list[Path], groups: dict[str, list[Path]]) -> None:
+    """An input whose files all lie outside every place would be missing from the chips without a word."""
+    rules: list[Input | LabelRule] = [*recipe.inputs, *recipe.labels]
+    for rule in (rule for rule in rules if rule.match == "group"):
+        orphans = [path for path in rest if fnmatch(path.relative_to(root).as_posix(), rule.glob)]
+        placed = any(
+            fnmatch(path.relative_to(root).as_posix(), rule.glob.format(place=escape(name)))
+            for name, members in groups.items()
+            for path in members
+        )
+        if orphans and not placed:
+            raise IngestError(
+                f"{orphans[0]}: belongs to {rule.name} ({rule.glob}) but to no place: change group_by, "
+                "or state match: overlap for files that are matched by where they lie"
+            )
 
 
 def sidecars(recipe: Recipe, root: Path, names: Iterable[str]) -> set[Path]:

@@ -18,7 +18,7 @@ import rasterio
 import xarray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.transform import Affine, from_bounds
+from rasterio.transform import Affine
 
 from aef.data.ingest.grids import Grid, parse_crs
 from aef.data.ingest.schema import Input, LabelRule, Layout
@@ -241,12 +241,14 @@ class _ArrayFile(Raster):
             raise self.refuse(f"has {len(shape)} axes {shape}, the recipe names {len(rule.axes)}")
         size = dict(zip(rule.axes, shape))
         self._axes, self._view = rule.axes, getattr(rule, "dtype_view", "")
+        self._block: tuple[int, np.ndarray] = (0, np.empty((0, 0, 0, 0)))
         self.steps = size.get("time", 1)
         self.variables = rule.bands or tuple(str(k + 1) for k in range(size.get("band", 1)))
         if len(self.variables) != size.get("band", 1):
             raise self.refuse(f"has {size.get('band', 1)} bands, the recipe names {len(self.variables)}")
         if extent is not None:
-            transform = from_bounds(*extent.bounds, size["x"], size["y"])
+            left, bottom, right, top = extent.bounds
+            transform = Affine((right - left) / size["x"], 0, left, 0, (bottom - top) / size["y"], top)
             self.grid = Grid(extent.crs, transform, size["y"], size["x"])
 
     def close(self) -> None:
@@ -255,11 +257,23 @@ class _ArrayFile(Raster):
 
     def read(self, variable: str, step: int) -> np.ndarray:
         self.require(variable)
-        at = {"time": step, "band": self.variables.index(variable)}
-        plane = self._array[tuple(at.get(axis, slice(None)) for axis in self._axes)]
-        plane = np.asarray(plane.values if isinstance(plane, xarray.Variable) else plane)
-        rest = [axis for axis in self._axes if axis in ("y", "x")]
-        return _view(plane if rest == ["y", "x"] else plane.T, self._view, self, variable)
+        first, block = self._block
+        if not first <= step < first + block.shape[0]:
+            first, block = self._block = step, self._load(step)
+        plane = block[step - first, self.variables.index(variable)]
+        return _view(plane, self._view, self, variable)
+
+    def _load(self, step: int) -> np.ndarray:
+        """Consecutive steps of all bands, (T, C, h, w)."""
+        size = dict(zip(self._axes, self._array.shape))
+        bytes_a_step = self._array.dtype.itemsize * int(np.prod([n for axis, n in size.items() if axis != "time"]))
+        count = max(1, BLOCK_BYTES // bytes_a_step)
+        part = self._array[tuple(slice(step, step + count) if axis == "time" else slice(None) for axis in self._axes)]
+        block = np.asarray(part.values if isinstance(part, xarray.Variable) else part)
+        missing = [axis for axis in ("time", "band") if axis not in self._axes]
+        block = block[(None,) * len(missing)]
+        order = [*missing, *self._axes]
+        return block.transpose([order.index(axis) for axis in ("time", "band", "y", "x")])
 
     def coordinate(self, name: str) -> np.ndarray:
         if self._data is None or name not in self._data.variables:

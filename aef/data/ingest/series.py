@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from rasterio.transform import Affine
 
 from aef.data.chips import SourceSeries
 from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
@@ -101,8 +102,8 @@ class SeriesBuilder:
 
     def _native(self, item: Input, grid: Grid) -> Grid:
         if "space" in item.collapse:
-            width, height = grid.width, grid.height
-            return Grid(grid.crs, grid.transform * grid.transform.scale(width, height), 1, 1)
+            left, bottom, right, top = grid.bounds
+            return Grid(grid.crs, Affine(right - left, 0, left, 0, bottom - top, top), 1, 1)
         if item.cell_m is not None:
             return cell_grid(self.place.grid, item.cell_m)
         pixel_m = abs(grid.transform.a) * (METRES_PER_DEGREE if grid.crs.is_geographic else 1)
