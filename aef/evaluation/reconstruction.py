@@ -7,18 +7,21 @@ are hidden from every predictor and from a model's encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from aef.atomic import writing
 from aef.data.chips import Chip
 from aef.data.withheld import WithheldDates
 from aef.evaluation.predictors import PREDICTORS, linear
-from aef.evaluation.series import ClearSeries, Scale, cells, clear_series, to_scale
+from aef.evaluation.series import ClearSeries, Scale, cells, clear_pixels, clear_series, to_scale
 from aef.mapping.trained import TrainedModel
-from aef.sources import Source
-from aef.timecode import DAY_MS, Period
+from aef.sources import Registry, Source
+from aef.timecode import DAY_MS, Period, format_time
 
 ORACLE = "linear + the frame's true offset (oracle)"
 
@@ -125,3 +128,30 @@ def hidden_times(task: WithheldTask, chip: Chip) -> Mapping[str, Sequence[int]]:
 def l1(guess: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> float:
     """Mean absolute difference over clear pixels and bands: (B, h, w), (B, h, w), (h, w). NaN where nothing is clear."""
     return float(np.abs(guess - truth)[:, clear].mean()) if clear.any() else float("nan")
+
+
+def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -> list[tuple[str, str, int]]:
+    """Dates worth withholding: of each chip's first input source, every fifth frame that is more than half clear.
+
+    Returns (place, source, time in epoch ms) rows.
+    """
+    rows = []
+    for chip in chips:
+        names = [name for name in registry if registry[name].role == "input" and name in chip.sources]
+        if not names:
+            continue
+        series = chip.sources[names[0]]
+        bands = np.flatnonzero(np.broadcast_to(series.valid.any(axis=(0, 2, 3)), series.values.shape[1])).tolist()
+        clear = np.flatnonzero(clear_pixels(series, bands).mean(axis=(1, 2)) > 0.5)
+        assert series.time_ms is not None
+        rows += [(chip.place, names[0], int(series.time_ms[index])) for index in clear[every // 2 :: every]]
+    return rows
+
+
+def write_dates(path: Path, rows: Sequence[tuple[str, str, int]]) -> int:
+    """Write (place, source, time) rows as the CSV that ``data.withheld`` names; returns how many."""
+    with writing(path, "w") as stream:
+        lines = csv.writer(stream, lineterminator="\n")
+        lines.writerow(("place", "source", "time_utc"))
+        lines.writerows((place, source, format_time(time_ms)) for place, source, time_ms in rows)
+    return len(rows)

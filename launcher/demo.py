@@ -1,0 +1,88 @@
+"""The whole path in minutes: synthesise chips (or take yours), train `small`, write a report with pictures.
+
+    aef demo --out demo                  # a synthetic Earth
+    aef demo --out demo --data CHIPS     # your chips
+
+It only strings other commands together and prints each of them. Some places are held out to judge few-shot probes; every
+fifth clear date of the first input source is withheld to judge reconstructions.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from aef.launcher.command import parser, run
+
+STEPS = 400
+"""Sized to about 150 s of training on two idle cores."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over `small`")
+    options.add_argument("--out", default="demo", metavar="DIR", help="folder for chips, run and report")
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips; default: a synthetic Earth")
+    options.add_argument("--places", type=int, default=48, help="places of the synthetic Earth")
+    options.add_argument("--held-out", type=int, default=16, help="places that training does not read, at most a third")
+    options.add_argument("--seed", type=int, default=0, help="of the synthetic Earth and the training")
+    arguments = options.parse_args(argv)
+
+    out = Path(arguments.out)
+    chips = Path(arguments.data) if arguments.data else out / "chips"
+    out.mkdir(parents=True, exist_ok=True)
+    session = _Session(out / "commands.txt")
+    if not arguments.data:
+        session.call("synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed)
+    held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.held_out)
+    given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
+    if held_out:
+        given.append(f"data.held_out_places=[{','.join(held_out)}]")
+    if dates:
+        given.append(f"data.withheld={out / 'withheld.csv'}")
+    given += [f"train.seed={arguments.seed}", *arguments.settings]
+    session.call("train", "--config", "small", "--data", chips, "--out", out / "run", "--resume", "auto", *given)
+    session.call(
+        "report", "--checkpoint", out / "run", "--data", chips, "--out", out / "report.html",
+        "--commands", session.path,
+    )  # fmt: skip
+    print(f"open {out / 'report.html'} in a browser")
+    return 0
+
+
+class _Session:
+    """Calls commands, says them as a user would type them, and keeps them for the report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_text("", encoding="utf-8")
+
+    def call(self, name: str, *arguments: object) -> None:
+        from importlib import import_module
+
+        words = [str(argument) for argument in arguments]
+        line = shlex.join(["aef", name, *words])
+        print(f"$ {line}", flush=True)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        code = import_module(f"aef.launcher.{name}").main(words)
+        if code:
+            raise SystemExit(code)
+
+
+def _hold_out(chips: Path, path: Path, most: int) -> tuple[list[str], int]:
+    """The last third of the places, at most `most`; and a list of withheld dates at the others."""
+    from aef.data.chips import ChipFolder
+    from aef.evaluation.reconstruction import choose_dates, write_dates
+    from aef.settings_file import registry_of
+
+    folder = ChipFolder(chips, registry_of(chips))
+    places = list(dict.fromkeys(place for place in folder.places() if place))
+    held_out = places[len(places) - min(most, len(places) // 3) :] if len(places) >= 3 else []
+    kept = [index for index, place in enumerate(folder.places()) if place not in held_out]
+    dates = choose_dates((folder.read(index) for index in kept[:8]), folder.registry)
+    return held_out, write_dates(path, dates)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

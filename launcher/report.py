@@ -1,0 +1,67 @@
+"""Write one HTML page about a run: inputs, reconstructions, embeddings, learning curve, tables against baselines.
+
+    python launcher/report.py --checkpoint RUN --data CHIPS --out report.html
+
+The dates that the run withheld and the places that it held out are judged; the page needs no network.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from aef.launcher.command import parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
+    options.add_argument("--out", required=True, metavar="FILE", help="the page")
+    options.add_argument("--set", metavar="WORD", help="judge only the withheld dates with this word in column `set`")
+    options.add_argument("--places", type=int, default=24, help="most places of either kind that are judged")
+    options.add_argument("--trials", type=int, default=10, help="splits of the probes")
+    options.add_argument(
+        "--commands", metavar="FILE", help="text file of the commands that led here, shown on the page"
+    )
+    arguments = options.parse_args(argv)
+
+    import aef
+    from aef.data.chips import ChipFolder
+    from aef.data.withheld import WithheldDates
+    from aef.evaluation.judgement import judge
+    from aef.evaluation.report import write_report
+    from aef.training.log import read_log
+
+    model = aef.load(arguments.checkpoint)
+    log = read_log(Path(arguments.checkpoint))
+    if not log:
+        raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")
+    data, folder = model.config.data, ChipFolder(arguments.data, model.registry)
+    listed = data.withheld
+    hidden = WithheldDates.read(listed) if listed else None
+    held_out = set(data.held_out_places)
+    places = folder.places()
+    unseen = [folder.read(i) for i, place in enumerate(places) if place in held_out][: arguments.places]
+    dated = hidden.places if hidden else set(places)
+    seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
+    trained_on = [folder.read(i) for i in seen[: arguments.places]]
+    judgement = judge(
+        model,
+        trained_on,
+        withheld=hidden,
+        judged=WithheldDates.read(listed, arguments.set) if listed else None,
+        held_out=unseen,
+        period_days=[30, 120, 365],
+        trials=arguments.trials,
+    )
+    commands = [shlex.join(["aef", "report", *(argv or [])])]
+    if arguments.commands:
+        commands = Path(arguments.commands).read_text(encoding="utf-8").splitlines()
+    path = write_report(Path(arguments.out), model, [*unseen, *trained_on], log, judgement, commands)
+    print(f"report: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
