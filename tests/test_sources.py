@@ -27,7 +27,7 @@ TABLE_S1 = {
     "grace": (("lwe_thickness",), "target", 55660),
     "nlcd": (("landcover",), "target", 30),
 }
-"""Paper-facts 1.1: bands, role, metres."""
+"""Table S1: bands, role, metres."""
 
 TABLE_S2 = {
     "sentinel2": (20, None, "l1", 1.0),
@@ -40,7 +40,7 @@ TABLE_S2 = {
     "grace": (None, 1280, "l1", 0.5),
     "nlcd": (None, 30, "cross_entropy", 0.5),
 }
-"""Paper-facts 4.2: shift distance, re-grid spacing, metric, weight."""
+"""Table S2: shift distance, re-grid spacing, metric, weight."""
 
 
 def refused(action, *words: str, error=SourceError) -> None:

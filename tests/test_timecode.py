@@ -1,4 +1,4 @@
-"""Times stay integers until a difference is encoded (paper-facts E11, E12)."""
+"""Times stay integers until a difference is encoded."""
 
 from __future__ import annotations
 

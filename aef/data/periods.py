@@ -1,4 +1,4 @@
-"""Random support and valid periods (paper-facts: sections 1.4 and 4.2-4.4; docs/data.md gives the reasons).
+"""Random support and valid periods (paper S2.1-S2.3; docs/data.md gives the reasons).
 
 The paper asks only that a valid period be longer than four days. Lengths here are half uniform, a quarter log-uniform
 and a quarter the whole support: at 8 days about half of the periods hold no other clear frame, at 30 days few do, and

@@ -1,6 +1,6 @@
 """From a chip to one training sample: support, crop, targets, periods, frame budget, student (paper sections S1-S2.3).
 
-The order is the paper's (paper-facts, section 8): targets are drawn from the full support and leave the input with
+The order is the paper's (S2.1-S2.3): targets are drawn from the full support and leave the input with
 their twins, then the input is thinned to its frame budget, then the student loses sources and frames. Every choice is a
 setting of `DataConfig` or an entry of the source registry; `docs/data.md` gives the reasons.
 

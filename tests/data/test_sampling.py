@@ -1,4 +1,4 @@
-"""What the sampler promises: paper-facts sections 1.4, 1.5, 4.2-4.4, 8 and the readings of docs/data.md."""
+"""What the sampler promises: the sections S1-S2.3 of the paper and the readings of docs/data.md."""
 
 from __future__ import annotations
 
