@@ -100,7 +100,7 @@ def open_raster(path: Path, rule: Input | LabelRule | None = None, extent: Grid 
 def _open_dataset(path: Path, decode: bool) -> xarray.Dataset:
     options: dict[str, Any] = {"mask_and_scale": decode, "cache": False}
     if path.suffix == ".zarr":
-        return xarray.open_dataset(path, engine="zarr", chunks=None, **options)
+        return xarray.open_dataset(path, engine="zarr", chunks=None, consolidated=False, **options)
     return xarray.open_dataset(path, **options)
 
 
