@@ -36,12 +36,13 @@ def cover_of_rank(rank: np.ndarray, mostly_clear: float, overcast: float) -> np.
     ) + (rank >= 1 - overcast)
 
 
-def dark_season(rng: np.random.Generator, first_ms: int, years: int) -> tuple[np.ndarray, np.ndarray]:
-    """One spell a year without a clear frame: starts and ends in epoch ms, (years,) each."""
-    start_day = rng.choice([rng.uniform(0, 40), rng.uniform(60, 260), rng.uniform(285, 310)], years)
-    length = rng.uniform(33, 62, years)
-    starts = first_ms + np.arange(years) * round(365.25 * DAY_MS) + (start_day * DAY_MS).astype(np.int64)
-    return starts, starts + (length * DAY_MS).astype(np.int64)
+def dark_season(rng: np.random.Generator, year_starts_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One spell a year without a clear frame, mostly outside summer: starts and ends in epoch ms, (years,) each."""
+    years = len(year_starts_ms)
+    winter = rng.random(years) < 0.6
+    start_day = np.where(winter, rng.choice((18, 265), years) + rng.uniform(0, 20, years), rng.uniform(60, 260, years))
+    starts = year_starts_ms + (start_day * DAY_MS).astype(np.int64)
+    return starts, starts + (rng.uniform(36, 55, years) * DAY_MS).astype(np.int64)
 
 
 def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
@@ -49,23 +50,23 @@ def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
     rng = scene.stream(f"clouds/{purpose}")
     weather, px, count = scene.weather, scene.px, len(times_ms)
     score = weather.at(weather.cloudiness, times_ms) + 0.5 * rng.standard_normal(count)
-    starts, ends = dark_season(scene.stream("dark season"), weather.start_ms, len(weather.year_starts))
+    starts, ends = dark_season(scene.stream("dark season"), weather.year_starts)
     score += 9 * ((times_ms[:, None] >= starts) & (times_ms[:, None] < ends)).any(1)
     rank = (np.argsort(np.argsort(score)) + rng.random()) / count
-    share = cover_of_rank(rank, rng.uniform(0.375, 0.425), rng.uniform(0.435, 0.47))
+    share = cover_of_rank(rank, rng.uniform(0.39, 0.43), rng.uniform(0.445, 0.47))
     opacity = np.zeros((count, px, px), np.float32)
     broken = np.flatnonzero((share > 0.01) & (share < 1))
     opacity[broken] = _broken(rng, share[broken], px)
     full = np.flatnonzero(share >= 1)
     thickness = 1.8 + rng.exponential(1.5, (len(full), 1, 1)) + 0.5 * smooth_fields(rng, len(full), px, 5)
-    opacity[full] = 1 - np.exp(-np.maximum(thickness, 0.9))
+    opacity[full] = 1 - np.exp(-np.maximum(thickness, 1.3))
     # A few frames under thin cirrus, which masks tend to miss.
     veiled = rng.permutation(np.flatnonzero(share <= 0.01))[: max(1, round(0.03 * count))]
     veil = np.abs(0.16 + 0.09 * smooth_fields(rng, len(veiled), px, 5))
     opacity[veiled] = np.maximum(opacity[veiled], veil)
     shadow = np.zeros_like(opacity)
     shadow[broken] = _shadows(rng, opacity[broken])
-    seen = _detected(rng, opacity, rng.uniform(0.06, 0.09))
+    seen = _detected(rng, opacity, rng.uniform(0.055, 0.085))
     return Clouds(opacity, shadow, ~seen & (shadow < SHADOWED))
 
 

@@ -59,14 +59,14 @@ SPECTRUM = ("blue", "green", "red", "nir", "swir")
 """The five wavelengths that Sentinel-2 (B2, B3, B4, B8, B11) and Landsat (B2, B3, B4, B5, B6) share."""
 
 SOIL = (0.100, 0.112, 0.135, 0.215, 0.265)
-LEAF = (0.068, 0.088, 0.062, 0.385, 0.185)
+LEAF = (0.068, 0.088, 0.062, 0.360, 0.180)
 STRAW = (0.095, 0.125, 0.150, 0.285, 0.290)
 
 
 def _crop(name: str, order: int, length_days: float, winter: float, height_m: float, vh_canopy_db: float) -> Cover:
     return Cover(
         name,
-        share=0.098,
+        share=0.085,
         nlcd=(82,),
         start_day=(order - 2.5) * CROP_SPACING_DAYS,
         length_days=length_days,
@@ -93,7 +93,7 @@ COVERS: tuple[Cover, ...] = (
     _crop("maize", 5, 98, 0.10, 2.4, 3.6),
     Cover(
         "grassland",
-        0.09,
+        0.085,
         (71, 81),
         -32,
         215,
@@ -112,7 +112,7 @@ COVERS: tuple[Cover, ...] = (
     ),
     Cover(
         "broadleaf forest",
-        0.085,
+        0.082,
         (41, 43),
         2,
         170,
@@ -130,7 +130,7 @@ COVERS: tuple[Cover, ...] = (
     ),
     Cover(
         "conifer forest",
-        0.075,
+        0.082,
         (42,),
         0,
         200,
@@ -148,7 +148,7 @@ COVERS: tuple[Cover, ...] = (
     ),
     Cover(
         "shrubland",
-        0.06,
+        0.082,
         (52,),
         -10,
         150,
@@ -166,7 +166,7 @@ COVERS: tuple[Cover, ...] = (
     ),
     Cover(
         "built-up",
-        0.06,
+        0.08,
         (22, 23, 24),
         -10,
         180,
@@ -184,7 +184,7 @@ COVERS: tuple[Cover, ...] = (
     ),
     Cover(
         "water",
-        0.05,
+        0.079,
         (11,),
         0,
         180,

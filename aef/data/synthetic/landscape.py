@@ -19,6 +19,8 @@ LARGEST = 2.3
 LEAST_FIELD_PX = 12
 """Slivers below this, cut off by the chip's edge or a road, are not counted or labelled as fields."""
 UNKNOWN_SHARE = 0.08
+TEXTURE = 0.10
+"""Standard deviation of the logarithmic reflectance within a field."""
 GREEN_UP_DAYS, DRY_DOWN_DAYS = 7.0, 6.0
 
 
@@ -133,7 +135,7 @@ def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -
     """Draw the latent scene of a place; nothing in it depends on which sources are rendered."""
     rng = stream(seed, place, "place")
     hills = rng.choice([4.0, 15.0, 40.0], p=[0.5, 0.3, 0.2])
-    base_m = rng.uniform(5, 350)
+    base_m = 3 * hills + rng.uniform(0, 350)
     weather, latitude = make_weather(seed, place, first_year, years, base_m)
     zone = int(rng.choice((12, 13, 14, 15, 16, 17, 18, 31, 32, 33, 34, 35, 36, 37)))
     site = Site(zone, latitude, px)
@@ -153,7 +155,7 @@ def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -
         field=field,
         labelled=labelled,
         unknown=stream(seed, place, "unknown").random(kinds.shape[1]) < UNKNOWN_SHARE,
-        texture=texture * np.float32(0.055),
+        texture=texture * np.float32(TEXTURE),
         elevation_m=(base_m + hills * relief).astype(np.float32),
     )
 
@@ -255,8 +257,8 @@ def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
     start, length = cover.table("start_day"), cover.table("length_days")
     jitter = rng.standard_normal((3, years, count)).astype(np.float32)
     # Common brightness first, then colour: a field of one crop may look like another's.
-    soil = 0.12 * rng.standard_normal((count, 1)) + 0.05 * rng.standard_normal((count, 5))
-    leaf = 0.06 * rng.standard_normal((count, 1)) + 0.04 * rng.standard_normal((count, 5))
+    soil = 0.22 * rng.standard_normal((count, 1)) + 0.05 * rng.standard_normal((count, 5))
+    leaf = 0.17 * rng.standard_normal((count, 1)) + 0.04 * rng.standard_normal((count, 5))
     mown = np.sort(rng.uniform(130, 275, (years, count, 3)), -1)
     cuts = np.where(cover.table("cuts")[kinds][..., None] > 0, mown, 999)
     peak = cover.table("peak")[kinds]

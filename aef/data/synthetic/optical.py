@@ -26,6 +26,8 @@ PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 """Landsat's panchromatic band as a mixture of the spectrum."""
 CLOUD_TOP_K = 262.0
 
+PATCH_PX = 3
+
 
 @dataclass(frozen=True)
 class OpticalBand:
@@ -46,12 +48,13 @@ LANDSAT_BANDS = (*(_pure(k, 30) for k in range(5)), OpticalBand(15, tuple(PAN.to
 @dataclass(frozen=True)
 class Noise:
     """Standard deviations of what disturbs a logarithmic reflectance, per frame: of the whole frame, smooth within it, of
-    a field in it (view angle against its rows, dew, work), of a pixel."""
+    a field in it (view angle against its rows, dew, work), of patches a few pixels wide, of a pixel."""
 
-    frame: float = 0.085
+    frame: float = 0.04
     smooth: float = 0.035
-    field: float = 0.06
-    pixel: float = 0.035
+    field: float = 0.035
+    patch: float = 0.06
+    pixel: float = 0.045
 
 
 NOISE = Noise()
@@ -113,7 +116,8 @@ def render(
     haze = rng.gamma(1.2, 0.6, (count, 1, 1))
     spectra = field_spectra(scene, times_ms) * np.exp(frame + field).astype(np.float32)
     spectra += (haze * HAZE[:, None]).astype(np.float32)
-    air = np.exp(np.float32(NOISE.smooth) * smooth_fields(rng, count, side, 5))
+    air = np.float32(NOISE.smooth) * smooth_fields(rng, count, side, 5)
+    air = np.exp(air + np.float32(NOISE.patch) * smooth_fields(rng, count, side, side // PATCH_PX))
     light = rng.uniform(0.75, 1.25, (count, 1, 1)).astype(np.float32)
     light = light + np.float32(0.06) * smooth_fields(rng, count, px, 12 if px >= 24 else 6)
     through = (1 - clouds.opacity) * (1 - clouds.shadow)
@@ -144,7 +148,7 @@ def sentinel2_times(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     offset, second = rng.integers(0, 5), rng.integers(2, 4)
     main = np.arange(offset, days, 5)
     beside = np.arange((offset + second) % 5, days, 5)
-    wanted = round(rng.uniform(68, 101) * days / 365)
+    wanted = round(rng.uniform(72, 101) * days / 365)
     # A place in one swath loses passes; one where two swaths overlap sees some of the other orbit too.
     passes = np.sort(
         np.concatenate(

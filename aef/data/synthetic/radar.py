@@ -19,6 +19,7 @@ LOOKS = 6
 """Equivalent number of looks; speckle of 1.85 dB."""
 SINGLE_SHARE = 0.14
 FLOOR_DB, CEILING_DB = -30.0, 10.0
+KEPT = 0.93
 PALSAR_PIXEL_M = 25.0
 PALSAR_LOOKS = 12
 
@@ -45,14 +46,18 @@ def local_angle_deg(scene: Scene, angle_deg: float, ascending: bool) -> np.ndarr
     return np.clip(angle_deg + np.degrees(np.arctan(toward)), 5, 85).astype(np.float32)
 
 
-def orbits(scene: Scene, purpose: str, repeats: tuple[int, ...], kept: float) -> tuple[np.ndarray, np.ndarray]:
+SENTINEL1_CYCLES = ((6, 6), (6, 12), (12, 12), (12, 12), (12, 24))
+PALSAR2_CYCLES = ((28, 42), (42, 28), (28, 28))
+
+
+def orbits(scene: Scene, purpose: str, cycles: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
     """Times of both orbits and which of them ascend. Each orbit has its own repeat cycle and hour; some passes fail."""
     rng = scene.stream(f"{purpose} orbits")
     times, ascending = [], []
-    for rises, hour in ((True, 17.8), (False, 5.6)):
-        repeat = int(rng.choice(repeats))
+    pair = cycles[rng.integers(len(cycles))]
+    for rises, hour, repeat in zip((True, False), (17.8, 5.6), rng.permutation(pair)):
         passes = np.arange(rng.integers(0, repeat), scene.weather.days, repeat)
-        passes = passes[rng.random(len(passes)) < kept]
+        passes = passes[rng.random(len(passes)) < KEPT]
         moment = ((hour - scene.site.lon / 15) % 24 * 3600 + rng.uniform(-20, 20, len(passes))) * 1000
         times.append(scene.weather.start_ms + passes * DAY_MS + moment.astype(np.int64))
         ascending.append(np.full(len(passes), rises))
@@ -63,7 +68,7 @@ def orbits(scene: Scene, purpose: str, repeats: tuple[int, ...], kept: float) ->
 
 def sentinel1(scene: Scene) -> SourceSeries:
     """Backscatter in decibels and the angle of incidence, float32; HH and HV are never acquired over land like this."""
-    times, ascending = orbits(scene, "sentinel1", (6, 12, 12), 0.97)
+    times, ascending = orbits(scene, "sentinel1", SENTINEL1_CYCLES)
     rng = scene.stream("sentinel1")
     count, px = len(times), scene.px
     near = rng.uniform(31, 37)
@@ -90,7 +95,7 @@ def sentinel1(scene: Scene) -> SourceSeries:
 
 def palsar2(scene: Scene) -> SourceSeries:
     """ScanSAR digital numbers (gamma nought = 20 log10 DN - 83 dB) and the local angle in 0.01 degree, uint16."""
-    times, ascending = orbits(scene, "palsar2", (28, 42), 0.9)
+    times, ascending = orbits(scene, "palsar2", PALSAR2_CYCLES)
     rng = scene.stream("palsar2")
     count, px = len(times), scene.px
     angles = rng.uniform(30, 42, 2)

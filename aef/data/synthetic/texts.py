@@ -42,19 +42,17 @@ def texts(scene: Scene) -> list[TextPoint]:
 def _about_land(scene: Scene, year: int) -> str:
     elevation = inside(scene.elevation_m)
     range_m = float(elevation.max() - elevation.min())
-    relief = "flat" if range_m < 20 else "rolling" if range_m < 80 else "hilly"
+    relief = "Flat" if range_m < 20 else "Rolling" if range_m < 80 else "Hilly"
     kinds = np.bincount(scene.fields.cover[year][inside(scene.field)].ravel(), minlength=len(COVERS))
     main, second = (COVERS[k].name for k in np.argsort(-kinds)[:2])
     spring = _date(scene.weather.spring_day[year])
-    return f"{relief} land at {elevation.mean():.0f} m with {main} and {second}; spring came in {spring}".replace(
-        "  ", " "
-    ).capitalize()
+    return f"{relief} land at {elevation.mean():.0f} m with {main} and {second}; spring came in {spring}"
 
 
 def _about_field(scene: Scene, year: int, number: int, rng: np.random.Generator) -> str:
     kind = COVERS[scene.fields.cover[year, number]]
     if not kind.crop:
-        return str(rng.choice((f"{kind.name}", f"a patch of {kind.name}", f"{kind.name} beside fields")))
+        return str(rng.choice((kind.name, f"a patch of {kind.name}", f"{kind.name} beside fields")))
     start = scene.weather.spring_day[year] + scene.fields.start[year, number]
     end = start + scene.fields.length[year, number]
     sentences = (

@@ -74,7 +74,7 @@ def make_weather(seed: int, place: int, first_year: int, years: int, elevation_m
     rain = np.maximum(wetness + 0.15 * np.cos(season) - 0.55, 0) * rng.uniform(5, 8) * rng.exponential(1, days)
     moisture = _bucket(rain, 0.05 + 0.003 * np.maximum(temperature, 0))
     evaporation = 0.25 * np.maximum(temperature, 0) * (0.4 + 0.6 * moisture)
-    storage = np.cumsum((rain - evaporation)) / 10
+    storage = np.cumsum(rain - evaporation) / 10
     storage -= np.linspace(storage[0], storage[-1], days)
     keep = slice(SPIN_UP_DAYS, None)
     temperature = temperature[keep]
