@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,16 @@ def parse_period(text: str | tuple[str, str]) -> Period:
     return period
 
 
+# Copying constants to the device at every step would stall it.
+@lru_cache(maxsize=32)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """RELATIVE_PERIODS_MS (int64) and ANNUAL_HARMONICS (float64) on a device."""
+    return (
+        torch.tensor(RELATIVE_PERIODS_MS, device=device),
+        torch.tensor(ANNUAL_HARMONICS, dtype=torch.float64, device=device),
+    )
+
+
 def _sinusoids(phase: Tensor) -> Tensor:
     """Phases in turns (..., K), float64 → sines and cosines (..., 2K), float32."""
     angle = phase * (2 * math.pi)
@@ -103,11 +114,11 @@ def encode_time(time_ms: Tensor, support_start_ms: Tensor) -> Tensor:
     """
     if time_ms.dtype != torch.int64 or support_start_ms.dtype != torch.int64:
         raise ValueError(f"times must be int64 milliseconds, found {time_ms.dtype} and {support_start_ms.dtype}")
-    periods = torch.tensor(RELATIVE_PERIODS_MS, device=time_ms.device)
+    periods, harmonics = _constants(time_ms.device)
     elapsed = (time_ms - support_start_ms).unsqueeze(-1)
     relative = torch.remainder(elapsed, periods).double() / periods.double()
     year = torch.remainder(time_ms, YEAR_MS).unsqueeze(-1).double() / YEAR_MS
-    annual = year * torch.tensor(ANNUAL_HARMONICS, dtype=torch.float64, device=time_ms.device)
+    annual = year * harmonics
     return torch.cat((_sinusoids(relative), _sinusoids(annual)), dim=-1)
 
 
