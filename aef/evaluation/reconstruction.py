@@ -107,16 +107,20 @@ def model_table(
     chosen = [task.source.band_names.index(band) for band in (task.bands or task.source.band_names)]
     for chip, series in zip(task.chips, series_of):
         _, judged = task.frames(series)
-        times = [int(series.times_ms[index]) for index in judged]
-        for days in period_days:
-            half = round(days * DAY_MS / 2)
-            requests = [(time_ms, Period(time_ms - half, time_ms + half)) for time_ms in times]
-            decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task, chip))
-            guesses = scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
-            for index, guess in zip(judged, guesses):
-                error = l1(guess, series.values[index], series.clear[index])
-                table.add(f"{prefix}, {days:g} d", series.place, error)
+        # All periods around a date are served by one pass of the encoder.
+        pairs = [(index, days) for index in judged for days in period_days]
+        requests = [_around(int(series.times_ms[index]), days) for index, days in pairs]
+        decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task, chip))
+        guesses = scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
+        for (index, days), guess in zip(pairs, guesses):
+            error = l1(guess, series.values[index], series.clear[index])
+            table.add(f"{prefix}, {days:g} d", series.place, error)
     return table
+
+
+def _around(time_ms: int, days: float) -> tuple[int, Period]:
+    half = round(days * DAY_MS / 2)
+    return time_ms, Period(time_ms - half, time_ms + half)
 
 
 def hidden_times(task: WithheldTask, chip: Chip) -> Mapping[str, Sequence[int]]:
