@@ -6,10 +6,14 @@ workers. docs/synthetic.md says what is in them.
 
 from __future__ import annotations
 
+import os
+
 from aef.launcher.command import Progress, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
+    # Read when NumPy is first imported: places are rendered in parallel, so a matrix product needs one thread only.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from aef.data.synthetic import SOURCES, Earth, write_earth
 
     p = parser(__file__, __doc__)

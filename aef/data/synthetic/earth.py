@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from aef.data.chips import Chip, Label, SourceSeries, write_chip
 from aef.data.synthetic import cover, maps, optical, radar
 from aef.data.synthetic.chance import stream
@@ -119,11 +121,11 @@ def _labels(scene: Scene) -> dict[str, Label]:
     crops, covers, ids = scene.labels(year)
     start = int(scene.weather.year_starts[year])
     end = scene.weather.start_ms + scene.weather.days * 86_400_000
-    common = {"ignore": (cover.UNKNOWN,), "valid_start_ms": start, "valid_end_ms": end, "licence": LICENCE}
-    return {
-        "crop": Label(crops, legend=cover.CROP_LEGEND, fields=ids, **common),
-        "land_cover": Label(covers, legend=cover.COVER_LEGEND, fields=ids.copy(), **common),
-    }
+
+    def label(values: np.ndarray, legend: dict[int, str]) -> Label:
+        return Label(values, legend, (cover.UNKNOWN,), start, end, fields=ids.copy(), licence=LICENCE)
+
+    return {"crop": label(crops, cover.CROP_LEGEND), "land_cover": label(covers, cover.COVER_LEGEND)}
 
 
 def write_earth(

@@ -154,7 +154,7 @@ def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -
         fields=_draw_fields(stream(seed, place, "fields"), kinds),
         field=field,
         labelled=labelled,
-        unknown=stream(seed, place, "unknown").random(kinds.shape[1]) < UNKNOWN_SHARE,
+        unknown=np.asarray(stream(seed, place, "unknown").random(kinds.shape[1]) < UNKNOWN_SHARE),
         texture=texture * np.float32(TEXTURE),
         elevation_m=(base_m + hills * relief).astype(np.float32),
     )
@@ -255,10 +255,10 @@ def _assign_covers(rng: np.random.Generator, count: int, years: int, seams: tupl
 def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
     years, count = kinds.shape
     start, length = cover.table("start_day"), cover.table("length_days")
-    jitter = rng.standard_normal((3, years, count)).astype(np.float32)
+    jitter = _normal(rng, 1, 3, years, count)
     # Common brightness first, then colour: a field of one crop may look like another's.
-    soil = 0.22 * rng.standard_normal((count, 1)) + 0.05 * rng.standard_normal((count, 5))
-    leaf = 0.17 * rng.standard_normal((count, 1)) + 0.04 * rng.standard_normal((count, 5))
+    soil = _normal(rng, 0.22, count, 1) + _normal(rng, 0.05, count, 5)
+    leaf = _normal(rng, 0.17, count, 1) + _normal(rng, 0.04, count, 5)
     mown = np.sort(rng.uniform(130, 275, (years, count, 3)), -1)
     cuts = np.where(cover.table("cuts")[kinds][..., None] > 0, mown, 999)
     peak = cover.table("peak")[kinds]
@@ -268,12 +268,16 @@ def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
         length=length[kinds] + np.float32(cover.LENGTH_JITTER_DAYS) * jitter[1],
         peak=np.clip(peak * (1 + 0.05 * jitter[2]), 0, 0.98),
         cuts=cuts.astype(np.float32),
-        soil=soil.astype(np.float32),
-        leaf=leaf.astype(np.float32),
-        vv_db=(0.7 * rng.standard_normal(count)).astype(np.float32),
-        vh_db=(0.7 * rng.standard_normal(count)).astype(np.float32),
-        height=rng.uniform(0.6, 1.3, count).astype(np.float32),
+        soil=soil,
+        leaf=leaf,
+        vv_db=_normal(rng, 0.7, count),
+        vh_db=_normal(rng, 0.7, count),
+        height=np.float32(0.6) + np.float32(0.7) * rng.random(count, dtype=np.float32),
     )
+
+
+def _normal(rng: np.random.Generator, deviation: float, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
 
 def slopes(elevation_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

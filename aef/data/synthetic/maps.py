@@ -40,7 +40,7 @@ def _padded(scene: Scene) -> np.ndarray:
     field = scene.elevation_m
     padded = np.pad(field, 1, mode="edge")
     side = len(field)
-    return sum(padded[i : i + side, j : j + side] for i in range(3) for j in range(3)) / np.float32(9)
+    return np.mean([padded[i : i + side, j : j + side] for i in range(3) for j in range(3)], axis=0)
 
 
 # --- footprints ------------------------------------------------------------------------------------------------------
