@@ -4,18 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import aef
-from aef.config import TINY
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.data.normalize import Statistics
 from aef.mapping.field import EmbeddingError
-from aef.run import Run, RunError, build_model, write_weights
+from aef.run import RunError
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
 
-INPUTS, TARGETS = ("sentinel2", "sentinel1"), ("sentinel2", "sentinel1", "glo30")
 START = parse_time("2018-01-01")
 YEAR = ("2018-01-01", "2019-01-01")
 
@@ -34,19 +30,14 @@ def a_chip(side: int = 24, frames: int = 9, name: str = "c") -> Chip:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    described = Run(folder, TINY, BUILT_IN, Statistics.identity(BUILT_IN, TARGETS), INPUTS, TARGETS)
-    described.write()
-    write_weights(folder / "model.safetensors", build_model(described).state_dict(), step=7)
-    return folder
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
-def model(run):
-    return aef.load(run)
+def model(tiny_run):
+    return aef.load(tiny_run)
 
 
 def test_a_field_has_unit_vectors_coordinates_and_provenance(model, tmp_path):

@@ -1,0 +1,144 @@
+"""A whole judgement of an untrained model: every table is made, and none of it flatters."""
+
+import numpy as np
+import pytest
+
+import aef
+from aef.data.chips import Chip, Label, SourceSeries
+from aef.data.withheld import WithheldDates
+from aef.evaluation.diagnostics import source_presence, spread
+from aef.evaluation.judgement import EMBEDDING, REFERENCE, judge, judge_labels, year_of
+from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.probes import ProbeError
+from aef.evaluation.reconstruction import choose_dates, write_dates
+from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS, parse_time
+
+START = parse_time("2018-01-01")
+SIDE = 16
+
+
+def a_chip(number: int) -> Chip:
+    """Four fields in the quarters of a chip, two of each class; classes differ in their season."""
+    rng = np.random.default_rng(number)
+    rows, columns = np.indices((SIDE, SIDE)) // (SIDE // 2)
+    fields = 1 + rows * 2 + columns
+    classes = (fields % 2).astype(np.int32)
+    days = np.arange(0, 360, 24)
+    season = np.cos(2 * np.pi * (days[:, None, None] / 365 - 0.4 * classes))
+    base = 1500 + 700 * season + 30 * rng.normal(size=(len(days), SIDE, SIDE))
+    optical = np.stack([base * (1 + 0.2 * band) for band in range(5)], axis=1).astype(np.uint16)
+    s2 = SourceSeries(
+        values=optical,
+        valid=np.ones((len(days), 1, SIDE, SIDE), bool),
+        weight=np.full((len(days), 1, SIDE, SIDE), 255, np.uint8),
+        time_ms=START + days.astype(np.int64) * DAY_MS,
+    )
+    valid = np.zeros((4, 5, SIDE, SIDE), bool)
+    valid[:, :2] = True
+    s1 = SourceSeries(
+        values=np.where(valid, -10 + 2 * classes + rng.normal(size=valid.shape), 0).astype(np.float32),
+        valid=valid,
+        time_ms=START + np.arange(4, dtype=np.int64) * 80 * DAY_MS,
+    )
+    label = Label(classes, legend={0: "early", 1: "late"}, fields=fields.astype(np.int32))
+    return Chip(
+        f"c{number}", "EPSG:32631", (10.0, 0, 1000 * number, 0, -10.0, 0), SIDE, SIDE, 3, 51,
+        {"sentinel2": s2, "sentinel1": s1}, labels={"crop": label},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chips():
+    return [a_chip(number) for number in range(3)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return aef.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def judgement(model, chips, tmp_path_factory):
+    path = tmp_path_factory.mktemp("dates") / "withheld.csv"
+    assert write_dates(path, choose_dates(chips[:1], BUILT_IN)) == 3
+    dates = WithheldDates.read(path)
+    return judge(model, chips[:1], withheld=dates, held_out=chips[1:], period_days=[60, 120], trials=2)
+
+
+def test_every_table_is_made_and_an_untrained_model_does_not_beat_interpolation(judgement):
+    (withheld,) = judgement.withheld
+    assert withheld.source == "sentinel2" and withheld.dates == 3 and withheld.places == ["c0"]
+    assert withheld.ratio > 1 and withheld.table.mean(REFERENCE) < 0.5
+    assert "model, 60 d" in withheld.table.errors
+    (probes,) = judgement.probes
+    assert (probes.label, probes.classes, probes.units) == ("crop", 2, 8)
+    assert probes.best > 0.95 and probes.best_baseline is not None
+    low, high = probes.interval
+    assert low <= probes.difference <= high
+    assert 0.99 < judgement.health["norm"] < 1.01 and set(judgement.health) >= {"uniformity", "effective_rank"}
+
+
+def test_tables_print_and_figures_are_plain_numbers(judgement):
+    import json
+
+    text = judgement.markdown()
+    assert "| model, 120 d |" in text and "crop: 10-shot" in text
+    figures = json.loads(json.dumps(judgement.figures()))
+    assert figures["withheld"]["sentinel2"][REFERENCE]["c0"] == judgement.withheld[0].table.place(REFERENCE, "c0")
+    assert figures["probes"]["crop"][EMBEDDING] == judgement.probes[0].ours
+
+
+def test_coordinates_cannot_tell_classes_of_unseen_fields(judgement):
+    _, scores = judgement.probes[0].scores["coordinates"]
+    assert scores.balanced_accuracy < 0.9 < judgement.probes[0].best
+
+
+def test_a_probe_for_the_inputs_finds_a_source_that_shines_through(model, chips):
+    """An untrained model gives its inputs away; the diagnostic must see it."""
+    presence = source_presence(model, chips, lambda chip: year_of(model, chip), trials=3)
+    assert set(presence) == {"sentinel2", "sentinel1"}
+    assert all(0 <= accuracy <= 1 for accuracy in presence.values())
+    assert presence["sentinel2"] > 0.9
+
+
+def test_spread_of_equal_fields_is_a_collapse():
+    one = np.zeros((64, 4, 4), np.float32)
+    one[3] = 1
+    assert spread([one, one])["uniformity"] == pytest.approx(1) and spread([one, one])["norm"] == pytest.approx(1)
+
+
+def test_units_are_fields_blocks_or_places(chips):
+    assert len(np.unique(labelled_pixels(chips, "crop").labelled.units)) == 12
+    assert len(np.unique(labelled_pixels(chips, "crop", unit="place").labelled.units)) == 3
+    regions = [a_chip(0), a_chip(1)]
+    for chip in regions:
+        chip.labels["crop"].fields = None
+    assert len(np.unique(labelled_pixels(regions, "crop").labelled.units)) == 4  # columns of one class are connected
+
+
+def test_a_label_that_cannot_be_judged_is_refused_by_name(model, chips):
+    with pytest.raises(ProbeError, match="no chip carries the label 'soil'"):
+        judge_labels(model, chips, "soil")
+    with pytest.raises(ProbeError, match="fewer than two classes"):
+        labelled_pixels(chips, "crop", classes=[0])
+
+
+def test_the_report_is_one_page_with_its_pictures(model, chips, judgement, tmp_path):
+    from aef.evaluation.report import write_report
+
+    log = [
+        {
+            "step": step,
+            "reconstruction": 1 / step,
+            "uniformity": None,
+            "consistency": 0.1,
+            "per_source": {"sentinel2": 0.5},
+        }
+        for step in range(1, 30)
+    ]
+    path = write_report(tmp_path / "report.html", model, chips, log, judgement, ["aef train <with> & care"])
+    page = path.read_text()
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page.replace("http-equiv", "")
+    assert "aef train &lt;with&gt; &amp; care" in page and "model, 120 d" in page
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
