@@ -11,7 +11,7 @@ from pathlib import Path
 from aef.data.chips import ChipFolder
 from aef.data.normalize import FILE_NAME, Statistics
 from aef.data.withheld import WithheldDates
-from aef.launcher.command import parser, run
+from aef.launcher.command import Progress, parser, run
 from aef.settings_file import registry_of
 
 
@@ -29,14 +29,17 @@ def main(argv: list[str] | None = None) -> int:
 
     registry = registry_of(options.data, files=options.sources)
     folder = ChipFolder(options.data, registry)
-    statistics = Statistics.of_chips(
-        folder,
-        registry,
-        weighting=options.weighting,
-        places={place for index in folder.without(options.held_out) if (place := folder.places()[index])},
-        withheld=WithheldDates.read(options.withheld) if options.withheld else None,
-        skip_bad=options.skip_bad,
-    )
+    kept = folder.without(options.held_out)
+    with Progress("stats", total=len(kept), unit="chip") as progress:
+        statistics = Statistics.of_chips(
+            folder,
+            registry,
+            weighting=options.weighting,
+            places={place for index in kept if (place := folder.places()[index])},
+            withheld=WithheldDates.read(options.withheld) if options.withheld else None,
+            skip_bad=options.skip_bad,
+            progress=progress.advance,
+        )
     print(describe(statistics))
     if not options.dry_run:
         print(f"wrote {statistics.write(options.out or Path(options.data) / FILE_NAME)}")

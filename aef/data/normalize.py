@@ -212,6 +212,7 @@ class Statistics(Mapping[str, SourceStatistics]):
         places: Collection[str] | None = None,
         withheld: WithheldDates | None = None,
         skip_bad: bool = False,
+        progress: Callable[[], None] = lambda: None,
     ) -> Statistics:
         """Stream over chips once, in float64, and merge their moments.
 
@@ -225,6 +226,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             places: only chips of these places; None: all.
             withheld: dates to leave out, as training does.
             skip_bad: count chips that break the contract instead of stopping.
+            progress: called after every chip.
 
         Raises:
             ChipError: a chip breaks the contract.
@@ -246,6 +248,7 @@ class Statistics(Mapping[str, SourceStatistics]):
                 source = registry[name]
                 if not source.classes:
                     moments.setdefault(name, _Moments(source)).add(chip, series, weighting, withheld)
+            progress()
         if not seen:
             raise StatisticsError(
                 f"no chip to take statistics over: {skipped} were skipped"

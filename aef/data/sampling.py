@@ -174,7 +174,11 @@ class Sampler:
             return [int(at) for at in mapped[nearest]]
         odds = odds.copy()
         drawn: list[int] = []
-        while len(drawn) < self.config.targets_per_source and odds.sum() > 0:
+        wanted = self.config.targets_per_source
+        if candidates.source.name in self.inputs:
+            # Further targets may not take more than half of what there is to see of the source.
+            wanted = min(wanted, max(1, len(odds) // 2))
+        while len(drawn) < wanted and odds.sum() > 0:
             at = int(rng.choice(len(odds), p=odds / odds.sum()))
             drawn.append(at)
             odds[near(candidates.moment_ms, candidates.moment_ms[at : at + 1], self._twin_ms)] = 0

@@ -136,12 +136,19 @@ def test_a_chip_without_input_is_refused_by_name(make_chip):
 
 
 def test_every_source_gives_the_wanted_number_of_targets(make_chip):
-    chip = make_chip("place", frames={"sentinel2": 30})
+    chip = make_chip("place", frames={"sentinel2": 30, "landsat": 9})
     sample = draw(chip, targets_per_source=3)
     counts = {name: len(targets) for name, targets in sample.targets.items()}
     assert counts["sentinel2"] == counts["sentinel1"] == counts["landsat"] == counts["era5_land"] == counts["gedi"] == 3
     # A static source and a map hold one frame; two PALSAR-2 scenes are all there is.
     assert counts["glo30"] == counts["nlcd"] == 1 and counts["palsar2"] == 2
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 1), (4, 2), (5, 2), (6, 3), (9, 3)])
+def test_further_targets_take_at_most_half_of_an_inputs_frames(make_chip, frames, expected):
+    chip = make_chip("place", sources=("landsat", "sentinel1"), frames={"landsat": frames})
+    sample = draw(chip, targets_per_source=3, support_days=3660.0)
+    assert len(sample.targets["landsat"]) == expected
 
 
 def test_targets_leave_the_input_with_their_twins(make_chip):
