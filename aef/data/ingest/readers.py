@@ -31,6 +31,20 @@ ARRAY_SUFFIXES = (".npy",)
 DATASET_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5", ".zarr")
 
 
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    RasterioError,
+)
+"""What libraries raise on files that are cut short or altered."""
+
+
 class RasterError(ValueError):
     """A file cannot be read as the recipe says; one line naming file and variable."""
 
@@ -55,7 +69,16 @@ class Raster:
         """Release the file."""
 
     def read(self, variable: str, step: int) -> np.ndarray:
-        """One plane (h, w) in the stored type."""
+        """One plane (h, w) in the stored type. Raises RasterError."""
+        self.require(variable)
+        try:
+            return self._plane(variable, step)
+        except RasterError:
+            raise
+        except DAMAGE as error:
+            raise self.refuse(f"{variable}, step {step}: cannot be read: {_one_line(error)}") from error
+
+    def _plane(self, variable: str, step: int) -> np.ndarray:
         raise NotImplementedError
 
     def coordinate(self, name: str) -> np.ndarray:
@@ -90,8 +113,12 @@ def open_raster(path: Path, rule: Input | LabelRule | None = None, extent: Grid 
         return _GdalFile(path, rule)
     except RasterError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RasterioError) as error:
-        raise RasterError(f"{path}: cannot be opened: {' '.join(str(error).split())[:200]}") from error
+    except DAMAGE as error:
+        raise RasterError(f"{path}: cannot be opened: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
 
 
 # --- xarray ----------------------------------------------------------------------------------------------------------
@@ -177,8 +204,7 @@ class _Dataset(Raster):
             raise self.refuse(f"{name} is not evenly spaced: steps of {steps.min():g} to {steps.max():g}")
         return float(values[0]), float(mean)
 
-    def read(self, variable: str, step: int) -> np.ndarray:
-        self.require(variable)
+    def _plane(self, variable: str, step: int) -> np.ndarray:
         first, block = self._blocks.get(variable, (0, np.empty((0, 0, 0))))
         if not first <= step < first + len(block):
             first, block = step, self._load(variable, step)
@@ -255,8 +281,7 @@ class _ArrayFile(Raster):
         if self._data is not None:
             self._data.close()
 
-    def read(self, variable: str, step: int) -> np.ndarray:
-        self.require(variable)
+    def _plane(self, variable: str, step: int) -> np.ndarray:
         first, block = self._block
         if not first <= step < first + block.shape[0]:
             first, block = self._block = step, self._load(step)
@@ -337,8 +362,7 @@ class _GdalFile(Raster):
                 raise self.refuse(f"band {bands[-1]} is called {found}, the recipe's layout says {name}")
         return index
 
-    def read(self, variable: str, step: int) -> np.ndarray:
-        self.require(variable)
+    def _plane(self, variable: str, step: int) -> np.ndarray:
         bands = self._index[variable]
         with rasterio.Env():
             plane = self._data.read(bands[step if len(bands) > 1 else 0])

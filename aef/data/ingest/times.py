@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from calendar import monthrange
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,9 @@ def shift(time_ms: int, duration: str, count: int = 1) -> int:
     if months:
         moment = datetime.fromtimestamp(time_ms / 1000, UTC)
         index = moment.year * 12 + moment.month - 1 + months
-        moved = moment.replace(year=index // 12, month=index % 12 + 1)
+        year, month = index // 12, index % 12 + 1
+        # The 31st of a shorter month is its last day.
+        moved = moment.replace(year=year, month=month, day=min(moment.day, monthrange(year, month)[1]))
         time_ms += round((moved - moment).total_seconds() * 1000)
     return time_ms + (parts["days"] * DAY_MS + parts["hours"] * HOUR_MS) * count
 

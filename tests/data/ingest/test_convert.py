@@ -1,0 +1,331 @@
+"""From a folder to chips: whole or not at all, a frame at a time, and every failure a named line."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import xarray
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.transform import Affine
+
+from aef.data.chips import ChipFolder, read_chip
+from aef.data.ingest.convert import convert, convert_place
+from aef.data.ingest.places import find_places
+from aef.data.ingest.recipe import parse_recipe
+from aef.data.ingest.times import shift
+from aef.launcher.command import run
+from aef.launcher.ingest import main
+from aef.settings_file import registry_of
+from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS, parse_time
+
+LEFT, TOP = 664_000.0, 5_612_000.0
+VEGETATION = {
+    "name": "vegetation",
+    "title": "a source of the user's own",
+    "collections": ["mine"],
+    "bands": [{"name": "NDVI", "unit": "1", "valid_min": -1, "valid_max": 1}],
+    "role": "input",
+    "native_resolution_m": 10,
+    "frame_budget": 8,
+}
+
+
+def entries(**extra) -> dict:
+    """GeoTIFFs PLACE/S2_YYYYMMDD.tif with four bands of reflectance and one of classes."""
+    item = {
+        "name": "s2",
+        "glob": "*/S2_*.tif",
+        "source": "sentinel2",
+        "band_map": {"B2": 1, "B3": 2, "B4": 3, "B8": 4},
+        "nodata": {"values": [0]},
+        "valid": "all",
+        "weight": {"var": "5", "in": [4, 5, 6]},
+        "time": {"from": "file_name", "regex": r"_(?P<time>\d{8}T?\d*)\.tif"},
+        **extra,
+    }
+    place = {"group_by": "^(?P<place>[^/]+)/", "bounds": {"input": "s2"}}
+    return {"name": "mine", "licence": "CC0", "attribution": "me", "place": place, "inputs": [item]}
+
+
+def scene(rng: np.random.Generator, side: int = 32) -> np.ndarray:
+    bands = rng.integers(200, 4000, (4, side, side), dtype=np.uint16)
+    return np.concatenate([bands, rng.integers(3, 10, (1, side, side), dtype=np.uint16)])
+
+
+def write_scene(path: Path, array: np.ndarray, left: float = LEFT) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {"driver": "GTiff", "count": len(array), "dtype": array.dtype, "crs": "EPSG:32631"}
+    transform = Affine(10, 0, left, 0, -10, TOP)
+    with rasterio.open(path, "w", height=array.shape[1], width=array.shape[2], transform=transform, **profile) as file:
+        file.write(array)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    for number, place in enumerate(("north", "south")):
+        for day in ("20200105", "20200206", "20200309"):
+            write_scene(tmp_path / "in" / place / f"S2_{day}.tif", scene(rng), LEFT + 1000 * number)
+    return tmp_path / "in"
+
+
+def test_a_users_own_rasters_become_chips(folder, tmp_path):
+    reports = list(convert(parse_recipe(entries()), folder, tmp_path / "chips"))
+    chips = list(ChipFolder(tmp_path / "chips", BUILT_IN))
+    assert [report.place for report in reports] == ["north", "south"] == [chip.place for chip in chips]
+    series = chips[0].sources["sentinel2"]
+    assert series.values.dtype == np.uint16 and series.frames == 3
+    assert series.time_ms.tolist() == [parse_time(day) for day in ("2020-01-05", "2020-02-06", "2020-03-09")]
+    with rasterio.open(folder / "north" / "S2_20200206.tif") as file:
+        stored = file.read()
+    assert (series.values[1, :4] == stored[:4]).all()
+    assert (series.weight[1, 0] == np.where(np.isin(stored[4], [4, 5, 6]), 255, 0)).all()
+    assert series.valid.shape == (3, 5, 32, 32) and not series.valid[:, 4].any()
+    assert "B11" in reports[0].text() and reports[0].unused == []
+
+
+def test_a_source_of_the_users_own_travels_with_the_chips(folder, tmp_path):
+    own = entries() | {"sources": [VEGETATION]}
+    own["inputs"].append(
+        own["inputs"][0]
+        | {"name": "ndvi", "source": "vegetation", "band_map": {"NDVI": {"var": "1", "transform": {"scale": 1e-4}}}}
+    )
+    out = tmp_path / "chips"
+    list(convert(parse_recipe(own), folder, out))
+    registry = registry_of(out)
+    assert "vegetation" in registry
+    chip = read_chip(out / "north.npz", registry, check_values=True)
+    assert chip.sources["vegetation"].values.dtype == np.float32
+    # A second recipe into the same folder keeps what the first one brought.
+    list(convert(parse_recipe(entries()), folder, out))
+    assert "vegetation" in registry_of(out)
+
+
+def test_a_failing_place_leaves_earlier_chips_and_no_pieces(folder, tmp_path):
+    write_scene(folder / "south" / "S2_20200309.tif", np.zeros((4, 32, 32), np.uint16))
+    out = tmp_path / "chips"
+    with pytest.raises(ValueError, match=r"S2_20200309\.tif: has no variable '5'"):
+        list(convert(parse_recipe(entries()), folder, out))
+    assert sorted(path.name for path in out.iterdir()) == ["north.npz"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "frames"), [("all", 4), ("first", 3), ("most_valid", 3), (None, "state a dedupe rule")]
+)
+def test_twins_follow_the_rule(folder, tmp_path, keep, frames):
+    rng = np.random.default_rng(2)
+    twin = scene(rng)
+    twin[:, :8] = 0
+    (folder / "north" / "S2_20200105.tif").rename(folder / "north" / "S2_20200105T100000.tif")
+    write_scene(folder / "north" / "S2_20200105T095950.tif", twin)
+    rule = parse_recipe(entries(**({"dedupe": {"within_s": 3600, "keep": keep}} if keep else {})))
+    place = find_places(rule, folder, ["north"])[0][0]
+    if isinstance(frames, str):
+        with pytest.raises(ValueError, match=frames):
+            convert_place(rule, place)
+        return
+    chip, _ = convert_place(rule, place)
+    series = chip.sources["sentinel2"]
+    assert series.frames == frames and chip.attributes["twins"] == {"sentinel2": 1}
+    kept_whole = series.valid[0, 0].all()
+    assert kept_whole == (keep == "most_valid")
+
+
+def test_frames_without_an_observation_do_not_exist(folder):
+    write_scene(folder / "north" / "S2_20200420.tif", np.zeros((5, 32, 32), np.uint16))
+    rule = parse_recipe(entries())
+    chip, report = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    assert chip.sources["sentinel2"].frames == 3
+    assert "1 without any observation left out" in report.frames["sentinel2"]
+
+
+@pytest.mark.parametrize(
+    ("fill", "refused"),
+    [(0, None), (65535, "within one step of the limit of uint16"), (4444, "makes up"), (1, "one step of the limit")],
+)
+def test_a_fill_value_that_nobody_declared_is_refused(folder, fill, refused):
+    array = scene(np.random.default_rng(3))
+    array[:4, :4] = fill
+    write_scene(folder / "north" / "S2_20200105.tif", array)
+    rule = parse_recipe(entries())
+    place = find_places(rule, folder, ["north"])[0][0]
+    if refused is None:
+        convert_place(rule, place)
+        return
+    with pytest.raises(ValueError, match=refused) as refusal:
+        convert_place(rule, place)
+    assert "north: input s2: 1 (band B2)" in str(refusal.value)
+    declared = parse_recipe(entries(nodata={"values": [0, fill]}))
+    chip, _ = convert_place(declared, find_places(declared, folder, ["north"])[0][0])
+    assert not chip.sources["sentinel2"].valid[0, 0, :4].any()
+
+
+def test_a_mask_in_another_file_is_joined_by_time(folder):
+    for path in sorted((folder / "north").glob("S2_*.tif")):
+        mask = np.full((1, 16, 16), 1, np.uint8)
+        mask[0, :4] = int(path.stem[-1])
+        profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": "EPSG:32631"}
+        with rasterio.open(
+            path.with_name(path.name.replace("S2", "CLOUD")),
+            "w",
+            height=16,
+            width=16,
+            transform=Affine(20, 0, LEFT, 0, -20, TOP),
+            **profile,
+        ) as file:
+            file.write(mask)
+    own = entries(weight={"input": "clouds", "var": "1", "in": [5, 9]})
+    own["inputs"].append({"name": "clouds", "role": "qa", "glob": "*/CLOUD_*.tif", "time": own["inputs"][0]["time"]})
+    rule = parse_recipe(own)
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    weight = chip.sources["sentinel2"].weight[:, 0]
+    # Days end in 5, 6 and 9: the first 8 rows are clear on the first and the last of them.
+    assert [int(frame[:8].mean()) for frame in weight] == [255, 0, 255] and (weight[:, 8:] == 0).all()
+
+
+def test_labels_of_finer_pixels_need_purity(folder):
+    codes = np.full((1, 64, 64), 2, np.uint8)
+    codes[0, :, :21] = 1
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": "EPSG:32631"}
+    with rasterio.open(
+        folder / "north" / "codes.tif", "w", height=64, width=64, transform=Affine(5, 0, LEFT, 0, -5, TOP), **profile
+    ) as file:
+        file.write(codes)
+    own = entries() | {
+        "labels": [
+            {
+                "name": "cover",
+                "glob": "*/codes.tif",
+                "var": 1,
+                "codes": {1: "field", 2: "wood"},
+                "ignore": [0],
+                "min_purity": 0.75,
+                "fields": {"min_px": 4},
+                "valid_period": "2020-01-01/2021-01-01",
+            }
+        ]
+    }
+    rule = parse_recipe(own)
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    label = chip.labels["cover"]
+    assert (label.values[:, :10] == 1).all() and (label.values[:, 10] == 0).all() and (label.values[:, 11:] == 2).all()
+    assert sorted(np.unique(label.fields)) == [0, 1, 2] and label.valid_end_ms == parse_time("2021-01-01")
+    del own["labels"][0]["codes"][2]
+    rule = parse_recipe(own)
+    with pytest.raises(ValueError, match="the code 2 is neither in codes nor in ignore"):
+        convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+
+
+def write_cube(path: Path, frames: int, side: int) -> None:
+    rng = np.random.default_rng(4)
+    data = xarray.Dataset(
+        {
+            name: (("t", "y", "x"), rng.integers(100, 5000, (frames, side, side), dtype=np.uint16))
+            for name in ("B2", "B3", "B4", "B8", "B11")
+        },
+        {
+            "t": np.datetime64("2020-01-01", "ns") + np.arange(frames) * np.timedelta64(5, "D"),
+            "y": TOP - 5 - 10.0 * np.arange(side),
+            "x": LEFT + 5 + 10.0 * np.arange(side),
+        },
+        {"crs": "EPSG:32631"},
+    )
+    data.to_netcdf(path, encoding={name: {"chunksizes": (1, side, side)} for name in data.data_vars})
+
+
+def test_memory_stays_below_four_chips(tmp_path):
+    (tmp_path / "here").mkdir()
+    write_cube(tmp_path / "here" / "cube.nc", frames=40, side=96)
+    own = entries(
+        glob="*/cube.nc",
+        band_map={name: name for name in ("B2", "B3", "B4", "B8", "B11")},
+        weight={"var": "B2", "range": [0, 3000]},
+        time={"from": "coord", "var": "t"},
+    )
+    rule = parse_recipe(own)
+    list(convert(rule, tmp_path, tmp_path / "warm"))
+    tracemalloc.start()
+    (report,) = convert(rule, tmp_path, tmp_path / "chips", compress=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = (tmp_path / "chips" / report.file).stat().st_size
+    assert size > 3e6
+    assert peak < 4 * size
+
+
+DAMAGED = {
+    "tif": entries(),
+    "nc": entries(glob="*/cube.nc", band_map={"B2": "B2"}, weight="none", time={"from": "coord", "var": "t"}),
+}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("kind", sorted(DAMAGED))
+def test_damaged_files_are_named(tmp_path_factory, kind, data):
+    root = tmp_path_factory.mktemp("damaged")
+    path = root / "here" / ("S2_20200105.tif" if kind == "tif" else "cube.nc")
+    if kind == "tif":
+        write_scene(path, scene(np.random.default_rng(5), 16))
+    else:
+        path.parent.mkdir()
+        write_cube(path, frames=2, side=16)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 20))):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(content))
+    try:
+        list(convert(parse_recipe(DAMAGED[kind]), root, root / "chips"))
+    except (ValueError, OSError) as refusal:
+        assert "\n" not in str(refusal)
+        assert path.name in str(refusal) or "here" in str(refusal)
+    assert not list((root / "chips").glob(".*"))
+
+
+def test_the_command_prints_a_table_and_says_what_is_unused(folder, tmp_path, capsys):
+    (folder / "notes.txt").write_text("x")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entries()))
+    out = tmp_path / "chips"
+    options = ["--recipe", str(tmp_path / "mine.yaml"), "--input", str(folder), "--out", str(out)]
+    assert run(main, [*options, "--dry-run"]) == 0 and not out.exists()
+    assert run(main, options) == 0
+    printed = capsys.readouterr().out
+    assert "sentinel2: 3 frames, 2020-01-05 to 2020-03-09" in printed and "unused file: notes.txt" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["north.npz", "south.npz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--recipe", "nothing"], "no recipe 'nothing': known are"),
+        (["--recipe", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["--recipe", "worldcereal_patches", "--input", "nowhere"], "nowhere: no such folder"),
+        (["--recipe", "worldcereal_patches"], "no file belongs to a place of recipe worldcereal_patches"),
+    ],
+)
+def test_the_command_refuses_in_one_line(folder, tmp_path, capsys, options, words):
+    given = ["--input", str(folder), "--out", str(tmp_path / "chips"), *options]
+    assert run(main, given) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("aef ingest: error: ") and words in error and error.count("\n") == 1
+    assert not (tmp_path / "chips").exists()
+
+
+def test_days_and_months_follow_the_calendar():
+    start = parse_time("2020-01-31T00:00:00")
+    assert shift(start, "P8D", 2) == start + 16 * DAY_MS
+    assert shift(parse_time("2020-12-01"), "P1M") == parse_time("2021-01-01")
+    assert shift(parse_time("2020-03-01"), "P1M", -1) == parse_time("2020-02-01")
+    assert shift(parse_time("2020-01-01"), "P1Y") == parse_time("2021-01-01")
+    assert shift(parse_time("2020-01-01"), "PT6H", 4) == parse_time("2020-01-02")
+    assert shift(start, "P1M") == parse_time("2020-02-29")
