@@ -36,6 +36,7 @@ from aef.earthengine.manifest import (
     Outcome,
     PlannedChip,
 )
+from aef.earthengine.npy import PARSING
 from aef.earthengine.recipes import recipe_of
 from aef.earthengine.service import Service
 from aef.sources import Registry, Source
@@ -141,14 +142,16 @@ class Downloader:
                 raise
         if self._failure:
             raise self._failure
-        for leftover in self._parts.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove what a killed run left half-written; whole parts stay and are adopted."""
+        """Remove what a killed run left behind: half-written files, and parts of chips that are settled. Whole parts of
+        other chips stay and are adopted."""
         for folder in (self.out, self._parts):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
+        for part in self._parts.glob("*.npz"):
+            if self.manifest.state(part.name.rsplit(".", 2)[0]) in (WRITTEN, DROPPED):
+                part.unlink(missing_ok=True)
 
     # --- items -------------------------------------------------------------------------------------------------------
 
@@ -233,7 +236,8 @@ class Downloader:
         if not path.exists():
             return None
         try:
-            series = read_chip(path, self.plan.sources).sources[source.name]
+            with PARSING:
+                series = read_chip(path, self.plan.sources).sources[source.name]
         except (ChipError, KeyError):
             path.unlink()
             return None
@@ -273,7 +277,8 @@ class Downloader:
                     self.manifest.record(chip, name, Outcome(PENDING, "its part was changed on disk"))
                     self.manifest.finish(chip, INCOMPLETE, reason=f"{name}: its part was changed on disk")
                     return
-                part = read_chip(path, self.plan.sources)
+                with PARSING:
+                    part = read_chip(path, self.plan.sources)
                 series[name], products[name] = part.sources[name], part.attributes["products"][name]
             try:
                 target = self.out / f"{chip.id}.npz"

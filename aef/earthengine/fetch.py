@@ -25,7 +25,7 @@ fit a small machine and a lost one costs little."""
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
 
-LISTED_MS = 366 * DAY_MS
+LISTED_MS = 400 * DAY_MS
 """Longest span of time that one listing asks for; the service lists at most 5000 elements."""
 
 FEWEST_ROWS = 8

@@ -244,6 +244,12 @@ class Manifest:
             self._db.execute("COMMIT")
             return count
 
+    def state(self, chip: str) -> str | None:
+        """State of a chip by its id; None where it is not planned."""
+        with self._lock:
+            row = self._db.execute("SELECT state FROM chips WHERE id = ?", (chip,)).fetchone()
+        return row[0] if row else None
+
     def left(self) -> int:
         """How many chips are pending."""
         with self._lock:

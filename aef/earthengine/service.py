@@ -31,6 +31,7 @@ from aef.earthengine.errors import (
     TooLargeError,
     UnavailableError,
 )
+from aef.earthengine.npy import read_npy
 
 MAX_IN_FLIGHT = 40
 """Concurrent requests that the service grants a project by default, on either endpoint."""
@@ -206,11 +207,11 @@ class Service:
             UnavailableError: no answer in spite of every try.
             AccessError, QuotaError: the run has to end.
         """
-        body = {"expression": image, "fileFormat": "NUMPY_NDARRAY", "grid": grid}
+        body = {"expression": image, "fileFormat": "NPY", "grid": grid}
         shape = (grid["dimensions"]["height"], grid["dimensions"]["width"])
 
         def ask() -> np.ndarray:
-            answer = ee.data.computePixels(body)
+            answer = read_npy(ee.data.computePixels(body))
             if answer.shape != shape or set(answer.dtype.names or ()) != set(names):
                 raise RequestError(
                     f"the service answered {answer.shape} pixels with the bands {', '.join(answer.dtype.names or ())[:80]}; "
@@ -339,8 +340,8 @@ def judge(failure: Exception, status: int | None) -> Exception | None:
         if _TOO_LARGE.search(text) or _TOO_MANY_ELEMENTS.search(text) or status == 413:
             return TooLargeError(text)
         return RequestError(text)
-    if isinstance(failure, ValueError | EOFError | OSError):
-        return None  # a truncated or garbled body: the array cannot be read
+    if isinstance(failure, ValueError | EOFError | OSError | TypeError | KeyError):
+        return None  # a truncated or garbled body: it is no array, or no JSON (which the client hands on as text)
     return failure
 
 

@@ -249,7 +249,7 @@ def on_random_land(
         draws += lon.size
         for index in np.flatnonzero(is_land(lon, lat)):
             site = lattice.claim(float(lon[index]), float(lat[index]))
-            if site:
+            if site and is_land(site.lon, site.lat):
                 yield site
                 found += 1
                 if found == count:
@@ -300,7 +300,7 @@ def _in_area(area, quota: int, lattice: Lattice, generator: np.random.Generator,
         before = found
         for index in np.flatnonzero(keep):
             site = lattice.claim(float(lon[index]), float(lat[index]))
-            if site:
+            if site and shapely.contains_xy(area, site.lon, site.lat):
                 yield site
                 found += 1
                 if found == quota:

@@ -35,6 +35,16 @@ class Grid:
         return np.meshgrid(x, y)
 
 
+@functools.lru_cache(1024)
+def positions(target: Grid, own: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Fractional rows and columns of one grid at the pixel centres of another."""
+    x, y = target.centres()
+    if target.crs != own.crs:
+        x, y = transformer(target.crs, own.crs).transform(x, y)
+    a, _, c, _, e, f = own.affine
+    return (y - f) / e, (x - c) / a
+
+
 @dataclass(frozen=True)
 class Raster:
     """One band: values and mask on a grid."""
@@ -44,11 +54,7 @@ class Raster:
     mask: np.ndarray
 
     def read(self, target: Grid, bilinear: bool) -> tuple[np.ndarray, np.ndarray]:
-        x, y = target.centres()
-        if target.crs != self.grid.crs:
-            x, y = transformer(target.crs, self.grid.crs).transform(x, y)
-        a, _, c, _, e, f = self.grid.affine
-        col, row = (x - c) / a, (y - f) / e
+        row, col = positions(target, self.grid)
         return self._bilinear(row - 0.5, col - 0.5) if bilinear else self._nearest(row, col)
 
     def _pick(self, row: np.ndarray, col: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

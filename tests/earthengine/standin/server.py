@@ -123,6 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/$discovery"):
             self._answer(200, (_SHIPPED / "cloud_api_discovery_document.json").read_bytes())
         elif "/algorithms" in self.path:
+            if "/projects/517222506229/" in self.path:  # the client library's own project: no project was given
+                self._error(
+                    403, "PERMISSION_DENIED", "Caller does not have required permission to use project 517222506229."
+                )
+                return
             if self.server.faults.project_denied:
                 self._error(
                     403,

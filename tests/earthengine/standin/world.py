@@ -75,11 +75,11 @@ class SceneInfo:
 
 
 class World:
-    """What the service knows. ``gap_days`` spaces the optical scenes: smaller means more of them."""
+    """What the service knows. ``gap_days`` spaces the optical scenes: smaller means more of them; ``kept`` bands stay in memory."""
 
-    def __init__(self, seed: int = 0, gap_days: int = 61, missing: tuple[str, ...] = ()) -> None:
+    def __init__(self, seed: int = 0, gap_days: int = 61, missing: tuple[str, ...] = (), kept: int = 4096) -> None:
         self.seed, self.gap_days, self.missing = seed, gap_days, missing
-        self.band = functools.lru_cache(4096)(self._band)
+        self.band = functools.lru_cache(kept)(self._band)
 
     # --- which scenes ------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class World:
             L9: lambda c: self._landsat(c, L9),
             PALSAR: self._palsar,
             DEM: self._dem,
-            GEDI: lambda c: self._monthly(c, GEDI, 2019, 2022, every=3),
+            GEDI: lambda c: self._monthly(c, GEDI, 2019, 2022, every=5),
             ERA5: lambda c: self._monthly(c, ERA5, 2016, 2024),
             GRACE: lambda c: self._monthly(c, GRACE, 2016, 2024, drop=(2018, 3)),
             GRACE.replace("V03", "V04"): lambda c: self._monthly(c, GRACE.replace("V03", "V04"), 2016, 2024),
@@ -201,28 +201,23 @@ class World:
     # --- their pixels ------------------------------------------------------------------------------------------------
 
     def bands(self, collection: str) -> tuple[str, ...]:
-        return tuple(_BANDS[collection.replace("V04", "V03").replace(NLCD21, NLCD19).replace(L9, L8)])
+        return tuple(_BANDS[_KIN.get(collection, collection)])
 
     def _band(self, collection: str, index: str, band: str) -> Raster:
         """One band of an image: smooth fields in the chip's own metres, so that resampling is well defined."""
         chip = Rectangle.of_index(index)
         grid = self._grid(collection, index, band, chip)
-        x, y = grid.centres()
-        if grid.crs != chip.crs:
-            x, y = transformer(grid.crs, chip.crs).transform(x, y)
-        u, v = x - (chip.left + chip.right) / 2, y - (chip.bottom + chip.top) / 2
-        generator = np.random.default_rng((self.seed, zlib.crc32(f"{collection}/{index}/{band}".encode())))
-        low, high, dtype = _BANDS[collection.replace("V04", "V03").replace(NLCD21, NLCD19).replace(L9, L8)][band]
+        u, v = _metres(chip, grid)
+        shared = "rh" if collection == GEDI and band.startswith("rh") else band  # a footprint's heights go together
+        generator = np.random.default_rng((self.seed, zlib.crc32(f"{collection}/{index}/{shared}".encode())))
+        low, high, dtype = _BANDS[_KIN.get(collection, collection)][band]
         field_ = _smooth(u, v, generator)
         values = low + (high - low) * field_
         if np.dtype(dtype).kind in "ui":
             values = np.round(values)
         values = _special(collection, band, values, field_, generator)
-        mask = (
-            generator.random(values.shape) > 0.01
-            if collection in (S2, S1, L8, L9) and band != "cs"
-            else np.ones(values.shape, bool)
-        )
+        speckled = collection in (S2, S1, L8, L9)
+        mask = generator.random(values.shape) > 0.01 if speckled else np.ones(values.shape, bool)
         return Raster(grid, values.astype(dtype), mask & self._footprint(collection, index, u, v, generator))
 
     def _grid(self, collection: str, index: str, band: str, chip: Rectangle) -> Grid:
@@ -246,12 +241,21 @@ class World:
         if collection == S1:
             return v > 0 if "_1_X" in index else v <= 0
         if collection == GEDI:
-            return generator.random(u.shape) < 0.02
+            return generator.random(u.shape) < 0.15
         if collection == ERA5:
             return u > -30_000  # the sea in the west
         if collection == DEM:
             return u <= 40 if "_W_" in index else u > -40
         return np.ones(u.shape, bool)
+
+
+@functools.lru_cache(1024)
+def _metres(chip: Rectangle, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """A grid's pixel centres, in metres from the chip's centre."""
+    x, y = grid.centres()
+    if grid.crs != chip.crs:
+        x, y = transformer(grid.crs, chip.crs).transform(x, y)
+    return x - (chip.left + chip.right) / 2, y - (chip.bottom + chip.top) / 2
 
 
 def _smooth(u: np.ndarray, v: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -298,6 +302,7 @@ def _geographic(chip: Rectangle, step: float, west: float, north: float, margin:
     return Grid("EPSG:4326", (step, 0, west + col * step, 0, -step, north - row * step), side, wide)
 
 
+_KIN = {GRACE.replace("V03", "V04"): GRACE, NLCD21: NLCD19, L9: L8}
 _BANDS: dict[str, dict[str, tuple[float, float, str]]] = {
     S2: {
         "B2": (700, 2600, "u2"),
@@ -313,12 +318,16 @@ _BANDS: dict[str, dict[str, tuple[float, float, str]]] = {
         for name, low, high in (("VV", -18, -2), ("VH", -32, -8), ("HH", -18, -2), ("HV", -26, -8), ("angle", 30, 46))
     },
     L8: {
-        **{name: (0.02, 0.45, "f4") for name in ("B2", "B3", "B4", "B5", "B6", "B8")},
+        # Air scatters short waves: the darkest blue is brighter than the darkest red.
+        **{
+            name: (low, low + 0.4, "f4")
+            for name, low in (("B2", 0.1), ("B3", 0.08), ("B4", 0.05), ("B5", 0.03), ("B6", 0.01), ("B8", 0.07))
+        },
         "B10": (270, 310, "f4"),
         "QA_PIXEL": (0, 65535, "u2"),
     },
     PALSAR: {"HH": (800, 9000, "u2"), "HV": (400, 5000, "u2"), "LIN": (2000, 5000, "u2"), "MSK": (1, 1, "u1")},
-    DEM: {"DEM": (50, 900, "f4"), "WBM": (0, 0, "u1")},
+    DEM: {"DEM": (250, 330, "f4"), "WBM": (0, 0, "u1")},
     GEDI: {
         **{f"rh{i}": (-3 + 0.3 * i, 1 + 0.3 * i, "f4") for i in range(101)},
         "quality_flag": (0, 1, "u1"),
@@ -330,14 +339,11 @@ _BANDS: dict[str, dict[str, tuple[float, float, str]]] = {
         "total_precipitation_sum": (0, 0.2, "f8"),
         "total_precipitation_min": (0, 0.001, "f8"),
         "total_precipitation_max": (0.001, 0.02, "f8"),
+        # Means lie above minima, below maxima, as they must.
         **{
-            f"{name}{suffix}": (low, high, "f8")
-            for name, low, high in (
-                ("temperature_2m", 262, 302),
-                ("dewpoint_temperature_2m", 255, 295),
-                ("surface_pressure", 85000, 102000),
-            )
-            for suffix in ("", "_min", "_max")
+            f"{name}{suffix}": (low + shift, low + 8 + shift, "f8")
+            for name, low in (("temperature_2m", 282), ("dewpoint_temperature_2m", 272), ("surface_pressure", 95_000))
+            for suffix, shift in (("", 0), ("_min", -9), ("_max", 9))
         },
     },
     GRACE: {"lwe_thickness": (-40, 40, "f8"), "uncertainty": (0, 5, "f8")},

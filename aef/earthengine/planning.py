@@ -1,0 +1,60 @@
+"""From sites and periods to planned chips: one chip per site and support period, on its snapped grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from aef.data.collate import stable_hash
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.manifest import PlannedChip
+from aef.earthengine.sites import Site, draw_periods
+from aef.timecode import Period
+
+
+@dataclass(frozen=True)
+class PeriodRule:
+    """Which support periods a site gets: those of its own file, else the given ones, else ``drawn`` at random.
+
+    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed.
+    """
+
+    periods: tuple[Period, ...] = ()
+    drawn: int = 0
+    days: int = 365
+    seed: int = 0
+
+    def of(self, site: Site) -> tuple[Period, ...]:
+        """Raises ValueError where there is no period, or the range is too short."""
+        if site.periods:
+            return site.periods
+        if not self.periods:
+            raise ValueError(f"site {site.id} states no period of its own: add --periods START/END")
+        if not self.drawn:
+            return self.periods
+        return draw_periods(site.id, self.periods[0], self.drawn, seed=self.seed, length_days=self.days)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``i/n`` with 1 <= i <= n → (i, n). Raises ValueError."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"shard: expected i/n with i from 1 to n, like 2/8, found {text!r}")
+    return int(part), int(parts)
+
+
+def planned_chips(
+    sites: Iterable[Site], rule: PeriodRule, *, px: int = 128, shard: tuple[int, int] | None = None
+) -> Iterator[PlannedChip]:
+    """Chips of all sites, or of those that fall to a shard (by their id, so that every host agrees)."""
+    for site in sites:
+        if shard and stable_hash(site.id) % shard[1] != shard[0] - 1:
+            continue
+        grid = ChipGrid.around(site.lon, site.lat, px)
+        for period in rule.of(site):
+            yield PlannedChip(f"{site.id}_{_day(period.start_ms)}", site.id, site.lon, site.lat, grid, period)
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y%m%d")

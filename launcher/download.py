@@ -1,0 +1,325 @@
+"""Download chips from Earth Engine (or, with --from stac, from a STAC catalogue).
+
+Sites come from a file, a box, a place, random land or strata; every site and support period becomes one chip with the
+sources at the paper's preprocessing. Kill it at any moment and start the same command again: nothing done is fetched
+twice. docs/download.md tells what each source holds, what it costs and what every message means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+
+def arguments() -> argparse.ArgumentParser:
+    p = parser(__file__, __doc__)
+    p.add_argument("--from", dest="door", choices=("earthengine", "stac"), default="earthengine", help="where from")
+    p.add_argument(
+        "--out", "--output_dir", required=True, metavar="CHIPS", help="folder for the chips and the manifest"
+    )
+
+    where = p.add_argument_group("sites, one of").add_mutually_exclusive_group()
+    where.add_argument(
+        "--sites", metavar="FILE", help=".csv, .geojson or .parquet with lon, lat and optionally id, start, end"
+    )
+    where.add_argument("--place", metavar="LON,LAT", help="one place")
+    where.add_argument("--bbox", metavar="WEST,SOUTH,EAST,NORTH", help="every 1.28 km cell of a box (degrees)")
+    where.add_argument("--random-land", "--samples", type=int, metavar="N", help="N sites on land, uniform by area")
+    where.add_argument("--strata", metavar="POLYGONS", help="GeoJSON: sites drawn from each stratum")
+
+    sites = p.add_argument_group("choosing sites and periods")
+    sites.add_argument(
+        "--per-stratum", type=int, default=100, metavar="N", help="sites per stratum; a feature's `quota` wins"
+    )
+    sites.add_argument(
+        "--stratum-field", metavar="NAME", help="property that names a stratum; otherwise each feature is one"
+    )
+    sites.add_argument("--offshore", action="store_true", help="keep strata's sites without land (reefs, tidal flats)")
+    sites.add_argument("--periods", metavar="START/END[,START/END]", help="support periods, ISO dates")
+    sites.add_argument(
+        "--draw-periods", type=int, default=0, metavar="N", help="draw N periods of 365 d within --periods"
+    )
+    sites.add_argument("--seed", type=int, default=0, help="of random sites and drawn periods")
+    sites.add_argument("--shard", metavar="i/n", help="only the i-th of n shares of the sites, for one of n hosts")
+
+    what = p.add_argument_group("sources")
+    what.add_argument(
+        "--sources", nargs="+", metavar="NAME", help="sources to fetch; otherwise all that are on by default"
+    )
+    what.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    what.add_argument("--successors", action="store_true", help="replace deprecated collections by their successors")
+    what.add_argument(
+        "--require", nargs="*", default=[], metavar="NAME", help="drop chips that lack one of these sources"
+    )
+    what.add_argument("--accept-failed", action="store_true", help="write chips although a source was refused")
+    what.add_argument("--chip-px", type=int, default=128, help="side of a chip, 10 m pixels")
+    what.add_argument("--uncompressed", action="store_true", help="larger files that are written and load faster")
+
+    ee = p.add_argument_group("Earth Engine")
+    ee.add_argument("--project", "--project_id", metavar="P", help="Cloud project that is registered for Earth Engine")
+    ee.add_argument("--key-file", metavar="JSON", help="service account key; otherwise your own credentials")
+    ee.add_argument("--endpoint", default="high-volume", metavar="NAME|URL", help="high-volume or standard")
+    ee.add_argument(
+        "--workers", type=int, default=40, metavar="N", help="most requests at once (the service grants 40)"
+    )
+    ee.add_argument("--patience", type=float, default=60.0, metavar="S", help="longest wait between two tries, seconds")
+
+    stac = p.add_argument_group("STAC")
+    stac.add_argument("--catalog", metavar="URL|FILE", help="a STAC API, or a static catalogue")
+
+    instead = p.add_argument_group("instead of downloading").add_mutually_exclusive_group()
+    instead.add_argument(
+        "--estimate", action="store_true", help="requests, bytes, hours and compute share, without asking anyone"
+    )
+    instead.add_argument("--dry-run", action="store_true", help="list what would be fetched, without asking anyone")
+    instead.add_argument("--export", metavar="FILE.parquet", help="write the manifest as Parquet")
+    instead.add_argument("--verify", action="store_true", help="compare every chip with its recorded checksum")
+    p.add_argument("--retry-failed", action="store_true", help="take up chips again whose sources were refused")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments().parse_args(argv)
+    if options.door == "stac":
+        from aef.stac.command import download as download_stac
+
+        return download_stac(options, planned(options), Progress)
+    from aef.earthengine import manifest as m
+    from aef.earthengine.planning import parse_shard
+
+    shard = parse_shard(options.shard) if options.shard else None
+    sources = chosen_sources(options)
+    if options.estimate:
+        return estimate(options, sources)
+    if options.dry_run:
+        return dry_run(options, sources)
+    if options.export or options.verify:
+        with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
+            return export(options, manifest) if options.export else verify(options, manifest)
+    return download(options, sources, shard)
+
+
+def say(text: str) -> None:
+    print(f"aef download: {text}", file=sys.stderr)
+
+
+# --- what and where --------------------------------------------------------------------------------------------------
+
+
+def chosen_sources(options: argparse.Namespace):
+    """The registry of what is fetched, with the collections that are read. Says which of them are deprecated."""
+    from aef.earthengine.recipes import deprecated, in_use
+    from aef.settings_file import registry_of
+    from aef.sources import VERSION_2_1, Registry
+
+    known = registry_of(options.out, files=options.sources_file).extended(VERSION_2_1.values())
+    names = options.sources or [name for name, source in known.items() if source.enabled]
+    for name in options.require:
+        if name not in names:
+            raise ValueError(f"--require {name}: is not among the sources to fetch ({', '.join(names)})")
+    chosen = Registry(in_use(known[name], successors=options.successors) for name in names)
+    for warning in deprecated(c for source in chosen.values() for c in source.collections):
+        say(f"warning: {warning}")
+    return chosen
+
+
+def sites(options: argparse.Namespace) -> Iterator:
+    """Sites in a fixed order, one after the other. Raises ValueError where no kind of site was asked for."""
+    from aef.earthengine import sites as s
+
+    lattice = s.Lattice(options.chip_px)
+    if options.sites:
+        return s.read_sites(options.sites)
+    if options.place:
+        lon, lat = numbers(options.place, 2, "--place LON,LAT")
+        return iter([s.at(lon, lat)])
+    if options.bbox:
+        return s.in_box(*numbers(options.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH"), lattice)
+    if options.random_land:
+        return s.on_random_land(options.random_land, lattice, seed=options.seed)
+    if options.strata:
+        return s.in_strata(
+            options.strata,
+            options.per_stratum,
+            lattice,
+            seed=options.seed,
+            field=options.stratum_field,
+            offshore=options.offshore,
+        )
+    raise ValueError("no sites: give one of --sites, --place, --bbox, --random-land or --strata")
+
+
+def planned(options: argparse.Namespace) -> Iterator:
+    """The chips of all sites, or of this host's share of them."""
+    from aef.earthengine.planning import PeriodRule, parse_shard, planned_chips
+    from aef.earthengine.sites import parse_periods
+
+    periods = parse_periods(options.periods) if options.periods else ()
+    rule = PeriodRule(periods, options.draw_periods, seed=options.seed)
+    shard = parse_shard(options.shard) if options.shard else None
+    return planned_chips(sites(options), rule, px=options.chip_px, shard=shard)
+
+
+def numbers(text: str, count: int, form: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        raise ValueError(f"expected {form}, found {text!r}")
+    return found
+
+
+# --- instead of downloading ------------------------------------------------------------------------------------------
+
+
+def estimate(options: argparse.Namespace, sources) -> int:
+    from aef.earthengine.estimate import estimate as estimated
+
+    print("\n".join(estimated(planned(options), list(sources.values()), in_flight=options.workers).lines()))
+    return 0
+
+
+def dry_run(options: argparse.Namespace, sources) -> int:
+    shown, count = 5, 0
+    for count, chip in enumerate(planned(options), start=1):
+        if count <= shown:
+            left, bottom, right, top = chip.grid.bounds
+            print(f"{chip.id}: {chip.grid.crs} {left:.0f} {bottom:.0f} {right:.0f} {top:.0f}, {chip.period}")
+    more = f" (and {count - shown:,} more)" if count > shown else ""
+    print(f"{count:,} chips of {options.chip_px} px{more} would go to {options.out}, from:")
+    for name, source in sources.items():
+        print(f"  {name}: {', '.join(source.collections)}")
+    return 0
+
+
+def export(options: argparse.Namespace, manifest) -> int:
+    names = list((manifest.setting("sources") or {}).keys())
+    print(f"wrote {manifest.export(options.export, names):,} rows to {options.export}")
+    return 0
+
+
+def verify(options: argparse.Namespace, manifest) -> int:
+    from aef.earthengine.download import verify as verified
+
+    broken = verified(options.out, manifest)
+    for name in broken:
+        print(f"{name}: missing or changed since it was written")
+    print(f"{manifest.chip_counts().get('written', 0) - len(broken):,} chips as written, {len(broken):,} not")
+    return 1 if broken else 0
+
+
+# --- downloading -----------------------------------------------------------------------------------------------------
+
+
+def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
+    from aef.earthengine import manifest as m
+    from aef.earthengine.download import Downloader, Plan
+    from aef.earthengine.service import Patience, Service
+
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": options.chip_px}
+    plan = Plan(sources, options.chip_px, tuple(options.require), options.accept_failed, not options.uncompressed)
+    with m.Manifest(m.manifest_path(out, shard), settings) as manifest:
+        fill(manifest, options)
+        carry_entries(out, sources)
+        reopened = manifest.reopen(failed=options.retry_failed or options.accept_failed)
+        if reopened:
+            say(f"{reopened:,} incomplete chips are taken up again")
+        left = manifest.left()
+        if left:
+            patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
+            with (
+                Service(
+                    options.project,
+                    endpoint=options.endpoint,
+                    key_file=options.key_file,
+                    in_flight=options.workers,
+                    patience=patience,
+                    say=say,
+                ) as service,
+                Progress("download", total=left * len(sources), unit="item") as progress,
+            ):
+                downloader = Downloader(
+                    service, manifest, out, plan, lambda chip, source, state: progress.advance(note=note(service))
+                )
+                downloader.run()
+                say(
+                    f"{service.requests:,} requests, {service.retries:,} tried again, {service.bytes / 1e6:,.1f} MB of pixels"
+                )
+        return report(manifest, out, sources)
+
+
+def note(service) -> str:
+    return f"{service.requests:,} requests, {service.bytes / 1e6:,.0f} MB"
+
+
+def fill(manifest, options: argparse.Namespace) -> None:
+    """Plan the chips once; a run that is started again with the same words goes straight on."""
+    words = {
+        name: getattr(options, name)
+        for name in (
+            "sites",
+            "place",
+            "bbox",
+            "random_land",
+            "strata",
+            "per_stratum",
+            "stratum_field",
+            "offshore",
+            "periods",
+        )
+    }
+    words |= {name: getattr(options, name) for name in ("draw_periods", "seed", "shard")}
+    for name in ("sites", "strata"):
+        if words[name]:
+            status = Path(words[name]).stat()
+            words[name] = [str(words[name]), status.st_size, status.st_mtime_ns]
+    if manifest.setting("planned") != words:
+        added = manifest.plan(planned(options))
+        manifest.remember("planned", words)
+        say(f"{added:,} chips planned")
+
+
+def carry_entries(out: Path, sources) -> None:
+    """Source entries that are not built in travel with the chips, so that every command can read them."""
+    from aef.settings_file import SOURCES_FILE, read_sources, write_sources
+    from aef.sources import BUILT_IN
+
+    own = {name: source for name, source in sources.items() if name not in BUILT_IN}
+    path = out / SOURCES_FILE
+    held = {source.name: source for source in read_sources(path)} if path.exists() else {}
+    if own.keys() - held.keys():
+        write_sources(path, {**own, **held}.values())
+
+
+def report(manifest, out: Path, sources) -> int:
+    """The closing table; returns 0 only when every planned chip is settled."""
+    from aef.earthengine.checks import survey, table
+
+    chips, items = manifest.chip_counts(), manifest.item_counts()
+    print(f"{'source':<12}{'done':>10}{'empty':>10}{'failed':>10}{'pending':>10}")
+    total = sum(chips.values())
+    for name in sources:
+        done, empty, failed = (items.get((name, state), 0) for state in ("done", "empty", "failed"))
+        print(f"{name:<12}{done:>10,}{empty:>10,}{failed:>10,}{total - done - empty - failed:>10,}")
+    print("chips: " + ", ".join(f"{count:,} {state}" for state, count in sorted(chips.items())))
+    for chip, source, reason in manifest.failures():
+        print(f"  {chip}: {source}: {reason}")
+    if chips.get("written"):
+        print("\n".join(["", *table(survey(out, sources))]))
+    unsettled = chips.get("incomplete", 0) + chips.get("pending", 0)
+    if unsettled:
+        say(
+            f"{unsettled:,} chips are incomplete: run the same command again, with --retry-failed for those that were refused"
+        )
+    return 1 if unsettled else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

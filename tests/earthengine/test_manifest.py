@@ -1,0 +1,146 @@
+"""The manifest: resuming, settings, constant cost, export."""
+
+import time
+
+import pytest
+
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.manifest import (
+    DONE,
+    EMPTY,
+    FAILED,
+    INCOMPLETE,
+    PENDING,
+    WRITTEN,
+    Manifest,
+    ManifestError,
+    Outcome,
+    PlannedChip,
+    manifest_path,
+)
+from aef.timecode import parse_period
+
+SETTINGS = {"sources": {"sentinel2": ["COPERNICUS/S2_HARMONIZED"]}, "chip_px": 128}
+PERIOD = parse_period("2019-01-01/2020-01-01")
+
+
+def chips(count):
+    for n in range(count):
+        yield PlannedChip(
+            f"site{n:07d}_20190101",
+            f"site{n:07d}",
+            n % 360 - 180.0,
+            0.0,
+            ChipGrid("EPSG:32631", 10 * n, 0, 128),
+            PERIOD,
+        )
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    with Manifest(tmp_path / "m.sqlite", SETTINGS) as opened:
+        yield opened
+
+
+def test_pending_chips_come_back_as_they_were_planned(manifest):
+    assert manifest.plan(chips(150)) == 150
+    assert manifest.plan(chips(160)) == 10  # the same ones again, and ten more
+    found = list(manifest.pending(128, batch=7))
+    assert [(c.id, c.grid, c.period, c.lon) for c in found] == [(c.id, c.grid, c.period, c.lon) for c in chips(160)]
+
+
+def test_what_is_recorded_is_not_pending_any_more(manifest):
+    manifest.plan(chips(3))
+    first, second, third = manifest.pending(128)
+    manifest.record(first, "sentinel2", Outcome(DONE, "", 5, 2, 100, "ab"))
+    manifest.finish(first, WRITTEN, size=10, sha256="cd")
+    manifest.record(second, "sentinel2", Outcome(EMPTY, "no image", requests=1))
+    assert [c.id for c in manifest.pending(128)] == [second.id, third.id]
+    assert manifest.items(first)["sentinel2"] == Outcome(DONE, "", 5, 2, 100, "ab")
+    assert manifest.items(second)["sentinel2"].reason == "no image" and manifest.items(third) == {}
+    assert manifest.chip_counts() == {"written": 1, "pending": 2} and manifest.left() == 2
+    assert list(manifest.checksums()) == [(first.id, "cd")]
+
+
+def test_missing_answers_are_taken_up_again_and_refusals_only_when_asked(manifest):
+    manifest.plan(chips(2))
+    lacking, refused = manifest.pending(128)
+    manifest.record(lacking, "sentinel2", Outcome(PENDING, "no answer"))
+    manifest.record(refused, "sentinel2", Outcome(FAILED, "permission denied"))
+    for chip in (lacking, refused):
+        manifest.finish(chip, INCOMPLETE, reason="…")
+    assert manifest.failures() == [(refused.id, "sentinel2", "permission denied")]
+    assert manifest.reopen() == 1
+    assert [c.id for c in manifest.pending(128)] == [lacking.id] and manifest.items(lacking) == {}
+    assert manifest.reopen(failed=True) == 1
+    assert manifest.items(refused) == {} and manifest.left() == 2
+
+
+def test_a_folder_keeps_its_settings(tmp_path):
+    path = tmp_path / "m.sqlite"
+    Manifest(path, SETTINGS).close()
+    Manifest(path, SETTINGS).close()
+    with pytest.raises(ManifestError, match="chip_px = 128, now 64: keep to it, or choose another --out"):
+        Manifest(path, {**SETTINGS, "chip_px": 64})
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    with Manifest(tmp_path / "m.sqlite", SETTINGS):
+        with pytest.raises(ManifestError, match="another download is writing here"):
+            Manifest(tmp_path / "m.sqlite", SETTINGS)
+        Manifest(tmp_path / "m.sqlite", read_only=True).close()
+
+
+def test_damaged_newer_and_absent_manifests_are_named(tmp_path):
+    (tmp_path / "m.sqlite").write_bytes(b"no database at all, but long enough to be one" * 100)
+    with pytest.raises(ManifestError, match=r"m\.sqlite: is damaged"):
+        Manifest(tmp_path / "m.sqlite", SETTINGS)
+    with pytest.raises(FileNotFoundError, match="nothing was downloaded"):
+        Manifest(tmp_path / "absent.sqlite", read_only=True)
+    with Manifest(tmp_path / "n.sqlite", SETTINGS) as manifest:
+        manifest.remember("format_version", 99)
+    with pytest.raises(ManifestError, match="update the software"):
+        Manifest(tmp_path / "n.sqlite", SETTINGS)
+
+
+def test_export_lists_every_chip_and_source(manifest, tmp_path):
+    import pyarrow.parquet
+
+    manifest.plan(chips(50))
+    first, second, *_ = manifest.pending(128)
+    manifest.record(first, "sentinel2", Outcome(DONE, "", 5, 2, 100, "ab"))
+    manifest.finish(first, WRITTEN, size=10, sha256="cd")
+    manifest.record(second, "grace", Outcome(FAILED, "refused"))
+    assert manifest.export(tmp_path / "m.parquet", ["sentinel2", "grace"], batch=7) == 100
+    rows = pyarrow.parquet.read_table(tmp_path / "m.parquet").to_pylist()
+    by_key = {(r["chip"], r["source"]): r for r in rows}
+    assert by_key[first.id, "sentinel2"]["state"] == "done" and by_key[first.id, "sentinel2"]["chip_sha256"] == "cd"
+    assert by_key[first.id, "grace"]["state"] == "pending" and by_key[second.id, "grace"]["reason"] == "refused"
+    assert len(by_key) == 100 and not list(tmp_path.glob(".*"))
+
+
+def test_going_on_costs_the_same_whatever_is_already_done(tmp_path):
+    """The next pending chip is found through the index: the plan of the query says so, whatever the machine's speed."""
+    with Manifest(tmp_path / "m.sqlite", SETTINGS) as manifest:
+        manifest.plan(chips(2000))
+        query = "SELECT number FROM chips WHERE state = 'pending' AND number > ? ORDER BY number LIMIT ?"
+        plan = " ".join(row[3] for row in manifest._db.execute(f"EXPLAIN QUERY PLAN {query}", (0, 64)))
+        assert "pending_chips" in plan and "SCAN" not in plan
+        items = " ".join(
+            row[3] for row in manifest._db.execute("EXPLAIN QUERY PLAN SELECT * FROM items WHERE chip = 5")
+        )
+        assert "SEARCH" in items and "SCAN" not in items
+
+
+def test_a_clock_that_jumps_changes_nothing(manifest, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: -1e9)
+    manifest.plan(chips(5))
+    for chip in manifest.pending(128):
+        manifest.record(chip, "sentinel2", Outcome(DONE))
+        manifest.finish(chip, WRITTEN)
+    assert manifest.left() == 0
+
+
+def test_hosts_that_share_a_folder_have_a_manifest_each(tmp_path):
+    assert manifest_path(tmp_path).name == "manifest.sqlite"
+    assert manifest_path(tmp_path, (2, 8)).name == "manifest-2-of-8.sqlite"

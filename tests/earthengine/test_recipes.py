@@ -1,0 +1,143 @@
+"""Scenes → frames: merging, de-duplication, metadata; in plain Python, without a service."""
+
+import math
+
+import numpy as np
+
+from aef.earthengine.recipes import RECIPES, Scene, Surrounding, month_end_ms, year_ms
+from aef.sources import BUILT_IN
+from aef.timecode import parse_period, parse_time
+
+AROUND = Surrounding("EPSG:32632", 8.9, parse_period("2018-06-01/2019-06-01"))
+
+
+def frames(name, *scenes, around=AROUND):
+    return RECIPES[name].frames(scenes, around, BUILT_IN[name])
+
+
+def granule(index, tile, time, *, take="GS2A_20180701T102021_015780_N02.06", made=1):
+    return Scene("S2", index, time, None, {"DATATAKE_IDENTIFIER": take, "MGRS_TILE": tile, "GENERATION_TIME": made})
+
+
+def test_granules_of_a_datatake_are_one_frame_at_the_earliest_time():
+    (frame,) = frames("sentinel2", granule("b", "32TMT", 2000), granule("a", "32TMS", 1000))
+    assert frame.time_ms == 1000 and [s.index for s in frame.scenes] == ["a", "b"]
+    assert frame.bands == BUILT_IN["sentinel2"].band_names
+
+
+def test_granules_of_the_chip_s_own_zone_lie_on_top():
+    (frame,) = frames("sentinel2", granule("a", "32TMT", 1), granule("b", "31TGN", 2))
+    assert [s.index for s in frame.scenes] == ["b", "a"]
+    (frame,) = frames(
+        "sentinel2",
+        granule("a", "32TMT", 1),
+        granule("b", "31TGN", 2),
+        around=Surrounding("EPSG:32631", 5.9, AROUND.period),
+    )
+    assert [s.index for s in frame.scenes] == ["a", "b"]
+
+
+def test_a_reprocessed_granule_replaces_the_older_one():
+    old = granule("old", "32TMT", 1, made=10)
+    new = granule("new", "32TMT", 1, take="GS2A_20180701T102021_015780_N05.00", made=20)
+    for order in ((old, new), (new, old)):
+        (frame,) = frames("sentinel2", *order)
+        assert [s.index for s in frame.scenes] == ["new"]
+
+
+def test_different_datatakes_stay_apart():
+    other = "GS2B_20180701T102021_006870_N02.06"
+    assert [f.time_ms for f in frames("sentinel2", granule("a", "32TMT", 5), granule("b", "32TMT", 3, take=other))] == [
+        3,
+        5,
+    ]
+
+
+def slice_(index, time, orbit=100, held=("VV", "VH"), heading=190.5):
+    properties = {
+        "platform_number": "A",
+        "orbitNumber_start": orbit,
+        "transmitterReceiverPolarisation": list(held),
+        "platformHeading": heading,
+    }
+    return Scene("S1", index, time, None, properties)
+
+
+def test_slices_of_one_orbit_are_one_frame_with_the_bands_that_it_has():
+    one, other = frames("sentinel1", slice_("a", 10), slice_("b", 20), slice_("c", 30, 101, ("HH",), None))
+    assert one.bands == ("VV", "VH", "angle") and len(one.scenes) == 2 and one.time_ms == 10
+    assert np.allclose(one.metadata, (190.5, 98.18))
+    assert other.bands == ("HH", "angle") and math.isnan(other.metadata[0])
+
+
+def row(index, time, zone, path=195, collection="LC08"):
+    return Scene(collection, index, time, None, {"WRS_PATH": path, "UTM_ZONE": zone})
+
+
+def test_of_overlapping_rows_the_nearest_zone_is_kept_then_the_latest():
+    assert [f.scenes[0].index for f in frames("landsat", row("far", 20, 33), row("near", 10, 32))] == ["near"]
+    assert [f.scenes[0].index for f in frames("landsat", row("early", 10, 32), row("late", 20, 32))] == ["late"]
+    assert (
+        len(frames("landsat", row("a", 10, 32), row("b", 20, 32, collection="LC09"), row("c", 30, 32, path=196))) == 3
+    )
+
+
+def test_zones_are_compared_across_the_antimeridian():
+    fiji = Surrounding("EPSG:32601", -179.5, AROUND.period)
+    assert [f.scenes[0].index for f in frames("landsat", row("z60", 20, 60), row("z02", 10, 2), around=fiji)] == ["z60"]
+
+
+def palsar(index, time, held, path=1, direction="Ascending", antenna="Right"):
+    properties = {
+        "Polarizations": held,
+        "PassDirection": direction,
+        "AntennaPointing": antenna,
+        "RSP_Path_Number": path,
+    }
+    return Scene("P2", index, time, None, properties)
+
+
+def test_palsar_paths_of_a_day_are_merged_and_flags_are_kept():
+    one, other = frames(
+        "palsar2",
+        palsar("a", 10, ["HH", "HV"]),
+        palsar("b", 20, ["HH", "HV"]),
+        palsar("c", 30, ["HH"], 2, "Descending", "Left"),
+        palsar("d", 40, ["VV", "VH"], 3),
+    )
+    assert one.bands == ("HH", "HV", "LIN") and one.metadata == (1.0, 1.0) and len(one.scenes) == 2
+    assert other.bands == ("HH", "LIN") and other.metadata == (0.0, 0.0)
+
+
+def landcover(year, collection):
+    return Scene(collection, str(year), year_ms(year))
+
+
+def test_land_cover_comes_from_the_nearest_mapped_year():
+    old, new = BUILT_IN["nlcd"].collections
+    mapped = [landcover(y, old) for y in (2011, 2013, 2016, 2019)] + [landcover(2021, new), landcover(2019, new)]
+
+    def chosen(period):
+        around = Surrounding("EPSG:32615", -93.0, parse_period(period))
+        return [(f.scenes[0].collection, f.scenes[0].index) for f in frames("nlcd", *mapped, around=around)]
+
+    assert chosen("2017-01-01/2018-01-01") == [(old, "2016")]
+    assert chosen("2018-06-01/2019-06-01") == [(old, "2019")]
+    assert chosen("2021-01-01/2022-01-01") == [(new, "2021")]
+    assert chosen("2023-01-01/2024-01-01") == [(new, "2021")]
+    assert chosen("2012-01-01/2020-01-01") == [(old, "2011"), (old, "2013"), (old, "2016"), (old, "2019")]
+    (frame,) = frames("nlcd", *mapped, around=Surrounding("EPSG:32615", -93.0, parse_period("2016-03-01/2017-03-01")))
+    assert (frame.time_ms, frame.end_ms) == (parse_time("2016-01-01"), parse_time("2017-01-01"))
+
+
+def test_months_carry_their_end_and_the_one_that_ended_before_the_period_is_left_out():
+    months = [Scene("E", f"2018{m:02d}", parse_time(f"2018-{m:02d}-01")) for m in (4, 5, 6, 12)]
+    kept = frames("era5_land", *months, around=Surrounding("EPSG:32632", 8.9, parse_period("2018-05-15/2019-05-15")))
+    assert [f.scenes[0].index for f in kept] == ["201805", "201806", "201812"]
+    assert kept[-1].end_ms == parse_time("2019-01-01") == month_end_ms(parse_time("2018-12-01"))
+
+
+def test_tiles_of_a_static_source_are_one_frame():
+    (frame,) = frames("glo30", Scene("D", "b", 0), Scene("D", "a", 0))
+    assert [s.index for s in frame.scenes] == ["a", "b"]
+    assert frames("glo30") == []
