@@ -156,6 +156,7 @@ class StepLoader:
         self.restarts = 0
         self._first = consumed // run.config.train.global_batch
         self._made: queue.Queue[Loaded | Exception] = queue.Queue(self.AHEAD)
+        self._iterator: Iterator[Loaded] = iter(())
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
         self._thread.start()
@@ -166,6 +167,10 @@ class StepLoader:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def processes(self) -> list[int]:
+        """Ids of the worker processes at work."""
+        return [worker.pid for worker in getattr(self._iterator, "_workers", [])]
 
     def first_batch(self) -> Batch:
         """The first micro-batch of the run, always the same: what figures show."""
@@ -188,7 +193,8 @@ class StepLoader:
         step, deaths = self._first, 0
         while not self._closing.is_set():
             try:
-                for loaded in self._source(step):
+                self._iterator = self._source(step)
+                for loaded in self._iterator:
                     if not self._put(loaded):
                         return
                     step, deaths = step + 1, 0

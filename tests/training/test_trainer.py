@@ -1,0 +1,247 @@
+"""One run in one process: what it leaves, exact resume, skipped steps, signals, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import aef
+from aef.config import ConfigError
+from aef.run import RunError, input_and_target_names
+from aef.sources import BUILT_IN
+from aef.training import Trainer
+from aef.training.checkpoint import CheckpointError
+from aef.training.engine import TrainingError
+from aef.training.loader import Loaded, share
+from aef.training.log import read_log
+
+FIELDS = [
+    *("step", "loss", "reconstruction", "uniformity", "consistency", "text", "per_source", "grad_norm", "lr"),
+    *("frames_per_s", "samples_per_s", "data_wait", "mfu", "memory_gb", "skipped"),
+]
+LEARNT = ("step", "loss", "reconstruction", "uniformity", "consistency", "text", "per_source", "grad_norm", "lr")
+
+
+def learnt(log):
+    """What does not depend on the clock."""
+    return [{name: record[name] for name in LEARNT} for record in log]
+
+
+def events(run, kind):
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def go_on(config, chips, run, **options):
+    with Trainer(config, chips, run, resume="auto", quiet=True, **options) as trainer:
+        return trainer.fit()
+
+
+def stop_after(config, chips, run, steps, **options):
+    """Train some steps and leave without a word, as a crash would."""
+    with Trainer(config, chips, run, quiet=True, **options) as trainer:
+        for record in trainer.steps():
+            if record["step"] == steps:
+                break
+
+
+def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        assert trainer.fit()
+    log = read_log(run)
+    assert [list(record) for record in log] == [FIELDS] * 10
+    assert [record["step"] for record in log] == list(range(1, 11))
+    assert log[0]["lr"] == pytest.approx(1e-3) and log[-1]["lr"] == 0
+    assert all(record["mfu"] is None and record["text"] is None and 0 <= record["data_wait"] <= 1 for record in log)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000009", "step-00000010"]
+    assert (run / "figures" / "step-00000010.png").stat().st_size > 10_000
+    model = aef.load(run)
+    assert model.version == "tiny@10" and model.inputs == ("sentinel2", "sentinel1", "landsat")
+    saved = load_file(run / "model.safetensors")
+    assert saved.keys() == model.model.state_dict().keys()
+
+
+def test_a_run_goes_on_exactly_where_its_checkpoint_was(chips, tmp_path, make_config, uninterrupted):
+    run = tmp_path / "run"
+    stop_after(make_config(), chips, run, steps=8)
+    assert [record["step"] for record in read_log(run)] == list(range(1, 9))
+    assert go_on(make_config(), chips, run)
+    assert learnt(read_log(run)) == learnt(uninterrupted)
+    assert [event["step"] for event in events(run, "resumed")] == [6]
+
+
+def test_a_damaged_checkpoint_is_passed_over(chips, tmp_path, make_config, uninterrupted):
+    run = tmp_path / "run"
+    stop_after(make_config(), chips, run, steps=7)
+    file = run / "checkpoints" / "step-00000006" / "restart" / "mp_rank_00_model_states.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 4
+    file.write_bytes(content)
+    assert go_on(make_config(), chips, run)
+    assert [event["step"] for event in events(run, "resumed")] == [3]
+    assert learnt(read_log(run)) == learnt(uninterrupted)
+
+
+def test_a_signal_ends_the_step_writes_a_checkpoint_and_the_run_goes_on(chips, tmp_path, make_config, uninterrupted):
+    run = tmp_path / "run"
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        for record in trainer.steps():
+            if record["step"] == 4:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert read_log(run)[-1]["step"] == 4 and (run / "checkpoints" / "step-00000004").is_dir()
+    assert events(run, "stopped")[0]["signal"] == "SIGUSR1"
+    assert go_on(make_config(), chips, run)
+    assert learnt(read_log(run)) == learnt(uninterrupted)
+
+
+def poison(trainer, when):
+    """Make the frames of some of the coming steps NaN."""
+    make, count = trainer.loader.next, 0
+
+    def poisoned():
+        nonlocal count
+        loaded, count = make(), count + 1
+        if when(count):
+            for block in loaded.batches[0].frames.values():
+                block.values = torch.full_like(block.values, float("nan"))
+        return loaded
+
+    trainer.loader.next = poisoned
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        poison(trainer, lambda count: count == 3)
+        before = trainer.engine.weights()
+        records = []
+        for record in trainer.steps():
+            records.append(record)
+    assert [record["step"] for record in records] == list(range(1, 11))
+    assert [record["skipped"] for record in records] == [0, 0, *[1] * 8]
+    (event,) = events(run, "skipped")
+    assert event["step"] == 3 and event["chips"] and set(event["chips"]) <= {f"place{n}" for n in range(5)}
+    assert trainer.position.consumed == 2 * 11
+    after = load_file(run / "model.safetensors")
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(chips, tmp_path, make_config):
+    with Trainer(make_config(max_skipped=2), chips, tmp_path / "run", quiet=True) as trainer:
+        poison(trainer, lambda count: count in (2, 4, 5))
+        with pytest.raises(TrainingError, match="2 steps in a row were not finite before step 3"):
+            trainer.fit()
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_nothing_half_written(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        try:
+            for record in trainer.steps():
+                if record["step"] == 4:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        except CheckpointError as error:
+            message = str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the checkpoint of step 6 cannot be written" in message and "free some space" in message
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    assert go_on(make_config(), chips, run)
+
+
+def test_a_chip_truncated_under_the_loader_is_one_line_that_names_it(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    config = make_config(steps=40)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_chips=0))
+    damaged = pytest.raises(TrainingError, match=r"place\d\.npz: is damaged or not a chip")
+    with Trainer(config, chips, run, quiet=True) as trainer, damaged:
+        for record in trainer.steps():
+            if record["step"] == 4:
+                for path in chips.glob("*.npz"):
+                    path.write_bytes(path.read_bytes()[:5000])
+    assert (run / "checkpoints" / "step-00000003").is_dir()
+
+
+def test_a_killed_worker_is_replaced_without_losing_a_sample(chips, tmp_path, make_config, uninterrupted):
+    config = make_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    with Trainer(config, chips, tmp_path / "run", quiet=True) as trainer:
+        for record in trainer.steps():
+            if record["step"] == 2:
+                for worker in trainer.loader.processes():
+                    os.kill(worker, signal.SIGKILL)
+        assert trainer.loader.restarts == 1
+    assert learnt(read_log(tmp_path / "run")) == learnt(uninterrupted)
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_config):
+    stop_after(make_config(), chips, tmp_path / "first", steps=3)
+    weights = tmp_path / "first" / "model.safetensors"
+    with Trainer(make_config(), chips, tmp_path / "second", init_from=weights, quiet=True) as trainer:
+        found = trainer.engine.weights()
+    expected = load_file(weights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(RunError, match=r"no\.safetensors: is missing"):
+        Trainer(make_config(), chips, tmp_path / "third", init_from=tmp_path / "no.safetensors", quiet=True)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_config):
+    stop_after(make_config(), chips, tmp_path / "run", steps=1)
+    with pytest.raises(RunError, match="already holds a run: go on with --resume auto"):
+        Trainer(make_config(), chips, tmp_path / "run", quiet=True)
+    other = make_config(peak_lr=0.5, checkpoint_every=5)
+    with pytest.raises(ConfigError, match=r"a resumed run keeps its settings, but train.peak_lr 0.001 → 0.5: use"):
+        Trainer(other, chips, tmp_path / "run", resume="auto", quiet=True)
+    with pytest.raises(CheckpointError, match="only a run's own are read"):
+        Trainer(make_config(), chips, tmp_path / "run", resume=str(tmp_path / "elsewhere"), quiet=True)
+    with pytest.raises(RunError, match="holds no run"):
+        Trainer(make_config(), chips, tmp_path / "none", resume="checkpoints/step-00000003", quiet=True)
+
+
+def test_statistics_are_taken_where_they_are_absent_and_copied_into_the_run(chips, tmp_path, make_config, capsys):
+    before = (chips / "stats.json").read_text()
+    (chips / "stats.json").unlink()
+    stop_after(make_config(), chips, tmp_path / "run", steps=1)
+    entries, first = (json.loads(text) for text in ((chips / "stats.json").read_text(), before))
+    assert entries["sources"] == first["sources"]
+    assert json.loads((tmp_path / "run" / "stats.json").read_text()) == entries
+
+
+def test_statistics_that_have_seen_a_held_out_place_are_not_used(chips, tmp_path, make_config):
+    config = make_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_places=("place0",)))
+    stop_after(config, chips, tmp_path / "run", steps=1)
+    assert "place0" not in json.loads((tmp_path / "run" / "stats.json").read_text())["places"]
+    assert "place0" in json.loads((chips / "stats.json").read_text())["places"]
+
+
+def test_a_sources_setting_that_the_data_lack_is_refused(make_config):
+    config = make_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, inputs=("landsat",)))
+    with pytest.raises(RunError, match="the data hold no 'landsat'"):
+        input_and_target_names(config, ["sentinel2"], BUILT_IN)
+
+
+def test_samples_are_spread_so_that_costs_are_about_equal():
+    costs = [5.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0]
+    bins = share(costs, [4, 4])
+    assert sorted(item for items in bins for item in items) == list(range(8))
+    assert [sum(costs[item] for item in items) for items in bins] == [8.0, 8.0]
+    assert share(costs, [3, 3, 2]) == share(costs, [3, 3, 2])
+    assert [len(items) for items in share(costs, [3, 3, 2])] == [3, 3, 2]
+    assert share([1.0] * 4, [4]) == [[0, 1, 2, 3]]
+
+
+def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_config):
+    with Trainer(make_config(), chips, tmp_path / "run", quiet=True) as trainer:
+        trainer.loader.next = lambda: Loaded(error="chips/place1.npz: source landsat: is damaged")
+        with pytest.raises(TrainingError, match=r"^chips/place1\.npz: source landsat: is damaged$"):
+            trainer.fit()
