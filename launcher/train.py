@@ -2,7 +2,7 @@
 
 Works the same under `deepspeed launcher/train.py …`, `torchrun … launcher/train.py …` and plain `python launcher/train.py …`
 (docs/training.md says what to type on one CPU, one GPU, eight GPUs and a Slurm cluster). Settings are section.key=value,
-like train.steps=2000 or data.chip_px=64; `aef train --config small --settings` lists them all.
+like train.steps=2000 or data.chip_px=64; `aef train --config small --list-settings` lists them all.
 
 Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written, go on with --resume auto.
 """
@@ -59,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("data", "out"):
         if getattr(options, name) is None:
             p.error(f"--{name} is required")
-    os.environ.setdefault("OMP_NUM_THREADS", "1") if "LOCAL_RANK" in os.environ else None
     return _train(config, options)
 
 

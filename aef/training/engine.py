@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.collate import Batch
@@ -39,10 +40,13 @@ from .figures import write_figure
 from .loader import StepLoader
 from .log import Display, StepLog
 from .opening import Opening, open_run
+from .phases import PREFIX
 from .schedule import learning_rate
 from .signals import StopSignals
 from .validation import Validation
 from .zero import Engine, resolve
+
+OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
 
 
 class TrainingError(ValueError):
@@ -66,18 +70,21 @@ def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr
     """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
     if len(batches) == 1:
         outputs = [engine(batches[0])]
-        losses = objective(outputs[0], batches[0])
+        with record_function(OBJECTIVE):
+            losses = objective(outputs[0], batches[0])
         engine.backward(_poisoned(losses), last=True)
     else:
         # Uniformity and text couple the whole batch: cache outputs, take losses once, replay with their gradients.
         with torch.no_grad():
             outputs = [engine(batch) for batch in batches]
         cache = CachedOutputs(outputs, batches)
-        losses = objective(*cache.joined())
+        with record_function(OBJECTIVE):
+            losses = objective(*cache.joined())
         _poisoned(losses).backward()
         for k, batch in enumerate(batches):
             engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
-    norm = engine.step(lr)
+    with record_function(OPTIMIZER):
+        norm = engine.step(lr)
     return Step(losses, norm, [] if norm is not None else _suspects(outputs, batches))
 
 

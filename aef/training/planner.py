@@ -231,7 +231,7 @@ def describe_plan(config: Config, data: str | None, deepspeed_config: str | None
     """What `aef train --dry-run` prints below the settings. With ``data``, its own sources count."""
     import torch
 
-    registry, (inputs, targets) = _sources(config, data)
+    registry, (inputs, targets) = find_sources(config, data)
     on_gpu = torch.cuda.is_available()
     found = plan(config, registry, inputs, targets, ranks=ranks, on_gpu=on_gpu, deepspeed_config=deepspeed_config)
     fits = what_fits(config, registry, inputs, targets, ranks=ranks, choice=deepspeed_config)
@@ -239,15 +239,16 @@ def describe_plan(config: Config, data: str | None, deepspeed_config: str | None
     return "\n".join([*cost_lines(found), heading, *describe(found), *fits])
 
 
-def _sources(config: Config, data: str | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
+def find_sources(config: Config, data: str | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The registry, and what is encoded and decoded: by a folder of chips, or without one by the registry alone."""
     if data is None:
         from aef.settings_file import registry_of
 
         registry = registry_of(files=config.data.sources_file) if config.data.sources_file else BUILT_IN
         return registry, sources_of(config, registry)
-    from .opening import find_sources
+    from . import opening
 
-    return find_sources(config, Path(data))
+    return opening.find_sources(config, Path(data))
 
 
 def format_gb(size: float) -> str:

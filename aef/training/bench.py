@@ -1,0 +1,188 @@
+"""One real training step outside a run, over random frames or over chips: what profiles and benchmarks repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import record_function
+
+from aef.config import Config
+from aef.data.collate import Batch, Collator, Frames, Sample, Target
+from aef.data.normalize import Statistics
+from aef.model.aef import AEF
+from aef.model.cost import Work, step_flops
+from aef.objective.objective import Objective
+from aef.run import Run
+from aef.sources import Registry, Source
+from aef.timecode import DAY_MS, SUPPORT_MS, Period
+
+from . import planner
+from .devices import peak_flops, peak_memory_gb
+from .distributed import start
+from .engine import take_step
+from .loader import StepDataset
+from .opening import describe_run
+from .phases import PREFIX, Phases, profile_step
+from .zero import Engine, resolve
+
+SUPPORT = Period(0, SUPPORT_MS)
+
+
+def random_batch(
+    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], samples: int, *, seed: int = 0
+) -> Batch:
+    """``samples`` samples of random values, with every source at its full frame budget and the student at what its drops
+    leave on average."""
+    rng = np.random.default_rng(seed)
+    made = [_random_sample(config, registry, inputs, targets, number, rng) for number in range(samples)]
+    collate = Collator(registry, inputs, targets, text_dim=config.model.text_dim, frame_bucket=config.data.frame_bucket)
+    return collate(made)
+
+
+def _random_sample(
+    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], number: int, rng
+) -> Sample:
+    side = config.data.chip_px
+    full, kept = planner.frames_per_sample(config, registry, inputs)
+    teacher = {name: _random_frames(registry[name], config, rng) for name in inputs}
+    share = kept / full
+    student = {
+        name: Frames(*(array[: max(1, round(share * len(array)))] for array in (f.values, f.valid, f.time_ms)))
+        for name, f in teacher.items()
+    }
+    periods = [Period(0, (40 + 60 * k) * DAY_MS) for k in range(config.data.periods_per_sample or 64)]
+    decoded = [name for name in targets for _ in range(config.data.targets_per_source)]
+    wanted: dict[str, list[Target]] = {}
+    for at, name in enumerate(decoded):
+        wanted.setdefault(name, []).append(_random_target(registry[name], side, periods[at % len(periods)], rng))
+    return Sample(
+        id=f"random{number}",
+        place=f"random{number}",
+        global_index=number,
+        support=SUPPORT,
+        side_px=side,
+        teacher=teacher,
+        student=student,
+        targets=wanted,
+        consistency_period=Period(0, 200 * DAY_MS),
+    )
+
+
+def _random_frames(source: Source, config: Config, rng) -> Frames:
+    side, count = config.data.chip_px, max(1, round(config.data.frame_budget * source.frame_budget))
+    times = np.linspace(0, SUPPORT_MS - 1, count).astype(np.int64)
+    return Frames(_random_values(source, (count, side, side), rng), np.ones((count, side, side, 1), np.bool_), times)
+
+
+def _random_target(source: Source, side: int, period: Period, rng) -> Target:
+    cells = 1 if source.grid == "native" else side
+    return Target(
+        values=_random_values(source, (cells, cells), rng),
+        valid=np.ones((cells, cells, 1), np.bool_),
+        weight=np.full((cells, cells, 1), 255, np.uint8),
+        time_ms=period.start_ms,
+        metadata=np.zeros(len(source.metadata), np.float32),
+        period=period,
+    )
+
+
+def _random_values(source: Source, shape: tuple[int, ...], rng) -> np.ndarray:
+    if source.classes:
+        return rng.choice(np.array(source.classes), (*shape, 1))
+    low = np.array([band.valid_min for band in source.bands], np.float32)
+    high = np.array([band.valid_max for band in source.bands], np.float32)
+    return low + (high - low) * rng.random((*shape, source.channels), np.float32)
+
+
+class StepBench:
+    """Model, objective, optimiser and one global batch.
+
+    Args:
+        config: all settings; ``train.global_batch`` samples a step, in passes of ``train.micro_batch``.
+        data: folder of chips, then loading is part of a step; None: the same random batch every time.
+        scratch: an empty folder for the description of the run.
+        deepspeed_config: as for `Trainer`.
+    """
+
+    def __init__(
+        self, config: Config, data: str | None, scratch: Path, *, deepspeed_config: str | None = None, say=print
+    ) -> None:
+        self.ranks = start(config.train.timeout_s)
+        self.device = self.ranks.device
+        self._started_gb = peak_memory_gb(self.device)
+        registry, (inputs, targets) = planner.find_sources(config, data)
+        self.steps: StepDataset | None = None
+        statistics = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
+        if data is not None:
+            run: Run = describe_run(config, Path(data), scratch, say)
+            run.write()
+            config, statistics = run.config, run.statistics
+            self.steps = StepDataset(run, Path(data), self.ranks.rank, self.ranks.size)
+        self.config, self.registry, self.inputs, self.targets = config, registry, inputs, targets
+        torch.manual_seed(config.train.seed)
+        model = AEF(config.model, registry, statistics, inputs=inputs, targets=targets)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        configuration = resolve(
+            deepspeed_config,
+            config,
+            ranks=self.ranks.size,
+            on_gpu=self.device.type == "cuda",
+            parameters=self.parameters,
+        )
+        self.engine = Engine(model, config, configuration, self.ranks)
+        self.objective = Objective(config.objective, registry, statistics, targets, data=config.data)
+        self._number = 0
+        self._random: list[Batch] = []
+        if self.steps is None:
+            micro, count = self.engine.micro_batches
+            self._random = [
+                random_batch(config, registry, inputs, targets, micro, seed=part).to(self.device)
+                for part in range(count)
+            ]
+
+    @property
+    def title(self) -> str:
+        what = f"{self.config.preset}, {self.config.data.chip_px} px, batch {self.config.train.global_batch}"
+        return f"{what}, {self.engine.precision}, {self.device.type}"
+
+    def load(self) -> list[Batch]:
+        if self.steps is None:
+            return self._random
+        with record_function(PREFIX + "load"):
+            loaded = self.steps[self._number]
+        if loaded.error:
+            raise ValueError(loaded.error)
+        self._number += 1
+        return [batch.to(self.device) for batch in loaded.batches]
+
+    def step(self) -> None:
+        """One whole step: load, forward, objective, backward, update."""
+        self.batches = self.load()
+        take_step(self.engine, self.objective, self.batches, lr=1e-6)
+
+    def profile(self, *, trace: Path | None, repeats: int) -> Phases:
+        return profile_step(self.engine.model, self.step, self.device, trace=trace, repeats=repeats)
+
+    def summary(self, phases: Phases) -> list[str]:
+        """Throughput, share of the peak, and predicted beside measured memory."""
+        frames = sum(batch.total_frames for batch in self.batches)
+        flops = sum(step_flops(self.config.model, self.registry, Work.of(batch)) for batch in self.batches)
+        peak = peak_flops(self.device, self.engine.precision)
+        found = planner.plan(
+            self.config, self.registry, self.inputs, self.targets, ranks=1, on_gpu=self.device.type == "cuda"
+        )
+        measured = peak_memory_gb(self.device)
+        return [
+            f"frames_per_s: {frames / phases.step_s:.1f}",
+            f"samples_per_s: {sum(batch.samples for batch in self.batches) / phases.step_s:.3f}",
+            f"gflop_per_s: {flops / phases.step_s / 1e9:.1f}"
+            + (f" ({flops / phases.step_s / peak:.1%} of the datasheet peak)" if peak else ""),
+            f"peak_memory_gb: {measured:.2f}, of which {measured - self._started_gb:.2f} after start-up; "
+            f"predicted {found.device_bytes / 1e9:.2f}",
+        ]
+
+    def close(self) -> None:
+        self.engine.close()
