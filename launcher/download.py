@@ -219,6 +219,7 @@ def verify(options: argparse.Namespace, manifest) -> int:
 def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
     from aef.earthengine import manifest as m
     from aef.earthengine.download import Downloader, Plan
+    from aef.earthengine.fetch import EarthEngine
     from aef.earthengine.service import Patience, Service
 
     out = Path(options.out)
@@ -245,10 +246,15 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
                 ) as service,
                 Progress("download", total=left * len(sources), unit="item") as progress,
             ):
-                downloader = Downloader(
-                    service, manifest, out, plan, lambda chip, source, state: progress.advance(note=note(service))
-                )
-                downloader.run()
+                with EarthEngine(service, sources) as door:
+                    Downloader(
+                        door,
+                        manifest,
+                        out,
+                        plan,
+                        provider="Google Earth Engine",
+                        on_item=lambda chip, source, state: progress.advance(note=note(service)),
+                    ).run()
                 say(
                     f"{service.requests:,} requests, {service.retries:,} tried again, {service.bytes / 1e6:,.1f} MB of pixels"
                 )

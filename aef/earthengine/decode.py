@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import PIXEL_M, ChipError, SourceSeries
-from aef.earthengine.expressions import FOOTPRINT_LAT, FOOTPRINT_LON, WEIGHT
 from aef.earthengine.grid import Affine, ChipGrid, to_utm
-from aef.earthengine.recipes import Frame, Recipe
+from aef.earthengine.recipes import FOOTPRINT_LAT, FOOTPRINT_LON, WEIGHT, Frame, Recipe
 from aef.sources import Source
 
 OUTSIDE_SHARE = 0.05

@@ -16,14 +16,13 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from aef.data.chips import Chip, ChipError, SourceSeries, read_chip, write_chip
 from aef.earthengine.errors import RequestError, UnavailableError
-from aef.earthengine.fetch import ItemFetch
 from aef.earthengine.manifest import (
     DONE,
     DROPPED,
@@ -37,13 +36,9 @@ from aef.earthengine.manifest import (
     PlannedChip,
 )
 from aef.earthengine.npy import PARSING
-from aef.earthengine.recipes import recipe_of
-from aef.earthengine.service import Service
 from aef.sources import Registry, Source
 
 PARTS = ".parts"
-MEMORY_BYTES = 128 * 2**20
-"""Arrays of items under way, all together; a larger item waits until it is alone."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +72,30 @@ class Budget:
 
 
 @dataclass
+class Fetched:
+    """A source of a chip as it came: its series (None, and why: nothing to be had), the products that each frame was made
+    of, the cost."""
+
+    series: SourceSeries | None
+    products: list[list[str]] = field(default_factory=list)
+    requests: int = 0
+    bytes: int = 0
+    reason: str = ""
+
+
+class Door(Protocol):
+    """Where items come from. ``width`` items are asked for at once."""
+
+    width: int
+
+    def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
+        """Raises RequestError and ChipError for this item alone, EarthEngineError and OSError to end the run."""
+
+    def stop(self) -> None:
+        """Wake whoever waits: the run ends."""
+
+
+@dataclass
 class _Chip:
     """A chip under way: how many of its items are still out."""
 
@@ -89,26 +108,27 @@ class Downloader:
     """Fetches every pending chip of a manifest into a folder.
 
     Args:
-        service: the connected project.
+        door: where items come from.
         manifest: what is planned; already filled.
         out: folder for chips; parts wait in a hidden folder inside.
         plan: sources and rules.
+        provider: written into every chip.
         on_item: called after each item with (chip id, source, state); from worker threads.
     """
 
     def __init__(
         self,
-        service: Service,
+        door: Door,
         manifest: Manifest,
         out: str | Path,
         plan: Plan,
+        *,
+        provider: str,
         on_item: Callable[[str, str, str], None] = lambda chip, source, state: None,
     ) -> None:
-        self.service, self.manifest, self.out, self.plan = service, manifest, Path(out), plan
-        self.recipes = {name: recipe_of(source) for name, source in plan.sources.items()}
-        self._on_item = on_item
+        self.door, self.manifest, self.out, self.plan = door, manifest, Path(out), plan
+        self._provider, self._on_item = provider, on_item
         self._parts = self.out / PARTS
-        self._budget = Budget(MEMORY_BYTES)
         self._assembling, self._feeding = threading.Lock(), threading.Lock()
         self._failure: BaseException | None = None
 
@@ -122,24 +142,22 @@ class Downloader:
         """
         self._parts.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        width = self.service.gate.limit
         feed = self._items()
-        with ThreadPoolExecutor(width + 8, "slab") as slabs:
-            workers = [
-                threading.Thread(target=self._work, args=(feed, slabs), name=f"item-{n}", daemon=True)
-                for n in range(width + 8)
-            ]
+        workers = [
+            threading.Thread(target=self._work, args=(feed,), name=f"item-{n}", daemon=True)
+            for n in range(self.door.width)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
             for worker in workers:
-                worker.start()
-            try:
-                for worker in workers:
-                    while worker.is_alive():
-                        worker.join(timeout=0.5)
-            except BaseException as error:
-                self._stop(error)
-                for worker in workers:
-                    worker.join()
-                raise
+                while worker.is_alive():
+                    worker.join(timeout=0.5)
+        except BaseException as error:
+            self._stop(error)
+            for worker in workers:
+                worker.join()
+            raise
         if self._failure:
             raise self._failure
 
@@ -167,7 +185,7 @@ class Downloader:
             for source in missing:
                 yield chip, source
 
-    def _work(self, feed: Iterator[tuple[_Chip, Source | None]], slabs: ThreadPoolExecutor) -> None:
+    def _work(self, feed: Iterator[tuple[_Chip, Source | None]]) -> None:
         while self._failure is None:
             try:
                 with self._feeding:
@@ -179,7 +197,7 @@ class Downloader:
                 return
             try:
                 if source is not None:
-                    outcome = self._item(chip.plan, source, slabs)
+                    outcome = self._item(chip.plan, source)
                     if self._failure is not None and outcome.state == PENDING:
                         return
                     self.manifest.record(chip.plan, source.name, outcome)
@@ -202,34 +220,24 @@ class Downloader:
             )
         if self._failure is None:
             self._failure = error
-        self.service.stop()
+        self.door.stop()
 
-    def _item(self, chip: PlannedChip, source: Source, slabs: ThreadPoolExecutor) -> Outcome:
+    def _item(self, chip: PlannedChip, source: Source) -> Outcome:
         """One item, to its part on disk. Refusals are outcomes; what ends the run is raised."""
         adopted = self._adopt(chip, source)
         if adopted:
             return adopted
-        fetch = ItemFetch(
-            self.service,
-            source,
-            self.recipes[source.name],
-            chip.grid,
-            chip.lon,
-            chip.period,
-            slabs,
-            self._budget.held,
-        )
         try:
-            fetched = fetch.run()
+            fetched = self.door.fetch(chip, source)
             if fetched.series is None:
-                return Outcome(EMPTY, "no image" if not fetch.bytes else "nothing observed", requests=fetch.requests)
+                return Outcome(EMPTY, fetched.reason, requests=fetched.requests)
             part = self._chip(chip, {source.name: fetched.series}, {source.name: fetched.products})
             path = write_chip(self._part(chip, source.name), part, self.plan.sources, compress=False)
         except UnavailableError as error:
-            return Outcome(PENDING, str(error), requests=fetch.requests)
+            return Outcome(PENDING, str(error))
         except (RequestError, ChipError) as error:
-            return Outcome(FAILED, str(error), requests=fetch.requests)
-        return Outcome(DONE, "", fetched.series.frames, fetch.requests, fetch.bytes, _sha256(path))
+            return Outcome(FAILED, str(error))
+        return Outcome(DONE, "", fetched.series.frames, fetched.requests, fetched.bytes, _sha256(path))
 
     def _adopt(self, chip: PlannedChip, source: Source) -> Outcome | None:
         path = self._part(chip, source.name)
@@ -306,7 +314,7 @@ class Downloader:
             lat=float(lat),
             sources=series,
             attributes={
-                "provider": "Google Earth Engine",
+                "provider": self._provider,
                 "period": [chip.period.start_ms, chip.period.end_ms],
                 "products": products,
             },

@@ -16,11 +16,18 @@ from typing import Any
 import ee
 
 from aef.earthengine.grid import ChipGrid
-from aef.earthengine.recipes import CLEAR_SCORE, CLOUD_SCORE, Frame, Recipe
+from aef.earthengine.recipes import (
+    CLEAR_SCORE,
+    CLOUD_SCORE,
+    FOOTPRINT_LAT,
+    FOOTPRINT_LON,
+    WEIGHT,
+    Frame,
+    Recipe,
+)
 from aef.sources import Source
 from aef.timecode import Period
 
-WEIGHT = "weight"
 LANDSAT_DILATED_CLOUD, LANDSAT_CLOUD_SHADOW = 1 << 1, 1 << 4
 PALSAR_VALID, PALSAR_MASK_BITS = 1, 0b111
 
@@ -149,8 +156,6 @@ MASKS = {"palsar_msk": _palsar_msk, "gedi_quality": _gedi_quality}
 
 
 # --- footprints ------------------------------------------------------------------------------------------------------
-
-FOOTPRINT_LON, FOOTPRINT_LAT = "lon_highestreturn", "lat_highestreturn"
 
 
 def footprints(source: Source, recipe: Recipe, frames: Sequence[Frame], grid: ChipGrid) -> ee.FeatureCollection:

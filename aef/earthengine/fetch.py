@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from aef.data.chips import SourceSeries
 from aef.earthengine import decode, expressions
+from aef.earthengine.download import Budget, Fetched
 from aef.earthengine.errors import TooLargeError
 from aef.earthengine.grid import Affine, ChipGrid
-from aef.earthengine.recipes import Frame, Recipe, Scene, Surrounding
+from aef.earthengine.manifest import PlannedChip
+from aef.earthengine.recipes import Frame, Recipe, Scene, Surrounding, recipe_of
 from aef.earthengine.service import Service
 from aef.sources import Source
 from aef.timecode import DAY_MS, Period
@@ -25,20 +26,45 @@ fit a small machine and a lost one costs little."""
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
 
+MEMORY_BYTES = 128 * 2**20
+"""Arrays of items under way, all together; a larger item waits until it is alone."""
+
 LISTED_MS = 400 * DAY_MS
 """Longest span of time that one listing asks for; the service lists at most 5000 elements."""
 
 FEWEST_ROWS = 8
 
 
-@dataclass
-class Fetched:
-    """A source of a chip as it came: its series (None: nothing was observed), the products of each frame, the cost."""
+class EarthEngine:
+    """Fetches items from a connected project: requests of one item run side by side, arrays share a memory budget.
 
-    series: SourceSeries | None
-    products: list[list[str]] = field(default_factory=list)
-    requests: int = 0
-    bytes: int = 0
+    Close it (or use it as a context manager) when the download is over.
+    """
+
+    def __init__(self, service: Service, sources: Mapping[str, Source]) -> None:
+        self.service = service
+        self.recipes = {name: recipe_of(source) for name, source in sources.items()}
+        # A few more than the gate lets through, so that decoding one answer does not leave a place empty.
+        self.width = service.gate.limit + 8
+        self._slabs = ThreadPoolExecutor(self.width, "slab")
+        self._budget = Budget(MEMORY_BYTES)
+
+    def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
+        """One source of one chip. Raises what `ItemFetch.run` raises."""
+        recipe = self.recipes[source.name]
+        return ItemFetch(
+            self.service, source, recipe, chip.grid, chip.lon, chip.period, self._slabs, self._budget.held
+        ).run()
+
+    def stop(self) -> None:
+        """Wake every waiting request and let it give up."""
+        self.service.stop()
+
+    def __enter__(self) -> EarthEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._slabs.shutdown(cancel_futures=True)
 
 
 class ItemFetch:
@@ -66,10 +92,10 @@ class ItemFetch:
     def run(self) -> Fetched:
         frames = self.recipe.frames(self.scenes(), self.around, self.source)
         if not frames:
-            return Fetched(None, requests=self.requests)
+            return Fetched(None, requests=self.requests, reason="no image")
         result = self._footprints(frames) if self.source.grid == "points" else self._pixels(frames)
         if result is None:
-            return Fetched(None, requests=self.requests, bytes=self.bytes)
+            return Fetched(None, requests=self.requests, bytes=self.bytes, reason="nothing observed")
         series, kept = result
         products = [[scene.id for scene in frame.scenes] for frame in kept]
         return Fetched(series, products, self.requests, self.bytes)

@@ -24,6 +24,12 @@ from aef.timecode import DAY_MS, Period
 SENTINEL1_INCLINATION_DEG = 98.18
 """Inclination of the Sentinel-1 orbit (mission constant; the catalog carries the heading only)."""
 
+WEIGHT = "weight"
+"""Name under which a request carries a frame's loss weight."""
+
+FOOTPRINT_LON, FOOTPRINT_LAT = "lon_highestreturn", "lat_highestreturn"
+"""Bands that say where in its 25 m cell a footprint lies."""
+
 CLOUD_SCORE = "GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED"
 CLEAR_SCORE = 0.5
 

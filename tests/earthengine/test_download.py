@@ -20,6 +20,7 @@ from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.earthengine import download as d
 from aef.earthengine.download import PARTS, Downloader, Plan, verify
 from aef.earthengine.errors import AccessError
+from aef.earthengine.fetch import EarthEngine
 from aef.earthengine.manifest import Manifest, manifest_path
 from aef.earthengine.planning import PeriodRule, planned_chips
 from aef.earthengine.recipes import in_use
@@ -47,8 +48,13 @@ def run(service, out, places, *, px=16, plan=None, on_item=lambda *a: None):
     with Manifest(manifest_path(out), settings(px)) as manifest:
         manifest.plan(planned_chips(places, RULE, px=px))
         manifest.reopen()
-        Downloader(service, manifest, out, plan or Plan(NINE, px), on_item).run()
+        fetch_pending(service, manifest, out, plan or Plan(NINE, px), on_item)
         return manifest.chip_counts(), manifest.item_counts()
+
+
+def fetch_pending(service, manifest, out, plan, on_item=lambda *a: None):
+    with EarthEngine(service, plan.sources) as door:
+        Downloader(door, manifest, out, plan, provider="Google Earth Engine", on_item=on_item).run()
 
 
 def contents(out):
@@ -94,7 +100,7 @@ def test_a_refused_source_holds_its_chip_back_until_it_is_accepted(standin, conn
     with Manifest(manifest_path(out), settings(16)) as manifest:
         assert "permission denied" in manifest.failures()[0][2]
         manifest.reopen(failed=True)
-        Downloader(service, manifest, out, Plan(NINE, 16, accept_failed=True)).run()
+        fetch_pending(service, manifest, out, Plan(NINE, 16, accept_failed=True))
         assert manifest.chip_counts() == {"written": 1}
     assert server.counters.requests == before + 1  # what was done is not fetched again
     assert "palsar2" not in next(iter(ChipFolder(out, NINE))).sources
@@ -270,10 +276,10 @@ def test_a_damaged_part_is_fetched_again(standin, connect, tmp_path):
     server.faults = Faults()
     with Manifest(manifest_path(out), settings(16)) as manifest:
         manifest.reopen(failed=True)
-        Downloader(service, manifest, out, Plan(NINE, 16)).run()
+        fetch_pending(service, manifest, out, Plan(NINE, 16))
         assert manifest.chip_counts() == {"incomplete": 1}
         manifest.reopen()
-        Downloader(service, manifest, out, Plan(NINE, 16)).run()
+        fetch_pending(service, manifest, out, Plan(NINE, 16))
         assert manifest.chip_counts() == {"written": 1} and verify(out, manifest) == []
 
 
