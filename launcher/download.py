@@ -8,11 +8,17 @@ twice. docs/download.md tells what each source holds, what it costs and what eve
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from aef.launcher.command import Progress, parser, run
+
+FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
+STAC_WORKERS = 16
+"""Items read at once from a catalogue; each opens several files."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -84,22 +90,18 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
-    if options.door == "stac":
-        from aef.stac.command import download as download_stac
-
-        return download_stac(options, planned(options), Progress)
     from aef.earthengine import manifest as m
     from aef.earthengine.planning import parse_shard
 
     shard = parse_shard(options.shard) if options.shard else None
-    sources = chosen_sources(options)
+    if options.export or options.verify:
+        with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
+            return export(options, manifest) if options.export else verify(options, manifest)
+    sources = stac_sources(options) if options.door == "stac" else earth_engine_sources(options)
     if options.estimate:
         return estimate(options, sources)
     if options.dry_run:
         return dry_run(options, sources)
-    if options.export or options.verify:
-        with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
-            return export(options, manifest) if options.export else verify(options, manifest)
     return download(options, sources, shard)
 
 
@@ -110,21 +112,43 @@ def say(text: str) -> None:
 # --- what and where --------------------------------------------------------------------------------------------------
 
 
-def chosen_sources(options: argparse.Namespace):
+def earth_engine_sources(options: argparse.Namespace):
     """The registry of what is fetched, with the collections that are read. Says which of them are deprecated."""
     from aef.earthengine.recipes import deprecated, in_use
     from aef.settings_file import registry_of
     from aef.sources import VERSION_2_1, Registry
 
     known = registry_of(options.out, files=options.sources_file).extended(VERSION_2_1.values())
-    names = options.sources or [name for name, source in known.items() if source.enabled]
-    for name in options.require:
-        if name not in names:
-            raise ValueError(f"--require {name}: is not among the sources to fetch ({', '.join(names)})")
+    names = wanted(options, [name for name, source in known.items() if source.enabled])
     chosen = Registry(in_use(known[name], successors=options.successors) for name in names)
     for warning in deprecated(c for source in chosen.values() for c in source.collections):
         say(f"warning: {warning}")
     return chosen
+
+
+def stac_sources(options: argparse.Namespace):
+    """The registry of what a catalogue gives, under collection ids of its own."""
+    from aef.settings_file import registry_of
+    from aef.sources import Registry
+    from aef.stac.door import available
+    from aef.stac.products import LANDSAT_C2_L2, PREFIX, product_of
+
+    if not options.catalog:
+        raise ValueError("--from stac needs --catalog URL (or the path of a static catalog.json)")
+    if options.estimate:
+        raise ValueError("--estimate is about Earth Engine's allowance; a catalogue has none: use --dry-run")
+    known = registry_of(options.out, files=[FURTHER_SOURCES, *options.sources_file]).extended([LANDSAT_C2_L2])
+    names = wanted(options, options.sources or available(options.catalog))
+    ids = {name: tuple(f"{PREFIX}{c}" for c in product_of(name).collections) for name in names}
+    return Registry(dataclasses.replace(known[name], collections=ids[name]) for name in names)
+
+
+def wanted(options: argparse.Namespace, default: list[str]) -> list[str]:
+    names = options.sources or default
+    for name in options.require:
+        if name not in names:
+            raise ValueError(f"--require {name}: is not among the sources to fetch ({', '.join(names)})")
+    return names
 
 
 def sites(options: argparse.Namespace) -> Iterator:
@@ -138,7 +162,8 @@ def sites(options: argparse.Namespace) -> Iterator:
         lon, lat = numbers(options.place, 2, "--place LON,LAT")
         return iter([s.at(lon, lat)])
     if options.bbox:
-        return s.in_box(*numbers(options.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH"), lattice)
+        west, south, east, north = numbers(options.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH")
+        return s.in_box(west, south, east, north, lattice)
     if options.random_land:
         return s.on_random_land(options.random_land, lattice, seed=options.seed)
     if options.strata:
@@ -219,8 +244,6 @@ def verify(options: argparse.Namespace, manifest) -> int:
 def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
     from aef.earthengine import manifest as m
     from aef.earthengine.download import Downloader, Plan
-    from aef.earthengine.fetch import EarthEngine
-    from aef.earthengine.service import Patience, Service
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -234,35 +257,46 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
             say(f"{reopened:,} incomplete chips are taken up again")
         left = manifest.left()
         if left:
-            patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
+            opened = stac_door if options.door == "stac" else earth_engine
             with (
-                Service(
-                    options.project,
-                    endpoint=options.endpoint,
-                    key_file=options.key_file,
-                    in_flight=options.workers,
-                    patience=patience,
-                    say=say,
-                ) as service,
+                opened(options, sources) as (door, provider, note),
                 Progress("download", total=left * len(sources), unit="item") as progress,
             ):
-                with EarthEngine(service, sources) as door:
-                    Downloader(
-                        door,
-                        manifest,
-                        out,
-                        plan,
-                        provider="Google Earth Engine",
-                        on_item=lambda chip, source, state: progress.advance(note=note(service)),
-                    ).run()
-                say(
-                    f"{service.requests:,} requests, {service.retries:,} tried again, {service.bytes / 1e6:,.1f} MB of pixels"
-                )
+                Downloader(
+                    door, manifest, out, plan, provider=provider, on_item=lambda *_: progress.advance(note=note())
+                ).run()
         return report(manifest, out, sources)
 
 
-def note(service) -> str:
-    return f"{service.requests:,} requests, {service.bytes / 1e6:,.0f} MB"
+@contextlib.contextmanager
+def earth_engine(options: argparse.Namespace, sources):
+    """A connected project: the door, its name and a note for the progress bar."""
+    from aef.earthengine.fetch import EarthEngine
+    from aef.earthengine.service import Patience, Service
+
+    patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
+    with (
+        Service(
+            options.project,
+            endpoint=options.endpoint,
+            key_file=options.key_file,
+            in_flight=options.workers,
+            patience=patience,
+            say=say,
+        ) as service,
+        EarthEngine(service, sources) as door,
+    ):
+        yield door, "Google Earth Engine", lambda: f"{service.requests:,} requests, {service.bytes / 1e6:,.0f} MB"
+        say(f"{service.requests:,} requests, {service.retries:,} tried again, {service.bytes / 1e6:,.1f} MB of pixels")
+
+
+@contextlib.contextmanager
+def stac_door(options: argparse.Namespace, sources):
+    from aef.stac.door import StacDoor
+
+    workers = min(options.workers, STAC_WORKERS)
+    door = StacDoor(options.catalog, sources, workers=workers, longest_s=options.patience)
+    yield door, f"STAC: {options.catalog}", lambda: ""
 
 
 def fill(manifest, options: argparse.Namespace) -> None:

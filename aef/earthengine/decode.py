@@ -79,7 +79,7 @@ def series_of(
         if affine is not None:
             a, b, c, d, e, f = affine
             affine = (a, b, c + recipe.margin_px * a, d, e, f + recipe.margin_px * e)
-    _mask_impossible(source, recipe, values, valid)
+    mask_impossible(source, values, valid, expected=recipe.outside_is_masked)
     kept = np.flatnonzero(valid.any(axis=(1, 2, 3)))
     if not kept.size:
         return None
@@ -100,8 +100,12 @@ def series_of(
     return _described(source, series, frames), frames
 
 
-def _mask_impossible(source: Source, recipe: Recipe, values: np.ndarray, valid: np.ndarray) -> None:
-    """Mark values beyond the registry's range as not observed, in place; refuse where they are more than a few."""
+def mask_impossible(source: Source, values: np.ndarray, valid: np.ndarray, *, expected: bool) -> None:
+    """Mark values (T, C, H, W) beyond the registry's range as not observed, in place.
+
+    Raises:
+        ChipError: more than a few of a band are, and that is not ``expected`` of the product.
+    """
     for channel, band in enumerate(source.bands):
         observed = valid[:, channel]
         if source.classes:
@@ -112,7 +116,7 @@ def _mask_impossible(source: Source, recipe: Recipe, values: np.ndarray, valid: 
         if not count:
             continue
         share = count / max(int(np.count_nonzero(observed)), 1)
-        if share > OUTSIDE_SHARE and not recipe.outside_is_masked and not source.classes:
+        if share > OUTSIDE_SHARE and not expected and not source.classes:
             found = values[:, channel][observed]
             raise ChipError(
                 f"band {band.name}: expected {band.valid_min:g} to {band.valid_max:g} {band.unit}, found {found.min():g} to "

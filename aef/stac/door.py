@@ -1,0 +1,340 @@
+"""Search a STAC catalogue, read its images on a chip's grid, make the series of a source."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from aef.data.chips import SourceSeries
+from aef.earthengine.decode import mask_impossible
+from aef.earthengine.download import Fetched
+from aef.earthengine.errors import AccessError, RequestError, UnavailableError
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.manifest import PlannedChip
+from aef.sources import Source
+from aef.stac.products import PREFIX, PRODUCTS, Product, product_of
+
+OVERPASS_MS = 10 * 60_000
+"""Images of one platform within ten minutes are one overpass: neighbouring tiles become one frame."""
+
+TRIES = 4
+T = TypeVar("T")
+
+
+class StacDoor:
+    """A catalogue as a source of items: a STAC API, or a static catalogue (file or URL) that is read once.
+
+    Args:
+        catalog: URL or path.
+        sources: registry entries to fetch, by name.
+        workers: items read at once.
+        longest_s: longest wait between two tries, seconds.
+
+    Raises:
+        AccessError: the catalogue cannot be reached or is none.
+        ValueError: a source does not come from STAC, or the catalogue has no collection for it.
+    """
+
+    def __init__(
+        self, catalog: str, sources: Mapping[str, Source], *, workers: int = 8, longest_s: float = 60.0
+    ) -> None:
+        self.width, self.sources, self._longest_s = workers, sources, longest_s
+        self._stopped = threading.Event()
+        self._client = _open(catalog)
+        self._searchable = _conforms(self._client)
+        self._static: list[Any] | None = None
+        self._reading = threading.Lock()
+        offered = {collection.id for collection in _asking(lambda: list(self._client.get_collections()), catalog)}
+        self.collections = {name: _offered(product_of(name), offered, catalog) for name in sources}
+
+    def stop(self) -> None:
+        """Wake whoever waits for another try."""
+        self._stopped.set()
+
+    def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
+        """One source of one chip. Raises RequestError and ChipError for the item, AccessError to end the run."""
+        product = product_of(source.name)
+        overpasses = list(self._overpasses(chip, source.name, product))
+        if not overpasses:
+            return Fetched(None, requests=1, reason="no image")
+        frames = [frame for frame in (self._frame(chip, source, product, items) for items in overpasses) if frame]
+        if not frames:
+            return Fetched(None, requests=1 + len(overpasses), reason="nothing observed")
+        series = _series(source, product, frames, f"{PREFIX}{self.collections[source.name]}")
+        products = [[item.id for item in frame.items] for frame in frames]
+        return Fetched(series, products, 1 + len(overpasses), series.values.nbytes)
+
+    # --- items -------------------------------------------------------------------------------------------------------
+
+    def _overpasses(self, chip: PlannedChip, name: str, product: Product) -> Iterable[list[Any]]:
+        """Items grouped to frames, in order of time; of a tile's reprocessings the latest."""
+        items = [
+            i
+            for i in self._items(chip, name, product)
+            if product.platforms is None or _platform(i) in product.platforms
+        ]
+        if product.static:
+            return [items] if items else []
+        groups: list[list[Any]] = []
+        for item in sorted(items, key=lambda i: (_platform(i), time_ms(i), i.id)):
+            last = groups[-1] if groups else None
+            if last and _platform(last[0]) == _platform(item) and time_ms(item) - time_ms(last[0]) <= OVERPASS_MS:
+                last.append(item)
+            else:
+                groups.append([item])
+        return sorted((_latest(group, product.version) for group in groups), key=lambda g: time_ms(g[0]))
+
+    def _items(self, chip: PlannedChip, name: str, product: Product) -> list[Any]:
+        lons, lats = chip.grid.outline_degrees()
+        box = (float(lons.min()), float(lats.min()), float(lons.max()), float(lats.max()))
+        period = None if product.static else (chip.period.start_ms, chip.period.end_ms)
+        if self._searchable:
+            # The API's end is inclusive, a period's is not.
+            span = None if period is None else f"{_iso(period[0])}/{_iso(period[1] - 1)}"
+            search = {"collections": [self.collections[name]], "bbox": box, "datetime": span}
+            return self._patiently(lambda: list(self._client.search(**search).items()))
+        return [i for i in self._all_items() if i.collection_id == self.collections[name] and _touches(i, box, period)]
+
+    def _all_items(self) -> list[Any]:
+        with self._reading:
+            if self._static is None:
+                self._static = self._patiently(lambda: list(self._client.get_items(recursive=True)))
+            return self._static
+
+    # --- pixels ------------------------------------------------------------------------------------------------------
+
+    def _frame(self, chip: PlannedChip, source: Source, product: Product, items: list[Any]) -> _Frame | None:
+        grid = chip.grid.grown(product.margin_px)
+        bands = [self._band(items, product, keys, grid) for keys in product.assets.values()]
+        values = np.stack([np.where(seen, v, 0) for v, seen in bands]).astype(product.stored)
+        valid = np.stack([seen for _, seen in bands])
+        if product.finish:
+            values, valid = (array[0] for array in product.finish(values[None], valid[None], (0, 0)))
+        if product.margin_px:
+            inner = slice(product.margin_px, -product.margin_px)
+            values, valid = values[:, inner, inner], valid[:, inner, inner]
+        if not valid.any():
+            return None
+        weight = None
+        if product.quality:
+            keys, counts = product.quality
+            codes, seen = self._read(items, keys, grid, "nearest", "uint16", 0) or (None, None)
+            weight = (
+                np.full(valid.shape[1:], 255, np.uint8) if codes is None else np.where(seen & counts(codes), 255, 0)
+            )
+        return _Frame(items, time_ms(items[0]), values, valid, weight, _metadata(source, items[0]))
+
+    def _band(
+        self, items: list[Any], product: Product, keys: Sequence[str], grid: ChipGrid
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One band of an overpass in the registry's unit, and where it was observed. Items are scaled one by one."""
+        shape = (grid.px, grid.px)
+        values, seen = np.zeros(shape), np.zeros(shape, bool)
+        for item in items:
+            found = self._read([item], keys, grid, "bilinear", product.dtype, product.nodata)
+            if found is None:
+                continue
+            raw, visible = found
+            scaling = product.scaling(item, _key(item, keys))
+            scaled = product.convert(raw.astype(np.float64) * scaling.scale + scaling.offset)
+            take = visible & ~seen & np.isfinite(scaled)
+            values[take], seen = scaled[take], seen | take
+        return (np.round(values) if product.stored.startswith("uint") else values), seen
+
+    def _read(
+        self, items: list[Any], keys: Sequence[str], grid: ChipGrid, resampling: str, dtype: str, nodata: float
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """An asset of some items on a grid, and where it is not no-data; None where no item has it."""
+        import odc.stac
+        from affine import Affine
+        from odc.geo.geobox import GeoBox
+
+        held = [item for item in items if _key(item, keys)]
+        if not held:
+            return None
+        box = GeoBox((grid.px, grid.px), Affine(*grid.affine), grid.crs)
+        key = _key(held[0], keys)
+        rule = {held[0].collection_id: {"assets": {"*": {"nodata": nodata, "data_type": dtype}}}}
+        loaded = self._patiently(
+            lambda: odc.stac.load(
+                held, bands=[key], geobox=box, resampling=resampling, groupby=lambda *_: 0, stac_cfg=rule
+            )
+        )
+        values = loaded[key].values[0]
+        seen = ~np.isnan(values) if np.isnan(nodata) else values != nodata
+        return values, seen
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        import pystac_client.exceptions
+        import rasterio.errors
+        import requests
+
+        for attempt in range(TRIES):
+            try:
+                return ask()
+            except (
+                requests.exceptions.RequestException,
+                pystac_client.exceptions.APIError,
+                rasterio.errors.RasterioError,
+                OSError,
+            ) as error:
+                failure: Exception = error
+            status = getattr(failure, "status_code", None)
+            if status is not None and 400 <= status < 500 and status != 429:
+                raise RequestError(f"the catalogue refused ({_one_line(failure)})")
+            if self._stopped.wait(min(self._longest_s, 2.0**attempt) * (0.5 + random.random())):
+                break
+        raise UnavailableError(f"no answer after {TRIES} tries ({_one_line(failure)})")
+
+
+class _Frame:
+    """An overpass on the chip's grid."""
+
+    def __init__(self, items, time_ms: int, values, valid, weight, metadata) -> None:
+        self.items, self.time_ms, self.values, self.valid = items, time_ms, values, valid
+        self.weight, self.metadata = weight, metadata
+
+
+def _series(source: Source, product: Product, frames: Sequence[_Frame], collection: str) -> SourceSeries:
+    merged: dict[int, _Frame] = {frame.time_ms: frame for frame in frames}
+    if len(merged) != len(frames):
+        raise RequestError("two overpasses carry the same millisecond: the catalogue's times are wrong")
+    values, valid = np.stack([f.values for f in frames]), np.stack([f.valid for f in frames])
+    mask_impossible(source, values, valid, expected=product.outside_is_masked)
+    weights = [f.weight for f in frames if f.weight is not None]
+    return SourceSeries(
+        values=values,
+        valid=valid[:, :1] if (valid == valid[:, :1]).all() else valid,
+        weight=np.stack(weights)[:, None].astype(np.uint8) if weights else None,
+        time_ms=None if product.static else np.array([f.time_ms for f in frames], np.int64),
+        metadata=np.stack([f.metadata for f in frames]) if source.metadata and not product.static else None,
+        bands=source.band_names,
+        units=source.units,
+        collection=collection,
+        native_resolution_m=source.native_resolution_m,
+        licence=source.licence,
+        note=source.attribution
+        if product.quality or product.static
+        else f"{source.attribution}; no cloud mask in this catalogue",
+    )
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+def time_ms(item: Any) -> int:
+    """Acquisition time of an item, epoch milliseconds."""
+    moment = item.datetime or item.common_metadata.start_datetime
+    if moment is None:
+        raise RequestError(f"{item.id}: states no time")
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def _platform(item: Any) -> str:
+    return str(item.properties.get("platform", "")).lower()
+
+
+def _latest(items: list[Any], version: str) -> list[Any]:
+    """Of items of one tile, the one of the latest processing."""
+    if not version:
+        return items
+    kept: dict[str, Any] = {}
+    for item in items:
+        tile = str(item.properties.get("grid:code") or item.properties.get("s2:mgrs_tile") or item.bbox)
+        best = kept.get(tile)
+        if best is None or str(item.properties.get(version, "")) > str(best.properties.get(version, "")):
+            kept[tile] = item
+    return sorted(kept.values(), key=lambda i: (time_ms(i), i.id))
+
+
+def _key(item: Any, keys: Sequence[str]) -> str:
+    return next((key for key in keys if key in item.assets), "")
+
+
+def _metadata(source: Source, item: Any) -> np.ndarray:
+    """Sensor geometry where a catalogue states it under its registry name or the satellite extension's; else missing."""
+    names = {"heading": "sat:platform_heading", "inclination": "sat:platform_inclination"}
+    found = [
+        item.properties.get(field.name, item.properties.get(names.get(field.name, ""))) for field in source.metadata
+    ]
+    return np.array([np.nan if value is None else float(value) for value in found], np.float32)
+
+
+def _touches(item: Any, box: tuple[float, float, float, float], period: tuple[int, int] | None) -> bool:
+    west, south, east, north = item.bbox
+    inside = west <= box[2] and east >= box[0] and south <= box[3] and north >= box[1]
+    return inside and (period is None or period[0] <= time_ms(item) < period[1])
+
+
+# --- catalogues ------------------------------------------------------------------------------------------------------
+
+
+def _open(catalog: str) -> Any:
+    import pystac_client
+
+    options: dict[str, Any] = {}
+    if "planetarycomputer" in catalog:
+        try:
+            import planetary_computer
+
+            options["modifier"] = planetary_computer.sign_inplace
+        except ModuleNotFoundError:
+            raise AccessError(
+                "this catalogue signs its links: pip install planetary-computer, then run the same command again"
+            ) from None
+    if "://" not in catalog and not Path(catalog).exists():
+        raise AccessError(f"{catalog}: no such catalogue (expected a URL or the path of a catalog.json)")
+    return _asking(lambda: pystac_client.Client.open(catalog, timeout=60, **options), catalog)
+
+
+def _conforms(client: Any) -> bool:
+    from pystac_client import ConformanceClasses
+
+    return bool(client.conforms_to(ConformanceClasses.ITEM_SEARCH))
+
+
+def _asking(ask: Callable[[], T], catalog: str) -> T:
+    import pystac
+    import pystac_client.exceptions
+    import requests
+
+    try:
+        return ask()
+    except (requests.exceptions.RequestException, pystac_client.exceptions.APIError, OSError) as error:
+        raise AccessError(
+            f"{catalog}: the catalogue cannot be reached ({_one_line(error)}): check address and network"
+        ) from None
+    except (pystac.STACError, ValueError, KeyError, TypeError) as error:
+        raise AccessError(f"{catalog}: is no STAC catalogue ({_one_line(error)})") from None
+
+
+def _offered(product: Product, offered: set[str], catalog: str) -> str:
+    for collection in product.collections:
+        if collection in offered:
+            return collection
+    raise ValueError(
+        f"{catalog} has no collection for source {product.source} ({' or '.join(product.collections)}): "
+        f"it offers {', '.join(sorted(offered))[:200]}"
+    )
+
+
+def available(catalog: str) -> list[str]:
+    """Names of the sources that a catalogue can give. Raises AccessError."""
+    client = _open(catalog)
+    offered = {collection.id for collection in _asking(lambda: list(client.get_collections()), catalog)}
+    return [product.source for product in PRODUCTS if offered & set(product.collections)]
+
+
+def _iso(time_ms_: int) -> str:
+    return datetime.fromtimestamp(time_ms_ / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
