@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(config: Config, options) -> int:
     from aef.training import Trainer
-    from aef.training.distributed import RankError, finish
+    from aef.training.distributed import RankError
     from aef.training.engine import TrainingError
 
     try:
@@ -79,7 +79,6 @@ def _train(config: Config, options) -> int:
         ) as trainer:
             done = trainer.fit()
             trainer.ranks.barrier()
-        finish()
         return 0 if done else STOPPED
     except RankError as error:
         print(f"aef train: error: {error}", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ group (NCCL on GPUs, gloo on CPUs), without them it is a group of one that opens
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -131,6 +132,8 @@ def start(timeout_s: float) -> Ranks:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(rank, size, device, timeout_s)
+        # Not earlier: DeepSpeed holds on to the group, and a process may train several times.
+        atexit.register(_leave)
     # DeepSpeed reads these; a group of one has set none of them.
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
@@ -171,7 +174,6 @@ def _is_communication(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
-def finish() -> None:
-    """Leave the group. Call once, at the end of the process."""
+def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

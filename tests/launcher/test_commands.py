@@ -1,0 +1,113 @@
+"""Every command answers, installed from a wheel too, and no file of a scripts' folder hides a standard module."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aef.__main__ import commands, main
+from aef.launcher import doctor
+from aef.launcher.command import run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_answers_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"aef.launcher.{name}").main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: aef {name}" in text and len(text.splitlines()) > 4
+
+
+def test_the_overview_names_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name}" in text for name in ("train", "doctor", "throughput", "ingest", "embed"))
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["launcher", "benchmarks"])
+def test_no_file_bears_the_name_of_a_standard_module(folder):
+    # `python launcher/x.py` puts that folder first on the path; a profile.py there would break torch.compile.
+    names = {path.stem for path in (ROOT / folder).glob("*.py")}
+    assert len(names) > 2 and not names & sys.stdlib_module_names
+
+
+def test_doctor_reports_and_never_fails(capsys):
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    assert "torch 2." in text and "time_attention on cpu: PyTorch" in text and "aef train: ready" in text
+
+
+def test_doctor_says_which_extra_brings_what_is_missing(capsys, monkeypatch):
+    gone = {"deepspeed", "matplotlib", "ee"}
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module not in gone)
+    assert list(doctor.software()).count("deepspeed: not installed (pip install 'aef-engine[deepspeed]')") == 1
+    lines = list(doctor.missing())
+    assert (
+        "aef train: needs deepspeed; without matplotlib no figures (pip install 'aef-engine[deepspeed,eval]')" in lines
+    )
+    assert "aef download: without earthengine-api no Earth Engine (pip install 'aef-engine[ee]')" in lines
+
+
+def test_doctor_survives_a_broken_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert any("torch cannot be imported" in line for line in doctor.device())
+    assert any("a small step fails" in line for line in doctor.kernels())
+
+
+def test_a_missing_package_is_one_line_with_its_extra(capsys):
+    def main(argv):
+        raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")
+
+    main.__module__ = doctor.__name__
+    assert run(main, []) == 1
+    assert (
+        capsys.readouterr().err
+        == "aef doctor: error: the package deepspeed is not installed: `aef doctor` names the extra that brings it\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, built and installed into a folder outside the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    quiet = {"check": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "timeout": 300}
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)], **quiet)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], **quiet)
+    return folder / "site"
+
+
+def call(installed, *arguments):
+    env = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # Outside the checkout and without its folder on the path; PYTHONPATH comes before an editable install.
+    command = [sys.executable, "-P", "-m", "aef", *map(str, arguments)]
+    return subprocess.run(command, env=env, cwd=installed.parent, capture_output=True, text=True, timeout=300)
+
+
+def test_the_wheel_knows_its_device(installed):
+    done = call(installed, "doctor")
+    assert done.returncode == 0 and "aef train: ready" in done.stdout, done.stderr
+
+
+def test_the_wheel_plans_a_run_with_a_shipped_deepspeed_configuration(installed):
+    done = call(installed, "train", "--config", "large", "--dry-run", "--deepspeed-config", "zero1")
+    assert done.returncode == 0, done.stderr
+    (count,) = [line for line in done.stdout.splitlines() if line.startswith("parameters: ")]
+    assert 430e6 <= int(count.removeprefix("parameters: ")) <= 500e6
+
+
+def test_the_wheel_finds_a_recipe_by_name(installed, tmp_path):
+    done = call(installed, "ingest", "--recipe", "worldcereal_patches", "--input", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    # The recipe was found: what is missing is its input.
+    assert line.startswith("aef ingest: error: ") and str(tmp_path) in line and "unknown recipe" not in line

@@ -1,0 +1,138 @@
+"""`aef train`, `aef throughput`: what they print, and what they refuse in one line."""
+
+import json
+
+import pytest
+
+from aef.launcher import throughput, train
+from aef.launcher.command import run
+
+
+def call(command, *arguments):
+    return run(command.main, list(map(str, arguments)))
+
+
+def error_of(capsys, command, *arguments):
+    """The one line on standard error of a command that must fail."""
+    assert call(command, *arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", [train, throughput])
+def test_dry_run_prints_what_scripts_read(command, capsys):
+    assert call(command, "--config", "tiny", "--dry-run") == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert all(int(lines[name]) > 0 for name in ("parameters", "flops_per_frame", "activation_bytes_per_frame"))
+
+
+def test_dry_run_prints_the_resolved_settings(capsys):
+    assert call(train, "--config", "small", "--dry-run", "train.steps=77", "model.period_bias=false") == 0
+    text = capsys.readouterr().out
+    assert "  steps: 77" in text and "  period_bias: false" in text and "expected memory of one rank" in text
+
+
+def test_every_setting_is_listed_with_its_unit_and_meaning(capsys):
+    assert call(train, "--config", "large", "--list-settings") == 0
+    text = capsys.readouterr().out
+    assert "train.peak_lr = 0.0001: learning rate at the end of the warm-up" in text
+    assert "data.chip_px = 128 px: side of the training crop, a multiple of 16" in text
+
+
+def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
+    arguments = ["--config", "large", "--dry-run", "--device", "gpu", "train.micro_batch=2"]
+    text = {}
+    for stage in ("zero1", "zero3"):
+        assert call(throughput, *arguments, "--ranks", 8, "--deepspeed-config", stage) == 0
+        text[stage] = capsys.readouterr().out
+    assert "8 ranks x 16 x 2 samples" in text["zero1"] and "bfloat16" in text["zero1"]
+    assert "weights: 0.89 GB" in text["zero1"] and "weights: 0.11 GB" in text["zero3"]
+    # 32 partner fields of 128 x 128 x 64 fp32 and their gradients.
+    assert "uniformity partners: 0.27 GB" in text["zero1"]
+    assert "fits on H200: micro-batch" in text["zero1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "smal"], "unknown config 'smal': expected tiny, small, base, large, xlarge or a .yaml file"),
+        (["train.step=5"], "unknown setting train.step: did you mean steps?"),
+        (["train.steps=many"], "train.steps: expected int, found 'many'"),
+        (["--deepspeed-config", "zero9"], "--deepspeed-config zero9: expected single, zero1"),
+        (["data.chip_px=20"], "data.chip_px: expected a positive multiple of 16, found 20"),
+        (["--resume", "auto", "train.global_batch=0"], "train.global_batch: expected"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_leave_nothing(arguments, words, chips, tmp_path, capsys):
+    line = error_of(capsys, train, "--data", chips, "--out", tmp_path / "run", *arguments)
+    assert line.startswith("aef train: error: ") and words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_data_are_one_line_and_leave_nothing(chips, tmp_path, capsys):
+    run_folder = tmp_path / "run"
+    (tmp_path / "empty").mkdir()
+    line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "empty", "--out", run_folder)
+    assert "holds no chip (*.npz): make some with `aef synthesize`" in line
+    line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "absent", "--out", run_folder)
+    assert "absent: no such folder of chips" in line
+    (chips / "place1.npz").write_bytes((chips / "place1.npz").read_bytes()[:3000])
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", run_folder)
+    assert "place1.npz: is damaged or not a chip" in line
+    assert not run_folder.exists()
+
+
+def test_statistics_of_another_source_are_refused(chips, tmp_path, capsys):
+    entries = json.loads((chips / "stats.json").read_text())
+    entries["sources"]["landsat"] = entries["sources"]["sentinel2"]
+    (chips / "stats.json").write_text(json.dumps(entries))
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", tmp_path / "run")
+    assert "source landsat: statistics of another source: expected bands B2, B3, B4, B5, B6, B8, B10" in line
+    del entries["sources"]["landsat"]
+    (chips / "stats.json").write_text(json.dumps(entries))
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", tmp_path / "run")
+    assert "source landsat: no statistics" in line and not (tmp_path / "run").exists()
+
+
+def test_a_deepspeed_file_may_not_set_what_the_settings_set(chips, tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    for content, words in (
+        ({"optimizer": {"type": "Muon"}}, "optimizer is set by the train.* settings"),
+        ({"bf16": {"enabled": True}}, "bf16 at stage 0 loses precision: take zero1, or model.compute_dtype=bfloat16"),
+        ({"zero_optimization": {"stage": 1, "sub_group_size": "auto"}}, "may be auto, found sub_group_size"),
+    ):
+        file.write_text(json.dumps(content))
+        arguments = ["--config", "tiny", "--data", chips, "--out", tmp_path / "run", "--deepspeed-config", file]
+        assert words in error_of(capsys, train, *arguments)
+    file.write_text("{")
+    assert "not JSON" in error_of(capsys, train, *arguments)
+
+
+def test_a_run_through_the_command(chips, tmp_path, capsys):
+    arguments = [
+        "--config",
+        "tiny",
+        "--data",
+        chips,
+        "--out",
+        tmp_path / "run",
+        "train.steps=3",
+        "train.figure_every=9",
+    ]
+    assert call(train, *arguments) == 0
+    assert "learning rate 0 → 0.001 over 1 steps → 0 at step 3" in capsys.readouterr().err
+    assert "already holds a run" in error_of(capsys, train, *arguments)
+    assert call(train, *arguments, "--resume", "auto", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_profile_names_every_phase_of_a_step(chips, tmp_path, capfd):
+    out = tmp_path / "profile"
+    assert call(throughput, "--config", "tiny", "--data", chips, "--out", out, "--repeats", 1) == 0
+    text = capfd.readouterr().out
+    phases = json.loads((out / "phases.json").read_text())
+    expected = {"load", "projectors", "precision", "time", "space", "exchange", "summary", "decoders", "objective"}
+    assert expected | {"bottleneck", "optimizer"} <= set(phases["forward"])
+    assert {"projectors", "precision", "time", "space", "exchange", "summary", "decoders"} <= set(phases["backward"])
+    assert "peak_memory_gb" in text and "frames_per_s" in text
+    assert (out / "phases.png").stat().st_size > 5000 and json.loads((out / "trace.json").read_text())["traceEvents"]
