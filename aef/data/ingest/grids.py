@@ -112,7 +112,8 @@ def chip_grid(
 def cell_grid(target: Grid, cell_m: float) -> Grid:
     """Square cells of ``cell_m`` that cover a chip from its upper left corner: the grid of a coarse source whose files
     hold it resampled to fine pixels."""
-    height, width = (math.ceil(n * PIXEL_M / cell_m) for n in (target.height, target.width))
+    # A sliver of less than a tenth of a cell gets none of its own.
+    height, width = (max(math.ceil(n * PIXEL_M / cell_m - 0.1), 1) for n in (target.height, target.width))
     t = target.transform
     return Grid(target.crs, Affine(cell_m, 0, t.c, 0, -cell_m, t.f), height, width)
 

@@ -1,0 +1,47 @@
+"""One picture of a chip: every source over time, masks, weights, labels, texts, and the numbers that tell whether to trust it.
+
+Frames are drawn with one stretch per source; grey is not observed; below each frame, white counts in the loss. The
+numbers are printed as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aef.launcher.command import parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser(__file__, __doc__)
+    p.add_argument("chip", metavar="CHIP", help="a chip (.npz)")
+    p.add_argument("--out", metavar="PNG", help="where to write the picture; otherwise CHIP with .png")
+    p.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    p.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
+    options = p.parse_args(argv)
+
+    from aef.data.chips import read_chip
+    from aef.data.facts import facts_of
+    from aef.data.portrait import draw_chip
+    from aef.settings_file import registry_of
+
+    path = Path(options.chip)
+    registry = registry_of(path.parent, files=options.sources)
+    chip = read_chip(path, registry, check_values=True)
+    for name, series in chip.sources.items():
+        facts = facts_of(registry[name], series)
+        clear = "" if facts.clear is None else f", {facts.clear:.0%} clear"
+        doubts = f"  ! {', '.join(facts.doubts)}" if facts.doubts else ""
+        print(f"{name}: {facts.frames} frames, {facts.span}, {facts.observed:.0%} observed{clear}{doubts}")
+    out = Path(options.out) if options.out else path.with_suffix(".png")
+    temporary = out.with_name(f".{out.name}.tmp.png")
+    try:
+        draw_chip(chip, registry).savefig(temporary, dpi=options.dpi)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

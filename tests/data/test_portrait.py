@@ -1,0 +1,142 @@
+"""The picture of a chip counts what it shows, and can be drawn whatever the chip holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from aef.data.chips import Chip, Label, SourceSeries, TextPoint, write_chip
+from aef.data.facts import facts_of
+from aef.data.portrait import draw_chip
+from aef.launcher.command import run
+from aef.launcher.show import main
+from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS, parse_time
+
+START = parse_time("2020-01-01")
+
+
+def optical(days: list[float], clear: list[float], side: int = 16) -> SourceSeries:
+    """Sentinel-2 without B11, each frame clear from the top down to a share."""
+    rng = np.random.default_rng(0)
+    frames = len(days)
+    valid = np.ones((frames, 5, side, side), np.bool_)
+    valid[:, 4] = False
+    weight = np.zeros((frames, 1, side, side), np.uint8)
+    for frame, share in enumerate(clear):
+        weight[frame, :, : round(share * side)] = 255
+    return SourceSeries(
+        values=rng.integers(100, 4000, (frames, 5, side, side), dtype=np.uint16),
+        valid=valid,
+        weight=weight,
+        time_ms=(START + np.array(days) * DAY_MS).astype(np.int64),
+        bands=BUILT_IN["sentinel2"].band_names,
+    )
+
+
+def chip_of(**sources: SourceSeries) -> Chip:
+    codes = np.zeros((16, 16), np.int32)
+    codes[:8] = 1
+    return Chip(
+        id="here",
+        crs="EPSG:32631",
+        transform=(10.0, 0.0, 664000.0, 0.0, -10.0, 5612000.0),
+        height=16,
+        width=16,
+        lon=5.3,
+        lat=50.6,
+        sources=sources,
+        labels={"cover": Label(codes, {1: "field"}, (0,), START, START + DAY_MS, fields=codes)},
+        texts=[
+            TextPoint(
+                664050.0, 5611950.0, 30.0, START, START + DAY_MS, "a long description of a field " * 4, "me", "CC0"
+            )
+        ],
+    )
+
+
+def test_facts_are_counted():
+    series = optical([0, 0.0001, 100, 110], [1.0, 1.0, 1.0, 0.25])
+    facts = facts_of(BUILT_IN["sentinel2"], series)
+    assert facts.frames == 4 and facts.observed == 1 and facts.missing == ("B11",)
+    assert facts.clear == pytest.approx(13 / 16) and facts.per_pixel == 3
+    assert facts.gap_days == pytest.approx(100, abs=0.01) and facts.twins == 1
+    assert facts.doubts == ("100 d without a clear frame", "1 twins")
+
+
+def test_what_was_not_observed_is_doubtful():
+    series = optical([0, 10, 20, 30], [1, 0, 0, 0])
+    series.valid[:2] = False
+    series.weight[:] = 0
+    facts = facts_of(BUILT_IN["sentinel2"], series)
+    assert facts.observed == pytest.approx(0.5) and facts.clear == 0
+    assert facts.doubts == ("50% not observed", "only 0% clear")
+
+
+def native() -> SourceSeries:
+    bands = BUILT_IN["era5_land"].band_names
+    starts = START + np.arange(3) * 31 * DAY_MS
+    return SourceSeries(
+        values=np.tile(
+            np.array([0.1, 0.1, 0.1] + [280.0] * 6 + [90000.0] * 3, np.float32)[None, :, None, None], (3, 1, 1, 1)
+        ),
+        valid=np.ones((3, 1, 1, 1), np.bool_),
+        time_ms=starts,
+        time_end_ms=starts + 31 * DAY_MS,
+        transform=(11132.0, 0.0, 660000.0, 0.0, -11132.0, 5620000.0),
+        crs="EPSG:32631",
+        bands=bands,
+    )
+
+
+def footprints() -> SourceSeries:
+    return SourceSeries(
+        values=np.ones((4, 101), np.float32),
+        valid=np.ones((4, 1), np.bool_),
+        time_ms=np.full(4, START, np.int64),
+        time_end_ms=np.full(4, START + 31 * DAY_MS, np.int64),
+        row=np.arange(4, dtype=np.int32),
+        col=np.arange(4, dtype=np.int32),
+    )
+
+
+def cover() -> SourceSeries:
+    return SourceSeries(
+        values=np.full((1, 1, 16, 16), 41, np.uint8),
+        valid=np.ones((1, 1, 16, 16), np.bool_),
+        time_ms=np.array([START]),
+        time_end_ms=np.array([START + 366 * DAY_MS]),
+    )
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"sentinel2": optical([0, 5, 10], [1, 0.5, 0])},
+        {"sentinel2": optical([0], [0])},
+        {"sentinel2": optical([0, 5], [1, 1]), "era5_land": native(), "gedi": footprints(), "nlcd": cover()},
+    ],
+    ids=["a series", "one cloudy frame", "every kind of grid"],
+)
+def test_any_chip_can_be_drawn(tmp_path, capsys, sources):
+    path = write_chip(tmp_path / "here.npz", chip_of(**sources), BUILT_IN)
+    assert run(main, [str(path), "--dpi", "40"]) == 0
+    assert (tmp_path / "here.png").stat().st_size > 5000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here.npz", "here.png"]
+    printed = capsys.readouterr().out
+    assert all(f"{name}: " in printed for name in sources)
+
+
+def test_a_source_without_an_observation_is_drawn_grey():
+    series = optical([0, 5], [1, 1])
+    series.valid[:] = False
+    figure = draw_chip(chip_of(sentinel2=series), BUILT_IN)
+    images = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
+    assert any(image.ndim == 3 and np.allclose(image, 0.85) for image in images)
+
+
+def test_a_missing_chip_is_one_line(tmp_path, capsys):
+    assert run(main, [str(tmp_path / "none.npz")]) == 1
+    assert "no such chip" in capsys.readouterr().err
