@@ -272,7 +272,7 @@ def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
         leaf=leaf,
         vv_db=_normal(rng, 0.7, count),
         vh_db=_normal(rng, 0.7, count),
-        height=np.float32(0.6) + np.float32(0.7) * rng.random(count, dtype=np.float32),
+        height=np.asarray(rng.uniform(0.6, 1.3, count), np.float32),
     )
 
 
