@@ -80,7 +80,8 @@ class DryDriver(DriverBase):
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        # Triton keeps compiled kernels per device: each capability is one of its own.
+        return self.arch
 
     def set_current_device(self, device: int) -> None:
         pass

@@ -97,5 +97,8 @@ def power_of_two(size: int, least: int = 1) -> int:
 
 
 def processors(tensor: Tensor) -> int:
-    """Multiprocessors of the tensor's GPU; an H200's where there is no GPU to ask."""
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 132
+    """Multiprocessors of the tensor's GPU, by which grids are sized; an H200's where kernels are only compiled, and few
+    in the interpreter, whose programs run one after another."""
+    if tensor.is_cuda:
+        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return 2 if INTERPRET else 132

@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..arguments import check_float, check_integer, check_segments, match_shape, segment_lengths
+from .backward import pool_backward
 from .eager import EagerTemporalPooling, pooling_backward, pooling_forward
+from .forward import pool
+from .library import pool_padded
 from .reference import period_segment_list, split_bias
+
+WIDEST_STATE = 256
 
 
 def check_arguments(
@@ -70,10 +76,33 @@ def temporal_pooling(
             wrong number of rows, and a segment longer than `max_frames`.
     """
     check_arguments(states, table, query, bias, period_segment, cu_frames, max_frames)
-    if states.device.type == "cpu" and not torch.compiler.is_compiling():
+    backend = dispatch.backend("temporal_pooling", states, **_sizes(states, query, bias, max_frames))
+    if backend == "torch" and states.device.type == "cuda":
+        return pool_padded(states, table, query, bias, period_segment, cu_frames, max_frames)
+    if backend == "torch" and states.device.type == "cpu" and not torch.compiler.is_compiling():
         plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
         return EagerTemporalPooling.apply(states, table, query, bias, *plan)
     return temporal_pooling_operator(states, table, query, bias, period_segment, cu_frames, max_frames)
+
+
+def _sizes(states: Tensor, query: Tensor, bias: Tensor | None, max_frames: int) -> dict[str, int]:
+    (_, pixels, channels), (periods, heads, _) = states.shape, query.shape
+    sizes = {"max_frames": max_frames, "pixels": pixels, "channels": channels, "periods": periods, "heads": heads}
+    return sizes | {"biased": int(bias is not None)}
+
+
+def _triton_refusal(case: dispatch.Case) -> str | None:
+    sizes = case.sizes
+    if sizes["channels"] > WIDEST_STATE:
+        return f"states of {sizes['channels']} channels exceed the kernel's tile of {WIDEST_STATE}"
+    if sizes["max_frames"] * sizes["pixels"] * sizes["channels"] >= 2**31:
+        return f"a segment of {sizes['max_frames']} frames holds 2^31 elements or more"
+    if sizes["periods"] * sizes["pixels"] * sizes["heads"] >= 2**31:
+        return f"{sizes['periods']} periods have 2^31 rows or more"
+    return dispatch.triton_refusal(case)
+
+
+dispatch.register("temporal_pooling", triton=_triton_refusal)
 
 
 def _host_plan(
@@ -97,6 +126,10 @@ def temporal_pooling_operator(
     max_frames: int,
 ) -> Tensor:
     """`temporal_pooling` as one opaque operator; only its arguments are kept for backward."""
+    chosen = dispatch.choose("temporal_pooling", states, **_sizes(states, query, bias, max_frames))
+    if chosen.backend == "triton":
+        config = chosen.config.get("forward", {})
+        return pool(states, table, query, bias, period_segment, cu_frames, max_frames, config)
     plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
     return pooling_forward(states, table, query, bias, *plan)[0]
 
@@ -128,11 +161,16 @@ def temporal_pooling_backward(
     max_frames: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `states`, `table`, `query` and `bias` (empty where there is none); weights are recomputed."""
-    plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
-    _, pooled = pooling_forward(states, table, query, bias, *plan)
-    d_states, d_table, d_query, d_bias = pooling_backward(gradient, states, query, bias, pooled)
-    none = query.new_empty(0)
-    return d_states, d_table.to(table.dtype), d_query.to(query.dtype), none if d_bias is None else d_bias.to(bias.dtype)
+    chosen = dispatch.choose("temporal_pooling", states, **_sizes(states, query, bias, max_frames))
+    if chosen.backend == "triton":
+        arguments = (states, table, query, bias, period_segment, cu_frames, max_frames)
+        d_states, d_table, d_query, d_bias = pool_backward(gradient, *arguments, chosen.config.get("backward", {}))
+    else:
+        plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
+        _, pooled = pooling_forward(states, table, query, bias, *plan)
+        d_states, d_table, d_query, d_bias = pooling_backward(gradient, states, query, bias, pooled)
+    d_bias = query.new_empty(0) if d_bias is None else d_bias.to(bias.dtype)
+    return d_states, d_table.to(table.dtype), d_query.to(query.dtype), d_bias
 
 
 @temporal_pooling_backward.register_fake

@@ -1,0 +1,86 @@
+"""The three lanes of the kernel tests, each a process of its own, and what they share.
+
+plain    pytest tests                                   references, PyTorch paths, operators, dispatch
+interp   TRITON_INTERPRET=1 pytest tests/kernels -m interp   the real kernels on CPU tensors
+aot      pytest tests/kernels -m aot                    every shipped configuration compiled, without a GPU
+
+Triton reads the interpreter flag when it is imported, and a compiling process has a stand-in for the GPU's driver: both
+are global state. In the wrong lane a test skips and says so.
+"""
+
+import pytest
+import torch
+
+from aef.kernels import runtime
+
+LANES = {
+    "interp": "real kernels on a CPU: TRITON_INTERPRET=1 pytest tests/kernels -m interp",
+    "aot": "compiles kernels in a process of its own: pytest tests/kernels -m aot",
+    "gpu": "needs a CUDA device",
+}
+
+
+def pytest_collection_modifyitems(config, items):
+    problem = runtime.triton_problem()
+    open_lanes = {
+        "interp": runtime.INTERPRET and not problem,
+        "aot": "aot" in config.option.markexpr.split() and not runtime.INTERPRET and not problem,
+        "gpu": torch.cuda.is_available(),
+    }
+    for item in items:
+        for lane, reason in LANES.items():
+            if item.get_closest_marker(lane) and not open_lanes[lane]:
+                item.add_marker(pytest.mark.skip(reason=problem or reason))
+
+
+@pytest.fixture
+def poisoned():
+    """Fill freshly allocated tensors with NaN, so that an element that no kernel wrote cannot pass."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def triton_kernels(monkeypatch, poisoned):
+    """Public functions run the Triton kernels (the interpreter lane), into poisoned memory."""
+    monkeypatch.setenv("AEF_KERNELS", "triton")
+
+
+def relative_error(found, wanted):
+    """‖found − wanted‖ / ‖wanted‖, in fp64."""
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
+
+
+@pytest.fixture
+def assert_agrees():
+    """`assert_agrees(function, reference, leaves, rest=(), tolerance=1e-5)`: outputs and every gradient agree.
+
+    `leaves` are the differentiable arguments (None where one is absent), `rest` the others. The cotangent is not
+    contiguous: kernels must cope.
+    """
+
+    def compare(function, reference, leaves, rest=(), tolerance=1e-5):
+        present = [leaf for leaf in leaves if leaf is not None]
+        wanted = reference(*leaves, *rest)
+        cotangent = torch.randn(*wanted.shape, 2, dtype=wanted.dtype)[..., 0]
+        expected = (wanted, *torch.autograd.grad(wanted, present, cotangent))
+        out = function(*leaves, *rest)
+        found = (out, *torch.autograd.grad(out, present, cotangent))
+        for index, (one, other) in enumerate(zip(found, expected)):
+            name = "output" if index == 0 else f"gradient of argument {index - 1}"
+            assert one.shape == other.shape, name
+            assert one.dtype == other.dtype, name
+            assert relative_error(one, other) <= tolerance, f"{name}: {relative_error(one, other):.1e}"
+
+    return compare
+
+
+@pytest.fixture
+def assert_operator_is_sound():
+    """`assert_operator_is_sound(operator, arguments)`: torch's own checks of schema, fake, autograd and AOT dispatch."""
+
+    def check(operator, arguments):
+        torch.library.opcheck(operator, arguments)
+
+    return check
