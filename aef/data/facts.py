@@ -82,7 +82,7 @@ def _doubts(source: Source, series: SourceSeries, facts: Facts) -> list[str]:
         found.append(f"{facts.gap_days:.0f} d without a clear frame")
     if facts.twins:
         found.append(f"{facts.twins} twins")
-    if series.weight is None and source.time == "instant" and source.name.startswith("sentinel2"):
+    if series.weight is None and source.role == "input" and any("reflectance" in band.unit for band in source.bands):
         found.append("no cloud rule")
     if "noon" in series.note:
         found.append("known to the day")

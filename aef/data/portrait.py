@@ -81,13 +81,13 @@ def _draw_title(part: SubFigure, chip: Chip) -> None:
     )
     line = f"place {chip.place}   ·   {where}   ·   {chip.crs}   ·   {side}   ·   {format_time(start)[:10]} to {format_time(end)[:10]}"
     part.text(0.03, 0.2, line, fontsize=9.5, color=FAINT, va="center")
-    scale = part.add_axes((0.8, 0.17, 0.12, 0.11))
+    scale = part.add_axes((0.81, 0.57, 0.12, 0.11))
     scale.imshow(np.linspace(0, 1, 128)[None], aspect="auto", cmap=CLEAR)
     scale.set_axis_off()
     scale.text(-4, 0, "a frame: cloudy", ha="right", va="center", fontsize=8, color=FAINT)
     scale.text(131, 0, "clear", ha="left", va="center", fontsize=8, color=FAINT)
     if chip.synthetic:
-        part.text(0.97, 0.6, "synthetic", fontsize=11, color=ALARM, ha="right", va="center", fontweight="bold")
+        part.text(0.68, 0.62, "synthetic", fontsize=11, color=ALARM, ha="right", va="center", fontweight="bold")
 
 
 def _days(times_ms: np.ndarray) -> np.ndarray:
