@@ -104,7 +104,7 @@ class StacDoor:
     def _all_items(self) -> list[Any]:
         with self._reading:
             if self._static is None:
-                self._static = self._patiently(lambda: list(self._client.get_items(recursive=True)))
+                self._static = self._patiently(lambda: _read_whole(self._client))
             return self._static
 
     # --- pixels ------------------------------------------------------------------------------------------------------
@@ -294,6 +294,13 @@ def _open(catalog: str) -> Any:
     return _asking(lambda: pystac_client.Client.open(catalog, timeout=60, **options), catalog)
 
 
+def _read_whole(client: Any) -> list[Any]:
+    import pystac_client.warnings
+
+    with pystac_client.warnings.ignore():
+        return list(client.get_items(recursive=True))
+
+
 def _conforms(client: Any) -> bool:
     from pystac_client import ConformanceClasses
 
@@ -302,16 +309,19 @@ def _conforms(client: Any) -> bool:
 
 def _asking(ask: Callable[[], T], catalog: str) -> T:
     import pystac
+    import pystac_client.errors
     import pystac_client.exceptions
+    import pystac_client.warnings
     import requests
 
     try:
-        return ask()
+        with pystac_client.warnings.ignore():  # of static catalogues, which cannot be searched: they are read instead
+            return ask()
     except (requests.exceptions.RequestException, pystac_client.exceptions.APIError, OSError) as error:
         raise AccessError(
             f"{catalog}: the catalogue cannot be reached ({_one_line(error)}): check address and network"
         ) from None
-    except (pystac.STACError, ValueError, KeyError, TypeError) as error:
+    except (pystac.STACError, pystac_client.errors.ClientTypeError, ValueError, KeyError, TypeError) as error:
         raise AccessError(f"{catalog}: is no STAC catalogue ({_one_line(error)})") from None
 
 

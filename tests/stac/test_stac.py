@@ -1,0 +1,382 @@
+"""Chips from a STAC catalogue: offsets, scales, masks, overpasses; a static catalogue, an API, and real files."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pystac_client", reason="pystac-client is not installed (extra [stac])")
+pytest.importorskip("odc.stac", reason="odc-stac is not installed (extra [stac])")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from catalogue import LEFT, TOP, Api, item, static_catalog, write_raster
+
+from aef.data.chips import ChipFolder
+from aef.earthengine.download import Downloader, Plan
+from aef.earthengine.errors import AccessError, RequestError, UnavailableError
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.manifest import Manifest, PlannedChip
+from aef.launcher import download as command
+from aef.settings_file import read_sources
+from aef.sources import BUILT_IN, Registry
+from aef.stac import door as d
+from aef.stac.door import StacDoor, available
+from aef.stac.products import LANDSAT_C2_L2, SCL_NOT_CLEAR, product_of
+from aef.timecode import parse_period, parse_time
+
+PX = 16
+GRID = ChipGrid("EPSG:32632", LEFT, TOP, PX)
+CHIP = PlannedChip("here_20190101", "here", *GRID.centre_degrees, GRID, parse_period("2019-01-01/2020-01-01"), 1)
+KNOWN = BUILT_IN.extended(read_sources(command.FURTHER_SOURCES)).extended([LANDSAT_C2_L2])
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "bigearthnet_pairs"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Tries follow each other at once."""
+    monkeypatch.setattr(d.random, "random", lambda: -0.5)
+
+
+def door(catalog, *names):
+    return StacDoor(str(catalog), Registry(KNOWN[name] for name in names), workers=2, longest_s=0.01)
+
+
+def fetch(catalog, name, chip=CHIP):
+    return door(catalog, name).fetch(chip, KNOWN[name])
+
+
+def optical(folder, seed=0, keys=("blue", "green", "red", "nir", "swir16"), low=1200, **where):
+    """Rasters of 10 m, two pixels wider than the chip on every side."""
+    rng = np.random.default_rng(seed)
+    side = PX + 4
+    rasters = {}
+    for key in keys:
+        values = rng.integers(low, 6000, (side, side)).astype(np.uint16)
+        rasters[key] = (
+            values,
+            write_raster(folder / f"{key}{seed}.tif", values, left=LEFT - 20, top=TOP + 20, **where),
+        )
+    return {k: v for k, (v, _) in rasters.items()}, {k: p for k, (_, p) in rasters.items()}
+
+
+def inner(values):
+    return values[2:-2, 2:-2].astype(int)
+
+
+# --- Sentinel-2: the offset ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "bands", "offset"),
+    [
+        ({"s2:processing_baseline": "02.14"}, None, 0),
+        ({"s2:processing_baseline": "05.09"}, None, 1000),
+        (
+            {"s2:processing_baseline": "05.09", "earthsearch:boa_offset_applied": True},
+            {"scale": 0.0001, "offset": -0.1},
+            0,
+        ),
+        ({"s2:processing_baseline": "05.09"}, {"scale": 0.0001, "offset": -0.1}, 1000),
+        ({"s2:processing_baseline": "05.09"}, {"scale": 0.0001, "offset": 0}, 0),
+    ],
+)
+def test_the_offset_is_taken_off_once_and_only_once(tmp_path, properties, bands, offset):
+    values, paths = optical(tmp_path)
+    catalog = static_catalog(
+        tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, bands=bands, **properties)
+    )
+    series = fetch(catalog, "sentinel2").series
+    assert series.values.dtype == np.uint16 and series.collection == "stac:sentinel-2-l1c"
+    for channel, key in enumerate(("blue", "green", "red", "nir", "swir16")):
+        assert (series.values[0, channel] == inner(values[key]) - offset).all()
+    assert series.time_ms.tolist() == [parse_time("2019-05-01T10:20:21")] and "no cloud mask" in series.note
+
+
+def test_an_item_that_states_no_offset_and_no_baseline_is_refused(tmp_path):
+    _, paths = optical(tmp_path)
+    catalog = static_catalog(tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths))
+    with pytest.raises(RequestError, match="could be off by 1000"):
+        fetch(catalog, "sentinel2")
+
+
+def test_zeros_are_no_data_and_scene_classes_weight_the_loss(tmp_path):
+    keys = [k for k, *_ in product_of("sentinel2_l2a").assets.values()]
+    values, paths = optical(tmp_path, keys=keys)
+    values["blue"][5, 5] = 0
+    paths["blue"] = write_raster(tmp_path / "blue.tif", values["blue"], left=LEFT - 20, top=TOP + 20)
+    classes = np.tile(np.arange(PX + 4, dtype=np.uint8) % 12, (PX + 4, 1))
+    paths["scl"] = write_raster(tmp_path / "scl.tif", classes, left=LEFT - 20, top=TOP + 20)
+    made = item("sentinel-2-l2a", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
+    series = fetch(static_catalog(tmp_path / "c", made), "sentinel2_l2a").series
+    assert (
+        not series.valid[0, 0, 3, 3] and series.valid.sum() == series.valid.size - 1 and series.values[0, 0, 3, 3] == 0
+    )
+    assert (series.weight[0, 0] == np.where(np.isin(inner(classes), (0, *SCL_NOT_CLEAR)), 0, 255)).all()
+
+
+# --- overpasses ------------------------------------------------------------------------------------------------------
+
+
+def test_tiles_of_one_overpass_are_merged_and_the_latest_processing_is_kept(tmp_path):
+    made = []
+    for seed, (when, tile, baseline, left) in enumerate(
+        [
+            ("2019-05-01T10:20:21", "T1", "02.07", LEFT - 100),
+            ("2019-05-01T10:20:35", "T2", "02.07", LEFT + 80),
+            ("2019-05-01T10:20:35", "T2", "05.00", LEFT + 80),
+            ("2019-05-06T10:20:21", "T1", "02.07", LEFT - 100),
+        ]
+    ):
+        rng = np.random.default_rng(seed)
+        paths = {}
+        for key in ("blue", "green", "red", "nir", "swir16"):
+            values = rng.integers(2000, 6000, (PX + 4, 18)).astype(np.uint16)
+            paths[key] = write_raster(tmp_path / f"{key}{seed}.tif", values, left=left, top=TOP + 20)
+        properties = {"platform": "sentinel-2a", "grid:code": tile, "s2:processing_baseline": baseline}
+        made.append(item("sentinel-2-l1c", f"i{seed}", when, paths, **properties))
+    fetched = fetch(static_catalog(tmp_path / "c", *made), "sentinel2")
+    assert fetched.products == [["i0", "i2"], ["i3"]]
+    valid = np.broadcast_to(fetched.series.valid, fetched.series.values.shape)
+    assert valid[0].all() and valid[1, 0, :, :8].all() and not valid[1, 0, :, 8:].any()
+
+
+def test_images_outside_the_period_or_place_do_not_count(tmp_path):
+    _, paths = optical(tmp_path)
+    late = item("sentinel-2-l1c", "late", "2020-01-01T00:00:00", paths, **{"s2:processing_baseline": "02.14"})
+    _, far = optical(tmp_path, seed=9, crs="EPSG:32631")
+    away = item("sentinel-2-l1c", "away", "2019-05-01T10:00:00", far, **{"s2:processing_baseline": "02.14"})
+    fetched = fetch(static_catalog(tmp_path / "c", late, away), "sentinel2")
+    assert fetched.series is None and fetched.reason == "no image"
+
+
+# --- the other products ----------------------------------------------------------------------------------------------
+
+
+def test_backscatter_power_becomes_db(tmp_path):
+    rng = np.random.default_rng(0)
+    power = {k: 10 ** rng.uniform(-2.8, 0.5, (PX + 4, PX + 4)).astype(np.float32) for k in ("vv", "vh")}
+    power["vv"][4, 4], power["vv"][5, 5] = np.nan, 1e-6
+    paths = {k: write_raster(tmp_path / f"{k}.tif", v, left=LEFT - 20, top=TOP + 20) for k, v in power.items()}
+    series = fetch(
+        static_catalog(tmp_path / "c", item("sentinel-1-rtc", "a", "2019-05-01T05:20:21", paths)), "sentinel1_rtc"
+    ).series
+    expected = 10 * np.log10(power["vv"][2:-2, 2:-2])
+    seen = np.isfinite(expected) & (expected >= -30)
+    assert (series.valid[0, 0] == seen).all() and not seen[2, 2] and not seen[3, 3]
+    assert np.allclose(series.values[0, 0][seen], expected[seen], atol=1e-4)
+
+
+def test_uncalibrated_amplitudes_are_refused(tmp_path):
+    paths = {"vv": write_raster(tmp_path / "vv.tif", np.full((20, 20), 300, np.uint16), left=LEFT - 20, top=TOP + 20)}
+    catalog = static_catalog(tmp_path / "c", item("sentinel-1-grd", "a", "2019-05-01T05:20:21", paths))
+    with pytest.raises(RequestError, match="not calibrated; use the source sentinel1_rtc"):
+        fetch(catalog, "sentinel1")
+
+
+def test_landsat_is_scaled_as_stated_and_weighted_by_two_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    side = 12
+    numbers = {
+        k: rng.integers(8000, 30000, (side, side)).astype(np.uint16)
+        for k in ("blue", "green", "red", "nir08", "swir16", "lwir11")
+    }
+    numbers["lwir11"] = rng.integers(40000, 45000, (side, side)).astype(np.uint16)
+    flags = np.full((side, side), 1 << 6, np.uint16)
+    flags[:, :6] |= 1 << 4
+    made = []
+    where = {"left": LEFT - 60, "top": TOP + 60, "step": 30.0}
+    paths = {k: write_raster(tmp_path / f"{k}.tif", v, **where) for k, v in numbers.items()}
+    paths["qa_pixel"] = write_raster(tmp_path / "qa.tif", flags, **where)
+    for name, platform in (("nine", "landsat-9"), ("seven", "landsat-7")):
+        one = item("landsat-c2-l2", name, "2019-05-01T10:00:00", paths, platform=platform)
+        for key, asset in one.assets.items():
+            temperature = (
+                {"scale": 0.00341802, "offset": 149.0} if key == "lwir11" else {"scale": 2.75e-05, "offset": -0.2}
+            )
+            asset.extra_fields["raster:bands"] = [temperature]
+        made.append(one)
+    fetched = fetch(static_catalog(tmp_path / "c", *made), "landsat_c2_l2")
+    series = fetched.series
+    assert fetched.products == [["nine"]]
+    # The centre of a 30 m cell is the centre of the middle of its nine 10 m pixels.
+    cells = numbers["blue"][2:7, 2:7] * 2.75e-05 - 0.2
+    assert np.allclose(series.values[0, 0, 1:15:3, 1:15:3], cells, atol=1e-6)
+    assert np.allclose(series.values[0, 5, 1:15:3, 1:15:3], numbers["lwir11"][2:7, 2:7] * 0.00341802 + 149, atol=1e-3)
+    assert (series.weight[0, 0][:, :12] == 0).all() and (series.weight[0, 0][:, 12:] == 255).all()
+
+
+def test_a_scale_that_is_not_stated_is_not_guessed(tmp_path):
+    _, paths = optical(tmp_path, keys=("blue", "green", "red", "nir08", "swir16", "lwir11"))
+    catalog = static_catalog(
+        tmp_path / "c", item("landsat-c2-l2", "a", "2019-05-01T10:00:00", paths, platform="landsat-8")
+    )
+    with pytest.raises(RequestError, match="states no scale"):
+        fetch(catalog, "landsat_c2_l2")
+
+
+def test_elevation_brings_slope_and_aspect(tmp_path):
+    east, south = np.meshgrid(np.arange(PX + 8.0), np.arange(PX + 8.0))
+    plane = (100 + 3 * east - 4 * south).astype(np.float32)  # rises 0.3 to the east and 0.4 to the north
+    path = write_raster(tmp_path / "dem.tif", plane, left=LEFT - 40, top=TOP + 40)
+    series = fetch(static_catalog(tmp_path / "c", item("cop-dem-glo-30", "a", None, {"data": path})), "glo30").series
+    slope = np.arctan(0.5)
+    expected = (np.sin(slope), np.cos(slope), -0.6, -0.8)  # it falls to the south-west
+    for channel, value in enumerate(expected, start=1):
+        assert np.allclose(series.values[0, channel], value, atol=1e-5)
+    assert series.time_ms is None and np.allclose(series.values[0, 0], plane[4:-4, 4:-4])
+
+
+# --- catalogues ------------------------------------------------------------------------------------------------------
+
+
+def test_an_api_is_searched_with_place_and_period(tmp_path):
+    values, paths = optical(tmp_path)
+    made = [
+        item("sentinel-2-l1c", n, w, paths, **{"s2:processing_baseline": "02.14"})
+        for n, w in (("a", "2019-05-01T10:20:21"), ("b", "2021-05-01T10:20:21"))
+    ]
+    with Api(made, failures=2) as api:
+        assert available(api.url) == ["sentinel2"]
+        fetched = fetch(api.url, "sentinel2")
+        assert fetched.products == [["a"]] and (fetched.series.values[0, 0] == inner(values["blue"])).all()
+        query = api.searches[-1]
+        assert (
+            query["collections"] == ["sentinel-2-l1c"]
+            and query["datetime"] == "2019-01-01T00:00:00.000Z/2019-12-31T23:59:59.999Z"
+        )
+        west, south, east, north = query["bbox"]
+        assert west < CHIP.lon < east and south < CHIP.lat < north
+
+
+def test_an_api_that_stays_away_is_given_up_and_one_that_refuses_is_not_asked_again(tmp_path):
+    _, paths = optical(tmp_path)
+    made = [item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})]
+    with Api(made, failures=99) as api, pytest.raises(UnavailableError, match="after 4 tries"):
+        fetch(api.url, "sentinel2")
+    with Api(made, failures=99, status=400) as api:
+        with pytest.raises(RequestError, match="refused"):
+            fetch(api.url, "sentinel2")
+        assert len(api.searches) == 1
+
+
+def test_a_missing_file_of_an_item_is_an_answer_that_may_still_come(tmp_path):
+    _, paths = optical(tmp_path)
+    catalog = static_catalog(
+        tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
+    )
+    paths["red"].unlink()
+    with pytest.raises(UnavailableError, match="after 4 tries"):
+        fetch(catalog, "sentinel2")
+
+
+def test_wrong_catalogues_are_named(tmp_path):
+    with pytest.raises(AccessError, match="no such catalogue"):
+        door(tmp_path / "absent.json", "glo30")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(AccessError, match="is no STAC catalogue"):
+        door(tmp_path / "x.json", "glo30")
+    with pytest.raises(AccessError, match="cannot be reached"):
+        door("http://127.0.0.1:1/", "glo30")
+    _, paths = optical(tmp_path)
+    catalog = static_catalog(tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths))
+    with pytest.raises(ValueError, match=r"has no collection for source glo30 .*it offers sentinel-2-l1c"):
+        door(catalog, "glo30")
+    with pytest.raises(ValueError, match="'grace' does not come from a STAC catalogue"):
+        product_of("grace")
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_command_writes_chips_that_no_other_door_may_join(tmp_path, capsys):
+    keys = [k for k, *_ in product_of("sentinel2_l2a").assets.values()]
+    _, paths = optical(tmp_path, keys=keys)
+    plane = np.full((PX + 8, PX + 8), 300, np.float32)
+    dem = write_raster(tmp_path / "dem.tif", plane, left=LEFT - 40, top=TOP + 40)
+    catalog = static_catalog(
+        tmp_path / "c",
+        item("sentinel-2-l2a", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"}),
+        item("cop-dem-glo-30", "d", None, {"data": dem}),
+    )
+    words = [
+        "--out",
+        str(tmp_path / "chips"),
+        "--place",
+        f"{CHIP.lon},{CHIP.lat}",
+        "--periods",
+        "2019-01-01/2020-01-01",
+        "--chip-px",
+        "16",
+    ]
+    assert command.main(["--from", "stac", "--catalog", catalog, *words]) == 0
+    assert "chips: 1 written" in capsys.readouterr().out
+    from aef.settings_file import registry_of
+
+    (chip,) = ChipFolder(tmp_path / "chips", registry_of(tmp_path / "chips"))
+    assert {n: s.collection for n, s in chip.sources.items()} == {
+        "sentinel2_l2a": "stac:sentinel-2-l2a",
+        "glo30": "stac:cop-dem-glo-30",
+    }
+    with pytest.raises(ValueError, match="was made with sources"):
+        command.main(["--project", "p", "--sources", "sentinel2", *words])
+
+
+def test_real_sentinel_2_and_sentinel_1_files(tmp_path):
+    """Sentinel-2 L2A and Sentinel-1 of one place in Ireland, 17 June 2017, through a static catalogue."""
+    if not DATA.exists():
+        pytest.skip("the sample data (../shared/data/bigearthnet_pairs) are not here")
+    import rasterio
+
+    optical_files = {
+        p.stem.rsplit("_", 1)[1]: p for p in (DATA / "s2-tiny" / "S2A_MSIL2A_20170617T113321_4_55").glob("*.tif")
+    }
+    radar = {
+        p.stem.rsplit("_", 1)[1].lower(): p
+        for p in (DATA / "s1-tiny" / "S1A_IW_GRDH_1SDV_20170617T064724_29UPU_4_55").glob("*.tif")
+    }
+    bands = {k: v for k, v in optical_files.items() if k in product_of("sentinel2_l2a").assets}
+    catalog = static_catalog(
+        tmp_path / "c",
+        item(
+            "sentinel-2-l2a",
+            "s2",
+            "2017-06-17T11:33:21",
+            bands,
+            platform="sentinel-2a",
+            **{"s2:processing_baseline": "02.05"},
+        ),
+        item("sentinel-1-grd", "s1", "2017-06-17T06:47:24", radar, bands={"unit": "dB"}, platform="sentinel-1a"),
+    )
+    sources = Registry(dataclasses.replace(KNOWN[n]) for n in ("sentinel2_l2a", "sentinel1"))
+    grid = ChipGrid("EPSG:32629", 604800 + 160, 5834040 - 80, 96)
+    chip = PlannedChip("ireland_20170101", "ireland", *grid.centre_degrees, grid, parse_period("2017-01-01/2018-01-01"))
+    with Manifest(tmp_path / "m.sqlite", {}) as manifest:
+        manifest.plan([chip])
+        (tmp_path / "chips").mkdir()
+        Downloader(
+            StacDoor(catalog, sources, workers=2), manifest, tmp_path / "chips", Plan(sources, 96), provider="STAC"
+        ).run()
+        assert manifest.chip_counts() == {"written": 1}
+    (made,) = ChipFolder(tmp_path / "chips", KNOWN)
+    window = rasterio.windows.Window(16, 8, 96, 96)
+    for name, paths, keys in (
+        ("sentinel2_l2a", bands, ("B02", "B03", "B04", "B08")),
+        ("sentinel1", radar, ("VV", "VH")),
+    ):
+        series = made.sources[name]
+        for key in keys:
+            with rasterio.open(paths[key if name == "sentinel2_l2a" else key.lower()]) as file:
+                truth = file.read(1, window=window)
+            channel = KNOWN[name].band_names.index(key)
+            valid = np.broadcast_to(series.valid, series.values.shape)[0, channel]
+            assert valid.mean() > 0.99 and np.allclose(series.values[0, channel][valid], truth[valid], atol=1e-4)
+    with rasterio.open(bands["B11"]) as file:
+        coarse = file.read(1)
+    # Centres of 20 m cells lie between 10 m pixels: their mean is within the cell's neighbourhood.
+    fine = made.sources["sentinel2_l2a"].values[0, KNOWN["sentinel2_l2a"].band_names.index("B11")].astype(float)
+    means = fine.reshape(48, 2, 48, 2).mean((1, 3))
+    assert np.corrcoef(means.ravel(), coarse[4:52, 8:56].ravel())[0, 1] > 0.98
+    held = made.sources["sentinel1"].valid[0].any(axis=(1, 2))
+    assert held.tolist() == [True, True, False, False, False]
