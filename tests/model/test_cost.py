@@ -1,6 +1,8 @@
 """Parameters, operations and memory as the formulas say, against what is counted on the model itself."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +103,18 @@ def test_the_work_of_a_batch_counts_its_frames_and_summaries(make_batch):
     assert work.attended == 2 * (6**2 + 3**2)
     assert work.targets == {"sentinel2": 6}
     assert work.summaries == len(batch.periods) and work.side_px == TINY.data.chip_px
+
+
+def test_the_documentations_sizes_are_those_of_the_presets():
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    for name, preset in PRESETS.items():
+        model, side_px = preset.model, preset.data.chip_px
+        (row,) = re.findall(rf"^\| {name} \| (.*) \|$", page, re.MULTILINE)
+        parameters, side, gflop, megabytes = (float(cell.replace(",", "")) for cell in row.split(" | "))
+        flops = cost.flops_per_frame(model, BUILT_IN, INPUTS, side_px, round(103 * preset.data.frame_budget))
+        assert parameters == cost.parameters(model, BUILT_IN, INPUTS, tuple(BUILT_IN)) and side == side_px
+        assert gflop * 1e9 == pytest.approx(flops, rel=0.01)
+        assert megabytes * 1e6 == pytest.approx(cost.activation_bytes_per_frame(model, side_px), rel=0.01)
+    for kernel in (2, 4):
+        model = dataclasses.replace(LARGE.model, pyramid_kernel=kernel)
+        assert f"{cost.parameters(model, BUILT_IN, INPUTS, tuple(BUILT_IN)) / 1e6:.0f}" in page
