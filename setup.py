@@ -17,8 +17,8 @@ CORE = [
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.19,<0.20", "huggingface_hub"],
     "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow"],
-    "ee": ["earthengine-api>=1.6", "pyarrow"],
-    "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4"],
+    "ee": ["earthengine-api>=1.6", "pyarrow", "pyproj>=3.6", "shapely>=2"],
+    "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4", "pyproj>=3.6", "shapely>=2"],
     "text": ["open_clip_torch>=3.2", "torchvision>=0.24,<0.29", "mwparserfromhell", "python-dwca-reader", "pyarrow"],
     "eval": ["scikit-learn>=1.5", "matplotlib>=3.9"],
     "track": ["tensorboard>=2.17"],
@@ -39,6 +39,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["aef", "aef.*"]),
     package_data={
+        "aef.earthengine": ["land_mask.npz"],
         "aef.kernels": ["configs/*.json"],
         "aef.launcher": ["configs/*/*.yaml", "configs/*/*.json", "configs/*/*.sh"],
     },
