@@ -97,7 +97,7 @@ class Sampler:
         names = dict.fromkeys((*self.inputs, *self.targets))
         found = {name: self._candidates(chip, name, support, crop) for name in names if name in chip.sources}
         chosen = self._draw_targets(rng, found, support)
-        remaining = self._remove_targets(found, chosen)
+        remaining = self._remove_targets(rng, found, chosen)
         teacher, student, period, weight = self._draw_views(rng, remaining, support, crop)
         targets = self._cut_targets(rng, chip, chosen, support, crop)
         return Sample(
@@ -185,12 +185,16 @@ class Sampler:
         return drawn
 
     def _remove_targets(
-        self, found: dict[str, _Candidates], chosen: dict[str, list[_Chosen]]
+        self, rng: np.random.Generator, found: dict[str, _Candidates], chosen: dict[str, list[_Chosen]]
     ) -> dict[str, _Candidates]:
-        """The input without its targets and their twins; a target that would empty it stays, and says so."""
+        """The input without its targets and their twins; a target that would empty it stays, and says so.
+
+        Sources take turns in random order: where two hold a frame each, either is decoded from the other.
+        """
         removed = {name: np.zeros(len(found[name].index), np.bool_) for name in self.inputs if name in found}
         left = sum(len(mask) for mask in removed.values())
-        for name, mask in removed.items():
+        for name in rng.permutation(list(removed)).tolist():
+            mask = removed[name]
             for target in chosen.get(name, ()):
                 moments = found[name].moment_ms
                 twins = near(moments, moments[target.at : target.at + 1], self._twin_ms) & ~mask

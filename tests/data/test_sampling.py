@@ -205,13 +205,16 @@ def test_a_target_that_would_empty_the_input_stays_with_weight_zero(make_chip, s
     assert sample.teacher[source].time_ms.tolist() == [target.time_ms]
 
 
-def test_only_as_many_targets_stay_as_needed(make_chip):
+def test_of_two_frames_either_is_decoded_from_the_other(make_chip):
     chip = make_chip("place", sources=("sentinel2", "landsat"), frames={"sentinel2": 1, "landsat": 1})
     chip.sources["sentinel2"].weight[:] = 255
-    sample = draw(chip)
-    weights = sorted(target.item_weight for targets in sample.targets.values() for target in targets)
-    assert weights == [0.0, 1.0]
-    assert sum(len(frames.time_ms) for frames in sample.teacher.values()) == 1
+    decoded = set()
+    for sample in draws(chip, 20):
+        weights = {name: target.item_weight for name, (target,) in sample.targets.items()}
+        assert sorted(weights.values()) == [0.0, 1.0]
+        assert list(sample.teacher) == [name for name, weight in weights.items() if weight == 0]
+        decoded |= {name for name, weight in weights.items() if weight == 1}
+    assert decoded == {"sentinel2", "landsat"}
 
 
 def test_targets_carry_raw_values_masks_weights_and_metadata(chip):
@@ -349,8 +352,9 @@ def test_one_line_is_missing_from_all_sentinel_1_inputs_and_from_no_target(make_
         off = (points - points[i]) @ np.array([-along[1], along[0]])
         assert np.abs(off).max() <= 2.1
         if distance[i, j] > 16:
-            widths.append(gap.sum() / distance[i, j])
-    assert 0.9 < min(widths) < 1.3 and 1.4 < max(widths) < 2.3
+            widths.append(gap.sum() / (distance[i, j] + 1))
+    assert 0.7 < min(widths) and max(widths) < 2.2
+    assert 1.0 < np.median(widths) < 1.5 < max(widths)
 
 
 def test_the_line_gap_can_be_switched_off(chip):
