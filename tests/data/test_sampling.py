@@ -353,7 +353,7 @@ def test_one_line_is_missing_from_all_sentinel_1_inputs_and_from_no_target(make_
         assert np.abs(off).max() <= 2.1
         if distance[i, j] > 16:
             widths.append(gap.sum() / (distance[i, j] + 1))
-    assert 0.7 < min(widths) and max(widths) < 2.2
+    assert min(widths) > 0.7 and max(widths) < 2.2
     assert 1.0 < np.median(widths) < 1.5 < max(widths)
 
 
