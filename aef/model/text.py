@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aef.config import ModelConfig
 from aef.timecode import PERIOD_CODE_WIDTH
 
-from .layers import Linear, LinearGelu
+from .layers import Linear, LinearGelu, at_least_float
 from .summary import unit
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -34,9 +34,10 @@ class TextHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
 
     def forward(self, vector: Tensor, period_code: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """vector (K, text_dim), period_code (K, PERIOD_CODE_WIDTH) → unit vectors (K, D) fp32, logit scale (1,)."""
+        """vector (K, text_dim), period_code (K, PERIOD_CODE_WIDTH) → unit vectors (K, D) and logit scale (1,), fp32."""
         x = torch.cat((vector, period_code), dim=-1).to(dtype)
-        return unit(self.out(self.second(self.first(x)))), clip_scale(self.logit_scale)
+        scale = self.logit_scale.to(at_least_float(self.logit_scale.dtype))
+        return unit(self.out(self.second(self.first(x)))), clip_scale(scale)
 
 
 def clip_scale(scale: Tensor) -> Tensor:

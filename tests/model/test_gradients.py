@@ -133,7 +133,7 @@ def test_an_engine_that_casts_the_parameters_decides_the_operands(make_model, ma
     batch = make_batch(2, text_dim=8)
     cast = make_model(awake=True).to(torch.bfloat16).eval()
     output = cast(batch)
-    assert output.mean.dtype == torch.float32
+    assert output.mean.dtype == output.text.dtype == output.logit_scale.dtype == torch.float32
     assert all(reconstruction.dtype == torch.float32 for reconstruction in output.reconstructions.values())
     assert (output.mean * make_model(awake=True).eval()(batch).mean).sum(-1).min() > 0.99
     assert all(gradient.isfinite().all() for gradient in gradients(cast, batch).values())
