@@ -1,0 +1,191 @@
+"""`aef download`: options, synonyms, what it prints, what it refuses, exit codes."""
+
+import json
+import os
+import sys
+
+import pytest
+from conftest import IOWA
+from standin.server import Faults
+
+from aef.data.chips import ChipFolder
+from aef.launcher import download as command
+from aef.launcher.command import run
+from aef.settings_file import registry_of
+
+YEAR = ["--periods", "2019-03-01/2020-02-29"]
+PLACE = ["--place", f"{IOWA[0]},{IOWA[1]}"]
+
+
+def words(server, out, *more):
+    return [
+        "--project",
+        "demo-project",
+        "--key-file",
+        str(server.key),
+        "--endpoint",
+        server.url,
+        "--out",
+        str(out),
+        "--chip-px",
+        "16",
+        "--patience",
+        "0.05",
+        "--workers",
+        "8",
+        *YEAR,
+        *more,
+    ]
+
+
+def call(*arguments):
+    return run(command.main, [str(a) for a in arguments])
+
+
+def test_one_place_from_the_command_line(standin, tmp_path, capsys):
+    server, out = standin(faults=Faults(rate=0.2)), tmp_path / "chips"
+    assert call(*words(server, out, *PLACE)) == 0
+    printed = capsys.readouterr()
+    assert "chips: 1 written" in printed.out and "sentinel2" in printed.out and "reflectance x 10000, ok" in printed.out
+    assert "GLO30 is marked as deprecated" in printed.err and "1 chips planned" in printed.err
+    assert "requests" in printed.err and "download: 9/9 items" in printed.err
+    before = server.counters.requests
+    assert call(*words(server, out, *PLACE)) == 0  # nothing is left to do, nobody is asked
+    assert server.counters.requests == before
+    assert call("--out", out, "--verify") == 0 and "1 chips as written, 0 not" in capsys.readouterr().out
+    assert call("--out", out, "--export", tmp_path / "m.parquet") == 0 and "wrote 9 rows" in capsys.readouterr().out
+    next(out.glob("*.npz")).write_bytes(b"x")
+    assert call("--out", out, "--verify") == 1
+
+
+def test_earlier_names_of_options_work(standin, tmp_path):
+    server = standin()
+    arguments = ["--project_id", "demo-project", "--output_dir", tmp_path / "c", "--samples", "2", "--workers", "4"]
+    arguments += [
+        "--key-file",
+        server.key,
+        "--endpoint",
+        server.url,
+        "--chip-px",
+        "16",
+        *YEAR,
+        "--sources",
+        "sentinel2",
+        "glo30",
+    ]
+    assert call(*arguments) == 0
+    assert len(ChipFolder(tmp_path / "c", registry_of())) == 2
+
+
+def test_version_2_1_sources_travel_with_their_entry(standin, tmp_path):
+    out = tmp_path / "chips"
+    assert call(*words(standin(), out, *PLACE, "--sources", "sentinel2", "cdl")) == 0
+    (chip,) = ChipFolder(out, registry_of(out))
+    assert set(chip.sources) == {"sentinel2", "cdl"} and "cdl" in (out / "sources.yaml").read_text()
+
+
+def test_a_source_of_one_s_own(standin, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "sources:\n  - {name: landuse, title: own, collections: [USDA/NASS/CDL], bands: [{name: cropland, unit: class, valid_min: 0, valid_max: 255}], "
+        "role: target, native_resolution_m: 30, time: interval, resampling: nearest, classes: [1, 5, 24, 36, 111, 176], loss: cross_entropy, regrid_m: 30}\n"
+    )
+    out = tmp_path / "chips"
+    assert call(*words(standin(), out, *PLACE, "--sources", "landuse", "--sources-file", tmp_path / "own.yaml")) == 0
+    (chip,) = ChipFolder(out, registry_of(out))
+    assert chip.sources["landuse"].frames >= 1 and chip.sources["landuse"].collection == "USDA/NASS/CDL"
+
+
+def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
+    arguments = [
+        "--out",
+        tmp_path / "c",
+        "--random-land",
+        "20",
+        "--periods",
+        "2017-01-01/2023-01-01",
+        "--draw-periods",
+        "2",
+    ]
+    assert call(*arguments, "--estimate") == 0
+    text = capsys.readouterr().out
+    assert "chips       40" in text and "EECU-hours" in text and "sentinel2" in text
+    assert call(*arguments, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "40 chips of 128 px" in text and "COPERNICUS/S2_HARMONIZED" in text and "EPSG:" in text
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--periods", "2019-01-01/2020-01-01"], "no sites: give one of --sites, --place"),
+        ([*PLACE], "states no period of its own: add --periods"),
+        ([*PLACE, "--periods", "2019"], "expected START/END"),
+        (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
+        (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
+        ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
+        ([*PLACE, *YEAR, "--shard", "5/4"], "shard: expected i/n"),
+        ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
+        (["--sites", "absent.csv", *YEAR], "absent.csv: No such file"),
+        ([*PLACE, *YEAR, "--from", "stac"], "--from stac needs --catalog"),
+    ],
+)
+def test_wrong_words_are_one_line(tmp_path, capsys, arguments, message):
+    assert call("--project", "p", "--out", tmp_path / "c", "--key-file", "none.json", *arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("aef download: error: ") and message in error
+
+
+def test_export_and_verify_of_an_empty_folder(tmp_path, capsys):
+    assert call("--out", tmp_path, "--verify") == 1
+    assert "nothing was downloaded into this folder yet" in capsys.readouterr().err
+
+
+def test_incomplete_chips_give_exit_code_1_and_say_how_to_go_on(standin, tmp_path, capsys):
+    server, out = standin(faults=Faults(denied="ERA5_LAND")), tmp_path / "chips"
+    assert call(*words(server, out, *PLACE)) == 1
+    printed = capsys.readouterr()
+    assert "permission denied" in printed.out and "era5_land" in printed.out and "--retry-failed" in printed.err
+    server.faults = Faults()
+    assert call(*words(server, out, *PLACE)) == 1  # refused ones are not asked for again by themselves
+    assert call(*words(server, out, *PLACE, "--retry-failed")) == 0
+
+
+def test_hosts_share_the_work(standin, tmp_path):
+    server, out = standin(), tmp_path / "chips"
+    file = tmp_path / "sites.csv"
+    file.write_text("lon,lat\n" + "".join(f"{8.5 + k / 20},47.1\n" for k in range(6)))
+    arguments = ["--sites", file, "--sources", "sentinel2"]
+    for share in ("1/2", "2/2"):
+        assert call(*words(server, out, *arguments, "--shard", share)) == 0
+    assert len(list(out.glob("*.npz"))) == 6 and len(list(out.glob("manifest-*-of-2.sqlite"))) == 2
+
+
+def test_help_shows_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(
+        word in text for word in ("--project", "--periods", "--shard", "(default: 40)", "10 m pixels", "seconds")
+    )
+
+
+def test_no_room_of_the_program_needs_earth_engine(tmp_path):
+    """What is imported for everything else does not bring the client library along."""
+    import subprocess
+
+    code = "import sys; import aef, aef.sources, aef.data.chips, aef.launcher.download, aef.earthengine.sites, aef.stac.door; sys.exit('ee' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+        == 0
+    )
+
+
+def test_manifest_holds_no_credential(standin, tmp_path):
+    server, out = standin(), tmp_path / "chips"
+    assert call(*words(server, out, *PLACE, "--sources", "glo30")) == 0
+    key = json.loads(server.key.read_text())
+    for path in out.rglob("*"):
+        if path.is_file():
+            held = path.read_bytes()
+            assert b"ya29" not in held and key["client_email"].encode() not in held and b"PRIVATE KEY" not in held
