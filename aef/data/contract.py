@@ -7,6 +7,7 @@ Values are raw, masks are explicit, times are int64 milliseconds. `aef.data.chip
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,3 +145,21 @@ class Chip:
         """First and last time of any source, (0, 0) if all are static."""
         times = [s.time_ms for s in self.sources.values() if s.time_ms is not None and len(s.time_ms)]
         return (int(min(t[0] for t in times)), int(max(t[-1] for t in times))) if times else (0, 0)
+
+
+def grid_position(transform: Sequence[float], x: Any, y: Any) -> tuple[Any, Any]:
+    """Fractional (row, col) of a position on a grid; the centre of pixel (0, 0) is (0.5, 0.5).
+
+    Args:
+        transform: affine of the grid, (a, b, c, d, e, f).
+        x, y: numbers or arrays, in the units of the grid's CRS.
+
+    Raises:
+        ZeroDivisionError: the affine has no inverse.
+    """
+    a, b, c, d, e, f = transform
+    determinant = a * e - b * d
+    if determinant == 0:
+        raise ZeroDivisionError("the affine of the grid has no inverse")
+    dx, dy = x - c, y - f
+    return (a * dy - d * dx) / determinant, (e * dx - b * dy) / determinant

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries
+from aef.data.contract import grid_position
 from aef.sources import Source
 
 METRES_PER_DEGREE = 111_320.0
@@ -92,12 +93,11 @@ def _native_pixels(
             x, y = _degrees(chip, x, y)
         else:
             x, y = _reproject(chip, source, series, x, y)
-    a, b, c, d, e, f = series.transform
-    determinant = a * e - b * d
-    if determinant == 0:
-        raise ChipError("the affine of the native grid has no inverse", source=source.name, field="transform")
-    dx, dy = x - c, y - f
-    return (e * dx - b * dy) / determinant, (a * dy - d * dx) / determinant
+    try:
+        row, col = grid_position(series.transform, x, y)
+    except ZeroDivisionError as error:
+        raise ChipError(str(error), source=source.name, field="transform") from None
+    return col, row
 
 
 def _degrees(chip: Chip, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

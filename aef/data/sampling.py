@@ -17,6 +17,7 @@ import numpy as np
 from aef.config import DataConfig
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries
 from aef.data.collate import Frames, Sample, Target, Text, stable_hash
+from aef.data.contract import grid_position
 from aef.data.crop import Crop, cut_native, cut_points, points_inside
 from aef.data.periods import Moment, PeriodLaw, draw_shared, draw_support, overlap
 from aef.data.withheld import MINUTE_MS, WithheldDates, near
@@ -298,13 +299,10 @@ class Sampler:
         """One of the texts that lie in the crop and hold within the support, over a period of its own."""
         if self.text is None or not chip.texts:
             return None
-        a, b, c, d, e, f = chip.transform
-        determinant = a * e - b * d
         found = []
         for point in chip.texts:
-            dx, dy = point.x - c, point.y - f
-            col = int(np.floor((e * dx - b * dy) / determinant)) - crop.col
-            row = int(np.floor((a * dy - d * dx) / determinant)) - crop.row
+            place = grid_position(chip.transform, point.x, point.y)
+            row, col = int(np.floor(place[0])) - crop.row, int(np.floor(place[1])) - crop.col
             inside = 0 <= row < crop.side_px and 0 <= col < crop.side_px
             if inside and point.time_ms < support.end_ms and point.time_end_ms > support.start_ms:
                 vector = self.text(point.text)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from aef.data.chips import PIXEL_M, Chip, TextPoint
+from aef.data.contract import grid_position
 from aef.mapping.field import observed_span, support_of
 from aef.mapping.trained import TrainedModel
 from aef.objective.contrastive import disc_mean
@@ -120,7 +121,7 @@ def _aligned(
         own = [point for point in points if (point.time_ms, point.time_end_ms) == period]
         field, _ = model.embed_array(chip, [period])
         mean = torch.from_numpy(np.moveaxis(field, 1, -1))  # (1, H, W, D)
-        pixel = torch.tensor([_pixel(chip, point) for point in own])
+        pixel = torch.tensor([[int(i) for i in grid_position(chip.transform, p.x, p.y)] for p in own])
         radius = torch.tensor([point.uncertainty_m / PIXEL_M for point in own])
         place = disc_mean(mean, torch.zeros(len(own), dtype=torch.int64), pixel, radius)
         start = support_of(period, span, length, chip.id).start_ms
@@ -129,9 +130,3 @@ def _aligned(
         with torch.inference_mode():
             text, _ = head(found.to(model.device), code.to(model.device), model.model.compute_dtype)
         yield from zip(own, text.float().cpu().numpy(), place.numpy())
-
-
-def _pixel(chip: Chip, point: TextPoint) -> tuple[int, int]:
-    a, b, c, d, e, f = chip.transform
-    determinant, dx, dy = a * e - b * d, point.x - c, point.y - f
-    return int((a * dy - d * dx) / determinant), int((e * dx - b * dy) / determinant)

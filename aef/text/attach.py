@@ -13,6 +13,7 @@ import pyarrow as pa
 from rasterio.warp import transform as warp
 
 from aef.data.chips import ChipFolder, TextPoint, read_chip, write_chip
+from aef.data.contract import grid_position
 from aef.sources import Registry
 from aef.text.points import open_points
 
@@ -45,10 +46,7 @@ class _Footprint:
         return min(lon), min(lat), max(lon), max(lat)
 
     def inside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        a, b, c, d, e, f = self.transform
-        determinant = a * e - b * d
-        col = (e * (x - c) - b * (y - f)) / determinant
-        row = (a * (y - f) - d * (x - c)) / determinant
+        row, col = grid_position(self.transform, x, y)
         return (col >= 0) & (col < self.width) & (row >= 0) & (row < self.height)
 
 
