@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,9 +39,9 @@ CHIP_PX, CROP_PX = 32, 16
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for chips and runs")
-    options.add_argument("--places", type=int, default=320, help="places that are trained on")
+    options.add_argument("--places", type=int, default=256, help="places that are trained on")
     options.add_argument("--unseen", type=int, default=64, help="places that are not")
-    options.add_argument("--steps", type=int, default=1500, help="training steps of each run")
+    options.add_argument("--steps", type=int, default=1000, help="training steps of each run")
     options.add_argument("--batch", type=int, default=16, help="samples a step")
     options.add_argument("--text-weight", type=float, default=TINY.objective.text_weight, help="d of Eq. 3")
     options.add_argument("--seed", type=int, default=0)
@@ -64,9 +65,7 @@ def run_once(arguments: argparse.Namespace, *, permuted: bool) -> tuple[Retrieva
     from aef.training import Trainer
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    chips = arguments.out / ("permuted" if permuted else "true")
-    total = arguments.places + arguments.unseen
-    prepare(chips, total, seed=arguments.seed, permuted=permuted)
+    chips = prepare(arguments.out, arguments.places + arguments.unseen, seed=arguments.seed, permuted=permuted)
     files = ChipFolder(chips, BUILT_IN).files
     unseen = files[arguments.places :]
     config = settings(arguments, [path.stem for path in unseen])
@@ -110,19 +109,23 @@ def settings(arguments: argparse.Namespace, unseen: Sequence[str]) -> Config:
     )
 
 
-def prepare(folder: Path, places: int, *, seed: int, permuted: bool) -> None:
-    """Chips with captions and vectors; made once."""
+def prepare(out: Path, places: int, *, seed: int, permuted: bool) -> Path:
+    """The folder of chips with captions, true or permuted, and their vectors; made once."""
+    folder = out / ("permuted" if permuted else "true")
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}")
-        for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places):
-            pass
         if permuted:
+            shutil.copytree(prepare(out, places, seed=seed, permuted=False), partial)
             permute_captions(partial, seed)
+        else:
+            for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places):
+                pass
         partial.rename(folder)
     tower = TextTower(TINY_TOWER)
     headers = (ChipFolder(folder, BUILT_IN).header(index) for index in range(places))
     texts = [point["text"] for header in headers for point in header["texts"]]
     encode_missing(VectorCache.of(folder / FOLDER, tower.identity), tower, texts)
+    return folder
 
 
 def about_a_field(chip: Chip, point: TextPoint) -> bool:
