@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.text is not None:
         vector = search.run_tower(arguments.checkpoint, arguments.weights).encode([arguments.text])[0]
         query = f"“{arguments.text}”"
-
-        def direction(field):
-            return search.text_direction(model, vector, field)
     else:
         lon, lat = _position(arguments.at)
+        vector = search.pixel_direction(fields(), lon, lat)
         query = f"like {lat:g}, {lon:g}"
-        direction = search.pixel_direction(fields(), lon, lat)
+
+    def direction(field):
+        return vector if arguments.text is None else search.text_direction(model, vector, field)
 
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
