@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     session = _Session(out / "commands.txt")
     if not arguments.data:
         session.call("synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed)
+        # Its chips carry captions: the model learns words too, by a text tower that needs no download.
+        session.call("text", "--encode", chips, "--tower", "tiny")
     held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.held_out)
     given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
     if held_out:
@@ -47,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         "--commands", session.path,
     )  # fmt: skip
     print(f"open {out / 'report.html'} in a browser")
+    if not arguments.data:
+        print(
+            f'try: aef search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
+        )
     return 0
 
 
