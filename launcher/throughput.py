@@ -63,18 +63,19 @@ def _measure(config: Config, options) -> None:
         print(phases.table())
         print("\n".join(bench.summary(phases)))
         if folder:
-            _write(folder, phases, bench.title)
+            _write(folder, phases, bench)
         bench.close()
 
 
-def _write(folder: Path, phases, title: str) -> None:
+def _write(folder: Path, phases, bench) -> None:
     from aef.atomic import writing
     from aef.training.phases import draw
 
     with writing(folder / "phases.json", "w") as stream:
-        json.dump({"forward": phases.forward, "backward": phases.backward, "step_s": phases.step_s}, stream, indent=1)
+        about = {"title": bench.title, "step_s": phases.step_s, "flops": bench.flops()}
+        json.dump({**about, "forward": phases.forward, "backward": phases.backward}, stream, indent=1)
     try:
-        draw(phases, folder / "phases.png", title)
+        draw(phases, folder / "phases.png", bench.title)
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'aef-engine[eval]')")
     print(f"wrote {', '.join(sorted(str(path) for path in folder.iterdir()))}")

@@ -166,10 +166,13 @@ class StepBench:
     def profile(self, *, trace: Path | None, repeats: int) -> Phases:
         return profile_step(self.engine.model, self.step, self.device, trace=trace, repeats=repeats)
 
+    def flops(self) -> int:
+        """Operations of the last step, without recomputation."""
+        return sum(step_flops(self.config.model, self.registry, Work.of(batch)) for batch in self.batches)
+
     def summary(self, phases: Phases) -> list[str]:
         """Throughput, share of the peak, and predicted beside measured memory."""
-        frames = sum(batch.total_frames for batch in self.batches)
-        flops = sum(step_flops(self.config.model, self.registry, Work.of(batch)) for batch in self.batches)
+        frames, flops = sum(batch.total_frames for batch in self.batches), self.flops()
         peak = peak_flops(self.device, self.engine.precision)
         found = planner.plan(
             self.config, self.registry, self.inputs, self.targets, ranks=1, on_gpu=self.device.type == "cuda"

@@ -88,10 +88,11 @@ def plan(
     ranks: int = 1,
     on_gpu: bool = False,
     deepspeed_config: str | None = None,
+    parameters: int | None = None,
 ) -> Plan:
-    """Predict. Raises ConfigError as `resolve` does."""
+    """Predict; ``parameters`` spares counting them again. Raises ConfigError as `resolve` does."""
     m, d = config.model, config.data
-    count = cost.parameters(m, registry, inputs, targets)
+    count = cost.parameters(m, registry, inputs, targets) if parameters is None else parameters
     settings = resolve(deepspeed_config, config, ranks=ranks, on_gpu=on_gpu, parameters=count)
     stage, precision = stage_of(settings), precision_of(settings)
     micro, accumulation = micro_batches(config, ranks)
@@ -213,13 +214,16 @@ def what_fits(
 ) -> list[str]:
     """For each card and way of checkpointing, the largest micro-batch that is expected to fit."""
     lines = []
+    count = cost.parameters(config.model, registry, inputs, targets)
     for card, gigabytes in CARDS_GB.items():
         sizes = {}
         for way in WAYS:
             model = dataclasses.replace(config.model, checkpointing=way)
             train = dataclasses.replace(config.train, micro_batch=1, global_batch=ranks)
             one = dataclasses.replace(config, model=model, train=train)
-            found = plan(one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice)
+            found = plan(
+                one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice, parameters=count
+            )
             room = gigabytes * 1e9 * (1 - RESERVED) - found.model_bytes
             sizes[way] = int(room // found.activations) if room > 0 else 0
         words = ", ".join(f"{size} with checkpointing {way}" for way, size in sizes.items())

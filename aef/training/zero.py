@@ -141,6 +141,9 @@ class Engine:
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=_adam(model, config), config=configuration, dist_init_required=False
         )
+        if ranks.size == 1 and self.stage == 0:
+            # Alone there is nothing to average, yet DeepSpeed would copy all gradients to do so: 2 % of a `small` step.
+            self._engine.enable_backward_allreduce = False
         self._writer = _recording_writer()
         self._engine.checkpoint_engine = self._writer
         # It copies a script that unpickles; model.safetensors makes it needless.

@@ -1,0 +1,244 @@
+"""Predicted step time and cost of training on 1 to 512 GPUs: python -m benchmarks.scaling [--config large] [--measured FILE]
+
+    step = operations / (MFU · peak) + max(0, bytes / link − overlap · backward)
+
+Operations, memory and bytes come from `aef.model.cost` and `aef.training.planner`; the micro-batch is the largest that is
+expected to fit, a batch beyond it is accumulated by cache and replay (one more forward). Everything else is an input of
+this command and printed. Nothing here is a measurement unless --measured names one: a phases.json of `aef throughput`
+on such a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aef.atomic import writing
+from aef.config import Config
+from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops
+from aef.settings_file import load_config
+from aef.sources import BUILT_IN
+from aef.training import planner
+
+RESULTS = Path(__file__).parent / "results"
+GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+BATCHES = (256, 512, 1024, 2048, 4096)
+STAGES = ("zero1", "zero2", "zero3")
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is assumed of the hardware; every field is an option of the command."""
+
+    peak_tflops: float = 989.0
+    mfu: float = 0.40
+    memory_gb: float = 141.0
+    gpus_per_node: int = 8
+    link_gb_s: float = 450.0
+    node_link_gb_s: float = 50.0
+    overlap: float = 0.7
+    price_per_gpu_hour: float = 4.0
+
+    def bandwidth(self, gpus: int) -> float:
+        """Bytes per second that one GPU moves in a collective: NVLink within a node, its network card beyond."""
+        return 1e9 * (self.link_gb_s if gpus <= self.gpus_per_node else self.node_link_gb_s)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    gpus: int
+    batch: int
+    stage: str
+    micro_batch: int
+    accumulation: int
+    memory_gb: float
+    compute_s: float
+    communication_s: float
+    step_s: float
+    samples_per_s: float
+    efficiency: float
+    days: float
+    gpu_days: float
+    cost: float
+
+
+def sample_flops(config: Config) -> float:
+    """Forward operations of one sample at full budgets, the student at what its drops leave on average."""
+    inputs, targets = planner.sources_of(config, BUILT_IN)
+    teacher, student = planner.frames_per_sample(config, BUILT_IN, inputs)
+    budgets = {name: max(1, round(config.data.frame_budget * BUILT_IN[name].frame_budget)) for name in inputs}
+    frames = {name: round(count * (1 + student / teacher)) for name, count in budgets.items()}
+    decoded = len(targets) * config.data.targets_per_source
+    periods = min(config.data.periods_per_sample or decoded, decoded)
+    work = Work(
+        side_px=config.data.chip_px,
+        frames=frames,
+        attended=round(teacher**2 + student**2),
+        summaries=periods + 2,
+        pairs=round((periods + 1) * teacher + student),
+        targets=dict.fromkeys(targets, config.data.targets_per_source),
+    )
+    return float(forward_flops(config.model, BUILT_IN, work))
+
+
+def largest_micro_batch(
+    config: Config, stage: str, gpus: int, machine: Machine, share: int
+) -> tuple[int, planner.Plan]:
+    """The largest micro-batch, a power of two or the whole share, whose predicted memory fits, and its plan."""
+    inputs, targets = planner.sources_of(config, BUILT_IN)
+    best: tuple[int, planner.Plan] | None = None
+    sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
+    for size in sizes:
+        train = dataclasses.replace(config.train, global_batch=share * gpus, micro_batch=size)
+        one = dataclasses.replace(config, train=train)
+        found = planner.plan(
+            one,
+            BUILT_IN,
+            inputs,
+            targets,
+            ranks=gpus,
+            on_gpu=True,
+            deepspeed_config=stage,
+            parameters=_parameters(config),
+        )
+        if best is None or found.device_bytes <= machine.memory_gb * 1e9 * (1 - planner.RESERVED):
+            best = (size, found)
+    assert best is not None
+    return best
+
+
+def predict(config: Config, gpus: int, batch: int, stage: str, machine: Machine, flops: float) -> Prediction:
+    """One row. A plan that does not fit is kept: its memory says so."""
+    share = batch // gpus
+    micro, found = largest_micro_batch(config, stage, gpus, machine, share)
+    replay = 1 if found.accumulation > 1 else 0
+    forward_s = share * flops / (machine.mfu * machine.peak_tflops * 1e12)
+    compute = forward_s * (1 + BACKWARD_PER_FORWARD + replay)
+    moved = sum(found.traffic.values()) / machine.bandwidth(gpus)
+    step = compute + max(0.0, moved - machine.overlap * BACKWARD_PER_FORWARD * forward_s)
+    days = config.train.steps * step / SECONDS_PER_DAY
+    alone = batch * flops * (1 + BACKWARD_PER_FORWARD) / (machine.mfu * machine.peak_tflops * 1e12)
+    return Prediction(
+        gpus=gpus,
+        batch=batch,
+        stage=stage,
+        micro_batch=micro,
+        accumulation=found.accumulation,
+        memory_gb=found.device_bytes / 1e9,
+        compute_s=compute,
+        communication_s=moved,
+        step_s=step,
+        samples_per_s=batch / step,
+        efficiency=alone / gpus / step,
+        days=days,
+        gpu_days=days * gpus,
+        cost=days * gpus * 24 * machine.price_per_gpu_hour,
+    )
+
+
+def predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
+    flops = sample_flops(config)
+    for stage in STAGES:
+        for batch in BATCHES:
+            for gpus in (count for count in GPUS if count <= batch):
+                yield predict(config, gpus, batch, stage, machine, flops)
+
+
+def draw(rows: list[Prediction], path: Path, title: str) -> None:
+    """Samples per second over GPUs, one panel per stage, one line per batch, and the ideal."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(STAGES), sharey=True)
+    for panel, stage in zip(panels, STAGES, strict=True):
+        for batch in BATCHES:
+            line = [row for row in rows if row.stage == stage and row.batch == batch]
+            panel.plot(
+                [r.gpus for r in line], [r.samples_per_s for r in line], marker="o", ms=3, label=f"batch {batch}"
+            )
+        one = next(row for row in rows if row.stage == stage)
+        panel.plot(GPUS, [one.samples_per_s * count for count in GPUS], ls=":", color="grey", label="ideal")
+        panel.set(xscale="log", yscale="log", title=stage, xlabel="GPUs")
+        panel.set_xticks(GPUS, [str(count) for count in GPUS], fontsize=7)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("samples / s, predicted")
+    panels[0].legend(frameon=False, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    with writing(path) as stream:
+        figure.savefig(stream, format="png", dpi=130)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("settings", nargs="*", metavar="key=value", help="settings over the preset")
+    p.add_argument("--config", default="large", help="preset or YAML file")
+    p.add_argument("--measured", type=Path, help="phases.json of `aef throughput` on one such GPU")
+    p.add_argument("--out", type=Path, default=RESULTS, help="folder for scaling.csv and scaling.png")
+    for item in dataclasses.fields(Machine):
+        kind = int if item.type == "int" else float
+        p.add_argument(
+            f"--{item.name.replace('_', '-')}", type=kind, default=item.default, help="(default: %(default)s)"
+        )
+    options = p.parse_args(argv)
+    config = load_config(options.config, options.settings)
+    machine = Machine(**{item.name: getattr(options, item.name) for item in dataclasses.fields(Machine)})
+    basis = "assumed, not measured"
+    if options.measured:
+        machine, basis = _calibrated(machine, options.measured)
+    rows = list(predictions(config, machine))
+    inputs = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(machine).items())
+    print(
+        f"{options.config}: {config.train.steps:,} steps, {3 * sample_flops(config) / 1e12:.1f} TFLOP a sample and step"
+    )
+    print(f"inputs (MFU {basis}): {inputs}")
+    print(_table([row for row in rows if row.batch == BATCHES[0]]))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with writing(options.out / "scaling.csv", "w") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([f"# {options.config}; MFU {basis}; {inputs}"])
+        writer.writerow([item.name for item in dataclasses.fields(Prediction)])
+        writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in dataclasses.astuple(row)] for row in rows)
+    title = f"{options.config}: predicted; MFU {machine.mfu:.2f} {basis}; {machine.node_link_gb_s:g} GB/s between nodes"
+    draw(rows, options.out / "scaling.png", title)
+    print(f"wrote {options.out / 'scaling.csv'} ({len(rows)} rows) and scaling.png")
+    return 0
+
+
+def _calibrated(machine: Machine, path: Path) -> tuple[Machine, str]:
+    """The machine with the MFU that a profile measured, and the step that it predicts beside the measured one."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    reached = entries["flops"] / entries["step_s"]
+    mfu = reached / (machine.peak_tflops * 1e12)
+    assumed = entries["flops"] / (machine.mfu * machine.peak_tflops * 1e12)
+    print(
+        f"measured: {entries['title']}: step {entries['step_s']:.3f} s; with the assumed MFU {machine.mfu:.2f} {assumed:.3f} s"
+    )
+    return dataclasses.replace(machine, mfu=mfu), f"measured in {path.name}"
+
+
+def _table(rows: list[Prediction]) -> str:
+    lines = [
+        f"{'stage':<6}{'GPUs':>5}{'batch':>6}{'micro':>6}{'acc.':>5}{'GB':>6}{'compute s':>10}{'comm. s':>9}{'step s':>8}"
+        f"{'samples/s':>10}{'eff.':>6}{'days':>7}{'GPU-days':>9}{'cost':>10}"
+    ]
+    for r in rows:
+        lines.append(
+            f"{r.stage:<6}{r.gpus:>5}{r.batch:>6}{r.micro_batch:>6}{r.accumulation:>5}{r.memory_gb:>6.0f}{r.compute_s:>10.3f}"
+            f"{r.communication_s:>9.3f}{r.step_s:>8.3f}{r.samples_per_s:>10.1f}{r.efficiency:>6.0%}{r.days:>7.1f}"
+            f"{r.gpu_days:>9.0f}{r.cost:>10,.0f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
