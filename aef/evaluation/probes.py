@@ -7,7 +7,7 @@ fields, blocks or places; a unit lies wholly in the training or in the test part
 probe      what it is
 =========  =========================================================================================================
 linear     one-vs-rest least squares on ±1 targets with intercept, λ = 0, least norm where under-determined (paper)
-ridge      the same with λ from leave-one-out over the training pixels; λ = 0 breaks where shots ≈ dimensions
+ridge      the same with λ chosen on training units left out; λ = 0 breaks where shots ≈ dimensions
 kNN-1, -3  nearest neighbours in L2 (paper)
 =========  =========================================================================================================
 """
@@ -18,10 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import RidgeClassifierCV
 from sklearn.neighbors import KNeighborsClassifier
 
 LAMBDAS = tuple(10.0**k for k in range(-4, 4))
+"""Ridge penalties tried, relative to the features' total variance over the training pixels."""
+FOLDS = 5
+TRAIN_SHARE = 0.7
+"""Of each class's units; the rest are tested."""
 KINDS = ("linear", "ridge", "kNN-1", "kNN-3")
 MAX_SHOTS = 300
 """Training pixels per class where all are asked for (the paper's largest trial)."""
@@ -66,7 +69,11 @@ class Scores:
 
 
 def split_units(labelled: Labelled, rng: np.random.Generator) -> np.ndarray:
-    """Half of each class's units for training, at least one on either side: (N,) bool. Raises ProbeError for one unit."""
+    """`TRAIN_SHARE` of each class's units for training, at least one on either side: (N,) bool.
+
+    Raises:
+        ProbeError: a class lies in one unit.
+    """
     train: set[int] = set()
     test: set[int] = set()
     # Rare classes choose first, so that a unit shared with a common class cannot starve them.
@@ -75,7 +82,7 @@ def split_units(labelled: Labelled, rng: np.random.Generator) -> np.ndarray:
         if len(units) < 2:
             raise ProbeError(f"class {code} lies in {len(units)} unit: at least two are needed to train and to test")
         free = rng.permutation([u for u in units if u not in train and u not in test])
-        wanted = max(1, len(units) // 2) - len(train & set(units.tolist()))
+        wanted = min(max(1, round(TRAIN_SHARE * len(units))), len(units) - 1) - len(train & set(units.tolist()))
         train.update(free[: max(wanted, 0)].tolist())
         test.update(free[max(wanted, 0) :].tolist())
     return np.isin(labelled.units, sorted(train))
@@ -95,22 +102,75 @@ def draw_shots(labelled: Labelled, candidates: np.ndarray, shots: int | None, rn
     return np.concatenate(chosen)
 
 
-def predict(kind: str, features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Fit one probe and classify: features (n, D), labels (n,), test (m, D) → (m,). Raises ProbeError for an unknown one."""
+def predict(
+    kind: str, features: np.ndarray, labels: np.ndarray, test: np.ndarray, units: np.ndarray | None = None
+) -> np.ndarray:
+    """Fit one probe and classify.
+
+    Args:
+        features, labels: (n, D), (n,) training pixels.
+        test: (m, D).
+        units: (n,) what the training pixels belong to, for the choice of λ; None: each is one of its own.
+
+    Returns:
+        (m,) class codes.
+
+    Raises:
+        ProbeError: the probe is unknown.
+    """
     if kind in ("kNN-1", "kNN-3"):
         neighbours = min(int(kind[-1]), len(labels))
         return KNeighborsClassifier(neighbours).fit(features, labels).predict(test)
+    if kind not in ("ridge", "linear"):
+        raise ProbeError(f"unknown probe {kind!r}: expected {', '.join(KINDS)}")
+    classes = np.unique(labels)
+    targets = np.where(labels[:, None] == classes, 1.0, -1.0)
+    penalty = 0.0
     if kind == "ridge":
-        # Relative to the features' variance, so that the grid suits unit vectors and z-scores alike.
-        scale = max(float(features.var(axis=0).mean()) * len(labels), 1e-12)
-        return RidgeClassifierCV(alphas=[scale * one for one in LAMBDAS]).fit(features, labels).predict(test)
-    if kind == "linear":
-        classes = np.unique(labels)
-        targets = np.where(labels[:, None] == classes, 1.0, -1.0)
-        centre, level = features.mean(axis=0), targets.mean(axis=0)
-        weights = np.linalg.lstsq(features - centre, targets - level, rcond=None)[0]
-        return classes[((test - centre) @ weights + level).argmax(axis=1)]
-    raise ProbeError(f"unknown probe {kind!r}: expected {', '.join(KINDS)}")
+        penalty = choose_penalty(features, targets, np.arange(len(labels)) if units is None else units)
+    return classes[_LeastSquares(features, targets)(test, penalty).argmax(axis=1)]
+
+
+class _LeastSquares:
+    """Centred least squares for any ridge penalty from one singular value decomposition; 0 is the least-norm solution."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        self.centre, self.level = features.mean(axis=0), targets.mean(axis=0)
+        left, self.singular, self.right = np.linalg.svd(features - self.centre, full_matrices=False)
+        self.rotated = left.T @ (targets - self.level)
+        # Relative to the features' variance, so that one grid suits unit vectors and z-scores alike.
+        self.scale = np.square(self.singular).sum() / features.shape[1]
+
+    def __call__(self, test: np.ndarray, penalty: float) -> np.ndarray:
+        """Predicted targets of test pixels (m, D)."""
+        square = np.square(self.singular)
+        kept = self.singular > 1e-10 * max(float(self.singular[0]), 1e-300)
+        shrink = np.where(kept, self.singular / np.where(kept, square + penalty * self.scale, 1), 0)
+        return ((test - self.centre) @ self.right.T) @ (shrink[:, None] * self.rotated) + self.level
+
+
+def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray) -> float:
+    """The one of `LAMBDAS` with the least squared error on units left out, in up to five folds.
+
+    Leaving out single pixels would choose far too small a penalty: their neighbours in the same field give them away.
+    """
+    _, number = np.unique(units, return_inverse=True)
+    count = int(number.max()) + 1
+    folds = min(FOLDS, count)
+    if folds < 2:
+        return LAMBDAS[-1]
+    # Dealt out class by class, so that every fold gets some units of each.
+    kind = np.zeros(count, np.int64)
+    kind[number] = targets.argmax(axis=1)
+    turn = np.empty(count, np.int64)
+    turn[np.argsort(kind, kind="stable")] = np.arange(count)
+    fold = (turn % folds)[number]
+    errors = np.zeros(len(LAMBDAS))
+    for held in range(folds):
+        out = fold == held
+        fit = _LeastSquares(features[~out], targets[~out])
+        errors += [np.square(fit(features[out], penalty) - targets[out]).sum() for penalty in LAMBDAS]
+    return LAMBDAS[int(errors.argmin())]
 
 
 def probe(
@@ -144,7 +204,7 @@ def probe(
         for name, table in features.items():
             wide = np.asarray(table, np.float64)
             for kind in kinds:
-                guess = predict(kind, wide[chosen], labelled.labels[chosen], wide[test])
+                guess = predict(kind, wide[chosen], labelled.labels[chosen], wide[test], labelled.units[chosen])
                 _count(results[name][kind], labelled, test, guess)
     return results
 

@@ -8,6 +8,7 @@ from aef.evaluation.probes import (
     ProbeError,
     better,
     bootstrap,
+    choose_penalty,
     draw_shots,
     effective_rank,
     predict,
@@ -65,6 +66,36 @@ def test_ridge_does_not_depend_on_the_scale_of_all_features():
     assert np.array_equal(
         predict("ridge", good, labelled.labels, test), predict("ridge", good * 1e-3, labelled.labels, test * 1e-3)
     )
+
+
+def test_ridge_equals_the_library_for_a_given_penalty():
+    from sklearn.linear_model import Ridge
+
+    from aef.evaluation.probes import _LeastSquares
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 12)), rng.normal(size=(40, 3))
+    fit = _LeastSquares(x, y)
+    expected = Ridge(alpha=0.5 * fit.scale).fit(x, y).predict(x + 1)
+    assert np.allclose(fit(x + 1, 0.5), expected)
+    least = np.linalg.lstsq(np.c_[x, np.ones(40)], y, rcond=None)[0]
+    assert np.allclose(fit(x + 1, 0.0), np.c_[x + 1, np.ones(40)] @ least)
+
+
+def test_the_penalty_is_chosen_on_units_and_not_on_their_pixels():
+    """Features that identify units are useless for other units: only a large penalty is honest."""
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(12), 30)
+    labels = units % 2
+    targets = np.where(labels[:, None] == [0, 1], 1.0, -1.0)
+    features = rng.normal(size=(12, 40))[units] + 0.05 * rng.normal(size=(360, 40))
+    assert choose_penalty(features, targets, units) > 100 * choose_penalty(features, targets, np.arange(360))
+
+
+def test_the_split_gives_most_units_to_training():
+    labelled, _, _ = fields(units_per_class=10)
+    train = split_units(labelled, np.random.default_rng(0))
+    assert [len(np.unique(labelled.units[train & (labelled.labels == code)])) for code in range(3)] == [7, 7, 7]
 
 
 def test_what_cannot_be_judged_is_refused():
