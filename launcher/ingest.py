@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
     p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
     p.add_argument("--places", nargs="*", default=[], metavar="PLACE", help="convert only these")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
     p.add_argument("--uncompressed", action="store_true", help="larger files that load faster")
     p.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
     options = p.parse_args(argv)
@@ -39,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
         return 0
     with Progress("ingest", total=len(places), unit="chip") as progress:
+        chosen = tuple(options.places)
         for report in convert(
-            recipe, root, Path(options.out), places=tuple(options.places), compress=not options.uncompressed
+            recipe, root, Path(options.out), places=chosen, compress=not options.uncompressed, workers=options.workers
         ):
             print(report.text())
             progress.advance(note=report.place)

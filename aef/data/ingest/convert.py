@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from aef.data.chips import Chip, write_chip
@@ -100,25 +103,53 @@ def unused_variables(
 
 
 def convert(
-    recipe: Recipe, root: Path, out: Path, *, places: tuple[str, ...] = (), compress: bool = True
+    recipe: Recipe,
+    root: Path,
+    out: Path,
+    *,
+    places: tuple[str, ...] = (),
+    compress: bool = True,
+    workers: int = 1,
 ) -> Iterator[Report]:
     """Convert every place of a folder into ``out``; a chip is written whole or not at all.
 
+    Args:
+        recipe: what the folder is.
+        root: the folder.
+        out: folder of the chips; entries of further sources are added to its ``sources.yaml`` first.
+        places: convert only these.
+        compress: smaller files that load more slowly.
+        workers: processes that convert places side by side; the chips are the same.
+
     Yields:
-        A report per place, once its chip is on disk.
+        A report per place, in order of name, once its chip is on disk.
 
     Raises:
         IngestError, RasterError, ChipError: what is wrong, where, and what to do; chips already written stay.
     """
     found, _ = find_places(recipe, root, places)
     out.mkdir(parents=True, exist_ok=True)
-    registry = registry_of(out).extended(recipe.sources)
-    for place in found:
-        chip, report = convert_place(recipe, place)
-        carried = [registry[name] for name in registry_of(out) if name not in BUILT_IN]
-        new = [recipe.registry[name] for name in chip.sources if name not in BUILT_IN]
-        merged = {source.name: source for source in (*carried, *new)}
-        if len(merged) > len(carried):
-            write_sources(out / SOURCES_FILE, merged.values())
-        write_chip(out / report.file, chip, registry, compress=compress)
-        yield report
+    _carry_sources(recipe, out)
+    write = partial(_convert_to_file, recipe, out=out, compress=compress)
+    if workers <= 1 or len(found) == 1:
+        yield from map(write, found)
+        return
+    # Spawned, not forked: GDAL and HDF5 keep state that a fork would share.
+    with ProcessPoolExecutor(min(workers, len(found)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(write, found)
+
+
+def _convert_to_file(recipe: Recipe, place: PlaceFiles, out: Path, compress: bool) -> Report:
+    chip, report = convert_place(recipe, place)
+    write_chip(out / report.file, chip, recipe.registry, compress=compress)
+    return report
+
+
+def _carry_sources(recipe: Recipe, out: Path) -> None:
+    """Entries that the recipe needs beside the built-in ones travel with the chips; those of earlier recipes stay."""
+    carried = {name: source for name, source in registry_of(out).items() if name not in BUILT_IN}
+    needed = {item.source for item in recipe.inputs if item.source and item.source not in BUILT_IN}
+    new = [source for source in recipe.sources if source.name in needed and source.name not in carried]
+    registry_of(out).extended(source for source in recipe.sources if source.name in needed)
+    if new:
+        write_sources(out / SOURCES_FILE, [*carried.values(), *new])

@@ -108,6 +108,23 @@ def test_a_source_of_the_users_own_travels_with_the_chips(folder, tmp_path):
     assert "vegetation" in registry_of(out)
 
 
+def test_workers_write_the_same_chips(folder, tmp_path):
+    rule = parse_recipe(entries())
+    one = list(convert(rule, folder, tmp_path / "one"))
+    two = list(convert(rule, folder, tmp_path / "two", workers=2))
+    assert [report.text() for report in one] == [report.text() for report in two]
+    for name in ("north.npz", "south.npz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_same_source_defined_differently_is_refused(folder, tmp_path):
+    own = entries(source="vegetation", band_map={"NDVI": {"var": "1", "transform": {"scale": 1e-4}}})
+    list(convert(parse_recipe(own | {"sources": [VEGETATION]}), folder, tmp_path / "chips"))
+    other = parse_recipe(own | {"sources": [VEGETATION | {"native_resolution_m": 20}]})
+    with pytest.raises(ValueError, match="source 'vegetation' is defined twice, differently"):
+        list(convert(other, folder, tmp_path / "chips"))
+
+
 def test_a_failing_place_leaves_earlier_chips_and_no_pieces(folder, tmp_path):
     write_scene(folder / "south" / "S2_20200309.tif", np.zeros((4, 32, 32), np.uint16))
     out = tmp_path / "chips"
