@@ -39,6 +39,8 @@ from aef.earthengine.npy import PARSING
 from aef.sources import Registry, Source
 
 PARTS = ".parts"
+ASSEMBLED_BYTES = 96 * 2**20
+"""Parts of the chips that are put together at one time; a larger chip waits until it is alone."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Downloader:
         self.door, self.manifest, self.out, self.plan = door, manifest, Path(out), plan
         self._provider, self._on_item = provider, on_item
         self._parts = self.out / PARTS
-        self._assembling, self._feeding = threading.Lock(), threading.Lock()
+        self._assembling, self._feeding = Budget(ASSEMBLED_BYTES), threading.Lock()
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -276,7 +278,8 @@ class Downloader:
             self._part(chip, name).unlink(missing_ok=True)
 
     def _write(self, chip: PlannedChip, done: list[str], items: Mapping[str, Outcome]) -> None:
-        with self._assembling:  # one whole chip in memory at a time
+        size = sum(self._part(chip, name).stat().st_size for name in done)
+        with self._assembling.held(size):
             series, products = {}, {}
             for name in done:
                 path = self._part(chip, name)

@@ -93,7 +93,9 @@ def pixels(source: Source, recipe: Recipe, frames: Sequence[Frame]) -> ee.Image:
     values = getattr(values, _CASTS[recipe.dtype])()
     if recipe.weight:
         # A pixel without a mask product (Cloud Score+ lacks a few granules) does not count: weight 0.
-        weights = _stack([_mosaic([WEIGHTS[recipe.weight](ee.Image(s.id)) for s in frame.scenes]) for frame in frames])
+        weights = _stack(
+            [_mosaic([WEIGHTS[recipe.weight](call("Image.load", id=s.id)) for s in frame.scenes]) for frame in frames]
+        )
         values = values.addBands(weights.unmask(0, False).toUint8())
     return values.rename(wire_names(recipe, frames))
 
@@ -109,46 +111,71 @@ def wire_types(recipe: Recipe, frames: Sequence[Frame]) -> list[str]:
     return ["uint8" if name.endswith(f"_{WEIGHT}") else recipe.dtype for name in wire_names(recipe, frames)]
 
 
-def _values(source: Source, recipe: Recipe, frame: Frame) -> ee.Image:
+def call(function: str, **arguments: Any) -> ee.ComputedObject:
+    """One node of a graph. The client's own methods build the same nodes, at several times the cost: they look up and
+    promote every argument, which adds up over the thousands of nodes of a download."""
+    return ee.ComputedObject(ee.ApiFunction.lookup(function), arguments)
+
+
+def _values(source: Source, recipe: Recipe, frame: Frame) -> ee.ComputedObject:
     names = list(recipe.fetched or frame.bands)
     return _mosaic([_scene_values(source, recipe, scene.id, names) for scene in frame.scenes])
 
 
-def _scene_values(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.Image:
-    image = ee.Image(image_id)
-    values = image.select(names)
+def _scene_values(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.ComputedObject:
+    image = call("Image.load", id=image_id)
+    values = call("Image.select", input=image, bandSelectors=names)
     if source.resampling == "bilinear" and source.grid == "chip":
-        values = values.resample("bilinear")
-    return values.updateMask(MASKS[recipe.mask](image)) if recipe.mask else values
+        values = call("Image.resample", image=values, mode="bilinear")
+    return call("Image.updateMask", image=values, mask=MASKS[recipe.mask](image)) if recipe.mask else values
 
 
-def _mosaic(images: list[ee.Image]) -> ee.Image:
+def _mosaic(images: list[ee.ComputedObject]) -> ee.ComputedObject:
     """The last image lies on top."""
-    return images[0] if len(images) == 1 else ee.ImageCollection(images).mosaic()
+    if len(images) == 1:
+        return images[0]
+    return call("ImageCollection.mosaic", collection=call("ImageCollection.fromImages", images=images))
 
 
-def _stack(images: list[ee.Image]) -> ee.Image:
+def _stack(images: list[ee.ComputedObject]) -> ee.Image:
     # toBands keeps the graph flat: a chain of addBands would nest as deep as there are frames.
-    return images[0] if len(images) == 1 else ee.ImageCollection(images).toBands()
+    if len(images) == 1:
+        return ee.Image(images[0])
+    return ee.Image(call("ImageCollection.toBands", collection=call("ImageCollection.fromImages", images=images)))
 
 
-def _cloud_score(image: ee.Image) -> ee.Image:
+def _is(image: ee.ComputedObject, value: float) -> ee.ComputedObject:
+    return call("Image.eq", image1=image, image2=call("Image.constant", value=value))
+
+
+def _band(image: ee.ComputedObject, name: str) -> ee.ComputedObject:
+    return call("Image.select", input=image, bandSelectors=[name])
+
+
+def _bits(image: ee.ComputedObject, name: str, mask: int) -> ee.ComputedObject:
+    return call("Image.bitwiseAnd", image1=_band(image, name), image2=call("Image.constant", value=mask))
+
+
+def _cloud_score(image: ee.ComputedObject) -> ee.ComputedObject:
     """Cloud Score+ of the same granule, thresholded (paper S1: cs at 0.5). A granule without a score counts as cloudy."""
-    scored = image.linkCollection(ee.ImageCollection(CLOUD_SCORE), ["cs"])
-    return scored.select(["cs"]).resample("bilinear").gte(CLEAR_SCORE)
+    scores = call("ImageCollection.load", id=CLOUD_SCORE)
+    scored = call("Image.linkCollection", input=image, imageCollection=scores, linkedBands=["cs"])
+    smooth = call("Image.resample", image=_band(scored, "cs"), mode="bilinear")
+    return call("Image.gte", image1=smooth, image2=call("Image.constant", value=CLEAR_SCORE))
 
 
-def _qa_pixel(image: ee.Image) -> ee.Image:
+def _qa_pixel(image: ee.ComputedObject) -> ee.ComputedObject:
     """1 unless QA_PIXEL says dilated cloud or cloud shadow (paper S1 lists these two bits). Flags: nearest neighbour."""
-    return image.select(["QA_PIXEL"]).bitwiseAnd(LANDSAT_DILATED_CLOUD | LANDSAT_CLOUD_SHADOW).eq(0)
+    return _is(_bits(image, "QA_PIXEL", LANDSAT_DILATED_CLOUD | LANDSAT_CLOUD_SHADOW), 0)
 
 
-def _palsar_msk(image: ee.Image) -> ee.Image:
-    return image.select(["MSK"]).bitwiseAnd(PALSAR_MASK_BITS).eq(PALSAR_VALID)
+def _palsar_msk(image: ee.ComputedObject) -> ee.ComputedObject:
+    return _is(_bits(image, "MSK", PALSAR_MASK_BITS), PALSAR_VALID)
 
 
-def _gedi_quality(image: ee.Image) -> ee.Image:
-    return image.select(["quality_flag"]).eq(1).And(image.select(["degrade_flag"]).eq(0))
+def _gedi_quality(image: ee.ComputedObject) -> ee.ComputedObject:
+    good, whole = _is(_band(image, "quality_flag"), 1), _is(_band(image, "degrade_flag"), 0)
+    return call("Image.and", image1=good, image2=whole)
 
 
 WEIGHTS = {"cloud_score": _cloud_score, "qa_pixel": _qa_pixel}

@@ -101,6 +101,8 @@ class _Transport:
 
     def __init__(self, connections: int, patience: Patience) -> None:
         self._session = requests.Session()
+        # The client adds its own token; without this every request would look for a .netrc file.
+        self._session.auth = lambda request: request
         adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
