@@ -16,11 +16,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config
-from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops
+from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops, parameters
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import planner
@@ -87,10 +88,15 @@ def sample_flops(config: Config) -> float:
     return float(forward_flops(config.model, BUILT_IN, work))
 
 
+@lru_cache
+def _parameters(config: Config) -> int:
+    return parameters(config.model, BUILT_IN, *planner.sources_of(config, BUILT_IN))
+
+
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
 ) -> tuple[int, planner.Plan]:
-    """The largest micro-batch, a power of two or the whole share, whose predicted memory fits, and its plan."""
+    """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two."""
     inputs, targets = planner.sources_of(config, BUILT_IN)
     best: tuple[int, planner.Plan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
@@ -151,7 +157,7 @@ def predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
 
 
 def draw(rows: list[Prediction], path: Path, title: str) -> None:
-    """Samples per second over GPUs, one panel per stage, one line per batch, and the ideal."""
+    """Samples per second of each GPU over their number: one panel per stage, one line per batch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -159,17 +165,15 @@ def draw(rows: list[Prediction], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(STAGES), sharey=True)
     for panel, stage in zip(panels, STAGES, strict=True):
-        for batch in BATCHES:
+        for width, batch in zip((7, 5.5, 4, 2.5, 1.2), BATCHES, strict=True):
             line = [row for row in rows if row.stage == stage and row.batch == batch]
-            panel.plot(
-                [r.gpus for r in line], [r.samples_per_s for r in line], marker="o", ms=3, label=f"batch {batch}"
-            )
-        one = next(row for row in rows if row.stage == stage)
-        panel.plot(GPUS, [one.samples_per_s * count for count in GPUS], ls=":", color="grey", label="ideal")
-        panel.set(xscale="log", yscale="log", title=stage, xlabel="GPUs")
+            each = [row.samples_per_s / row.gpus for row in line]
+            panel.plot([row.gpus for row in line], each, lw=width, label=f"batch {batch}")
+        panel.set(xscale="log", title=stage, xlabel="GPUs", ylim=(0, None))
         panel.set_xticks(GPUS, [str(count) for count in GPUS], fontsize=7)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("samples / s, predicted")
+    panels[0].set_ylabel("samples / s and GPU, predicted")
     panels[0].legend(frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=9)
     with writing(path) as stream:
