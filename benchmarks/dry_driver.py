@@ -20,6 +20,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
+from aef.kernels.runtime import KERNELS
+
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Bytes of shared memory that one block may use, per compute capability."""
 
@@ -53,7 +55,7 @@ class DryDriver(DriverBase):
     """Answers what Triton's compiler asks a driver, and keeps a `Binary` of everything that it is given to load."""
 
     def __init__(self, arch: int) -> None:
-        self.arch, self.binaries = arch, []
+        self.arch, self.warps, self.binaries = arch, 0, []
         self.utils = SimpleNamespace(load_binary=self._load, get_device_properties=self._properties)
 
     def _properties(self, device: int) -> dict[str, int]:
@@ -67,10 +69,12 @@ class DryDriver(DriverBase):
             usage = _cuobjdump("-res-usage", file.name)
             code = _cuobjdump("-sass", file.name)
         registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))
-        self.binaries.append((name, registers, stack, shared, _tensor_core(code)))
+        self.binaries.append(Binary(name, self.arch, self.warps, registers, stack, shared, _tensor_core(code)))
         return object(), object(), registers, stack // 4, 1024
 
     def launcher_cls(self, source, metadata):
+        self.warps = metadata.num_warps  # Triton asks for the launcher, then loads the binary
+
         def launch(*arguments, **settings) -> None:
             return None
 
@@ -107,6 +111,8 @@ class DryDriver(DriverBase):
 def dry_driver(arch: int) -> Iterator[DryDriver]:
     """Compile for compute capability `arch` (80, 90, 100) inside the block."""
     driver, before = DryDriver(arch), triton.runtime.driver._active
+    for kernel in KERNELS.values():
+        kernel.jitted.device_caches.clear()  # else what was compiled before would not be loaded again
     triton.runtime.driver.set_active(driver)
     try:
         yield driver

@@ -1,7 +1,7 @@
 """The shipped choices: which backend and which tile settings, per GPU, operator, dtype and size.
 
-`configs/NAME.json` belongs to the GPUs whose name starts with NAME (lower case, other characters as "-");
-`configs/default.json` to all others. An entry holds
+`configs/NAME.json` belongs to the GPUs whose name starts with NAME (lower case, other characters as "-": `nvidia-h` is
+the H100, H200, …, `nvidia-h200` one of them and asked first); `configs/default.json` to all. An entry holds
 
     {"operator": …, "dtypes": […], "sizes": {"max_frames": [1, 64]}, "backend": "triton",
      "basis": "predicted" | "measured", "why": …, "config": {…}}
@@ -36,8 +36,9 @@ class Entry:
 
     def matches(self, operator: str, dtype: str, sizes: Mapping[str, int]) -> bool:
         """Whether this entry speaks of the operator at these sizes."""
-        inside = all(low <= sizes[name] <= high for name, (low, high) in self.sizes.items())
-        return self.operator == operator and dtype in self.dtypes and inside
+        if self.operator != operator or dtype not in self.dtypes:
+            return False
+        return all(low <= sizes[name] <= high for name, (low, high) in self.sizes.items())
 
 
 def slug(gpu: str) -> str:
@@ -47,10 +48,10 @@ def slug(gpu: str) -> str:
 
 @functools.cache
 def table(gpu: str) -> tuple[Entry, ...]:
-    """The entries for a GPU's name: its own first, then those that hold for every GPU."""
+    """The entries for a GPU's name, those of the longest matching file name first, the default's last."""
     names = [path.stem for path in FOLDER.glob("*.json") if path.stem != "default" and slug(gpu).startswith(path.stem)]
-    own = [max(names, key=len)] if names else []
-    return tuple(entry for name in (*own, "default") for entry in read(FOLDER / f"{name}.json"))
+    names = [*sorted(names, key=len, reverse=True), "default"]
+    return tuple(entry for name in names for entry in read(FOLDER / f"{name}.json"))
 
 
 def read(path: Path) -> list[Entry]:

@@ -1,0 +1,128 @@
+"""Compile every shipped kernel configuration without a GPU and write down what the binaries need.
+
+    python -m benchmarks.aot [--arch 80 90 100] [--write benchmarks/results/aot.md]
+
+Each row is one kernel of one table entry, launched through the project's own host code on meta tensors of paper-size
+shapes. A row with a stack (spills) or more shared memory than the chip has fails the command.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from aef.kernels import tuning
+from aef.kernels.temporal_pooling.backward import pool_backward
+from aef.kernels.temporal_pooling.forward import pool
+from aef.kernels.time_attention.backward import attend_backward
+from aef.kernels.time_attention.forward import attend
+from benchmarks.dry_driver import Binary, dry_driver
+
+ARCHS = (80, 90, 100)
+LONGEST = 160
+"""Frames for entries without an upper bound: more than any tile, so that their loops run."""
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without data, as it would be on the GPU."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def compile_time_attention(entry: tuning.Entry) -> None:
+    """2 samples of 256 pixels, 8 heads, at the entry's longest segments and widest heads."""
+    longest, channels = min(entry.sizes["max_frames"][1], LONGEST), entry.sizes["channels"][1]
+    frames, cu_frames = 4 * longest, meta(5, dtype=torch.int32)
+    arguments = (meta(frames, 256, 3, 8, channels), meta(frames, 3, 8, channels), cu_frames, longest)
+    attend(*arguments, entry.config["forward"])
+    attend_backward(meta(frames, 256, 8, channels), *arguments, entry.config["backward"])
+
+
+def compile_temporal_pooling(entry: tuning.Entry) -> None:
+    """2 samples of 4096 pixels, 12 periods each, 8 heads, one tile of frames and several."""
+    channels, biased = entry.sizes["channels"][1], entry.sizes["biased"][1]
+    for config in (entry.config["forward"], entry.config["backward"]):
+        for longest in (config["frames"], min(entry.sizes["max_frames"][1], LONGEST)):
+            frames, periods, cu_frames = 4 * longest, 24, meta(5, dtype=torch.int32)
+            arguments = (
+                *(meta(frames, 4096, channels), meta(frames, channels), meta(periods, 8, channels)),
+                meta(periods * longest, 8, dtype=torch.float32) if biased else None,
+                *(meta(periods, dtype=torch.int32), cu_frames, longest),
+            )
+            if config is entry.config["forward"]:
+                pool(*arguments, config)
+            else:
+                pool_backward(meta(periods, 4096, 8, channels), *arguments, config)
+
+
+COMPILERS: dict[str, Callable[[tuning.Entry], None]] = {
+    "time_attention": compile_time_attention,
+    "temporal_pooling": compile_temporal_pooling,
+}
+"""For each operator with tile settings: launch its kernels, forward and backward, at an entry's settings."""
+
+
+CHIPS = {"nvidia-h": (90,), "default": ARCHS}
+"""The capabilities of the GPUs that a table is for, by how its file name begins."""
+
+
+def shipped(arch: int) -> Iterator[tuple[str, tuning.Entry]]:
+    """(file name, entry) of every Triton entry that a GPU of this capability could be given."""
+    for path in sorted(tuning.FOLDER.glob("*.json")):
+        chips = next(chips for prefix, chips in CHIPS.items() if path.stem.startswith(prefix))
+        if arch in chips:
+            yield from ((path.stem, entry) for entry in tuning.read(path) if entry.backend == "triton")
+
+
+def compile_entry(entry: tuning.Entry, arch: int) -> list[Binary]:
+    """The binaries that this entry's settings give on this capability."""
+    with dry_driver(arch) as driver:
+        COMPILERS[entry.operator](entry)
+    return driver.binaries
+
+
+def table(rows: list[tuple[str, tuning.Entry, Binary]]) -> str:
+    """The Markdown table of compiled kernels."""
+    lines = [
+        "# Every shipped kernel configuration, compiled without a GPU",
+        "",
+        f"Triton {triton.__version__}, bf16, by `python -m benchmarks.aot`. Registers per thread; stack above 0 would "
+        "be spills; shared memory in KiB.",
+        "",
+        "| table | kernel | sizes | sm | warps | registers | stack | shared | matrix products |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry, b in rows:
+        sizes = ", ".join(f"{key} {low}–{high if high < 10**6 else '…'}" for key, (low, high) in entry.sizes.items())
+        lines.append(
+            f"| {name} | {b.kernel} | {sizes} | {b.arch} | {b.warps} | {b.registers} | {b.stack} "
+            f"| {b.shared / 1024:.0f} | {b.tensor_core or '–'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHS), help="compute capabilities x 10")
+    parser.add_argument("--write", type=Path, help="Markdown file to write")
+    arguments = parser.parse_args(argv)
+    rows, failed = [], False
+    for arch in arguments.arch:
+        for name, entry in shipped(arch):
+            for binary in compile_entry(entry, arch):
+                rows.append((name, entry, binary))
+                for problem in binary.problems():
+                    failed = True
+                    print(f"{name}: {binary.kernel} on sm_{arch}: {problem}", file=sys.stderr)
+            print(f"sm_{arch} {name} {entry.operator}: compiled", flush=True)
+    if arguments.write and not failed:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        arguments.write.write_text(table(rows), encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""Shipped kernel configurations compiled for GPUs that are not there: no spills, within shared memory, tensor cores.
+
+`python -m benchmarks.aot` compiles all of them for all chips; this lane the ones of each table's own chip.
+"""
+
+import pytest
+import torch
+
+from aef.kernels.time_attention.forward import attend
+from aef.kernels.tuning import table
+from benchmarks.aot import COMPILERS, compile_entry, meta, shipped
+from benchmarks.dry_driver import dry_driver
+
+pytestmark = pytest.mark.aot
+
+CASES = [
+    pytest.param(arch, entry, id=f"sm_{arch}-{name}-{entry.operator}-{number}")
+    for arch, wanted in ((90, "nvidia-h"), (80, "default"))
+    for number, (name, entry) in enumerate(shipped(arch))
+    if name == wanted
+]
+
+
+@pytest.mark.parametrize(("arch", "entry"), CASES)
+def test_every_shipped_configuration_compiles_without_spills(arch, entry):
+    binaries = compile_entry(entry, arch)
+    assert binaries
+    assert [problem for binary in binaries for problem in binary.problems()] == []
+
+
+@pytest.mark.parametrize("frames", [16, 32, 64, 103])
+def test_hopper_multiplies_packed_tiles_with_warp_groups(frames):
+    sizes = {"max_frames": frames, "channels": 64}
+    entry = next(one for one in table("NVIDIA H200") if one.matches("time_attention", "bfloat16", sizes))
+    with dry_driver(90) as driver:
+        qkv, cu_frames = meta(3 * frames, 256, 3, 8, 64), meta(4, dtype=torch.int32)
+        attend(qkv, meta(3 * frames, 3, 8, 64), cu_frames, frames, entry.config["forward"])
+    assert all(binary.tensor_core == "wgmma" for binary in driver.binaries)
+
+
+def test_every_operator_with_tile_settings_is_compiled():
+    assert {entry.operator for arch in (80, 90) for _, entry in shipped(arch)} == set(COMPILERS)
