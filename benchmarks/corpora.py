@@ -90,7 +90,7 @@ def _write_dump(path: Path, megabytes: int) -> None:
 
 
 def _wikipedia(folder: Path) -> Iterator[Rate]:
-    from aef.text.wikipedia import plain_text
+    from aef.text.wikitext import plain_text
 
     path = folder / "enwiki.xml"
     _write_dump(path, DUMP_MB)

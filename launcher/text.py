@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--observed", default=OBSERVED, metavar="START/END", help="occurrences outside this period are dropped"
     )
+    options.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that parse articles; 0: this one"
+    )
     options.add_argument("--sources", action="append", default=[], metavar="FILE", help="YAML file of further sources")
     options.add_argument("--dry-run", action="store_true", help="say what would be done")
     arguments = options.parse_args(argv)
@@ -99,7 +102,11 @@ def _read_corpora(arguments: argparse.Namespace) -> None:
             work = arguments.out.with_name(f"{arguments.out.name}.partial")
             work.mkdir(exist_ok=True)
             taxa = TaxonArticles(work / "taxa.sqlite")
-        corpora.append(WikipediaDump(arguments.wikipedia, articles, parse_period(arguments.articles_valid), taxa))
+        corpora.append(
+            WikipediaDump(
+                arguments.wikipedia, articles, parse_period(arguments.articles_valid), taxa, workers=arguments.workers
+            )
+        )
     if arguments.gbif:
         corpora.append(Occurrences(arguments.gbif, parse_period(arguments.observed), taxa))
     with _Lines() as lines:

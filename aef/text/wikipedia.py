@@ -9,62 +9,29 @@ from __future__ import annotations
 
 import html
 import io
+import multiprocessing
 import sqlite3
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import mwparserfromhell as mw
 import pyarrow as pa
-from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 
-from aef.text.files import open_stream
+from aef.text.files import DAMAGE, open_stream
 from aef.text.points import Counts, GeoText, TextError
-from aef.text.wikidata import Articles
+from aef.text.wikidata import Articles, Entry
+from aef.text.wikitext import PlainText, plain_text
 from aef.timecode import Period
 
 LICENCE = "CC BY-SA 4.0"
-MIN_WORDS = 100
-MAX_LIST_SHARE = 0.25
 BLOCK = 1 << 22
 POSITION_EVERY = 1 << 24
 """Bytes after which the position is reported even where no page was wanted."""
-
-REMOVED_SECTIONS = {
-    "references",
-    "further reading",
-    "external links",
-    "notes",
-    "footnotes",
-    "citations",
-    "sources",
-    "bibliography",
-}
-REMOVED_NAMESPACES = ("file", "image", "category", "media")
-REMOVED_TAGS = {
-    "ref",
-    "references",
-    "table",
-    "gallery",
-    "math",
-    "chem",
-    "timeline",
-    "score",
-    "syntaxhighlight",
-    "source",
-    "code",
-    "pre",
-    "imagemap",
-    "mapframe",
-    "graph",
-    "style",
-    "script",
-}
-LIST_TAGS = {"li", "dt", "dd"}
-PROSE_TEMPLATES = {"lang": 2, "nowrap": 1, "transl": 2, "abbr": 1}
-"""Templates whose named argument is part of the sentence."""
 
 
 class WikipediaDump:
@@ -75,12 +42,15 @@ class WikipediaDump:
         articles: what to keep, and where it is.
         valid: the period in which a text is taken to hold; articles state none.
         taxa: where to keep the texts of articles about taxa, for GBIF.
+        workers: processes that parse pages; 0: this one. The result is the same.
     """
 
     name = "wikipedia"
 
-    def __init__(self, path: Path, articles: Articles, valid: Period, taxa: TaxonArticles | None = None) -> None:
-        self.path, self.articles, self.valid, self.taxa = path, articles, valid, taxa
+    def __init__(
+        self, path: Path, articles: Articles, valid: Period, taxa: TaxonArticles | None = None, *, workers: int = 0
+    ) -> None:
+        self.path, self.articles, self.valid, self.taxa, self.workers = path, articles, valid, taxa, workers
 
     def files(self) -> list[Path]:
         return [self.path]
@@ -90,40 +60,107 @@ class WikipediaDump:
 
     def read(self, start: int, counts: Counts, earlier: Iterator[pa.Table]) -> Iterator[tuple[int, GeoText | None]]:
         """Positions are bytes of the uncompressed dump. Raises TextError: not an English dump, truncated or damaged."""
-        with open_stream(self.path) as stream:
-            reported = start
-            for page in scan_pages(self.path, stream, start):
-                counts["pages"] += 1
-                if page.namespace != b"0":
-                    counts["other_namespace"] += 1
-                else:
-                    yield from self._read_page(page, counts)
-                if page.end - reported >= POSITION_EVERY:
-                    reported = page.end
-                    yield page.end, None
+        with open_stream(self.path) as stream, _parsers(self.workers) as parse:
+            pages = scan_pages(self.path, stream, start)
+            waiting: deque[_Waiting] = deque()
+            reported, failure = start, None
+            ahead, parsing = AHEAD * self.workers, 0
+            while True:
+                try:
+                    page = next(pages, None)
+                except (TextError, *DAMAGE) as error:
+                    # What came before the damage is whole.
+                    page, failure = None, error
+                if page is not None:
+                    waiting.append(self._begin(page, parse))
+                    parsing += waiting[-1].article is not None
+                while waiting and (page is None or waiting[0].article is None or parsing > ahead):
+                    done = waiting.popleft()
+                    parsing -= done.article is not None
+                    text = self._finish(done, counts)
+                    if text is not None or done.end - reported >= POSITION_EVERY:
+                        reported = done.end
+                        yield done.end, text
+                if page is None:
+                    break
+            if failure is not None:
+                raise failure
 
-    def _read_page(self, page: Page, counts: Counts) -> Iterator[tuple[int, GeoText | None]]:
+    def _begin(self, page: Page, parse: Parse) -> _Waiting:
+        if page.namespace != b"0":
+            return _Waiting(page.end, fault="other_namespace")
         title = html.unescape(page.title.decode())
         entry = self.articles.find(int(page.id), title)
         if entry is None:
-            counts["not_in_wikidata"] += 1
-            return
-        revision, text, fault = parse_page(page.xml)
-        if fault is None:
-            counts["parsed"] += 1
-            plain = plain_text(text)
-            fault = plain.fault()
-        if fault is not None:
-            counts[fault] += 1
-            return
+            return _Waiting(page.end, fault="not_in_wikidata")
+        return _Waiting(page.end, int(page.id), title, entry, parse(page.xml))
+
+    def _finish(self, waiting: _Waiting, counts: Counts) -> GeoText | None:
+        counts["pages"] += 1
+        entry, fault, plain = waiting.entry, waiting.fault, None
+        if waiting.article is not None:
+            revision, plain, fault = waiting.article.result()
+            counts["parsed"] += plain is not None
+        if fault is not None or entry is None or plain is None:
+            counts[str(fault)] += 1
+            return None
         if entry.taxon and self.taxa is not None:
             self.taxa.put(entry.taxon, plain.text)
             counts["taxon_articles"] += 1
-        if entry.located:
-            counts["kept"] += 1
-            source = f"wikipedia:{int(page.id)}@{revision}"
-            where = (entry.lon, entry.lat, entry.uncertainty_m, *self.valid)
-            yield page.end, GeoText(*where, plain.text, source, LICENCE, title)
+        if not entry.located:
+            return None
+        counts["kept"] += 1
+        where = (entry.lon, entry.lat, entry.uncertainty_m, *self.valid)
+        return GeoText(*where, plain.text, f"wikipedia:{waiting.id}@{revision}", LICENCE, waiting.title)
+
+
+# --- parsing in other processes --------------------------------------------------------------------------------------
+
+Parsed = tuple[str, PlainText | None, str | None]
+Parse = Callable[[bytes], "Future[Parsed]"]
+
+AHEAD = 8
+"""Pages that each worker may be ahead by."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A page on its way: dropped at once, or being parsed."""
+
+    end: int
+    id: int = 0
+    title: str = ""
+    entry: Entry | None = None
+    article: Future[Parsed] | None = None
+    fault: str | None = None
+
+
+def read_article(xml: bytes) -> Parsed:
+    """Revision id and text of a page, and why it is dropped; the text is None where there is no article."""
+    revision, text, fault = parse_page(xml)
+    if fault is not None:
+        return revision, None, fault
+    plain = plain_text(text)
+    return revision, plain, plain.fault()
+
+
+@contextmanager
+def _parsers(workers: int) -> Iterator[Parse]:
+    if workers == 0:
+
+        def parse_here(xml: bytes) -> Future[Parsed]:
+            done: Future[Parsed] = Future()
+            done.set_result(read_article(xml))
+            return done
+
+        yield parse_here
+        return
+    # Started afresh: a forked child would inherit the threads of libraries that are loaded here.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield lambda xml: pool.submit(read_article, xml)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 # --- the dump as bytes -----------------------------------------------------------------------------------------------
@@ -211,118 +248,6 @@ def parse_page(xml: bytes) -> tuple[str, str, str | None]:
     if revision is None or revision.findtext("model", "wikitext") != "wikitext":
         return "", "", "not_wikitext"
     return revision.findtext("id", ""), revision.findtext("text") or "", None
-
-
-# --- wikitext --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PlainText:
-    text: str
-    words: int
-    list_words: int
-
-    def fault(self) -> str | None:
-        """Why the article is dropped: ``too_short`` or ``mostly_lists``."""
-        if self.words < MIN_WORDS:
-            return "too_short"
-        return "mostly_lists" if self.list_words > MAX_LIST_SHARE * self.words else None
-
-
-def plain_text(wikitext: str) -> PlainText:
-    """The sentences of an article, without what is not text, and how many of its words stand in lists."""
-    lines = _Lines()
-    removed_level = 0
-    for node in mw.parse(wikitext).nodes:
-        if isinstance(node, Heading):
-            if not removed_level or node.level <= removed_level:
-                title = node.title.strip_code().strip().lower()
-                removed_level = node.level if title in REMOVED_SECTIONS else 0
-            lines.end()
-        elif not removed_level:
-            _add(lines, node)
-    lines.end()
-    return PlainText("\n".join(lines.done), lines.words, lines.list_words)
-
-
-class _Lines:
-    """Text gathered line by line; a line that a list marker opened counts as list."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-        self.words = self.list_words = 0
-        self._open: list[str] = []
-        self.in_list = False
-
-    def add(self, text: str) -> None:
-        first, *rest = text.split("\n")
-        self._open.append(first)
-        for line in rest:
-            self.end()
-            self._open.append(line)
-
-    def end(self) -> None:
-        line = " ".join("".join(self._open).split())
-        count = len(line.split())
-        self.words += count
-        self.list_words += count if self.in_list else 0
-        if line:
-            self.done.append(line)
-        self._open, self.in_list = [], False
-
-
-def _add(lines: _Lines, node) -> None:
-    if isinstance(node, Text):
-        lines.add(str(node.value))
-    elif isinstance(node, HTMLEntity):
-        lines.add(node.normalize())
-    elif isinstance(node, Wikilink):
-        _add_link(lines, node)
-    elif isinstance(node, ExternalLink):
-        if node.title is not None and node.brackets:
-            _add_all(lines, node.title)
-    elif isinstance(node, Tag):
-        _add_tag(lines, node)
-    elif isinstance(node, Template):
-        _add_template(lines, node)
-
-
-def _add_all(lines: _Lines, code) -> None:
-    for node in code.nodes:
-        _add(lines, node)
-
-
-def _add_link(lines: _Lines, link: Wikilink) -> None:
-    space, colon, _ = str(link.title).strip().partition(":")
-    if colon and space.strip().lower() in REMOVED_NAMESPACES:
-        return
-    _add_all(lines, link.text if link.text is not None else link.title)
-
-
-def _add_tag(lines: _Lines, tag: Tag) -> None:
-    name = str(tag.tag).strip().lower()
-    if name in REMOVED_TAGS:
-        return
-    if name in LIST_TAGS:
-        if tag.wiki_markup:
-            lines.in_list = True
-        else:
-            lines.end()
-            lines.in_list = True
-            _add_all(lines, tag.contents)
-            lines.end()
-    elif name in ("br", "hr"):
-        lines.add(" ")
-    elif tag.contents is not None:
-        _add_all(lines, tag.contents)
-
-
-def _add_template(lines: _Lines, template: Template) -> None:
-    name = str(template.name).strip().lower()
-    if name in ("convert", "cvt") and template.has(1) and template.has(2):
-        lines.add(f"{template.get(1).value.strip_code().strip()} {template.get(2).value.strip_code().strip()}")
-    elif name in PROSE_TEMPLATES and template.has(PROSE_TEMPLATES[name]):
-        _add_all(lines, template.get(PROSE_TEMPLATES[name]).value)
 
 
 # --- articles about taxa ---------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 import bz2
 import json
+import time
 import tracemalloc
 import xml.sax.saxutils
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from aef.text.points import TextError
 from aef.text.wikidata import read_wikidata
-from aef.text.wikipedia import TaxonArticles, WikipediaDump, plain_text
+from aef.text.wikipedia import TaxonArticles, WikipediaDump, read_article
+from aef.text.wikitext import plain_text
 from aef.timecode import parse_period
 
 VALID = parse_period("2017-01-01/2024-04-21")
@@ -234,6 +237,23 @@ def test_reading_goes_on_at_any_reported_position(tmp_path, monkeypatch):
         before = [t for at, t in found if t is not None and at <= position]
         rest, _, _ = read(path, articles, start=position)
         assert before + rest == texts
+
+
+def test_pages_parsed_elsewhere_come_back_in_order_and_as_counted(tmp_path, monkeypatch):
+    """Threads stand in for the processes; they finish out of order."""
+
+    def slow(xml):
+        time.sleep(0.02 if b"<id>3</id>" in xml else 0)
+        return read_article(xml)
+
+    monkeypatch.setattr("aef.text.wikipedia.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr("aef.text.wikipedia.read_article", slow)
+    extract = wikidata(tmp_path / "x.json", *(entity(i, f"T{i}", 1.0, i / 2) for i in range(0, 40, 2)))
+    path = dump(tmp_path / "enwiki.xml.bz2", *(page(i, f"T{i}", words(90 + i)) for i in range(1, 40)))
+    counts, again = Counter(), Counter()
+    alone = list(WikipediaDump(path, read_wikidata(extract), VALID).read(0, counts, iter(())))
+    many = list(WikipediaDump(path, read_wikidata(extract), VALID, workers=2).read(0, again, iter(())))
+    assert many == alone and again == counts and counts["too_short"] == 4
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

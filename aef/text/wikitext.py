@@ -1,0 +1,154 @@
+"""From wikitext to sentences: what the paper keeps of an article, and how much of it stands in lists (section 1.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mwparserfromhell as mw
+from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
+
+MIN_WORDS = 100
+MAX_LIST_SHARE = 0.25
+
+REMOVED_SECTIONS = {
+    "references",
+    "further reading",
+    "external links",
+    "notes",
+    "footnotes",
+    "citations",
+    "sources",
+    "bibliography",
+}
+REMOVED_NAMESPACES = ("file", "image", "category", "media")
+REMOVED_TAGS = {
+    "ref",
+    "references",
+    "table",
+    "gallery",
+    "math",
+    "chem",
+    "timeline",
+    "score",
+    "syntaxhighlight",
+    "source",
+    "code",
+    "pre",
+    "imagemap",
+    "mapframe",
+    "graph",
+    "style",
+    "script",
+}
+LIST_TAGS = {"li", "dt", "dd"}
+PROSE_TEMPLATES = {"lang": 2, "nowrap": 1, "transl": 2, "abbr": 1}
+"""Templates whose named argument is part of the sentence."""
+
+
+@dataclass(frozen=True)
+class PlainText:
+    text: str
+    words: int
+    list_words: int
+
+    def fault(self) -> str | None:
+        """Why the article is dropped: ``too_short`` or ``mostly_lists``."""
+        if self.words < MIN_WORDS:
+            return "too_short"
+        return "mostly_lists" if self.list_words > MAX_LIST_SHARE * self.words else None
+
+
+def plain_text(wikitext: str) -> PlainText:
+    """The sentences of an article, without what is not text, and how many of its words stand in lists."""
+    lines = _Lines()
+    removed_level = 0
+    for node in mw.parse(wikitext).nodes:
+        if isinstance(node, Heading):
+            if not removed_level or node.level <= removed_level:
+                title = node.title.strip_code().strip().lower()
+                removed_level = node.level if title in REMOVED_SECTIONS else 0
+            lines.end()
+        elif not removed_level:
+            _add(lines, node)
+    lines.end()
+    return PlainText("\n".join(lines.done), lines.words, lines.list_words)
+
+
+class _Lines:
+    """Text gathered line by line; a line that a list marker opened counts as list."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.words = self.list_words = 0
+        self._open: list[str] = []
+        self.in_list = False
+
+    def add(self, text: str) -> None:
+        first, *rest = text.split("\n")
+        self._open.append(first)
+        for line in rest:
+            self.end()
+            self._open.append(line)
+
+    def end(self) -> None:
+        line = " ".join("".join(self._open).split())
+        count = len(line.split())
+        self.words += count
+        self.list_words += count if self.in_list else 0
+        if line:
+            self.done.append(line)
+        self._open, self.in_list = [], False
+
+
+def _add(lines: _Lines, node) -> None:
+    if isinstance(node, Text):
+        lines.add(str(node.value))
+    elif isinstance(node, HTMLEntity):
+        lines.add(node.normalize())
+    elif isinstance(node, Wikilink):
+        _add_link(lines, node)
+    elif isinstance(node, ExternalLink):
+        if node.title is not None and node.brackets:
+            _add_all(lines, node.title)
+    elif isinstance(node, Tag):
+        _add_tag(lines, node)
+    elif isinstance(node, Template):
+        _add_template(lines, node)
+
+
+def _add_all(lines: _Lines, code) -> None:
+    for node in code.nodes:
+        _add(lines, node)
+
+
+def _add_link(lines: _Lines, link: Wikilink) -> None:
+    space, colon, _ = str(link.title).strip().partition(":")
+    if colon and space.strip().lower() in REMOVED_NAMESPACES:
+        return
+    _add_all(lines, link.text if link.text is not None else link.title)
+
+
+def _add_tag(lines: _Lines, tag: Tag) -> None:
+    name = str(tag.tag).strip().lower()
+    if name in REMOVED_TAGS:
+        return
+    if name in LIST_TAGS:
+        if tag.wiki_markup:
+            lines.in_list = True
+        else:
+            lines.end()
+            lines.in_list = True
+            _add_all(lines, tag.contents)
+            lines.end()
+    elif name in ("br", "hr"):
+        lines.add(" ")
+    elif tag.contents is not None:
+        _add_all(lines, tag.contents)
+
+
+def _add_template(lines: _Lines, template: Template) -> None:
+    name = str(template.name).strip().lower()
+    if name in ("convert", "cvt") and template.has(1) and template.has(2):
+        lines.add(f"{template.get(1).value.strip_code().strip()} {template.get(2).value.strip_code().strip()}")
+    elif name in PROSE_TEMPLATES and template.has(PROSE_TEMPLATES[name]):
+        _add_all(lines, template.get(PROSE_TEMPLATES[name]).value)
