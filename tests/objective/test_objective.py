@@ -113,21 +113,19 @@ def test_a_target_that_had_to_stay_in_the_input_counts_for_nothing(make_samples,
 
 def test_clouds_weigh_nothing_and_unknown_classes_are_no_observation(make_samples, pack):
     samples = make_samples(1, targets=TARGETS)
-    for name, at in (("sentinel2", 3), ("nlcd", 5)):
+    for name in ("landsat", "nlcd"):
         target = samples[0].targets[name][0]
         target.valid[:] = True
         target.weight[:] = 255
-        if name == "nlcd":
-            target.values[at, at] = 255
-        else:
-            target.weight[at, at] = 0
+    samples[0].targets["landsat"][0].weight[3, 3] = 0
+    samples[0].targets["nlcd"][0].values[5, 5] = 255
     batch = pack(samples, targets=TARGETS)
     output = output_for(batch)
     objective()(output, batch, world=ALONE).total.backward()
     grad = output.reconstructions["nlcd"].grad[0].abs().sum(-1)
     assert (grad > 0).sum() == 255 and grad[5, 5] == 0
-    # The winning shift moves the cloudy pixel's counterpart by at most 2 px.
-    assert (output.reconstructions["sentinel2"].grad[0].abs().sum(-1)[1:6, 1:6] == 0).sum() >= 1
+    grad = output.reconstructions["landsat"].grad[0].abs().sum(-1)
+    assert (grad > 0).sum() == 255 and grad[3, 3] == 0
 
 
 def test_a_batch_without_targets_texts_or_pairs_is_zero_and_every_leaf_has_a_finite_gradient(make_samples, pack):
