@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ def start(timeout_s: float) -> Ranks:
         OSError: the rendezvous port is in use, or rank 0 cannot be reached.
         ValueError: only some of the rank variables are set.
     """
+    # torch 2.13 renames the collective, 2.11 knows the old name only.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     rank, size, local_rank = _ranks()
     device = torch.device("cpu")

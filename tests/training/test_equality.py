@@ -97,5 +97,17 @@ def test_every_number_of_ranks_stage_and_way_of_saving_memory_gives_the_same_los
             same(result[case], one_rank)
 
 
+@pytest.mark.long
+def test_one_step_of_large_on_two_sharded_ranks_equals_zero_1(tmp_path):
+    sharded = run_ranks(2, ["3+sharded+large"], tmp_path / "three", timeout_s=3000)
+    whole = run_ranks(2, ["1+large"], tmp_path / "one", timeout_s=3000)
+    assert all(result["3+sharded+large"]["held_share"] <= 0.55 for result in sharded)
+    found, expected = sharded[0]["3+sharded+large"], whole[0]["1+large"]
+    assert found["losses"][0]["loss"] == pytest.approx(expected["losses"][0]["loss"], rel=TOLERANCE)
+    assert found["losses"][0]["grad_norm"] == pytest.approx(expected["losses"][0]["grad_norm"], rel=TOLERANCE)
+    for name, values in expected["some"].items():
+        assert found["some"][name] == pytest.approx(values, rel=TOLERANCE, abs=1e-6), name
+
+
 def test_configurations_are_shipped_for_every_stage():
     assert {"single", "zero1", "zero2", "zero3", "zero3_offload"} <= set(shipped_names())
