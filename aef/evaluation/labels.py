@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from aef.data.chips import Chip, Label
+from aef.data.crop import METRES_PER_DEGREE
 from aef.evaluation.probes import Labelled, ProbeError
 from aef.timecode import DAY_MS, Period
 
@@ -70,6 +71,16 @@ def labelled_pixels(
     if len(np.unique(table[0])) < 2:
         raise ProbeError(f"label {name!r}: fewer than two classes have {min_units} {unit}s each")
     return LabelledPixels(Labelled(table[0], table[1]), *table[2:])
+
+
+def block_units(lon: np.ndarray, lat: np.ndarray, side_m: float) -> np.ndarray:
+    """Unit numbers (N,) of points by square blocks of ``side_m``: neighbours within a block are one observation.
+
+    For labelled points rather than rasters; 2 to 5 km keep fields of one farm, and of one weather, together.
+    """
+    east = lon * METRES_PER_DEGREE * np.cos(np.radians(np.mean(lat)))
+    corner = np.floor(np.stack([east, lat * METRES_PER_DEGREE]) / side_m)
+    return np.unique(corner, axis=1, return_inverse=True)[1].ravel()
 
 
 def label_period(chip: Chip, name: str, span: Period) -> Period:
