@@ -12,19 +12,33 @@ year starts anywhere in the calendar while phenology does not.
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-DAY_MS = 86_400_000
-YEAR_MS = 31_556_952_000
-"""Mean Gregorian year, 365.2425 days."""
+from aef.clock import DAY_MS, SUPPORT_MS, YEAR_MS, Period, format_time, parse_period, parse_time
 
-SUPPORT_MS = 365 * DAY_MS
-"""Length of a support period in training: about one year, not aligned to the calendar."""
+__all__ = [
+    "ANNUAL_HARMONICS",
+    "BELOW_ONE",
+    "DAY_MS",
+    "PERIOD_CODE_WIDTH",
+    "RELATIVE_PERIODS_MS",
+    "SUPPORT_MS",
+    "TIMECODE_WIDTH",
+    "UNIT_CODE_WIDTH",
+    "UNIT_OCTAVES",
+    "YEAR_MS",
+    "Period",
+    "encode_period",
+    "encode_time",
+    "encode_unit",
+    "format_time",
+    "parse_period",
+    "parse_time",
+    "position_in_period",
+]
 
 RELATIVE_PERIODS_MS = (*(round(DAY_MS * 365.2425 * 2.0**-k) for k in range(-3, 9)), DAY_MS)
 """Wavelengths of the relative code: 8 years down to 1.4 days in octaves (one of them is the year), and one day."""
@@ -37,50 +51,6 @@ UNIT_OCTAVES = 8
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 UNIT_CODE_WIDTH = 2 * UNIT_OCTAVES
-
-
-class Period(NamedTuple):
-    """A half-open range [start_ms, end_ms) of epoch milliseconds UTC."""
-
-    start_ms: int
-    end_ms: int
-
-    @property
-    def length_ms(self) -> int:
-        return self.end_ms - self.start_ms
-
-    def contains(self, time_ms: int) -> bool:
-        return self.start_ms <= time_ms < self.end_ms
-
-    def __str__(self) -> str:
-        return f"{format_time(self.start_ms)}/{format_time(self.end_ms)}"
-
-
-def parse_time(text: str) -> int:
-    """ISO date or date-time (UTC unless it says otherwise) → epoch milliseconds. Raises ValueError."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise ValueError(f"expected an ISO date like 2018-01-01, found {text!r}") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
-
-
-def format_time(time_ms: int) -> str:
-    """Epoch milliseconds → ISO date, with the time of day where there is one."""
-    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
-    return moment.strftime("%Y-%m-%d" if time_ms % DAY_MS == 0 else "%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_period(text: str | tuple[str, str]) -> Period:
-    """``"2018-01-01/2019-01-01"`` or a pair of ISO dates → Period. Raises ValueError if it does not end after it starts."""
-    parts = text.split("/") if isinstance(text, str) else list(text)
-    if len(parts) != 2:
-        raise ValueError(f"expected START/END, like 2018-01-01/2019-01-01, found {text!r}")
-    period = Period(parse_time(parts[0]), parse_time(parts[1]))
-    if period.length_ms <= 0:
-        raise ValueError(f"the period {text!r} must end after it starts")
-    return period
 
 
 # Copying constants to the device at every step would stall it.

@@ -11,7 +11,6 @@ frame or target in the batch, and an absent text, is represented by one dummy it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,17 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aef.hashing import stable_hash
 from aef.sources import Registry, Source
 from aef.timecode import Period
-
-HASH_BITS = 40
-"""Bits of a sample's hash in a vMF counter, hash << 23 | slot * pixels + pixel: 128 targets of 256 x 256 px fit."""
-
-
-def stable_hash(text: str, bits: int = HASH_BITS) -> int:
-    """The same non-negative integer for the same text, on every machine and in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> (64 - bits)
-
 
 # --- one sample ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from aef.clock import SUPPORT_MS, format_time
 from aef.data.contract import PIXEL_M, Chip, ChipError, SourceSeries
 from aef.sources import Registry, Source
 
@@ -191,8 +192,6 @@ def _check_zeros(source: Source, series: SourceSeries, valid: np.ndarray) -> Non
 
 def _check_common_support(chip: Chip, registry: Registry) -> None:
     # Here, so that reading chips does not load torch.
-    from aef.timecode import SUPPORT_MS, format_time
-
     spans = {
         name: (int(series.time_ms[0]), int(series.time_ms[-1]))
         for name, series in chip.sources.items()
