@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.timecode import parse_period
+from aef.clock import parse_period
 
 STANDIN = Path(__file__).resolve().parents[1] / "tests" / "earthengine" / "standin"
 IN_FLIGHT, LATENCY_S = 40, 0.3

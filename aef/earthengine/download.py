@@ -16,7 +16,7 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -90,8 +90,11 @@ class Door(Protocol):
 
     width: int
 
-    def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
-        """Raises RequestError and ChipError for this item alone, EarthEngineError and OSError to end the run."""
+    def fetching(self, chip: PlannedChip, source: Source) -> AbstractContextManager[Fetched]:
+        """The item, for the length of a block, so that a door can bound how many are in memory.
+
+        Raises RequestError and ChipError for this item alone, EarthEngineError and OSError to end the run.
+        """
 
     def stop(self) -> None:
         """Wake whoever waits: the run ends."""
@@ -230,16 +233,17 @@ class Downloader:
         if adopted:
             return adopted
         try:
-            fetched = self.door.fetch(chip, source)
-            if fetched.series is None:
-                return Outcome(EMPTY, fetched.reason, requests=fetched.requests)
-            part = self._chip(chip, {source.name: fetched.series}, {source.name: fetched.products})
-            path = write_chip(self._part(chip, source.name), part, self.plan.sources, compress=False)
+            with self.door.fetching(chip, source) as fetched:
+                if fetched.series is None:
+                    return Outcome(EMPTY, fetched.reason, requests=fetched.requests)
+                part = self._chip(chip, {source.name: fetched.series}, {source.name: fetched.products})
+                path = write_chip(self._part(chip, source.name), part, self.plan.sources, compress=False)
+                frames, requests, size = fetched.series.frames, fetched.requests, fetched.bytes
         except UnavailableError as error:
             return Outcome(PENDING, str(error))
         except (RequestError, ChipError) as error:
             return Outcome(FAILED, str(error))
-        return Outcome(DONE, "", fetched.series.frames, fetched.requests, fetched.bytes, _sha256(path))
+        return Outcome(DONE, "", frames, requests, size, _sha256(path))
 
     def _adopt(self, chip: PlannedChip, source: Source) -> Outcome | None:
         path = self._part(chip, source.name)

@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from aef.clock import DAY_MS
 from aef.earthengine.decode import bytes_per_pixel
 from aef.earthengine.expressions import wire_names
 from aef.earthengine.fetch import LISTED_MS, SLAB_BANDS, SLAB_BYTES
 from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.recipes import Frame, recipe_of
 from aef.sources import Source
-from aef.timecode import DAY_MS
 
 ALLOWANCES_H = {"Community": 150, "Contributor": 1_000, "Partner": 100_000}
 """EECU-hours a month for non-commercial use, by tier (April 2026)."""

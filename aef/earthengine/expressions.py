@@ -15,6 +15,7 @@ from typing import Any
 
 import ee
 
+from aef.clock import Period
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.recipes import (
     CLEAR_SCORE,
@@ -26,7 +27,6 @@ from aef.earthengine.recipes import (
     Recipe,
 )
 from aef.sources import Source
-from aef.timecode import Period
 
 LANDSAT_DILATED_CLOUD, LANDSAT_CLOUD_SHADOW = 1 << 1, 1 << 4
 PALSAR_VALID, PALSAR_MASK_BITS = 1, 0b111

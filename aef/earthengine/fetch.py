@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
+from aef.clock import DAY_MS, Period
 from aef.data.chips import SourceSeries
 from aef.earthengine import decode, expressions
 from aef.earthengine.download import Budget, Fetched
@@ -17,7 +19,6 @@ from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.recipes import Frame, Recipe, Scene, Surrounding, recipe_of
 from aef.earthengine.service import Service
 from aef.sources import Source
-from aef.timecode import DAY_MS, Period
 
 SLAB_BYTES = 4 * 2**20
 """Largest uncompressed answer that is asked for: a twelfth of the service's limit (48 MiB), so that 40 of them in flight
@@ -26,7 +27,7 @@ fit a small machine and a lost one costs little."""
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
 
-MEMORY_BYTES = 128 * 2**20
+MEMORY_BYTES = 256 * 2**20
 """Arrays of items under way, all together; a larger item waits until it is alone."""
 
 LISTED_MS = 400 * DAY_MS
@@ -49,12 +50,17 @@ class EarthEngine:
         self._slabs = ThreadPoolExecutor(self.width, "slab")
         self._budget = Budget(MEMORY_BYTES)
 
-    def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
-        """One source of one chip. Raises what `ItemFetch.run` raises."""
-        recipe = self.recipes[source.name]
-        return ItemFetch(
-            self.service, source, recipe, chip.grid, chip.lon, chip.period, self._slabs, self._budget.held
-        ).run()
+    @contextmanager
+    def fetching(self, chip: PlannedChip, source: Source) -> Iterator[Fetched]:
+        """One source of one chip, whose memory is held until the block ends. Raises what `ItemFetch.run` raises."""
+        with ExitStack() as held:
+
+            def reserve(size: int) -> None:
+                held.enter_context(self._budget.held(size))
+
+            recipe = self.recipes[source.name]
+            item = ItemFetch(self.service, source, recipe, chip.grid, chip.lon, chip.period, self._slabs, reserve)
+            yield item.run()
 
     def stop(self) -> None:
         """Wake every waiting request and let it give up."""
@@ -68,7 +74,7 @@ class EarthEngine:
 
 
 class ItemFetch:
-    """Fetches one item. ``slabs`` runs requests side by side; ``reserve`` holds memory for the arrays meanwhile.
+    """Fetches one item. ``slabs`` runs requests side by side; ``reserve`` waits for so many bytes of memory.
 
     Raises what `Service` raises, and `ChipError` where the values cannot be what the registry says they are.
     """
@@ -82,7 +88,7 @@ class ItemFetch:
         lon: float,
         period: Period,
         slabs: Executor,
-        reserve: Callable[[int], Any],
+        reserve: Callable[[int], None],
     ) -> None:
         self.service, self.source, self.recipe, self.grid = service, source, recipe, grid
         self.around = Surrounding(grid.crs, lon, period)
@@ -134,19 +140,19 @@ class ItemFetch:
     def _pixels(self, frames: Sequence[Frame]) -> tuple[SourceSeries, list[Frame]] | None:
         affine, crs, height, width, first_cell = self._window()
         bands = len(self.recipe.fetched or self.source.band_names)
-        size = len(frames) * height * width * (np.dtype(self.recipe.dtype).itemsize * bands + bands + 1)
-        with self._reserve(size):
-            stack = decode.Stack(self.source, self.recipe, frames, height, width)
+        # Values, masks and weights, and as much again while they are checked and written.
+        self._reserve(2 * len(frames) * height * width * ((np.dtype(self.recipe.dtype).itemsize + 1) * bands + 1))
+        stack = decode.Stack(self.source, self.recipe, frames, height, width)
 
-            def fill(slab: tuple[int, int]) -> None:
-                self._fill(stack, slab[0], slab[1], slice(0, height), affine, crs, width)
+        def fill(slab: tuple[int, int]) -> None:
+            self._fill(stack, slab[0], slab[1], slice(0, height), affine, crs, width)
 
-            slabs = list(self._plan(frames, height * width))
-            if len(slabs) == 1:
-                fill(slabs[0])
-            else:
-                list(self._slabs.map(fill, slabs))
-            return decode.series_of(self.source, self.recipe, stack, affine=affine, crs=crs, first_cell=first_cell)
+        slabs = list(self._plan(frames, height * width))
+        if len(slabs) == 1:
+            fill(slabs[0])
+        else:
+            list(self._slabs.map(fill, slabs))
+        return decode.series_of(self.source, self.recipe, stack, affine=affine, crs=crs, first_cell=first_cell)
 
     def _window(self) -> tuple[Affine, str, int, int, tuple[int, int]]:
         margin = self.recipe.margin_px

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aef.clock import Period
 from aef.earthengine.grid import ChipGrid
-from aef.timecode import Period
 
 FORMAT_VERSION = 1
 NAME = "manifest.sqlite"

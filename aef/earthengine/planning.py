@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aef.data.collate import stable_hash
+from aef.clock import Period
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.sites import Site, draw_periods
-from aef.timecode import Period
+from aef.hashing import stable_hash
 
 
 @dataclass(frozen=True)

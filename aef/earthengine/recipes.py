@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from aef.clock import DAY_MS, Period
 from aef.earthengine.grid import NativeGrid
 from aef.sources import Source
-from aef.timecode import DAY_MS, Period
 
 SENTINEL1_INCLINATION_DEG = 98.18
 """Inclination of the Sentinel-1 orbit (mission constant; the catalog carries the heading only)."""

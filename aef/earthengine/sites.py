@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from aef.data.collate import stable_hash
+from aef.clock import DAY_MS, Period, parse_period, parse_time
 from aef.earthengine.grid import to_degrees, to_utm, utm_crs
 from aef.earthengine.land import is_land
-from aef.timecode import DAY_MS, Period, parse_period, parse_time
+from aef.hashing import stable_hash
 
 SPACING_M = 1280.0
 NORTHERNMOST, SOUTHERNMOST = 83.0, -60.0

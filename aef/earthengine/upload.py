@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aef.timecode import Period
+from aef.clock import Period
 
 _COLLECTION = re.compile(r"projects/[a-z][-a-z0-9.:]+/assets/[\w\-/]+")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,11 @@ class StacDoor:
     def stop(self) -> None:
         """Wake whoever waits for another try."""
         self._stopped.set()
+
+    @contextmanager
+    def fetching(self, chip: PlannedChip, source: Source) -> Iterator[Fetched]:
+        """One source of one chip. Raises what `fetch` raises."""
+        yield self.fetch(chip, source)
 
     def fetch(self, chip: PlannedChip, source: Source) -> Fetched:
         """One source of one chip. Raises RequestError and ChipError for the item, AccessError to end the run."""

@@ -104,7 +104,7 @@ def fetch(connect):
                 where[0],
                 period,
                 pool,
-                lambda _: contextlib.nullcontext(),
+                lambda size: None,
             )
             return item.run()
 
