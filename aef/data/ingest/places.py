@@ -49,21 +49,24 @@ class PlaceFiles:
     name: str
     files: list[Path]
     shared: list[Path] = field(default_factory=list)
+    footprints: dict[Path, Grid] = field(default_factory=dict)
 
     def of(self, rule: Input | LabelRule) -> list[Path]:
         """Files of an input, in order; those found by overlap are the ones that reach the chip."""
         pattern = rule.glob.format(place=escape(self.name))
         if rule.match == "group":
             return [path for path in self.files if fnmatch(self.relative(path), pattern)]
-        reaching = []
-        for path in self.shared:
-            if fnmatch(self.relative(path), pattern):
-                with open_raster(path, rule) as raster:
-                    if raster.grid is None:
-                        raise raster.refuse("has no georeference, so it cannot be matched by overlap")
-                    if _overlap(raster.grid, self.grid):
-                        reaching.append(path)
-        return reaching
+        candidates = [path for path in self.shared if fnmatch(self.relative(path), pattern)]
+        return [path for path in candidates if _overlap(self._footprint(path, rule), self.grid)]
+
+    def _footprint(self, path: Path, rule: Input | LabelRule) -> Grid:
+        """Where a shared file lies; looked up once for all places."""
+        if path not in self.footprints:
+            with open_raster(path, rule) as raster:
+                if raster.grid is None:
+                    raise raster.refuse("has no georeference, so it cannot be matched by overlap")
+                self.footprints[path] = raster.grid
+        return self.footprints[path]
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -197,7 +200,8 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
     ]
     known = {path for glob in asides if glob for name in names for path in root.glob(glob.format(place=escape(name)))}
     unused = [path for path in (*rest, *lonely) if path not in common and path not in known]
-    return [PlaceFiles(recipe, root, name, groups[name], common) for name in chosen], sorted(unused)
+    footprints: dict[Path, Grid] = {}
+    return [PlaceFiles(recipe, root, name, groups[name], common, footprints) for name in chosen], sorted(unused)
 
 
 def _refuse_orphans(recipe: Recipe, root: Path, rest: list[Path], groups: dict[str, list[Path]]) -> None:

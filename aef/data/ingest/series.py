@@ -115,7 +115,9 @@ class SeriesBuilder:
         return grid
 
     def _dtype(self) -> np.dtype:
-        """Integers stay what they are where pixels are copied; everything else is float32."""
+        """Integers stay what they are where pixels are copied, codes are int32; everything else is float32."""
+        if self.source.classes:
+            return np.dtype(np.int32)
         kinds = []
         for item in self.items:
             for path in self.files[item.name]:
@@ -290,7 +292,7 @@ class SeriesBuilder:
                 reason = tally.suspicion(item.accept if rule.accept is None else rule.accept)
                 if reason:
                     raise IngestError(
-                        f"{self.place.name}: input {item.name}: {rule.var} (band {band}): {reason}, "
+                        f"{self.files[item.name][0]}: {self.place.name}: input {item.name}: {rule.var} (band {band}): {reason}, "
                         "declared neither no-data (nodata, valid) nor a measurement (accept)"
                     )
 

@@ -178,10 +178,32 @@ def test_a_fill_value_that_nobody_declared_is_refused(folder, fill, refused):
         return
     with pytest.raises(ValueError, match=refused) as refusal:
         convert_place(rule, place)
-    assert "north: input s2: 1 (band B2)" in str(refusal.value)
+    assert "S2_20200105.tif: north: input s2: 1 (band B2)" in str(refusal.value)
     declared = parse_recipe(entries(nodata={"values": [0, fill]}))
     chip, _ = convert_place(declared, find_places(declared, folder, ["north"])[0][0])
     assert not chip.sources["sentinel2"].valid[0, 0, :4].any()
+
+
+def test_class_codes_stored_as_floats_become_integers(folder, tmp_path):
+    codes = np.full((1, 32, 32), 41.0)
+    codes[0, :4] = 82
+    write_scene(folder / "north" / "NLCD_2021.tif", codes)
+    own = entries()
+    own["inputs"].append(
+        {
+            "name": "cover",
+            "glob": "*/NLCD_*.tif",
+            "source": "nlcd",
+            "band_map": {"landcover": 1},
+            "valid": {"in": [41, 82]},
+            "weight": "none",
+            "time": {"from": "map", "map": {"north": "2021-01-01"}, "step": "P1Y"},
+        }
+    )
+    list(convert(parse_recipe(own), folder, tmp_path / "chips", places=("north",)))
+    series = read_chip(tmp_path / "chips" / "north.npz", BUILT_IN, check_values=True).sources["nlcd"]
+    assert series.values.dtype == np.int32 and set(np.unique(series.values)) == {41, 82}
+    assert series.time_end_ms[0] == parse_time("2022-01-01")
 
 
 def test_a_mask_in_another_file_is_joined_by_time(folder):
