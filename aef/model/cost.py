@@ -153,10 +153,9 @@ def _summary(config: ModelConfig, side_px: int) -> int:
     """Operations of one summary after pooling, up to its unit vectors."""
     width, dim = config.precision_width, config.embedding_dim
     half = (side_px // 2) ** 2
-    query = 2 * width * (PERIOD_CODE_WIDTH + 3 * width)
+    query = 2 * width * (PERIOD_CODE_WIDTH + 4 * width)
     pixels = half * (4 + 4 * config.mlp_ratio) * width**2
-    up = 2 * half * UPSAMPLING_KERNEL**2 * width * dim
-    return query + pixels + up + 2 * side_px**2 * dim**2
+    return query + pixels + 2 * half * UPSAMPLING_KERNEL**2 * width * dim
 
 
 def _decoder(config: ModelConfig, metadata: int, channels: int, side_px: int) -> int:

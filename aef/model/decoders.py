@@ -6,6 +6,8 @@ embedding ⊕ sensor metadata ⊕ the sinusoidal code of the target time normali
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,9 @@ class Decoder(nn.Module):
             (N, P, C) fp32, in standardised units.
         """
         context = torch.cat((encode_metadata(self.metadata, metadata), encode_unit(position)), dim=-1)
-        first = self.embedding(embedding.to(dtype)) + self.context(context.to(dtype))[:, None]
+        # A unit vector's components are of order 1/√D; the layer wants inputs of order 1, like those of the context.
+        scaled = embedding * math.sqrt(embedding.shape[-1])
+        first = self.embedding(scaled.to(dtype)) + self.context(context.to(dtype))[:, None]
         out = self.out(self.hidden(F.gelu(first)))
         return out.to(at_least_float(dtype))
 

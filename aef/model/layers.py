@@ -8,6 +8,7 @@ OHWI, because DeepSpeed flattens parameters (a permuted view is channels-last fo
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -122,12 +123,20 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O)."""
+    """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O).
+
+    It starts as a projection of the channels followed by interpolation (nearest for 2×2, bilinear for 3×3 and 4×4). With
+    taps drawn one by one, the four phases of an output would start as four different maps: a checkerboard that outweighs
+    the content, and that the rest of the network has to unlearn first (docs/results/learning.md).
+    """
+
+    TAPS: ClassVar = {2: (1.0, 1.0), 3: (0.5, 1.0, 0.5), 4: (0.25, 0.75, 0.75, 0.25)}
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
         super().__init__()
-        # An output pixel of a stride-2 transposed convolution sees k²/4 taps of the kernel.
-        self.weight = new_weight(inputs, kernel, kernel, outputs, fan_in=max(1, kernel**2 * inputs // 4))
+        taps = torch.tensor(self.TAPS[kernel])
+        mixing = new_weight(inputs, 1, 1, outputs, fan_in=inputs)
+        self.weight = nn.Parameter((mixing * torch.outer(taps, taps)[None, :, :, None]).detach().contiguous())
         self.bias = new_bias(outputs)
         if zero:
             nn.init.zeros_(self.weight)

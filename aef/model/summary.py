@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aef import kernels
@@ -22,6 +21,7 @@ from aef.timecode import DAY_MS, PERIOD_CODE_WIDTH, TIMECODE_WIDTH, encode_perio
 from .layers import ChannelNorm, Linear, LinearGelu, ResidualMlp, Up, at_least_float, new_weight
 
 UPSAMPLING_KERNEL = 4
+RESIDUAL_GAIN = 0.1
 NORM_EPS = 1e-8
 
 
@@ -31,7 +31,8 @@ class Summary(nn.Module):
     Query: learned vector + MLP(code(t_s) ⊕ code(t_e)). Keys and values: projections of LN(state) + timecode. The query
     is the same at every pixel, so the key projection is absorbed into it and the value projection applied to what was
     pooled; the states are then read once for all periods and heads. The query is also the residual stream, so that a
-    period without a frame is summarised by what the model knows of the period alone.
+    period without a frame is summarised by what the model knows of the period alone; it enters small, because at the
+    start it is one vector for all pixels and would drown what tells them apart (docs/results/learning.md).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -47,6 +48,7 @@ class Summary(nn.Module):
         self.key = new_weight(self.heads, head_width, width, fan_in=width)
         self.value = new_weight(self.heads, head_width, width, fan_in=width)
         self.out = Linear(width, width)
+        self.residual = Linear(width, width, gain=RESIDUAL_GAIN)
         self.mlp = ResidualMlp(width, config.mlp_ratio)
         self.bias = PeriodBias(self.heads) if config.period_bias else None
 
@@ -66,7 +68,7 @@ class Summary(nn.Module):
         )  # (Q, P, H, C)
         # (Q, P, H, C) × (H, D, C) → (Q, P, H, D): the value projection, after the sum over time.
         values = torch.einsum("qphc,hdc->qphd", pooled, self.value.to(pooled.dtype))
-        summary = token.to(pooled.dtype)[:, None] + self.out(values.flatten(-2))
+        summary = self.residual(token).to(pooled.dtype)[:, None] + self.out(values.flatten(-2))
         return self.mlp(summary).view(-1, height, width, channels)
 
     def _tokens(self, batch: Batch) -> Tensor:
@@ -125,17 +127,16 @@ def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class Head(nn.Module):
-    """Summaries at L/2 → mean directions at L: learned upsampling, a 1×1 projection, unit length in fp32."""
+    """Summaries at L/2 → mean directions at L: upsampling with a learned kernel, unit length in fp32."""
 
     def __init__(self, width: int, embedding_dim: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
         self.up = Up(width, embedding_dim, UPSAMPLING_KERNEL)
-        self.project = Linear(embedding_dim, embedding_dim)
 
     def forward(self, summary: Tensor) -> Tensor:
         """(Q, L/2, L/2, C) → (Q, L, L, D), unit vectors."""
-        return unit(self.project(F.gelu(self.up(self.norm(summary)))))
+        return unit(self.up(self.norm(summary)))
 
 
 def unit(x: Tensor) -> Tensor:

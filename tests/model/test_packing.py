@@ -181,10 +181,10 @@ class Dense:
         logits = logits + self.bias(times[segment], start, end)[:, None, None]
         weights = torch.nan_to_num(logits.masked_fill(~mask[segment][:, None, None, None], -math.inf).softmax(0))
         pooled = torch.einsum("thwn,thwnd->hwnd", weights, v).flatten(-2)
-        y = self.mlp(token + self.linear(pooled, "summary.out"), "summary.mlp")
+        base = self.linear(token, "summary.residual")
+        y = self.mlp(base + self.linear(pooled, "summary.out"), "summary.mlp")
         y = self.norm(y, "head.norm").permute(2, 0, 1)[None]
-        y = F.gelu(self.up(y, "head.up", padding=1))[0].permute(1, 2, 0)
-        return F.normalize(self.linear(y, "head.project"), dim=-1)
+        return F.normalize(self.up(y, "head.up", padding=1)[0].permute(1, 2, 0), dim=-1)
 
     def bias(self, times, start, end):
         length = (end - start) / DAY_MS

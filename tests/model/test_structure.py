@@ -11,7 +11,7 @@ from aef.data.normalize import Statistics
 from aef.model import AEF
 from aef.model.bottleneck import Bottleneck
 from aef.model.decoders import Decoder, encode_metadata
-from aef.model.layers import ChannelNorm
+from aef.model.layers import ChannelNorm, Up
 from aef.model.pyramid import Ascent, Descent, Exchange, States, level_widths
 from aef.model.stp import position_code
 from aef.model.summary import PeriodBias, pair_rows, unit
@@ -360,7 +360,7 @@ def test_a_decoder_is_an_mlp_of_two_hidden_layers_on_embedding_metadata_and_time
     )
     octaves = torch.pi * 2.0 ** torch.arange(8) * position[:, None]
     context = torch.cat((encoded, octaves.sin(), octaves.cos()), -1)[:, None].expand(-1, 9, -1)
-    x = torch.cat((embedding, context), -1)
+    x = torch.cat((8 * embedding, context), -1)  # components of order 1
     first = torch.cat((decoder.embedding.weight, decoder.context.weight), 1)
     assert first.shape == (512, 64 + source.metadata_width + 16) and decoder.hidden.weight.shape == (512, 512)
     gelu = torch.nn.functional.gelu
@@ -427,3 +427,11 @@ def test_channel_norm_keeps_float32_statistics_of_half_precision_states():
     x = torch.randn(8, 64) * 3 + 100  # bf16 has steps of 0.5 here: statistics in bf16 would be far off
     half = x.bfloat16()
     torch.testing.assert_close(norm(half).float(), norm(half.float()), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_upsampling_starts_as_interpolation_without_a_checkerboard(kernel):
+    up = Up(8, 5, kernel)
+    with torch.no_grad():
+        image = up(torch.ones(1, 6, 6, 8))[0, 2:-2, 2:-2]
+    assert image.std((0, 1)).max() < 1e-5 and image.abs().max() > 0.1
