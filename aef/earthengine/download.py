@@ -15,14 +15,14 @@ import errno
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from aef.data.chips import Chip, ChipError, SourceSeries, read_chip, write_chip
-from aef.earthengine.errors import RequestError, UnavailableError
+from aef.earthengine.errors import EarthEngineError, RequestError, UnavailableError
 from aef.earthengine.manifest import (
     DONE,
     DROPPED,
@@ -41,6 +41,9 @@ from aef.sources import Registry, Source
 PARTS = ".parts"
 ASSEMBLED_BYTES = 96 * 2**20
 """Parts of the chips that are put together at one time; a larger chip waits until it is alone."""
+
+REFUSED_AT_FIRST = 25
+"""A source whose first items are all refused ends the run: its collection is gone, closed or wrongly described."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Downloader:
         self._provider, self._on_item = provider, on_item
         self._parts = self.out / PARTS
         self._assembling, self._feeding = Budget(ASSEMBLED_BYTES), threading.Lock()
+        self._refused: dict[str, int] = {}
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -206,6 +210,7 @@ class Downloader:
                     if self._failure is not None and outcome.state == PENDING:
                         return
                     self.manifest.record(chip.plan, source.name, outcome)
+                    self._watch(source.name, outcome)
                     self._on_item(chip.plan.id, source.name, outcome.state)
                 with chip.lock:
                     chip.left -= 1
@@ -215,6 +220,19 @@ class Downloader:
             except BaseException as error:
                 self._stop(error)
                 return
+
+    def _watch(self, source: str, outcome: Outcome) -> None:
+        """End the run where a source has only ever been refused: asking millions of times more would help nobody."""
+        with self._feeding:
+            if outcome.state != FAILED:
+                self._refused[source] = -1
+            elif self._refused.get(source, 0) >= 0:
+                self._refused[source] = self._refused.get(source, 0) + 1
+            if self._refused.get(source, 0) >= REFUSED_AT_FIRST:
+                raise EarthEngineError(
+                    f"source {source}: the first {REFUSED_AT_FIRST} items were all refused ({outcome.reason}): leave it out of "
+                    "--sources, or see docs/download.md"
+                )
 
     def _stop(self, error: BaseException) -> None:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
@@ -275,25 +293,26 @@ class Downloader:
         done = [name for name in self.plan.sources if states.get(name) == DONE]
         absent = [name for name in self.plan.required if name not in done]
         if not absent and done:
-            self._write(chip, done, items)
+            self._write(chip, done)
             return
         self.manifest.finish(chip, DROPPED, reason=f"no {', '.join(absent) if absent else 'image of any source'}")
         for name in done:
             self._part(chip, name).unlink(missing_ok=True)
 
-    def _write(self, chip: PlannedChip, done: list[str], items: Mapping[str, Outcome]) -> None:
+    def _write(self, chip: PlannedChip, done: list[str]) -> None:
         size = sum(self._part(chip, name).stat().st_size for name in done)
         with self._assembling.held(size):
             series, products = {}, {}
             for name in done:
                 path = self._part(chip, name)
-                if _sha256(path) != items[name].sha256:
-                    path.unlink()
-                    self.manifest.record(chip, name, Outcome(PENDING, "its part was changed on disk"))
-                    self.manifest.finish(chip, INCOMPLETE, reason=f"{name}: its part was changed on disk")
+                try:
+                    with PARSING:
+                        part = read_chip(path, self.plan.sources)  # the file's own checksums are compared as it is read
+                except (ChipError, FileNotFoundError):
+                    path.unlink(missing_ok=True)
+                    self.manifest.record(chip, name, Outcome(PENDING, "its part was damaged on disk"))
+                    self.manifest.finish(chip, INCOMPLETE, reason=f"{name}: its part was damaged on disk")
                     return
-                with PARSING:
-                    part = read_chip(path, self.plan.sources)
                 series[name], products[name] = part.sources[name], part.attributes["products"][name]
             try:
                 target = self.out / f"{chip.id}.npz"

@@ -19,7 +19,7 @@ from standin.world import World
 from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.earthengine import download as d
 from aef.earthengine.download import PARTS, Downloader, Plan, verify
-from aef.earthengine.errors import AccessError
+from aef.earthengine.errors import AccessError, EarthEngineError
 from aef.earthengine.fetch import EarthEngine
 from aef.earthengine.manifest import Manifest, manifest_path
 from aef.earthengine.planning import PeriodRule, planned_chips
@@ -104,6 +104,13 @@ def test_a_refused_source_holds_its_chip_back_until_it_is_accepted(standin, conn
         assert manifest.chip_counts() == {"written": 1}
     assert server.counters.requests == before + 1  # what was done is not fetched again
     assert "palsar2" not in next(iter(ChipFolder(out, NINE))).sources
+
+
+def test_a_source_that_is_only_ever_refused_ends_the_run(standin, connect, tmp_path, monkeypatch):
+    monkeypatch.setattr(d, "REFUSED_AT_FIRST", 3)
+    server = standin(World(missing=("JAXA/ALOS/PALSAR-2/Level2_2/ScanSAR",)))
+    with pytest.raises(EarthEngineError, match=r"source palsar2: the first 3 items were all refused .*not found"):
+        run(connect(server), tmp_path / "chips", sites(6))
 
 
 # --- wrong values ----------------------------------------------------------------------------------------------------
