@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 # Two ranks or workers on few cores would otherwise oversubscribe them.
 export OMP_NUM_THREADS ?= 1
 export DS_ACCELERATOR ?= cpu
+CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: test test-long lint install clean
+.PHONY: demo test test-long lint install clean
 
 install: $(INSTALLED)
 
@@ -18,12 +19,20 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	touch $@
 
+# The whole path in minutes, on a synthetic Earth or on the chips of DATA=folder: chips, training, demo/report.html.
+demo: $(INSTALLED)
+	OMP_NUM_THREADS=$(CORES) $(BIN)/aef demo --out demo $(if $(DATA),--data $(DATA))
+
 # Each lane is its own process: Triton's interpreter flag and the compiler's stand-in driver are global state.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests -m "not long" -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m "interp and not long" -q
+	$(BIN)/python -m pytest tests/kernels -m "aot and not long" -q
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest tests -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -m interp -q
+	$(BIN)/python -m pytest tests/kernels -m aot -q
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
