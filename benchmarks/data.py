@@ -1,6 +1,6 @@
 """Rates of the data path on one core: python -m benchmarks.data [PART ...] [--out benchmarks/results/data.json]
 
-Parts: sampler, statistics, generator, ingest, corpora. Rates are items per second of this process's CPU time, all of its
+Parts: sampler, statistics, generator, ingest, corpora, download, manifest. Rates are items per second of this process's CPU time, all of its
 threads together, so that other work on the machine does not count; a matrix product timed before and after says how
 fast a core was. Ingest
 converts the sample data (../shared/data beside the checkout) and is left out where that is absent.
@@ -145,8 +145,22 @@ def corpora() -> Iterator[Rate]:
     yield from measured()
 
 
+def download() -> Iterator[Rate]:
+    """Requests against a stand-in of Earth Engine (benchmarks/download.py); wall-clock, since waiting is the point."""
+    from benchmarks.download import download as measured
+
+    yield from measured()
+
+
+def manifest() -> Iterator[Rate]:
+    """The download's manifest at five million sites (benchmarks/download.py); wall-clock."""
+    from benchmarks.download import manifest as measured
+
+    yield from measured()
+
+
 PARTS: dict[str, Callable[[], Iterator[Rate]]] = {
-    part.__name__: part for part in (sampler, statistics, generator, ingest, corpora)
+    part.__name__: part for part in (sampler, statistics, generator, ingest, corpora, download, manifest)
 }
 
 
