@@ -24,6 +24,10 @@ RESERVED = 0.1
 
 WAYS = ("none", "selective", "full")
 
+PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
+"""Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target, in
+units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,10 +106,14 @@ def plan(
     frames = teacher + student
     per_frame = cost.activation_bytes_per_frame(m, d.chip_px)
     fields, decoded = _fields_per_sample(config, registry, targets)
-    heads = micro * 4 * d.chip_px**2 * (3 * m.embedding_dim * fields + decoded * 4 * m.decoder_width)
-    outputs = (
-        micro * 4 * d.chip_px**2 * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
+    element = 2 if m.compute_dtype == "bfloat16" else 4
+    half, whole = (d.chip_px // 2) ** 2 * m.precision_width, d.chip_px**2
+    per_sample = (
+        frames * (per_frame + element * PROJECTOR_STATES * half)
+        + fields * (element * (6 + 2 * m.mlp_ratio) * half + 4 * FIELD_STATES * whole * m.embedding_dim)
+        + decoded * whole * (element * DECODER_STATES * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
+    outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
     states = _states(count, stage, precision, ranks, settings)
     return Plan(
         parameters=count,
@@ -118,7 +126,7 @@ def plan(
         precision=precision,
         ranks=ranks,
         **states,
-        activations=micro * frames * per_frame + heads,
+        activations=micro * per_sample,
         outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
         traffic=_traffic(config, count, stage, precision, ranks),
     )
