@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,26 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
+@lru_cache
+def _shipped(name: str) -> dict[str, Any]:
+    """A shipped recipe with the entries of its sources file written into it: reading that file is slow."""
+    entries = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    used = {item.get("source") for item in entries["inputs"]}
+    (further,) = entries["sources"]
+    return entries | {"sources": [source for source in _sources(RECIPES / further) if source["name"] in used]}
+
+
+@lru_cache
+def _sources(path: Path) -> list[dict[str, Any]]:
+    return yaml.safe_load(path.read_text())["sources"]
+
+
 class Altered:
     """A shipped recipe reduced to some inputs, with fields taken out or replaced."""
 
     def __init__(self, name: str, inputs: Iterable[str] = (), labels: Iterable[str] = ()) -> None:
         self.name = name
-        self.entries = _plain(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
+        self.entries = _plain(_shipped(name))
         keep, kept_labels = set(inputs), set(labels)
         if keep:
             self.entries["inputs"] = [item for item in self.entries["inputs"] if item["name"] in keep]

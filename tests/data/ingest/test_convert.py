@@ -305,7 +305,7 @@ DAMAGED = {
 }
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.parametrize("kind", sorted(DAMAGED))
 def test_damaged_files_are_named(tmp_path_factory, kind, data):

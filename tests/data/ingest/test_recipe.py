@@ -153,7 +153,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_junk_anywhere_is_a_named_line_or_a_recipe(data):
     entries = copy.deepcopy(SHIPPED[data.draw(st.sampled_from(sorted(SHIPPED)))])
