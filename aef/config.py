@@ -57,6 +57,12 @@ class DataConfig:
     sources_file: tuple[str, ...] = setting((), "YAML files with further source entries")
     chip_px: int = setting(128, "side of the training crop, a multiple of 16", "px")
     frame_budget: float = setting(1.0, "multiplies every source's frame budget (paper: 65, 17 and 21 frames)")
+    budget_spread: float = setting(
+        0.0, "a sample's frame budget is drawn from [1 - this, 1] times the budget", least=0.0
+    )
+    time_jitter_days: float = setting(
+        0.0, "all times of a sample move together by up to this: few places are known by their dates", "days", least=0.0
+    )
     targets_per_source: int = setting(1, "frames decoded per source and sample (paper: 1)", least=1)
     periods_per_sample: int = setting(0, "valid periods shared by all targets; 0: one of its own per target (paper)")
     support_days: float = setting(365.0, "length of the support period", "days")
@@ -167,6 +173,7 @@ class Config:
         )
         shares = (d.period_uniform, d.period_log_uniform)
         require(min(shares) >= 0 and sum(shares) <= 1, "data.period_uniform", "shares of at most 1 in sum", shares)
+        require(d.budget_spread < 1, "data.budget_spread", "0 to less than 1", d.budget_spread)
         odds = d.student_strategies
         require(len(odds) == 3 and min(odds) >= 0 and sum(odds) > 0, "data.student_strategies", "three odds", odds)
         require(len(t.betas) == 2 and max(t.betas) < 1, "train.betas", "two numbers below 1", t.betas)

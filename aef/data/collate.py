@@ -91,6 +91,29 @@ class Sample:
         """Keys every draw made for this sample after it was sampled: the same id has other noise in another epoch."""
         return stable_hash(f"{self.id}@{self.epoch}")
 
+    def moved(self, by_ms: int) -> Sample:
+        """The same sample at another time: support, frames, targets and periods all moved by `by_ms`."""
+
+        def later(frames: dict[str, Frames]) -> dict[str, Frames]:
+            return {name: dataclasses.replace(one, time_ms=one.time_ms + by_ms) for name, one in frames.items()}
+
+        def at(period: Period) -> Period:
+            return Period(period.start_ms + by_ms, period.end_ms + by_ms)
+
+        return dataclasses.replace(
+            self,
+            support=at(self.support),
+            teacher=later(self.teacher),
+            student=later(self.student),
+            targets={
+                name: [dataclasses.replace(t, time_ms=t.time_ms + by_ms, period=at(t.period)) for t in targets]
+                for name, targets in self.targets.items()
+            },
+            consistency_period=None if self.consistency_period is None else at(self.consistency_period),
+            text=None if self.text is None else dataclasses.replace(self.text, period=at(self.text.period)),
+            periods=tuple(at(period) for period in self.periods),
+        )
+
 
 # --- the batch -------------------------------------------------------------------------------------------------------
 

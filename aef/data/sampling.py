@@ -101,7 +101,7 @@ class Sampler:
         remaining = self._remove_targets(rng, found, chosen)
         teacher, student, period, weight = self._draw_views(rng, remaining, support, crop)
         targets = self._cut_targets(rng, chip, chosen, support, crop)
-        return Sample(
+        sample = Sample(
             id=chip.id,
             place=chip.place,
             global_index=global_index,
@@ -115,6 +115,13 @@ class Sampler:
             consistency_weight=weight,
             text=self._draw_text(rng, chip, support, crop),
         )
+        return self._jitter(rng, sample)
+
+    def _jitter(self, rng: np.random.Generator, sample: Sample) -> Sample:
+        """All times of a sample moved together, so that its dates alone do not tell the place."""
+        if not self.config.time_jitter_days:
+            return sample
+        return sample.moved(round(rng.uniform(-1, 1) * self.config.time_jitter_days * DAY_MS))
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -252,7 +259,8 @@ class Sampler:
     ) -> tuple[dict[str, Frames], dict[str, Frames], Period, float]:
         """Teacher, student, the period that both summarise, and its weight: 0 where the student lost everything."""
         gap = _draw_line_gap(rng, crop.side_px) if self.config.line_gap else None
-        full = {name: self._cut_frames(rng, candidates, crop, gap) for name, candidates in remaining.items()}
+        share = self.config.frame_budget * (1 - self.config.budget_spread * rng.random())
+        full = {name: self._cut_frames(rng, candidates, crop, gap, share) for name, candidates in remaining.items()}
         teacher = full
         if self.config.teacher_frame_drop:
             kept = {name: _take(frames, self._drop(rng, name, frames)) for name, frames in full.items()}
@@ -282,9 +290,9 @@ class Sampler:
         return rng.random(len(frames.time_ms)) >= self.registry[name].frame_drop
 
     def _cut_frames(
-        self, rng: np.random.Generator, candidates: _Candidates, crop: Crop, gap: np.ndarray | None
+        self, rng: np.random.Generator, candidates: _Candidates, crop: Crop, gap: np.ndarray | None, share: float
     ) -> Frames:
-        budget = max(1, round(self.config.frame_budget * candidates.source.frame_budget))
+        budget = max(1, round(share * candidates.source.frame_budget))
         count = len(candidates.index)
         kept = np.sort(rng.choice(count, budget, replace=False)) if count > budget else np.arange(count)
         index = candidates.index[kept]

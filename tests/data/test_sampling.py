@@ -68,7 +68,7 @@ def test_another_seed_epoch_or_id_draws_another_sample(make_chip, chip, key):
     one = sampler().draw(chip, seed=0, epoch=0, global_index=0)
     other = chip if "name" not in key else dataclasses.replace(chip, id=key["name"])
     again = sampler().draw(other, seed=key.get("seed", 0), epoch=key.get("epoch", 0), global_index=0)
-    assert one.support != again.support or one.consistency_period != again.consistency_period
+    assert not same(one, dataclasses.replace(again, id=one.id, epoch=one.epoch))
     assert one.hash != again.hash or "seed" in key
 
 
@@ -318,6 +318,28 @@ def test_a_budget_is_scaled_but_never_below_one_frame(make_chip, share, expected
     chip = make_chip("place", side=4, frames={"sentinel2": 90, "sentinel1": 40, "landsat": 30})
     teacher = draw(chip, frame_budget=share).teacher
     assert tuple(len(teacher[name].time_ms) for name in INPUTS) == expected
+
+
+def test_a_spread_budget_varies_from_sample_to_sample(make_chip):
+    chip = make_chip("place", side=4, sources=("sentinel1",), frames={"sentinel1": 40})
+    counts = {len(sample.teacher["sentinel1"].time_ms) for sample in draws(chip, 60, budget_spread=0.5)}
+    assert min(counts) in (8, 9) and max(counts) in (16, 17) and len(counts) > 5
+
+
+def test_jitter_moves_all_times_of_a_sample_together(make_chip):
+    chip = make_chip("place")
+    for still, moved in zip(draws(chip, 8), draws(chip, 8, time_jitter_days=20.0)):
+        by = moved.support.start_ms - still.support.start_ms
+        assert 0 < abs(by) <= 20 * DAY_MS and moved.support.length_ms == still.support.length_ms
+        assert moved.consistency_period.start_ms - still.consistency_period.start_ms == by
+        for view in ("teacher", "student"):
+            for name, frames in getattr(still, view).items():
+                assert np.array_equal(
+                    getattr(moved, view)[name].time_ms - frames.time_ms, np.full(len(frames.time_ms), by)
+                )
+        for name, targets in still.targets.items():
+            for one, other in zip(targets, moved.targets[name]):
+                assert other.time_ms - one.time_ms == other.period.start_ms - one.period.start_ms == by
 
 
 def test_frames_are_thinned_evenly(make_chip):
