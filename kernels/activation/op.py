@@ -1,9 +1,13 @@
 """The public functions of the point-wise epilogues."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dispatch
 from ..arguments import check_float, match_shape
+from .backward import activate_backward
+from .forward import activate, add_residual
 
 
 def check_arguments(x: Tensor, bias: Tensor, residual: Tensor | None = None) -> None:
@@ -31,7 +35,9 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
         ValueError: wrong rank, shape, dtype or device.
     """
     check_arguments(x, bias)
-    return F.gelu(x + bias.to(x.dtype))
+    if dispatch.backend("bias_gelu", x, channels=x.shape[-1]) == "torch":
+        return _gelu(x, bias)
+    return bias_gelu_operator(x, bias)
 
 
 def bias_residual(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -43,4 +49,84 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         ValueError: wrong rank, shape, dtype or device.
     """
     check_arguments(x, bias, residual)
+    if dispatch.backend("bias_residual", x, channels=x.shape[-1]) == "torch":
+        return _add(x, bias, residual)
+    return bias_residual_operator(x, bias, residual)
+
+
+def _gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias.to(x.dtype))
+
+
+def _add(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return (x + residual) + bias.to(x.dtype)
+
+
+for _name in ("bias_gelu", "bias_residual"):
+    dispatch.register(_name, triton=dispatch.triton_refusal)
+
+
+@torch.library.custom_op("aef::bias_gelu", mutates_args=())
+def bias_gelu_operator(x: Tensor, bias: Tensor) -> Tensor:
+    """`bias_gelu` as one opaque operator; only its arguments are kept for backward."""
+    chosen = dispatch.choose("bias_gelu", x, channels=x.shape[-1])
+    return activate(x, bias, chosen.config) if chosen.backend == "triton" else _gelu(x, bias).contiguous()
+
+
+@bias_gelu_operator.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    check_arguments(x, bias)
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("aef::bias_gelu_backward", mutates_args=())
+def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `x` and `bias`."""
+    chosen = dispatch.choose("bias_gelu", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        return activate_backward(gradient, x, bias, chosen.config)
+    with torch.enable_grad():
+        leaves = [one.detach().requires_grad_() for one in (x, bias)]
+        return torch.autograd.grad(_gelu(*leaves), leaves, gradient)
+
+
+@bias_gelu_backward.register_fake
+def _(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), bias.new_empty(bias.shape)
+
+
+@torch.library.custom_op("aef::bias_residual", mutates_args=())
+def bias_residual_operator(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """`bias_residual` as one opaque operator; backward needs none of its arguments."""
+    chosen = dispatch.choose("bias_residual", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        return add_residual(x, bias, residual, chosen.config)
+    return _add(x, bias, residual).contiguous()
+
+
+@bias_residual_operator.register_fake
+def _(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    check_arguments(x, bias, residual)
+    return x.new_empty(x.shape)
+
+
+def _save_arguments(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gelu_backward(ctx, gradient: Tensor):
+    return bias_gelu_backward(gradient, *ctx.saved_tensors)
+
+
+def _save_bias_dtype(ctx, inputs, output) -> None:
+    ctx.bias_dtype = inputs[1].dtype
+
+
+def _residual_backward(ctx, gradient: Tensor):
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    d_bias = gradient.flatten(0, -2).sum(dim=0, dtype=wide) if gradient.dim() > 1 else gradient
+    return gradient, d_bias.to(ctx.bias_dtype), gradient
+
+
+bias_gelu_operator.register_autograd(_gelu_backward, setup_context=_save_arguments)
+bias_residual_operator.register_autograd(_residual_backward, setup_context=_save_bias_dtype)

@@ -4,8 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dispatch
 from ..arguments import check_float, match_shape
+from .backward import norm_backward
+from .forward import norm
 from .reference import EPS
+
+WIDEST_ROW = 8192
 
 
 def check_arguments(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -34,7 +39,18 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ValueError: wrong rank, shape, dtype or device.
     """
     check_arguments(x, weight, bias)
-    return _layer_norm(x, weight, bias)
+    if dispatch.backend("channel_norm", x, channels=x.shape[-1]) == "torch":
+        return _layer_norm(x, weight, bias)
+    return channel_norm_operator(x, weight, bias)
+
+
+def _triton_refusal(case: dispatch.Case) -> str | None:
+    if case.sizes["channels"] > WIDEST_ROW:
+        return f"rows of {case.sizes['channels']} channels exceed the kernel's tile of {WIDEST_ROW}"
+    return dispatch.triton_refusal(case)
+
+
+dispatch.register("channel_norm", triton=_triton_refusal)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -43,3 +59,45 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.layer_norm(x.to(wide), x.shape[-1:], weight.to(wide), bias.to(wide), EPS).to(x.dtype)
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), EPS)
+
+
+@torch.library.custom_op("aef::channel_norm", mutates_args=())
+def channel_norm_operator(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`channel_norm` as one opaque operator; only its arguments are kept for backward."""
+    chosen = dispatch.choose("channel_norm", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        return norm(x, weight, bias, chosen.config)
+    return _layer_norm(x, weight, bias).contiguous()
+
+
+@channel_norm_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    check_arguments(x, weight, bias)
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("aef::channel_norm_backward", mutates_args=())
+def channel_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `weight` and `bias`; the statistics are taken again."""
+    chosen = dispatch.choose("channel_norm", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        return norm_backward(gradient, x, weight, bias, chosen.config)
+    with torch.enable_grad():
+        leaves = [one.detach().requires_grad_() for one in (x, weight, bias)]
+        return torch.autograd.grad(_layer_norm(*leaves), leaves, gradient)
+
+
+@channel_norm_backward.register_fake
+def _(gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, gradient: Tensor):
+    return channel_norm_backward(gradient, *ctx.saved_tensors)
+
+
+channel_norm_operator.register_autograd(_backward, setup_context=_save)

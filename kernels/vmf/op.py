@@ -5,10 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..arguments import check_float, check_integer, match_shape
+from .backward import sample_backward
 from .eager import draw_noise_eager, sample_vmf_eager
+from .forward import sample
 from .philox import WORD
 from .reference import draw_noise
+
+WIDEST_MEAN = 256
 
 
 def check_arguments(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor) -> None:
@@ -48,7 +53,62 @@ def sample_vmf(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor
         ValueError: wrong rank, shape, dtype or device; a non-positive `kappa`; a `key` out of range.
     """
     check_arguments(mean, kappa, key, counter)
-    return sample_vmf_eager(mean, kappa, key, counter)
+    if dispatch.backend("sample_vmf", mean, channels=mean.shape[1]) == "torch":
+        return sample_vmf_eager(mean, kappa, key, counter)
+    return sample_vmf_operator(mean, kappa, *key, counter)
+
+
+def _triton_refusal(case: dispatch.Case) -> str | None:
+    if case.sizes["channels"] > WIDEST_MEAN:
+        return f"{case.sizes['channels']} dimensions exceed the kernel's tile of {WIDEST_MEAN}"
+    return dispatch.triton_refusal(case)
+
+
+dispatch.register("sample_vmf", triton=_triton_refusal)
+
+
+@torch.library.custom_op("aef::sample_vmf", mutates_args=())
+def sample_vmf_operator(mean: Tensor, kappa: float, seed: int, epoch: int, counter: Tensor) -> Tensor:
+    """`sample_vmf` as one opaque operator; the noise is drawn again in backward."""
+    chosen = dispatch.choose("sample_vmf", mean, channels=mean.shape[1])
+    if chosen.backend == "triton":
+        return sample(mean, kappa, (seed, epoch), counter, chosen.config)
+    return sample_vmf_eager(mean, kappa, (seed, epoch), counter)
+
+
+@sample_vmf_operator.register_fake
+def _(mean: Tensor, kappa: float, seed: int, epoch: int, counter: Tensor) -> Tensor:
+    check_arguments(mean, kappa, (seed, epoch), counter)
+    return mean.new_empty(mean.shape)
+
+
+@torch.library.custom_op("aef::sample_vmf_backward", mutates_args=())
+def sample_vmf_backward(gradient: Tensor, mean: Tensor, kappa: float, seed: int, epoch: int, counter: Tensor) -> Tensor:
+    """The gradient of `mean`, w and g held constant."""
+    chosen = dispatch.choose("sample_vmf", mean, channels=mean.shape[1])
+    if chosen.backend == "triton":
+        return sample_backward(gradient, mean, kappa, (seed, epoch), counter, chosen.config)
+    with torch.enable_grad():
+        leaf = mean.detach().requires_grad_()
+        return torch.autograd.grad(sample_vmf_eager(leaf, kappa, (seed, epoch), counter), leaf, gradient)[0]
+
+
+@sample_vmf_backward.register_fake
+def _(gradient: Tensor, mean: Tensor, kappa: float, seed: int, epoch: int, counter: Tensor) -> Tensor:
+    return mean.new_empty(mean.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    mean, ctx.kappa, ctx.seed, ctx.epoch, counter = inputs
+    ctx.save_for_backward(mean, counter)
+
+
+def _backward(ctx, gradient: Tensor):
+    mean, counter = ctx.saved_tensors
+    return sample_vmf_backward(gradient, mean, ctx.kappa, ctx.seed, ctx.epoch, counter), None, None, None, None
+
+
+sample_vmf_operator.register_autograd(_backward, setup_context=_save)
 
 
 @torch.library.custom_op("aef::vmf_noise", mutates_args=())

@@ -1,0 +1,48 @@
+"""Point-wise epilogues, backward: two reads and one write; one partial sum of the bias gradient per program.
+
+    dx = dy (Φ(z) + z φ(z)),  z = x + bias;   dbias = Σ dx
+
+`bias_residual` needs no kernel here: both its gradients are dy itself, and the bias's is its sum.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime import kernel, processors, tl
+from .forward import plan, tile_places
+
+PROGRAMS_PER_PROCESSOR = 4
+
+
+@kernel
+def bias_gelu_backward(
+    gradient, x, bias, d_x, d_bias, rows, width, BLOCK: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
+):
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    shift = tl.load(bias + column, mask=column < width, other=0.0).to(ACC)
+    total = tl.zeros([BLOCK], ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        place, inside, _ = tile_places(tile, rows, width, BLOCK, ROWS)
+        z = tl.load(x + place, mask=inside, other=0.0).to(ACC) + shift[None, :]
+        below = 0.5 * (1 + tl.erf(z * 0.7071067811865476))
+        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        result = tl.load(gradient + place, mask=inside, other=0.0).to(ACC) * (below + z * density)
+        total += tl.sum(result, 0)
+        tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_bias + tl.program_id(0) * width + column, total, mask=column < width)
+
+
+def activate_backward(gradient: Tensor, x: Tensor, bias: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Launch `bias_gelu_backward`: `gradient` (..., C) → gradients of x and bias, in their dtypes."""
+    gradient, x = gradient.contiguous(), x.contiguous()
+    (tiles, columns), sizes, settings = plan(x, config)
+    programs = min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // max(columns, 1)))
+    d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
+    d_bias = torch.empty(programs, x.shape[-1], dtype=wide, device=x.device)
+    bias_gelu_backward.launch(
+        x.device, (programs, columns), gradient, x, bias.contiguous(), d_x, d_bias, *sizes, **settings
+    )
+    return d_x, d_bias.sum(dim=0).to(bias.dtype)
