@@ -125,9 +125,11 @@ def _values(source: Source, recipe: Recipe, frame: Frame) -> ee.ComputedObject:
 def _scene_values(source: Source, recipe: Recipe, image_id: str, names: list[str]) -> ee.ComputedObject:
     image = call("Image.load", id=image_id)
     values = call("Image.select", input=image, bandSelectors=names)
+    if recipe.mask:  # before resampling, so that no masked value leaks into its neighbours
+        values = call("Image.updateMask", image=values, mask=MASKS[recipe.mask](image))
     if source.resampling == "bilinear" and source.grid == "chip":
         values = call("Image.resample", image=values, mode="bilinear")
-    return call("Image.updateMask", image=values, mask=MASKS[recipe.mask](image)) if recipe.mask else values
+    return values
 
 
 def _mosaic(images: list[ee.ComputedObject]) -> ee.ComputedObject:

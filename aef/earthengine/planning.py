@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from aef.clock import Period
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
-from aef.earthengine.sites import Site, draw_periods
+from aef.earthengine.sites import Site, choose_periods, draw_periods
 from aef.hashing import stable_hash
 
 
@@ -17,7 +17,8 @@ from aef.hashing import stable_hash
 class PeriodRule:
     """Which support periods a site gets: those of its own file, else the given ones, else ``drawn`` at random.
 
-    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed.
+    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed; two of them
+    are placed so that they tell the site's texts apart, where it has any.
     """
 
     periods: tuple[Period, ...] = ()
@@ -33,6 +34,8 @@ class PeriodRule:
             raise ValueError(f"site {site.id} states no period of its own: add --periods START/END")
         if not self.drawn:
             return self.periods
+        if site.texts and self.drawn == 2:
+            return choose_periods(site.id, self.periods[0], site.texts, seed=self.seed, length_days=self.days)
         return draw_periods(site.id, self.periods[0], self.drawn, seed=self.seed, length_days=self.days)
 
 

@@ -40,12 +40,13 @@ class SiteError(ValueError):
 
 @dataclass(frozen=True)
 class Site:
-    """A place: its id, centre in degrees, and the support periods that its own file states, if any."""
+    """A place: its id, centre in degrees, and what its own file states: support periods, date ranges of its texts."""
 
     id: str
     lon: float
     lat: float
     periods: tuple[Period, ...] = ()
+    texts: tuple[Period, ...] = ()
 
     def __post_init__(self) -> None:
         if not (-180 <= self.lon <= 180 and -80.5 <= self.lat <= 84):
@@ -67,7 +68,8 @@ def read_sites(path: str | Path) -> Iterator[Site]:
     """Sites of a CSV, GeoJSON or Parquet file, one after the other (a table of millions is never held whole).
 
     A table needs columns for longitude and latitude (``lon``/``lat``, ``longitude``/``latitude`` or ``x``/``y`` in
-    degrees); ``id`` and a period (``start``/``end``, ISO dates or epoch milliseconds) are optional. Rows that share an
+    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's texts
+    (``texts``, ``START/END;START/END``) are optional. Rows that share an
     id, or coordinates where there is no id, are one site with several periods: the downloader merges them. GeoJSON
     features may be points or areas (their centroid counts).
 
@@ -112,7 +114,8 @@ def _site(row: dict[str, Any]) -> Site:
     if periods and periods[0].length_ms <= 0:
         raise SiteError(f"the period {periods[0]} must end after it starts")
     unnamed = at(float(lon), float(lat))
-    return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods)
+    texts = tuple(parse_period(part) for part in str(row.get("texts") or "").split(";") if part.strip())
+    return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods, texts)
 
 
 def _safe_name(text: str) -> str:

@@ -1,10 +1,13 @@
 """The service's door: what every failure means, retries, the gate, the quota guard; the real client over loopback."""
 
+import io
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import ee
 import google.auth.exceptions
+import numpy as np
 import pytest
 from conftest import QUICK
 from hypothesis import given
@@ -19,6 +22,7 @@ from aef.earthengine.errors import (
     TooLargeError,
     UnavailableError,
 )
+from aef.earthengine.npy import read_npy
 from aef.earthengine.service import Gate, Patience, Service, judge
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -262,3 +266,37 @@ def test_a_missing_project(nobody, monkeypatch, tmp_path, standin):
     )
     with pytest.raises(AccessError, match="no Cloud project was given: add --project"):
         Service(None, endpoint=server.url, patience=QUICK)
+
+
+# --- NPY answers -----------------------------------------------------------------------------------------------------
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Stored array in format 2.0")
+@pytest.mark.parametrize("bands", [1, 3, 5000])
+def test_answers_are_read_as_numpy_reads_them(bands):
+    rng = np.random.default_rng(0)
+    array = np.zeros((3, 4), [(f"f{n}_B2", "<u2" if n % 2 else "<f4") for n in range(bands)])
+    for name in array.dtype.names:
+        array[name] = rng.integers(0, 100, array.shape)
+    for data in (npy(array), npy(array).replace(b"'fortran_order': False", b"'fortran_order':False ", 1)):
+        assert (read_npy(data) == array).all() and read_npy(data).dtype == array.dtype
+
+
+def test_damaged_answers_are_refused():
+    data = npy(np.zeros((3, 4), [("a", "<u2"), ("b", "u1")]))
+    for wrong in (b"", data[:5], data[:40], data[:-1], data + b"x", b"{}" + data[2:], npy(np.zeros((3, 4)))):
+        with pytest.raises((ValueError, EOFError)):
+            read_npy(wrong)
+
+
+def test_many_threads_read_answers_at_once():
+    """CPython 3.11 breaks when several threads parse NumPy headers its own way."""
+    data = npy(np.ones((2, 2), [(f"f{n}_B2", "<u2") for n in range(300)]))
+    with ThreadPoolExecutor(16) as pool:
+        assert all(array["f7_B2"].all() for array in pool.map(read_npy, [data] * 500))

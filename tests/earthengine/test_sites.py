@@ -188,9 +188,11 @@ def test_wrong_strata_are_named(tmp_path):
 def test_csv_with_ids_and_periods(tmp_path):
     path = tmp_path / "sites.csv"
     path.write_text(
-        "Site,Longitude,Latitude,start,end\nfield 1,8.5,47.1,2018-01-01,2019-01-01\nb,-93.5,42,1546300800000,1577836800000\n"
+        "Site,Longitude,Latitude,start,end,texts\nfield 1,8.5,47.1,2018-01-01,2019-01-01,\n"
+        "b,-93.5,42,1546300800000,1577836800000,2019-02-01/2019-02-03;2020-01-01/2020-02-01\n"
     )
     one, other = read_sites(path)
+    assert other.texts == (parse_period("2019-02-01/2019-02-03"), parse_period("2020-01-01/2020-02-01"))
     assert (one.id, one.lon, one.lat, one.periods) == ("field_1", 8.5, 47.1, (parse_period("2018-01-01/2019-01-01"),))
     assert other.periods == (parse_period("2019-01-01/2020-01-01"),)
 
@@ -263,6 +265,8 @@ def test_periods_are_chosen_for_the_texts_of_a_site():
     texts = [parse_period("2018-05-01/2018-05-10"), parse_period("2020-02-01/2020-02-03")]
     pair = choose_periods("s", within, texts, seed=0)
     assert all(sum(p.start_ms <= t.start_ms and t.end_ms <= p.end_ms for p in pair) == 1 for t in texts)
+    site = Site("s", 8.5, 47.1, texts=tuple(texts))
+    assert PeriodRule((within,), drawn=2).of(site) == pair
 
 
 def test_given_periods_must_not_overlap():

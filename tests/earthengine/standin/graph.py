@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from . import world as w
-from .rasters import Grid, transformer
+from .rasters import Grid, Raster, transformer
 from .world import Rectangle, SceneInfo, World
 
 Read = Callable[[Grid, bool], list[tuple[np.ndarray, np.ndarray]]]
@@ -206,6 +206,13 @@ class Interpreter:
         return image.bands.index(name)
 
     def f_Image_resample(self, image, mode):
+        if image.properties.get("id") is None:  # computed on its own grid first, then interpolated
+            own = image.projection
+
+            def read(grid, _):
+                return [Raster(own, v, m).read(grid, mode == "bilinear") for v, m in image.read(own, False)]
+
+            return replace(image, read=read)
         return replace(
             image,
             read=lambda grid, _: image.read(grid, mode == "bilinear"),
