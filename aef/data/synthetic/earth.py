@@ -12,13 +12,12 @@ import numpy as np
 
 from aef.data.chips import Chip, Label, SourceSeries, write_chip
 from aef.data.synthetic import cover, maps, optical, radar
-from aef.data.synthetic.chance import stream
 from aef.data.synthetic.landscape import Scene, make_scene
 from aef.data.synthetic.texts import texts
 from aef.sources import BUILT_IN
 
 LICENCE = "CC0-1.0"
-YEARS = range(2017, 2023)
+FIRST_YEAR = 2019
 LEAST_PX = 16
 SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
     "sentinel2": optical.sentinel2,
@@ -45,7 +44,8 @@ class Earth:
     Attributes:
         seed: of everything; with the number of a place it decides that place wholly.
         chip_px: side of a chip, at least 16.
-        years: calendar years of observations.
+        years: calendar years of observations, the same at every place, so that one period embeds a whole folder.
+        first_year: the first of them.
         sources: names out of `SOURCES`.
     """
 
@@ -53,6 +53,7 @@ class Earth:
     chip_px: int = 64
     years: int = 1
     sources: tuple[str, ...] = tuple(SOURCES)
+    first_year: int = FIRST_YEAR
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.sources if name not in SOURCES]
@@ -60,18 +61,14 @@ class Earth:
             raise SyntheticError(
                 f"sources: expected some of {', '.join(SOURCES)}, found {', '.join(unknown) or 'none'}"
             )
-        for name, value, least in (
-            ("chip_px", self.chip_px, LEAST_PX),
-            ("years", self.years, 1),
-            ("seed", self.seed, 0),
-        ):
-            if value < least:
-                raise SyntheticError(f"{name}: expected at least {least}, found {value}")
+        least = {"chip_px": LEAST_PX, "years": 1, "seed": 0, "first_year": 1970}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise SyntheticError(f"{name}: expected at least {bound}, found {getattr(self, name)}")
 
     def scene(self, place: int) -> Scene:
         """The latent truth of a place."""
-        first = int(stream(self.seed, place, "year").choice(YEARS))
-        return make_scene(self.seed, place, px=self.chip_px, first_year=first, years=self.years)
+        return make_scene(self.seed, place, px=self.chip_px, first_year=self.first_year, years=self.years)
 
     def chip(self, place: int) -> Chip:
         """One place with all its sources, labels and texts. Labels are those of the last year."""

@@ -109,6 +109,15 @@ def test_several_years_keep_their_land_and_rotate_their_crops():
     assert (kinds[1][crops] < 6).all()
 
 
+def test_all_places_show_the_same_years():
+    start = np.datetime64("2021-01-01", "ms").astype(np.int64)
+    earth = Earth(chip_px=16, sources=("sentinel2", "nlcd"), first_year=2021)
+    for chip in (earth.chip(place) for place in range(4)):
+        assert start <= chip.span_ms[0] and chip.labels["crop"].valid_start_ms == start
+        if "nlcd" in chip.sources:
+            assert chip.sources["nlcd"].time_ms[0] == start
+
+
 def test_green_cover_does_not_jump_at_new_year():
     scene = Earth(seed=0, chip_px=32, years=2).scene(1)
     turn = scene.weather.year_starts[1]
@@ -162,6 +171,7 @@ def test_a_sensor_only_averages(cell_m, shift_m):
     [
         ({"chip_px": 8}, "chip_px: expected at least 16, found 8"),
         ({"years": 0}, "years: expected at least 1"),
+        ({"first_year": 1000}, "first_year: expected at least 1970"),
         ({"seed": -1}, "seed: expected at least 0"),
         ({"sources": ("modis",)}, "sources: expected some of sentinel2"),
         ({"sources": ()}, "found none"),
