@@ -37,6 +37,7 @@ class ModelConfig:
     precision_convs: int = setting(2, "3x3 convolutions in the precision operator", least=1)
     pyramid_kernel: Literal[2, 3, 4] = setting(3, "kernel of the exchange's stride-2 resampling, both ways", "px")
     summary_heads: int = setting(8, "heads of the temporal attention pooling", least=1)
+    summary_width: int = setting(128, "width of a summary, between pooling and embedding", "channels", least=1)
     period_bias: bool = setting(False, "learned pooling bias for where a frame lies relative to the valid period")
     embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere", least=2)
     kappa: float = setting(8000.0, "fixed concentration of the von Mises-Fisher bottleneck")
@@ -156,10 +157,10 @@ class Config:
                 width,
             )
         require(
-            m.precision_width % m.summary_heads == 0,
-            "model.precision_width",
+            m.summary_width % m.summary_heads == 0,
+            "model.summary_width",
             "a multiple of summary_heads",
-            m.precision_width,
+            m.summary_width,
         )
         require(m.kappa > 0, "model.kappa", "a positive number", m.kappa)
         require(d.frame_budget > 0, "data.frame_budget", "a positive number", d.frame_budget)
@@ -213,7 +214,7 @@ SMALL = Config(
         space_width=96,
         head_width=32,
         decoder_width=128,
-        summary_heads=4,
+        summary_width=96,
         pyramid_kernel=2,
         period_bias=True,
     ),
@@ -240,6 +241,7 @@ TINY = Config(
         head_width=16,
         decoder_width=32,
         summary_heads=2,
+        summary_width=16,
         text_width=32,
     ),
     data=DataConfig(chip_px=16, frame_budget=0.1),

@@ -33,6 +33,7 @@ PUBLIC_SMALL = (
     "model.space_width=512",
     "model.head_width=64",
     "model.summary_heads=8",
+    "model.summary_width=64",
     "model.decoder_width=256",
     "model.inputs=[sentinel2]",
     "model.targets=[sentinel2]",

@@ -118,7 +118,7 @@ def test_overrides_are_typed():
         ("data.statistics=cloudy", ("data.statistics", "clear, valid")),
         ("model.head_width=0", ("model.head_width",)),
         ("model.time_width=100", ("model.time_width", "multiple of head_width")),
-        ("model.summary_heads=7", ("model.precision_width", "multiple of summary_heads")),
+        ("model.summary_heads=7", ("model.summary_width", "multiple of summary_heads")),
         ("model.compute_dtype=float16", ("model.compute_dtype",)),
         ("train.betas=[0.9, 1.0]", ("train.betas",)),
         ("train.steps={a: 1", ("train.steps", "cannot read")),

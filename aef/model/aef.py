@@ -82,7 +82,7 @@ class AEF(nn.Module):
         self.projectors = Projectors(registry, inputs, statistics, width, clip_sigma)
         self.encoder = Encoder(config)
         self.summary = Summary(config)
-        self.head = Head(width, dim)
+        self.head = Head(config.summary_width, dim)
         self.bottleneck = Bottleneck(config.kappa)
         self.decoders = nn.ModuleDict({name: Decoder(registry[name], dim, config.decoder_width) for name in targets})
         self.text_head = TextHead(config) if config.text_dim else None

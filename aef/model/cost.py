@@ -151,10 +151,10 @@ def _resampling(config: ModelConfig, side_px: int) -> int:
 
 def _summary(config: ModelConfig, side_px: int) -> int:
     """Operations of one summary after pooling, up to its unit vectors."""
-    width, dim = config.precision_width, config.embedding_dim
+    states, width, dim = config.precision_width, config.summary_width, config.embedding_dim
     half = (side_px // 2) ** 2
-    query = 2 * width * (PERIOD_CODE_WIDTH + 4 * width)
-    pixels = half * (4 + 4 * config.mlp_ratio) * width**2
+    query = 2 * width * (PERIOD_CODE_WIDTH + 3 * width + states)
+    pixels = half * width * (2 * config.summary_heads * states + 4 * config.mlp_ratio * width)
     return query + pixels + 2 * half * UPSAMPLING_KERNEL**2 * width * dim
 
 

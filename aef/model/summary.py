@@ -28,32 +28,31 @@ NORM_EPS = 1e-8
 class Summary(nn.Module):
     """Multi-head attention pooling over time, per pixel, with one query per valid period.
 
-    Query: learned vector + MLP(code(t_s) ⊕ code(t_e)). Keys and values: projections of LN(state) + timecode. The query
-    is the same at every pixel, so the key projection is absorbed into it and the value projection applied to what was
-    pooled; the states are then read once for all periods and heads. The query is also the residual stream, so that a
+    Query: learned vector + MLP(code(t_s) ⊕ code(t_e)). Keys and values: LN(state) + timecode. The query is the same at
+    every pixel, so the key projection is absorbed into it; value and output projection are one matrix, applied to what all
+    heads pooled. The states are then read once for all periods and heads. The query is also the residual stream, so that a
     period without a frame is summarised by what the model knows of the period alone; it enters small, because at the
     start it is one vector for all pixels and would drown what tells them apart (docs/results/learning.md).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.precision_width
-        self.heads, head_width = config.summary_heads, width // config.summary_heads
-        self.norm = ChannelNorm(width)
-        self.time = Linear(TIMECODE_WIDTH, width)
+        states, width = config.precision_width, config.summary_width
+        self.heads = config.summary_heads
+        self.norm = ChannelNorm(states)
+        self.time = Linear(TIMECODE_WIDTH, states)
         self.seed = new_weight(width, fan_in=1)
         self.period_hidden = LinearGelu(PERIOD_CODE_WIDTH, width)
         self.period = Linear(width, width)
         self.to_query = Linear(width, width)
-        self.key = new_weight(self.heads, head_width, width, fan_in=width)
-        self.value = new_weight(self.heads, head_width, width, fan_in=width)
-        self.out = Linear(width, width)
+        self.key = new_weight(self.heads, width // self.heads, states, fan_in=states)
+        self.out = Linear(self.heads * states, width)
         self.residual = Linear(width, width, gain=RESIDUAL_GAIN)
         self.mlp = ResidualMlp(width, config.mlp_ratio)
         self.bias = PeriodBias(self.heads) if config.period_bias else None
 
     def forward(self, states: Tensor, timecode: Tensor, batch: Batch) -> Tensor:
-        """states (F, h, w, C), timecode (F, TIMECODE_WIDTH) → (Q, h, w, C), the summaries of `batch.periods`."""
+        """states (F, h, w, C), timecode (F, TIMECODE_WIDTH) → (Q, h, w, W), the summaries of `batch.periods`."""
         frames, height, width, channels = states.shape
         normal = self.norm(states).reshape(frames, height * width, channels)
         token = self._tokens(batch)  # (Q, C)
@@ -66,9 +65,7 @@ class Summary(nn.Module):
             batch.cu_frames,
             batch.max_frames,
         )  # (Q, P, H, C)
-        # (Q, P, H, C) × (H, D, C) → (Q, P, H, D): the value projection, after the sum over time.
-        values = torch.einsum("qphc,hdc->qphd", pooled, self.value.to(pooled.dtype))
-        summary = self.residual(token).to(pooled.dtype)[:, None] + self.out(values.flatten(-2))
+        summary = self.residual(token).to(pooled.dtype)[:, None] + self.out(pooled.flatten(-2))  # (Q, P, W)
         return self.mlp(summary).view(-1, height, width, channels)
 
     def _tokens(self, batch: Batch) -> Tensor:
@@ -77,7 +74,7 @@ class Summary(nn.Module):
         return self.seed.to(code.dtype) + self.period(self.period_hidden(code))
 
     def _absorb(self, token: Tensor) -> Tensor:
-        """(Q, C) → (Q, H, C): ⟨W_q token, W_k x⟩ / √D = ⟨W_kᵀ W_q token / √D, x⟩ per head."""
+        """(Q, W) → (Q, H, C): ⟨W_q token, W_k x⟩ / √D = ⟨W_kᵀ W_q token / √D, x⟩ per head."""
         query = self.to_query(token).unflatten(-1, self.key.shape[:2])  # (Q, H, D)
         return torch.einsum("qhd,hdc->qhc", query, self.key.to(query.dtype)) / math.sqrt(query.shape[-1])
 

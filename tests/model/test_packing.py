@@ -176,11 +176,10 @@ class Dense:
         heads = self.config.summary_heads
         query = self.linear(token, "summary.to_query").unflatten(0, (heads, -1))
         k = torch.einsum("thwc,ndc->thwnd", keys, self.p["summary.key"])
-        v = torch.einsum("thwc,ndc->thwnd", keys, self.p["summary.value"])
         logits = torch.einsum("nd,thwnd->thwn", query, k) / math.sqrt(query.shape[-1])
         logits = logits + self.bias(times[segment], start, end)[:, None, None]
         weights = torch.nan_to_num(logits.masked_fill(~mask[segment][:, None, None, None], -math.inf).softmax(0))
-        pooled = torch.einsum("thwn,thwnd->hwnd", weights, v).flatten(-2)
+        pooled = torch.einsum("thwn,thwc->hwnc", weights, keys).flatten(-2)
         base = self.linear(token, "summary.residual")
         y = self.mlp(base + self.linear(pooled, "summary.out"), "summary.mlp")
         y = self.norm(y, "head.norm").permute(2, 0, 1)[None]
