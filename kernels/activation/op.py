@@ -85,9 +85,8 @@ def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tenso
     chosen = dispatch.choose("bias_gelu", x, channels=x.shape[-1])
     if chosen.backend == "triton":
         return activate_backward(gradient, x, bias, chosen.config)
-    with torch.enable_grad():
-        leaves = [one.detach().requires_grad_() for one in (x, bias)]
-        return torch.autograd.grad(_gelu(*leaves), leaves, gradient)
+    d_x = torch.ops.aten.gelu_backward(gradient, x + bias.to(x.dtype))
+    return d_x.contiguous(), _sum_rows(d_x).to(bias.dtype)
 
 
 @bias_gelu_backward.register_fake
@@ -123,9 +122,12 @@ def _save_bias_dtype(ctx, inputs, output) -> None:
 
 
 def _residual_backward(ctx, gradient: Tensor):
+    return gradient, _sum_rows(gradient).to(ctx.bias_dtype), gradient
+
+
+def _sum_rows(gradient: Tensor) -> Tensor:
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    d_bias = gradient.flatten(0, -2).sum(dim=0, dtype=wide) if gradient.dim() > 1 else gradient
-    return gradient, d_bias.to(ctx.bias_dtype), gradient
+    return gradient.reshape(-1, gradient.shape[-1]).sum(dim=0, dtype=wide)
 
 
 bias_gelu_operator.register_autograd(_gelu_backward, setup_context=_save_arguments)

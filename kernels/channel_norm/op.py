@@ -82,9 +82,13 @@ def channel_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias: Ten
     chosen = dispatch.choose("channel_norm", x, channels=x.shape[-1])
     if chosen.backend == "triton":
         return norm_backward(gradient, x, weight, bias, chosen.config)
-    with torch.enable_grad():
-        leaves = [one.detach().requires_grad_() for one in (x, weight, bias)]
-        return torch.autograd.grad(_layer_norm(*leaves), leaves, gradient)
+    wide, shape = torch.promote_types(x.dtype, torch.float32), x.shape[-1:]
+    x_wide, scale, shift = x.to(wide), weight.to(wide), bias.to(wide)
+    _, mean, inverse = torch.ops.aten.native_layer_norm(x_wide, shape, scale, shift, EPS)
+    found = torch.ops.aten.native_layer_norm_backward(
+        gradient.to(wide), x_wide, shape, mean, inverse, scale, shift, [True, True, True]
+    )
+    return found[0].to(x.dtype).contiguous(), found[1].to(weight.dtype), found[2].to(bias.dtype)
 
 
 @channel_norm_backward.register_fake

@@ -23,6 +23,21 @@ def sample_vmf_eager(mean: Tensor, kappa: float, key: tuple[int, int], counter: 
     return ((1 - versine) * wide + (versine * (2 - versine)).sqrt() / length * tangent).to(mean.dtype)
 
 
+def sample_vmf_gradient(gradient: Tensor, mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor) -> Tensor:
+    """The gradient of `mean` from that of the sample, as `backward.py` states it."""
+    wide = torch.promote_types(mean.dtype, torch.float32)
+    versine, noise = (one.to(wide) for one in torch.ops.aef.vmf_noise(kappa, *key, counter, mean.shape[1]))
+    direction, incoming = mean.to(wide), gradient.to(wide)
+    along = torch.linalg.vecdot(noise, direction)[:, None]
+    tangent = noise - along * direction
+    length = torch.linalg.vecdot(tangent, tangent).sqrt()[:, None]
+    unit = tangent / length
+    e = incoming - torch.linalg.vecdot(unit, incoming)[:, None] * unit
+    e = e * ((versine * (2 - versine)).sqrt() / length)
+    found = (1 - versine) * incoming - torch.linalg.vecdot(e, direction)[:, None] * noise - along * e
+    return found.to(mean.dtype)
+
+
 def draw_noise_eager(kappa: float, key: tuple[int, int], counter: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     """The reference's `draw_noise` on a CPU: `1 − w` (N, 1) in fp64, the normals `g` (N, D) in fp32."""
     uniforms = torch.from_numpy(_uniforms(key, counter.numpy(), 1 + math.ceil(dimension / 4)))  # (4, N, blocks)

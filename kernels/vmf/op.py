@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import dispatch
 from ..arguments import check_float, check_integer, match_shape
 from .backward import sample_backward
-from .eager import draw_noise_eager, sample_vmf_eager
+from .eager import draw_noise_eager, sample_vmf_eager, sample_vmf_gradient
 from .forward import sample
 from .philox import WORD
 from .reference import draw_noise
@@ -88,9 +88,7 @@ def sample_vmf_backward(gradient: Tensor, mean: Tensor, kappa: float, seed: int,
     chosen = dispatch.choose("sample_vmf", mean, channels=mean.shape[1])
     if chosen.backend == "triton":
         return sample_backward(gradient, mean, kappa, (seed, epoch), counter, chosen.config)
-    with torch.enable_grad():
-        leaf = mean.detach().requires_grad_()
-        return torch.autograd.grad(sample_vmf_eager(leaf, kappa, (seed, epoch), counter), leaf, gradient)[0]
+    return sample_vmf_gradient(gradient, mean, kappa, (seed, epoch), counter)
 
 
 @sample_vmf_backward.register_fake

@@ -1,0 +1,263 @@
+"""The registered operators: torch's own checks, fakes, compiled graphs; and the dispatcher's reasons."""
+
+import logging
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aef import kernels
+from aef.kernels import dispatch, runtime, tuning
+from aef.kernels.temporal_pooling.library import pool_padded
+from aef.kernels.temporal_pooling.reference import temporal_pooling_reference
+from aef.kernels.time_attention import library
+from aef.kernels.time_attention.reference import time_attention_reference
+
+
+def offsets(*lengths):
+    return torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+
+
+def random(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+def calls():
+    """Each operator with small arguments: (operator, public function, its arguments)."""
+    torch.manual_seed(0)
+    x, weight, bias = random(6, 16), random(16), random(16)
+    attention = (random(7, 3, 3, 2, 16), random(7, 3, 2, 16), offsets(3, 0, 4), 8)
+    pooling = (random(7, 3, 16), random(7, 16), random(3, 2, 16), random(11, 2))
+    pooling = (*pooling, torch.tensor([2, 0, 2], dtype=torch.int32), offsets(3, 0, 4), 8)
+    mean, counter = F.normalize(torch.randn(6, 16), dim=1).requires_grad_(), torch.arange(6)
+    ops = torch.ops.aef
+    return {
+        "time_attention": (ops.time_attention, kernels.time_attention, attention),
+        "temporal_pooling": (ops.temporal_pooling, kernels.temporal_pooling, pooling),
+        "channel_norm": (ops.channel_norm, kernels.channel_norm, (x, weight, bias)),
+        "bias_gelu": (ops.bias_gelu, kernels.bias_gelu, (x, bias)),
+        "bias_residual": (ops.bias_residual, kernels.bias_residual, (x, bias, random(6, 16))),
+        "sample_vmf": (ops.sample_vmf, kernels.sample_vmf, (mean, 20.0, (7, 3), counter)),
+    }
+
+
+NAMES = list(calls())
+EACH = pytest.mark.parametrize("name", NAMES)
+
+
+def flat(name, arguments):
+    """The operator's arguments: a key travels as two ints."""
+    return (*arguments[:2], *arguments[2], *arguments[3:]) if name == "sample_vmf" else arguments
+
+
+@EACH
+def test_schema_fake_autograd_and_aot_dispatch_hold(name):
+    operator, _, arguments = calls()[name]
+    torch.library.opcheck(operator.default, flat(name, arguments))
+
+
+@pytest.mark.interp
+@EACH
+def test_schema_fake_autograd_and_aot_dispatch_hold_for_the_kernels(name, monkeypatch):
+    monkeypatch.setenv("AEF_KERNELS", "triton")
+    operator, _, arguments = calls()[name]
+    torch.library.opcheck(operator.default, flat(name, arguments))
+
+
+@EACH
+def test_operator_gives_what_the_public_function_gives(name):
+    operator, function, arguments = calls()[name]
+    leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
+    found, wanted = operator(*flat(name, arguments)), function(*arguments)
+    torch.testing.assert_close(found, wanted)
+    cotangent = torch.randn_like(wanted)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent)
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@EACH
+def test_fake_has_the_shape_and_strides_of_the_result(name):
+    operator, _, arguments = calls()[name]
+    real = operator(*flat(name, arguments))
+    meta = [one.to("meta") if isinstance(one, torch.Tensor) else one for one in flat(name, arguments)]
+    fake = operator(*meta)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@EACH
+def test_compiles_into_one_graph_forward_and_backward(name):
+    _, function, arguments = calls()[name]
+    leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *a: function(*a).square().sum(), fullgraph=True, dynamic=False, backend="aot_eager")
+    found, wanted = compiled(*arguments), function(*arguments).square().sum()
+    torch.testing.assert_close(found, wanted)
+    for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves)):
+        torch.testing.assert_close(one, other)
+
+
+# --- the libraries' paths, which a CPU can run with stand-ins --------------------------------------------------------
+
+
+def test_padded_attention_agrees_with_the_reference():
+    qkv, table, cu_frames, longest = random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 1, 6), 8
+    found = library.attend_padded(qkv, table, cu_frames, longest)
+    wanted = time_attention_reference(qkv, table, cu_frames, longest)
+    _assert_equal_with_gradients(found, wanted, (qkv, table))
+
+
+def test_variable_length_attention_gets_one_sequence_per_segment_and_pixel(monkeypatch):
+    def attend(query, key, value, cu_query, cu_key, longest_query, longest_key):
+        assert torch.equal(cu_query, cu_key)
+        assert (cu_query.dtype, longest_query, longest_key) == (torch.int32, 8, 8)
+        qkv = torch.stack([query, key, value], dim=1)[:, None]  # every token a frame of one pixel
+        return time_attention_reference(qkv, torch.zeros_like(qkv[:, 0]), cu_query, longest_query)[:, 0]
+
+    monkeypatch.setattr(library, "varlen_library", lambda: ("stand-in", attend))
+    qkv, table, cu_frames = random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 1, 6)
+    found = library.attend_varlen(qkv, table, cu_frames, 8)
+    _assert_equal_with_gradients(found, time_attention_reference(qkv, table, cu_frames, 8), (qkv, table))
+
+
+def test_flash_attn_is_found_where_it_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func="theirs"))
+    library.varlen_library.cache_clear()
+    assert library.varlen_library() == ("flash_attn", "theirs")
+    monkeypatch.delitem(sys.modules, "flash_attn")
+    library.varlen_library.cache_clear()
+    assert library.varlen_library()[0] == "torch varlen_attn"
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
+def test_padded_pooling_agrees_with_the_reference(biased):
+    leaves = (random(9, 3, 16), random(9, 16), random(4, 2, 16), random(15, 2) if biased else None)
+    rest = (torch.tensor([2, 0, 1, 2], dtype=torch.int32), offsets(3, 0, 6), 8)
+    found, wanted = pool_padded(*leaves, *rest), temporal_pooling_reference(*leaves, *rest)
+    _assert_equal_with_gradients(found, wanted, [leaf for leaf in leaves if leaf is not None])
+
+
+def _assert_equal_with_gradients(found, wanted, leaves):
+    torch.testing.assert_close(found, wanted)
+    cotangent = torch.randn_like(wanted)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent)
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# --- dispatch --------------------------------------------------------------------------------------------------------
+
+SIZES = {"max_frames": 32, "pixels": 256, "heads": 8, "channels": 64, "segments": 4}
+H200 = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_an_h200(monkeypatch):
+    """What torch would say on a machine with one H200."""
+    monkeypatch.setattr(runtime, "INTERPRET", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+
+
+def decide(request, dtype=torch.bfloat16, device=H200, **sizes):
+    return dispatch.decide(request, "time_attention", dispatch.Case(device, dtype, SIZES | sizes))
+
+
+def test_a_gpu_gets_the_winner_of_its_table_with_the_basis(on_an_h200):
+    choice = decide("auto")
+    assert choice.backend == "triton"
+    assert "predicted" in choice.reason
+    assert choice.config["forward"]["rows"] == 64
+
+
+def test_long_segments_go_to_a_library_and_fall_back_where_none_can_run(on_an_h200):
+    assert decide("auto", max_frames=400).backend == "flash"
+    choice = decide("auto", max_frames=400, segments=1000)
+    assert choice.backend == "triton"
+    assert "not flash: 256000 sequences" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("request_", "change", "words"),
+    [
+        ("triton", {"dtype": torch.float64}, "fp64 has no tensor-core path"),
+        ("triton", {"channels": 256}, "heads of 256 channels exceed"),
+        ("triton", {"max_frames": 10_000}, r"2\^31 elements or more"),
+        ("triton", {"device": torch.device("cpu")}, "need an NVIDIA GPU"),
+        ("flash", {"dtype": torch.float32}, "takes bf16 and fp16"),
+        ("flash", {"channels": 20}, "multiples of 8"),
+        ("flash", {"device": torch.device("cpu")}, "needs a GPU"),
+        ("auto", {"dtype": torch.float64}, "no table entry|fp64"),
+    ],
+)
+def test_what_cannot_run_falls_back_to_pytorch_and_says_why(request_, change, words, on_an_h200):
+    choice = decide(request_, **change)
+    assert choice.backend == "torch"
+    assert re.search(words, choice.reason)
+
+
+def test_an_old_gpu_runs_pytorch(on_an_h200, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert "compute capability 7.5" in decide("triton").reason
+
+
+def test_without_triton_everything_still_runs(on_an_h200, monkeypatch):
+    monkeypatch.setattr(runtime, "triton_problem", lambda: "Triton cannot be imported (no module)")
+    assert decide("auto").reason.endswith("not triton: Triton cannot be imported (no module)")
+
+
+def test_flash_concerns_attention_only(on_an_h200):
+    case = dispatch.Case(H200, torch.bfloat16, {"channels": 128})
+    assert dispatch.decide("flash", "channel_norm", case) == dispatch.decide("auto", "channel_norm", case)
+
+
+def test_interpreter_refuses_bf16(monkeypatch):
+    monkeypatch.setattr(runtime, "INTERPRET", True)
+    assert "bf16 wrongly" in decide("triton", device=torch.device("cpu")).reason
+
+
+def test_a_choice_is_logged_once(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    with caplog.at_level(logging.INFO, "aef.kernels"):
+        for _ in range(3):
+            kernels.bias_gelu(torch.zeros(2, 4), torch.zeros(4))
+    assert [r.getMessage() for r in caplog.records] == [
+        "bias_gelu on cpu: PyTorch: on a cpu device its tuned path is the fastest"
+    ]
+
+
+def test_an_unknown_request_is_refused(monkeypatch):
+    monkeypatch.setenv("AEF_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="AEF_KERNELS: expected one of auto, torch, triton, flash, found 'cuda'"):
+        kernels.bias_gelu(torch.zeros(2, 4), torch.zeros(4))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_entry_says_measured_or_predicted_and_names_an_operator():
+    entries = [entry for path in tuning.FOLDER.glob("*.json") for entry in tuning.read(path)]
+    assert entries
+    for entry in entries:
+        assert entry.why
+        assert entry.backend in ("torch", *dispatch._refusals[entry.operator])
+    # No GPU has run these kernels yet; whoever measures writes the run into `why` and changes this line.
+    assert {entry.basis for entry in entries} == {"predicted"}
+
+
+def test_a_gpu_reads_its_own_table_before_the_default():
+    own, default = tuning.table("NVIDIA H100 80GB HBM3"), tuning.table("NVIDIA RTX A6000")
+    assert own[-len(default) :] == default
+    assert len(own) > len(default)
+
+
+def test_a_table_with_another_basis_is_refused(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"entries": [{"operator": "x", "backend": "torch", "basis": "guessed", "why": ""}]}')
+    with pytest.raises(ValueError, match=r"mine\.json: x: expected a basis of"):
+        tuning.read(path)
