@@ -241,7 +241,7 @@ TINY = Config(
         head_width=16,
         decoder_width=32,
         summary_heads=2,
-        summary_width=16,
+        summary_width=32,
         text_width=32,
     ),
     data=DataConfig(chip_px=16, frame_budget=0.1),

@@ -66,7 +66,7 @@ class Summary(nn.Module):
             batch.max_frames,
         )  # (Q, P, H, C)
         summary = self.residual(token).to(pooled.dtype)[:, None] + self.out(pooled.flatten(-2))  # (Q, P, W)
-        return self.mlp(summary).view(-1, height, width, channels)
+        return self.mlp(summary).unflatten(1, (height, width))
 
     def _tokens(self, batch: Batch) -> Tensor:
         start = batch.support_start_ms[batch.period_segment.long()]
