@@ -18,7 +18,7 @@ from aef.sources import Source
 from aef.timecode import DAY_MS, format_time
 
 FOLDER = "figures"
-FRAMES_SHOWN = 5
+FRAMES_SHOWN = 6
 STRETCH_SIGMA = 2.5
 TRUE_COLOUR = (("B4", "B3", "B2"), ("B04", "B03", "B02"), ("red", "green", "blue"))
 
@@ -34,7 +34,8 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     rows = [_input_row(run, batch, name) for name in run.inputs]
     rows = [row for row in rows if row]
     rows.append(_embedding_row(batch, output))
-    rows += [row for name in run.targets if (row := _target_row(run, batch, output, name))]
+    targets = [row for name in run.targets if (row := _target_row(run, batch, output, name))]
+    rows += [[picture for row in targets[at : at + 2] for picture in row] for at in range(0, len(targets), 2)]
     width = max(map(len, rows))
     figure = Figure(figsize=(2.1 * width, 2.25 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)

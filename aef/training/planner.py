@@ -72,12 +72,12 @@ def sources_of(config: Config, registry: Registry) -> tuple[tuple[str, ...], tup
 
 
 def frames_per_sample(config: Config, registry: Registry, inputs: Sequence[str]) -> tuple[float, float]:
-    """Expected frames of the teacher (full budgets) and of the student (after its drops)."""
+    """Expected frames of the teacher (its budgets, thinned by their spread) and of the student (after its drops)."""
     d = config.data
     drop, forecast, backcast = (odds / sum(d.student_strategies) for odds in d.student_strategies)
     teacher = student = 0.0
     for source in (registry[name] for name in inputs):
-        frames = max(1, round(d.frame_budget * source.frame_budget))
+        frames = max(1, round(d.frame_budget * (1 - d.budget_spread / 2) * source.frame_budget))
         teacher += frames
         student += frames * (1 - source.source_drop) * (drop * (1 - source.frame_drop) + (forecast + backcast) / 2)
     return teacher, student
