@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from aef.kernels import tuning
+from aef.kernels.implicit_gemm import convolution_weight_gradient, convolve
 from aef.kernels.temporal_pooling.backward import pool_backward
 from aef.kernels.temporal_pooling.forward import pool
 from aef.kernels.time_attention.backward import attend_backward
@@ -58,9 +59,36 @@ def compile_temporal_pooling(entry: tuning.Entry) -> None:
                 pool_backward(meta(periods, 4096, 8, channels), *arguments, config)
 
 
+def compile_conv3x3(entry: tuning.Entry) -> None:
+    """64 frames of 64² pixels and 128 channels, with every epilogue."""
+    x, weight, bias = meta(64, 64, 64, 128), meta(128, 3, 3, 128), meta(128)
+    convolve(x, weight, entry.config["forward"], bias=bias, gelu=True, keep=True)
+    convolve(x, weight, entry.config["forward"], bias=bias, merge="add", other=x)
+    convolve(x, weight, entry.config["data"], transposed=True, merge="slope", other=x)
+    convolution_weight_gradient(x, x, 3, 1, entry.config["weight"], bias=True)
+
+
+def compile_exchange(entry: tuning.Entry) -> None:
+    """A step between 64² pixels of 128 channels and 32² of 256, each kernel size, forward and backward."""
+    fine, coarse, upwards = meta(64, 64, 64, 128), meta(64, 32, 32, 256), entry.operator == "exchange_up"
+    forward, data, weighing = (entry.config[name] for name in ("forward", "data", "weight"))
+    for side in range(entry.sizes["kernel"][0], entry.sizes["kernel"][1] + 1):
+        weight = meta(256, side, side, 128)
+        if upwards:
+            convolve(coarse, weight, forward, stride=2, transposed=True, bias=meta(128), merge="add", other=fine)
+            convolve(fine, weight, data, stride=2)
+        else:
+            convolve(fine, weight, forward, stride=2, bias=meta(256))
+            convolve(coarse, weight, data, stride=2, transposed=True)
+        convolution_weight_gradient(coarse, fine, side, 2, weighing, bias=not upwards)
+
+
 COMPILERS: dict[str, Callable[[tuning.Entry], None]] = {
     "time_attention": compile_time_attention,
     "temporal_pooling": compile_temporal_pooling,
+    "conv3x3": compile_conv3x3,
+    "exchange_down": compile_exchange,
+    "exchange_up": compile_exchange,
 }
 """For each operator with tile settings: launch its kernels, forward and backward, at an entry's settings."""
 

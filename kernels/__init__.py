@@ -8,16 +8,18 @@ Each folder holds one operator: `reference.py` is its specification in plain PyT
 from .activation.op import bias_gelu, bias_residual
 from .channel_norm.op import channel_norm
 from .exchange.op import exchange_down, exchange_up_add
-from .precision_conv.op import conv3x3
+from .precision_conv.op import Activated, conv3x3, conv3x3_gelu
 from .temporal_pooling.op import temporal_pooling
 from .time_attention.op import time_attention
 from .vmf.op import sample_vmf
 
 __all__ = [
+    "Activated",
     "bias_gelu",
     "bias_residual",
     "channel_norm",
     "conv3x3",
+    "conv3x3_gelu",
     "exchange_down",
     "exchange_up_add",
     "sample_vmf",
