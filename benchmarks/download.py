@@ -24,7 +24,9 @@ from aef.clock import parse_period
 STANDIN = Path(__file__).resolve().parents[1] / "tests" / "earthengine" / "standin"
 IN_FLIGHT, LATENCY_S = 40, 0.3
 YEAR = parse_period("2019-01-01/2020-01-01")
-SITES = 5_000_000
+CASES = (("64 KiB answers", 38, 92, 1500), ("answers of a 128 px year", 128, 5, 24))
+"""What is asked for: words, chip side, days between scenes, chips."""
+FEW_SITES, SITES, TOUCHED = 50_000, 5_000_000, 2000
 Rate = tuple[str, float, str]
 
 
@@ -49,7 +51,7 @@ def counters(url: str) -> dict:
 
 def download() -> Iterator[Rate]:
     """Sentinel-2 of one place after the other: small answers (64 KiB), then a year of 128 px chips."""
-    for what, px, gap_days, chips in (("64 KiB answers", 38, 92, 1500), ("answers of a 128 px year", 128, 5, 24)):
+    for what, px, gap_days, chips in CASES:
         with tempfile.TemporaryDirectory() as folder, standin(Path(folder), gap_days) as url:
             yield from _downloaded(Path(folder), url, what, px, chips)
     yield "download: peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"
@@ -100,7 +102,7 @@ def manifest() -> Iterator[Rate]:
 
     grid = ChipGrid("EPSG:32632", 0, 0, 128)
     with tempfile.TemporaryDirectory() as folder, Manifest(Path(folder) / "m.sqlite", {}) as opened:
-        for count in (50_000, SITES):
+        for count in (FEW_SITES, SITES):
             done = opened.chip_counts().get("pending", 0) + opened.chip_counts().get("written", 0)
             sites = (
                 PlannedChip(f"site{n:08d}_20190101", f"site{n:08d}", 8.5, 47.0, grid, YEAR) for n in range(done, count)
@@ -109,10 +111,13 @@ def manifest() -> Iterator[Rate]:
             added = opened.plan(sites)
             yield f"manifest: planning up to {count:,} sites", added / (time.perf_counter() - started), "sites/s"
             opened._db.execute("UPDATE chips SET state = 'written' WHERE number % 2 = 0")
-            size = 2000
             started = time.perf_counter()
-            chips = [chip for chip, _ in zip(opened.pending(128), range(size))]
-            yield f"manifest: finding pending chips among {count:,}", size / (time.perf_counter() - started), "chips/s"
+            chips = [chip for chip, _ in zip(opened.pending(128), range(TOUCHED))]
+            yield (
+                f"manifest: finding pending chips among {count:,}",
+                TOUCHED / (time.perf_counter() - started),
+                "chips/s",
+            )
             started = time.perf_counter()
             for chip in chips:
                 opened.items(chip)
@@ -120,7 +125,7 @@ def manifest() -> Iterator[Rate]:
                 opened.finish(chip, WRITTEN, size=10**7, sha256="0" * 64)
             yield (
                 f"manifest: looking up, recording and finishing among {count:,}",
-                size / (time.perf_counter() - started),
+                TOUCHED / (time.perf_counter() - started),
                 "chips/s",
             )
     yield "manifest: peak memory of this process", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"
