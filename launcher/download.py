@@ -354,11 +354,11 @@ def report(manifest, out: Path, sources) -> int:
     from aef.earthengine.checks import survey, table
 
     chips, items = manifest.chip_counts(), manifest.item_counts()
-    print(f"{'source':<12}{'done':>10}{'empty':>10}{'failed':>10}{'pending':>10}")
+    print(f"{'source':<14}{'done':>10}{'empty':>10}{'failed':>10}{'pending':>10}")
     total = sum(chips.values())
     for name in sources:
         done, empty, failed = (items.get((name, state), 0) for state in ("done", "empty", "failed"))
-        print(f"{name:<12}{done:>10,}{empty:>10,}{failed:>10,}{total - done - empty - failed:>10,}")
+        print(f"{name:<14}{done:>10,}{empty:>10,}{failed:>10,}{total - done - empty - failed:>10,}")
     print("chips: " + ", ".join(f"{count:,} {state}" for state, count in sorted(chips.items())))
     for chip, source, reason in manifest.failures():
         print(f"  {chip}: {source}: {reason}")

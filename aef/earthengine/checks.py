@@ -19,6 +19,7 @@ from aef.sources import Registry, Source
 
 SURVEYED_CHIPS = 64
 VALUES_PER_BAND = 4096
+UNSEEN = "nothing observed"
 FEW_CHIPS = 8
 """From so many chips on, a distribution says something about the product and not only about the place."""
 
@@ -166,7 +167,7 @@ def _row(source: Source, band: str, parts: Sequence[np.ndarray], seen: Sequence[
         p99,
         maximum,
         (entry.valid_min, entry.valid_max),
-        "" if parts else "nothing observed",
+        "" if parts else UNSEEN,
     )
 
 
@@ -190,19 +191,17 @@ def _judged(rows: list[BandSurvey]) -> list[BandSurvey]:
 
 def table(rows: Sequence[BandSurvey]) -> list[str]:
     """Lines of the closing table; bands of a long family (rh0 … rh100) are shown at its ends and middle."""
-    lines = [
-        f"{'source':<11}{'band':<28}{'seen':>6}{'min':>11}{'1 %':>11}{'median':>11}{'99 %':>11}{'max':>11}  unit, verdict"
-    ]
+    width = max((len(row.source) for row in rows), default=6) + 2
+    header = "".join(f"{name:>11}" for name in ("min", "1 %", "median", "99 %", "max"))
+    lines = [f"{'source':<{width}}{'band':<28}{'seen':>6}{header}  unit, verdict"]
     shown = _shown([row.source for row in rows])
     for row, show in zip(rows, shown):
-        if show or row.suspicion not in ("", "nothing observed"):
-            numbers = "".join(f"{value:>11.5g}" for value in (row.minimum, row.p1, row.median, row.p99, row.maximum))
-            verdict = (
-                f"SUSPICIOUS: {row.suspicion}"
-                if row.suspicion not in ("", "nothing observed")
-                else row.suspicion or "ok"
-            )
-            lines.append(f"{row.source:<11}{row.band:<28}{row.observed:>6.0%}{numbers}  {row.unit}, {verdict}")
+        suspicious = row.suspicion not in ("", UNSEEN)
+        if show or suspicious:
+            quantiles = (row.minimum, row.p1, row.median, row.p99, row.maximum)
+            numbers = "".join(f"{'-' if np.isnan(value) else format(value, '.5g'):>11}" for value in quantiles)
+            verdict = f"SUSPICIOUS: {row.suspicion}" if suspicious else row.suspicion or "ok"
+            lines.append(f"{row.source:<{width}}{row.band:<28}{row.observed:>6.0%}{numbers}  {row.unit}, {verdict}")
     return lines
 
 

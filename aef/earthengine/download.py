@@ -11,6 +11,7 @@ bytes. So nothing done is fetched twice and nothing half-written is ever seen.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import sqlite3
@@ -29,6 +30,7 @@ from aef.earthengine.manifest import (
     EMPTY,
     FAILED,
     INCOMPLETE,
+    NAME,
     PENDING,
     WRITTEN,
     Manifest,
@@ -136,7 +138,8 @@ class Downloader:
     ) -> None:
         self.door, self.manifest, self.out, self.plan = door, manifest, Path(out), plan
         self._provider, self._on_item = provider, on_item
-        self._parts = self.out / PARTS
+        # Hosts that share a folder have a manifest and parts of their own.
+        self._parts = self.out / f"{PARTS}{manifest.path.stem.removeprefix(Path(NAME).stem)}"
         self._assembling, self._feeding = Budget(ASSEMBLED_BYTES), threading.Lock()
         self._refused: dict[str, int] = {}
         self._failure: BaseException | None = None
@@ -169,12 +172,16 @@ class Downloader:
             raise
         if self._failure:
             raise self._failure
+        with contextlib.suppress(OSError):  # parts of incomplete chips stay
+            self._parts.rmdir()
 
     def _sweep(self) -> None:
         """Remove what a killed run left behind: half-written files, and parts of chips that are settled. Whole parts of
         other chips stay and are adopted."""
-        for folder in (self.out, self._parts):
-            for leftover in folder.glob(".*.tmp"):
+        for leftover in self._parts.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        for leftover in self.out.glob(".*.npz.*.tmp"):
+            if self.manifest.state(leftover.name[1:].split(".npz.")[0]):  # and no other host's
                 leftover.unlink(missing_ok=True)
         for part in self._parts.glob("*.npz"):
             if self.manifest.state(part.name.rsplit(".", 2)[0]) in (WRITTEN, DROPPED):

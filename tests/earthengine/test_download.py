@@ -77,7 +77,7 @@ def test_nine_sources_become_one_chip(standin, connect, tmp_path):
         assert set(series.collection.split(", ")) <= set(source.collections)
         products = chip.attributes["products"][name]
         assert source.grid == "points" or len(products) == series.frames
-    assert not list((tmp_path / "chips" / PARTS).iterdir())
+    assert not (tmp_path / "chips" / PARTS).exists()
 
 
 def test_a_source_without_images_is_empty_and_the_chip_is_written_without_it(standin, connect, tmp_path):
@@ -263,6 +263,7 @@ def test_parts_that_were_not_recorded_are_adopted(standin, connect, tmp_path):
     chip = read_chip(next(out.glob("*.npz")), NINE)
     part = d.Chip(**{**chip.__dict__, "sources": {"landsat": chip.sources["landsat"]}})
     part.attributes = {**chip.attributes, "products": {"landsat": chip.attributes["products"]["landsat"]}}
+    (out / PARTS).mkdir()
     d.write_chip(out / PARTS / f"{chip.id}.landsat.npz", part, NINE, compress=False)
     for path in out.glob("manifest*"):
         path.unlink()
@@ -288,6 +289,18 @@ def test_a_damaged_part_is_fetched_again(standin, connect, tmp_path):
         manifest.reopen()
         fetch_pending(service, manifest, out, Plan(NINE, 16))
         assert manifest.chip_counts() == {"written": 1} and verify(out, manifest) == []
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_other_hosts_files_are_not(standin, connect, tmp_path):
+    out, service = tmp_path / "chips", connect(standin())
+    run(service, out, sites(2))
+    mine, foreign = out / f".{next(out.glob('*.npz')).name}.77.tmp", out / ".elsewhere_20190301.npz.78.tmp"
+    shares = out / f"{PARTS}-2-of-8" / ".elsewhere_20190301.glo30.npz.79.tmp"
+    shares.parent.mkdir()
+    for path in (mine, foreign, shares):
+        path.write_bytes(b"half")
+    run(service, out, sites(3))
+    assert not mine.exists() and foreign.exists() and shares.exists()
 
 
 def test_verify_finds_what_was_changed(standin, connect, tmp_path):
@@ -361,7 +374,7 @@ def test_faults_and_three_kills_give_the_same_chips(standin, connect, tmp_path, 
     assert contents(out) == contents(tmp_path / "clean") and len(contents(out)) == count
     with Manifest(manifest_path(out), read_only=True) as manifest:
         assert verify(out, manifest) == []
-    assert not list((out / PARTS).iterdir()) and not list(out.rglob("*.tmp"))
+    assert not (out / PARTS).exists() and not list(out.rglob("*.tmp"))
     # Only what was in flight at a kill is asked for again: at most the requests of three kills.
     assert sum(count - 1 for count in fetched_twice(server).values()) <= 3 * 16 * 4
     secrets = json.loads(server.key.read_text())["private_key"].splitlines()[1:-1]
