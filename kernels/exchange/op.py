@@ -14,7 +14,8 @@ from .reference import DOWN_PADDING, UP_PADDING, exchange_down_reference, exchan
 def _check_tensors(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
         check_float(name, tensor, x.device)
-    if weight.shape[1] not in DOWN_PADDING or weight.shape[1] != weight.shape[2]:
+    # A tuple, not the table: sizes that torch traces have no hash.
+    if weight.shape[1] not in tuple(DOWN_PADDING) or weight.shape[1] != weight.shape[2]:
         raise ValueError(f"weight: expected a kernel of 2×2, 3×3 or 4×4, found shape {tuple(weight.shape)}")
 
 

@@ -159,7 +159,7 @@ def _(gradient: Tensor, x: Tensor, weight: Tensor, before: Tensor | None) -> tup
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, residual, before, ctx.gelu, _ = inputs
+    x, weight, bias, residual, before, ctx.gelu, ctx.keep = inputs
     ctx.set_materialize_grads(False)
     ctx.bias_dtype, ctx.merged = bias.dtype, residual is not None
     ctx.save_for_backward(x, weight, before, output[1] if ctx.gelu else None)
@@ -170,7 +170,7 @@ def _backward(ctx, gradient: Tensor | None, d_kept: Tensor | None):
     d_z = gradient
     if ctx.gelu and gradient is not None:
         d_z = torch.ops.aten.gelu_backward(gradient, kept)
-    if d_kept is not None:
+    if ctx.keep and d_kept is not None:
         d_z = d_kept if d_z is None else d_z + d_kept
     if d_z is None:
         return (None,) * 7
