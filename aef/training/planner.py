@@ -110,7 +110,11 @@ def plan(
     half, whole = (d.chip_px // 2) ** 2 * m.precision_width, d.chip_px**2
     per_sample = (
         frames * (per_frame + element * PROJECTOR_STATES * half)
-        + fields * (element * (6 + 2 * m.mlp_ratio) * half + 4 * FIELD_STATES * whole * m.embedding_dim)
+        + fields
+        * (
+            element * (6 + 2 * m.mlp_ratio) * (d.chip_px // 2) ** 2 * m.summary_width
+            + 4 * FIELD_STATES * whole * m.embedding_dim
+        )
         + decoded * whole * (element * DECODER_STATES * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
     outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
