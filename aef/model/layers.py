@@ -132,10 +132,10 @@ class Up(nn.Module):
 
     TAPS: ClassVar = {2: (1.0, 1.0), 3: (0.5, 1.0, 0.5), 4: (0.25, 0.75, 0.75, 0.25)}
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False, gain: float = 1.0) -> None:
         super().__init__()
         taps = torch.tensor(self.TAPS[kernel])
-        mixing = new_weight(inputs, 1, 1, outputs, fan_in=inputs)
+        mixing = new_weight(inputs, 1, 1, outputs, fan_in=max(1, round(inputs / gain**2)))
         self.weight = nn.Parameter((mixing * torch.outer(taps, taps)[None, :, :, None]).detach().contiguous())
         self.bias = new_bias(outputs)
         if zero:

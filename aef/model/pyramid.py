@@ -79,14 +79,20 @@ class Exchange(nn.Module):
 
 
 class Ascent(nn.Module):
-    """The last learned resampling: time and space are merged into the precision path, (F, L/2, L/2, C_P)."""
+    """The last learned resampling: time and space are merged into the precision path, (F, L/2, L/2, C_P).
+
+    The merge starts small: the coarse paths are smooth, and at full strength they hide the pixels until the network has
+    learnt to tell the two apart (docs/results/learning.md). Not at zero, because a zero merge stands before it.
+    """
+
+    MERGE_GAIN = 0.1
 
     def __init__(self, widths: tuple[int, int, int, int], kernel: int) -> None:
         super().__init__()
         half, quarter, eighth, sixteenth = widths
         self.up8 = Up(sixteenth, eighth, kernel)
         self.up4 = Up(eighth, quarter, kernel)
-        self.up2 = Up(quarter, half, kernel)
+        self.up2 = Up(quarter, half, kernel, gain=self.MERGE_GAIN)
 
     def forward(self, states: States) -> Tensor:
         added = self.up8(states.space, into=states.time)
