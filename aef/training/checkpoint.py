@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
+from torch import nn
 
 from aef.atomic import writing
 from aef.run import write_weights
@@ -112,7 +114,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, but none passes. Starting again from nothing is never silent.
         """
-        refused = []
+        refused: list[str] = []
         for path in self.all():
             reason = damage(path)
             if reason is None:
@@ -206,6 +208,20 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
         return str(final)
 
     return Path(ranks.on_first(publish))
+
+
+def require_same_model(checkpoint: Path, model: nn.Module) -> None:
+    """Raises CheckpointError where the checkpoint's weights have other names or shapes than the model's."""
+    with safe_open(checkpoint / WEIGHTS, "pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    differing = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{checkpoint}: {len(differing)} weights differ from this software's model, first {name}: "
+            f"{saved.get(name, 'absent')} there, {own.get(name, 'absent')} here: go on with the version that wrote it"
+        )
 
 
 def restore_generator(checkpoint: Path, rank: int) -> None:

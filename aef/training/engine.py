@@ -33,7 +33,7 @@ from aef.objective.objective import Losses, Objective
 from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
-from .checkpoint import Checkpoints, Position, State, write_checkpoint
+from .checkpoint import Checkpoints, Position, State, require_same_model, write_checkpoint
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -157,7 +157,9 @@ class Trainer:
         torch.manual_seed(self.config.train.seed)
         model = build_model(self.run)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        if init_from is not None and opened.checkpoint is None:
+        if opened.checkpoint is not None:
+            require_same_model(opened.checkpoint, model)
+        elif init_from is not None:
             load_state(model, read_weights(init_from)[0], init_from)
         configuration = resolve(
             deepspeed_config,

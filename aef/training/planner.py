@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aef.config import Config
 from aef.model import cost
@@ -22,7 +22,7 @@ CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
 RESERVED = 0.1
 """Share of a GPU's memory left to its runtime, kernels' workspaces and fragmentation."""
 
-WAYS = ("none", "selective", "full")
+WAYS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
 """Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target, in

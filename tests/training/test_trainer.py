@@ -206,6 +206,24 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_conf
         Trainer(make_config(), chips, tmp_path / "none", resume="checkpoints/step-00000003", quiet=True)
 
 
+def test_a_checkpoint_of_another_version_of_the_model_is_named(chips, tmp_path, make_config, monkeypatch):
+    stop_after(make_config(), chips, tmp_path / "run", steps=3)
+    from aef.training import engine
+
+    build = engine.build_model
+
+    def wider(run):
+        model = build(run)
+        model.summary.seed = torch.nn.Parameter(torch.zeros(7))
+        return model
+
+    monkeypatch.setattr(engine, "build_model", wider)
+    with pytest.raises(
+        CheckpointError, match=r"1 weights differ from this software's model, first summary\.seed: \(\d+,\)"
+    ):
+        Trainer(make_config(), chips, tmp_path / "run", resume="auto", quiet=True)
+
+
 def test_statistics_are_taken_where_they_are_absent_and_copied_into_the_run(chips, tmp_path, make_config, capsys):
     before = (chips / "stats.json").read_text()
     (chips / "stats.json").unlink()
