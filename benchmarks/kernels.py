@@ -1,0 +1,306 @@
+"""Single operators on any device: python -m benchmarks.kernels [--only NAME …] [--device cpu] [--dtype float32]
+
+Each case is an operator at the shapes of a preset; its contenders do the same work from the same arguments, layout copies
+and bookkeeping included: the naive reference, what PyTorch offers, and ours. On a CPU the contenders take turns, the
+figure is process CPU time in one thread, and a run in which a calibration product swings by more than 15 % says so.
+The same cases serve `python -m benchmarks.gpu` and `pytest benchmarks/test_kernels.py`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from aef import kernels
+from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
+from aef.kernels.channel_norm.reference import EPS, channel_norm_reference
+from aef.kernels.temporal_pooling.library import pool_padded
+from aef.kernels.temporal_pooling.reference import temporal_pooling_reference
+from aef.kernels.time_attention.library import attend_padded, attend_varlen, varlen_library
+from aef.kernels.time_attention.reference import time_attention_reference
+from aef.kernels.vmf.reference import sample_vmf_reference
+from benchmarks import roofline
+
+Arguments = tuple
+Contender = Callable[..., Tensor]
+LARGEST_SWING = 0.15
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator at one shape: its arguments (differentiable tensors first), contenders, and floors."""
+
+    operator: str
+    shape: str
+    make: Callable[[torch.device, torch.dtype], Arguments]
+    contenders: dict[str, Contender]
+    work: roofline.Direction
+    value: int = 1
+    """How much a measurement is worth: rows of the GPU run go from the highest down."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.shape}"
+
+
+def leaves(arguments: Arguments) -> list[Tensor]:
+    """The arguments that get gradients."""
+    return [one for one in arguments if isinstance(one, Tensor) and one.requires_grad]
+
+
+def offsets(lengths: list[int], device: torch.device) -> Tensor:
+    """`cu_frames` of segments of these lengths."""
+    return torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
+
+
+def _random(*shape: int, device: torch.device, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, device=device) * scale).to(dtype).requires_grad_()
+
+
+# --- time attention --------------------------------------------------------------------------------------------------
+
+
+def _attend_equal(backends: list[SDPBackend] | None) -> Contender:
+    """SDPA over segments of one length, which need no mask: the copies to and from its layout are part of the price."""
+
+    def attend(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) -> Tensor:
+        segments = cu_frames.shape[0] - 1
+        summed = (qkv + table[:, None]).unflatten(0, (segments, longest))  # (S, T, P, 3, H, D)
+        query, key, value = summed.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (S·P, H, T, D)
+        if backends is None:
+            weights = (query @ key.mT * key.shape[-1] ** -0.5).softmax(dim=-1)
+            out = weights @ value
+        else:
+            with sdpa_kernel(backends):
+                out = F.scaled_dot_product_attention(query, key, value)
+        return out.unflatten(0, (segments, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+    return attend
+
+
+def _attend_flex(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) -> Tensor:
+    """FlexAttention on packed pixels: G sequences of T frames in one of G·T = 64, block-diagonal by a mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    segments, group = cu_frames.shape[0] - 1, max(1, 64 // longest)
+
+    def same_pixel(batch, head, query, key):
+        return query // longest == key // longest
+
+    summed = (qkv + table[:, None]).unflatten(0, (segments, longest))
+    packed = summed.permute(3, 0, 2, 1, 4, 5).flatten(1, 3).unflatten(1, (-1, group * longest)).transpose(2, 3)
+    mask = create_block_mask(
+        same_pixel, None, None, group * longest, group * longest, device=str(qkv.device), BLOCK_SIZE=64
+    )
+    out = flex_attention(*packed, block_mask=mask)
+    return out.transpose(1, 2).flatten(0, 1).unflatten(0, (segments, -1, longest)).transpose(1, 2).flatten(0, 1)
+
+
+def _attention(lengths: list[int], pixels: int, heads: int, channels: int, value: int) -> Case:
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        qkv = _random(sum(lengths), pixels, 3, heads, channels, device=device, dtype=dtype)
+        table = _random(sum(lengths), 3, heads, channels, device=device, dtype=dtype)
+        return qkv, table, offsets(lengths, device), max(lengths)
+
+    equal = len(set(lengths)) == 1
+    contenders: dict[str, Contender] = {"reference": time_attention_reference, "sdpa padded": attend_padded}
+    if equal:
+        contenders |= {
+            "eager matmul": _attend_equal(None),
+            "sdpa flash": _attend_equal([SDPBackend.FLASH_ATTENTION]),
+            "sdpa efficient": _attend_equal([SDPBackend.EFFICIENT_ATTENTION]),
+            "sdpa cudnn": _attend_equal([SDPBackend.CUDNN_ATTENTION]),
+            "sdpa math": _attend_equal([SDPBackend.MATH]),
+            "flex compiled": _attend_flex,
+        }
+    contenders |= {varlen_library()[0]: attend_varlen, "ours": kernels.time_attention}
+    label = "+".join(map(str, lengths[:2] if len(set(lengths[:2])) == 2 else lengths[:1]))
+    shape = f"T={label}, {len(lengths)} segments, {pixels}x{heads}x{channels}"
+    work = roofline.time_attention(lengths, pixels, heads, channels)
+    return Case("time_attention", shape, make, contenders, work, value)
+
+
+# --- the other operators ---------------------------------------------------------------------------------------------
+
+
+def _pool_matmul(states, table, query, bias, period_segment, cu_frames, longest):
+    """One chain of products for all queries of one single segment (every period pools segment 0)."""
+    x = (states + table[:, None])[:longest]
+    logits = torch.einsum("tpc,qhc->pqht", x, query.to(x.dtype))
+    return torch.einsum("pqht,tpc->qphc", logits.softmax(dim=-1), x)
+
+
+def _pool_sdpa(states, table, query, bias, period_segment, cu_frames, longest):
+    x = (states + table[:, None])[:longest].transpose(0, 1)  # (P, T, C)
+    queries = query.to(x.dtype).flatten(0, 1).expand(x.shape[0], -1, -1)
+    pooled = F.scaled_dot_product_attention(queries, x, x, scale=1.0)
+    return pooled.unflatten(1, query.shape[:2]).permute(1, 0, 2, 3)
+
+
+def _pooling(lengths: list[int], periods: list[int], pixels: int, heads: int, channels: int, value: int) -> Case:
+    chosen = [segment for segment, count in enumerate(periods) for _ in range(count)]
+
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        return (
+            _random(sum(lengths), pixels, channels, device=device, dtype=dtype),
+            _random(sum(lengths), channels, device=device, dtype=dtype),
+            _random(len(chosen), heads, channels, device=device, dtype=dtype, scale=channels**-0.5),
+            None,
+            torch.tensor(chosen, dtype=torch.int32, device=device),
+            offsets(lengths, device),
+            max(lengths),
+        )
+
+    contenders: dict[str, Contender] = {"reference": temporal_pooling_reference, "per period, padded": pool_padded}
+    if len(lengths) == 1:
+        contenders |= {"matmul chain": _pool_matmul, "sdpa all queries": _pool_sdpa}
+    contenders["ours"] = kernels.temporal_pooling
+    shape = f"T={'+'.join(map(str, lengths))}, {'+'.join(map(str, periods))} periods, {pixels}x{heads}x{channels}"
+    work = roofline.temporal_pooling(lengths, periods, pixels, heads, channels)
+    return Case("temporal_pooling", shape, make, contenders, work, value)
+
+
+def _eager_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
+
+
+def _point_wise(operator: str, rows: int, channels: int, value: int) -> Case:
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        x, residual = (_random(rows, channels, device=device, dtype=dtype) for _ in range(2))
+        weight, bias = (_random(channels, device=device, dtype=dtype) for _ in range(2))
+        return {"channel_norm": (x, weight, bias), "bias_gelu": (x, bias), "bias_residual": (x, bias, residual)}[
+            operator
+        ]
+
+    contenders: dict[str, dict[str, Contender]] = {
+        "channel_norm": {"reference": channel_norm_reference, "eager": _eager_norm, "ours": kernels.channel_norm},
+        "bias_gelu": {
+            "reference": bias_gelu_reference,
+            "eager": lambda x, bias: F.gelu(x + bias),
+            "ours": kernels.bias_gelu,
+        },
+        "bias_residual": {
+            "reference": bias_residual_reference,
+            "eager": lambda x, bias, residual: x + bias + residual,
+            "ours": kernels.bias_residual,
+        },
+    }
+    work = getattr(roofline, operator)(rows, channels)
+    return Case(operator, f"{rows}x{channels}", make, contenders[operator], work, value)
+
+
+def _sampling(rows: int, value: int) -> Case:
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        mean = F.normalize(torch.randn(rows, 64, device=device), dim=1).requires_grad_()
+        return mean, 8000.0, (0, 0), torch.arange(rows, device=device)
+
+    contenders = {"reference": sample_vmf_reference, "ours": kernels.sample_vmf}
+    return Case("sample_vmf", f"{rows}x64", make, contenders, roofline.sample_vmf(rows, 64), value)
+
+
+def cases(size: str) -> Iterator[Case]:
+    """The shapes of presets that a CPU trains ("small") or of the paper ("large")."""
+    if size == "large":
+        for length, value in ((32, 9), (16, 8), (64, 8)):
+            yield _attention([length] * 8, 256, 8, 64, value)
+        yield _attention([103, 47] * 4, 256, 8, 64, 7)
+        yield _attention([32], 256, 8, 64, 4)
+        yield _pooling([103], [10], 4096, 8, 128, 6)
+        yield _pooling([32], [10], 4096, 8, 128, 5)
+        yield _pooling([103, 47], [10, 1], 4096, 8, 128, 4)
+        for operator in ("channel_norm", "bias_gelu", "bias_residual"):
+            yield _point_wise(operator, 64 * 4096, 128, 5)
+            yield _point_wise(operator, 64 * 256, 2048 if operator == "bias_gelu" else 512, 4)
+        yield _sampling(11 * 16384, 3)
+        return
+    yield _attention([10, 5], 4, 2, 16, 1)
+    yield _attention([62, 29, 60, 31, 55, 22, 61, 40], 4, 2, 32, 1)
+    yield _attention([16, 7], 64, 4, 64, 1)
+    yield _attention([103, 47], 64, 4, 64, 1)
+    yield _pooling([62, 29], [5, 1], 64, 4, 48, 1)
+    yield _pooling([16, 7], [2, 1], 1024, 8, 64, 1)
+    for operator in ("channel_norm", "bias_gelu", "bias_residual"):
+        yield _point_wise(operator, 23040, 48, 1)
+        yield _point_wise(operator, 1440, 256, 1)
+    yield _sampling(7680, 1)
+
+
+def run(contender: Contender, arguments: Arguments, cotangent: Tensor | None) -> None:
+    """One forward, and one backward if a cotangent is given."""
+    if cotangent is None:
+        with torch.no_grad():
+            contender(*arguments)
+    else:
+        torch.autograd.grad(contender(*arguments), leaves(arguments), cotangent)
+
+
+def time_on_cpu(case: Case, dtype: torch.dtype, repeats: int) -> dict[tuple[str, str], float]:
+    """Median CPU seconds of each contender that runs, by turns: {(contender, "forward" | "both"): s}."""
+    arguments = case.make(torch.device("cpu"), dtype)
+    cotangent = torch.randn_like(case.contenders["ours"](*arguments))
+    times: dict[tuple[str, str], list[float]] = {}
+    usable = {name: one for name, one in case.contenders.items() if _runs(one, arguments, cotangent)}
+    for _ in range(repeats):
+        for name, contender in usable.items():
+            for mode, one in (("forward", None), ("both", cotangent)):
+                begin = time.process_time()
+                run(contender, arguments, one)
+                times.setdefault((name, mode), []).append(time.process_time() - begin)
+    return {key: statistics.median(found) for key, found in times.items()}
+
+
+def _runs(contender: Contender, arguments: Arguments, cotangent: Tensor) -> bool:
+    try:
+        run(contender, arguments, cotangent)
+    except (RuntimeError, NotImplementedError):  # no such backend on this device
+        return False
+    return True
+
+
+def _calibrate() -> float:
+    a = torch.randn(1024, 1024)
+    times = []
+    for _ in range(5):
+        begin = time.process_time()
+        a @ a
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="operators")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (which runs benchmarks.gpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args(argv)
+    if options.device != "cpu":
+        from benchmarks import gpu
+
+        return gpu.main(["--only", *options.only] if options.only else [])
+    torch.set_num_threads(1)
+    before = _calibrate()
+    print(f"{'case':58s} {'contender':20s} {'forward ms':>11s} {'both ms':>9s}")
+    for case in cases("small"):
+        if options.only and case.operator not in options.only:
+            continue
+        times = time_on_cpu(case, getattr(torch, options.dtype), options.repeats)
+        for name in dict.fromkeys(one for one, _ in times):
+            print(f"{case.name:58s} {name:20s} {times[name, 'forward'] * 1e3:11.2f} {times[name, 'both'] * 1e3:9.2f}")
+    swing = abs(_calibrate() / before - 1)
+    print(
+        f"one thread, process CPU time, torch {torch.__version__}; 1024³ product {before * 1e3:.1f} ms, swing {swing:.0%}"
+    )
+    if swing > LARGEST_SWING:
+        print("the clock swung too far: discard this run")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
