@@ -27,7 +27,7 @@ fit a small machine and a lost one costs little."""
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
 
-MEMORY_BYTES = 256 * 2**20
+MEMORY_BYTES = 192 * 2**20
 """Arrays of items under way, all together; a larger item waits until it is alone."""
 
 LISTED_MS = 400 * DAY_MS
@@ -45,9 +45,9 @@ class EarthEngine:
     def __init__(self, service: Service, sources: Mapping[str, Source]) -> None:
         self.service = service
         self.recipes = {name: recipe_of(source) for name, source in sources.items()}
-        # A few more than the gate lets through, so that decoding one answer does not leave a place empty.
-        self.width = service.gate.limit + 8
-        self._slabs = ThreadPoolExecutor(self.width, "slab")
+        # More items than the gate lets through: while some wait for the disk, others keep its places filled.
+        self.width = 3 * service.gate.limit
+        self._slabs = ThreadPoolExecutor(service.gate.limit + 8, "slab")
         self._budget = Budget(MEMORY_BYTES)
 
     @contextmanager
@@ -140,8 +140,9 @@ class ItemFetch:
     def _pixels(self, frames: Sequence[Frame]) -> tuple[SourceSeries, list[Frame]] | None:
         affine, crs, height, width, first_cell = self._window()
         bands = len(self.recipe.fetched or self.source.band_names)
-        # Values, masks and weights, and as much again while they are checked and written.
-        self._reserve(2 * len(frames) * height * width * ((np.dtype(self.recipe.dtype).itemsize + 1) * bands + 1))
+        # Values, masks and weights, and half as much again while they are checked and written.
+        size = len(frames) * height * width * ((np.dtype(self.recipe.dtype).itemsize + 1) * bands + 1)
+        self._reserve(size * 3 // 2)
         stack = decode.Stack(self.source, self.recipe, frames, height, width)
 
         def fill(slab: tuple[int, int]) -> None:
