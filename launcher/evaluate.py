@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     model = aef.load(arguments.checkpoint)
     listed = arguments.withheld or model.config.data.withheld
     held_out = set(arguments.places if arguments.places is not None else model.config.data.held_out_places)
-    chips = list(ChipFolder(arguments.data, model.registry))
+    chips = [model.read(path) for path in ChipFolder(arguments.data, model.registry).files]
     judgement = judge(
         model,
         [chip for chip in chips if chip.place not in held_out],

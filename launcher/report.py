@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     hidden = WithheldDates.read(listed) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()
-    unseen = [folder.read(i) for i, place in enumerate(places) if place in held_out][: arguments.places]
+    unseen = [model.read(folder.files[i]) for i, place in enumerate(places) if place in held_out][: arguments.places]
     dated = hidden.places if hidden else set(places)
     seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
-    trained_on = [folder.read(i) for i in seen[: arguments.places]]
+    trained_on = [model.read(folder.files[i]) for i in seen[: arguments.places]]
     judgement = judge(
         model,
         trained_on,

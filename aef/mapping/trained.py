@@ -181,8 +181,12 @@ class TrainedModel:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
+    def read(self, path: str | os.PathLike) -> Chip:
+        """A chip with what the model knows of it: other sources of the file are left alone. Raises ChipError."""
+        return read_chip(path, self.registry, sources=(*self.inputs, *self.targets))
+
     def _open(self, chip: Chip | str | os.PathLike) -> Chip:
-        return chip if isinstance(chip, Chip) else read_chip(chip, self.registry)
+        return chip if isinstance(chip, Chip) else self.read(chip)
 
     def _inputs(self, chip: Chip, leave_out: Sequence[str]) -> tuple[str, ...]:
         for name in leave_out:

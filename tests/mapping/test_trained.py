@@ -104,6 +104,18 @@ def test_a_period_inside_a_gap_or_up_to_six_months_beyond_embeds_and_further_doe
         model.embed(chip, [])
 
 
+def test_sources_that_the_model_does_not_know_are_left_alone(model, tmp_path):
+    chip = a_chip(16)
+    path = write_chip(tmp_path / "c.npz", chip, BUILT_IN)
+    chip.sources["landsat"] = SourceSeries(
+        values=np.array([0.2] * 6 + [280], np.float32)[None, :, None, None].repeat(16, 2).repeat(16, 3),
+        valid=np.ones((1, 1, 16, 16), bool),
+        time_ms=np.array([START], np.int64),
+    )
+    more = write_chip(tmp_path / "more.npz", chip, BUILT_IN)
+    assert np.array_equal(model.embed(path, YEAR).values, model.embed(more, YEAR).values)
+
+
 def test_sources_can_be_left_out_but_not_all_of_them(model):
     with pytest.raises(EmbeddingError, match="no frame of any input"):
         model.embed(a_chip(16), YEAR, leave_out=["sentinel2"])
