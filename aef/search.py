@@ -30,19 +30,16 @@ from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
-from aef.mapping.field import observed_span, support_of
+from aef.mapping.field import observed_span
 from aef.mapping.files import SUFFIX, read_field
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
-from aef.timecode import DAY_MS, Period, encode_period, parse_period
+from aef.timecode import DAY_MS, Period, parse_period
 
 if TYPE_CHECKING:
     import xarray
-
-SUPPORT_START = "support_start_ms"
-"""Attribute of a field: the start of the support that it was embedded from."""
 
 PANELS = 6
 """Most places that a picture shows."""
@@ -76,12 +73,10 @@ def embed_fields(
     """The embedding field of every chip, one at a time, over one valid period; None: over the last year of each chip."""
     wanted = parse_period(period) if isinstance(period, str) else period
     length = round(model.config.data.support_days * DAY_MS)
-    for chip in chips:
-        span = observed_span(chip, model.inputs)
-        valid = wanted or Period(span.end_ms - length, span.end_ms)
-        field = model.embed(chip, valid)
-        field.attrs[SUPPORT_START] = support_of(valid, span, length, chip.id).start_ms
-        yield field
+    for path in chips.files:
+        chip = model.read(path)
+        end_ms = observed_span(chip, model.inputs).end_ms
+        yield model.embed(chip, wanted or Period(end_ms - length, end_ms))
 
 
 def field_files(folder: str | os.PathLike) -> list[Path]:
@@ -142,13 +137,9 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
     if "period" not in field.attrs:
         raise SearchError(f"{field.attrs.get('chip', 'the field')}: states no period: embed it with `aef embed`")
     period = parse_period(field.attrs["period"])
-    length = round(model.config.data.support_days * DAY_MS)
-    start = int(field.attrs.get(SUPPORT_START, support_of(period, period, length, "").start_ms))
-    code = encode_period(torch.tensor([period]), torch.tensor([start]))
+    periods = torch.tensor([period], device=model.device)
     with torch.inference_mode():
-        direction, _ = head(
-            torch.from_numpy(vector[None]).to(model.device), code.to(model.device), model.model.compute_dtype
-        )
+        direction, _ = head(torch.from_numpy(vector[None]).to(model.device), periods, model.model.compute_dtype)
     return direction[0].float().cpu().numpy()
 
 
