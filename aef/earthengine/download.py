@@ -41,7 +41,7 @@ from aef.earthengine.npy import PARSING
 from aef.sources import Registry, Source
 
 PARTS = ".parts"
-ASSEMBLED_BYTES = 64 * 2**20
+ASSEMBLED_BYTES = 48 * 2**20
 """Parts of the chips that are put together at one time; a larger chip waits until it is alone."""
 
 REFUSED_AT_FIRST = 25

@@ -27,7 +27,7 @@ fit a small machine and a lost one costs little."""
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
 
-MEMORY_BYTES = 192 * 2**20
+MEMORY_BYTES = 128 * 2**20
 """Arrays of items under way, all together; a larger item waits until it is alone."""
 
 LISTED_MS = 400 * DAY_MS
