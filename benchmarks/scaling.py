@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         p.add_argument(
             f"--{item.name.replace('_', '-')}", type=kind, default=item.default, help="(default: %(default)s)"
         )
-    options = p.parse_args(argv)
+    options = p.parse_intermixed_args(argv)
     config = load_config(options.config, options.settings)
     machine = Machine(**{item.name: getattr(options, item.name) for item in dataclasses.fields(Machine)})
     basis = "assumed, not measured"

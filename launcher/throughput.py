@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="device to predict for")
     p.add_argument("--repeats", type=int, default=3, help="steps to time; the fastest counts")
     p.add_argument("--dry-run", action="store_true", help="predict only")
-    options = p.parse_args(argv)
+    options = p.parse_intermixed_args(argv)
     config = load_config(options.config, options.settings)
     _predict(config, options)
     if not options.dry_run:

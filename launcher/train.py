@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--list-settings", action="store_true", help="list every setting with its value, unit and meaning")
     p.add_argument("--quiet", action="store_true", help="no progress")
     p.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
-    options = p.parse_args(argv)
+    options = p.parse_intermixed_args(argv)
     config = load_config(options.config, options.settings)
     if options.list_settings:
         print(_settings(config))

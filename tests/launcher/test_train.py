@@ -27,7 +27,8 @@ def test_dry_run_prints_what_scripts_read(command, capsys):
 
 
 def test_dry_run_prints_the_resolved_settings(capsys):
-    assert call(train, "--config", "small", "--dry-run", "train.steps=77", "model.period_bias=false") == 0
+    # Settings may stand anywhere between options.
+    assert call(train, "train.steps=77", "--config", "small", "model.period_bias=false", "--dry-run") == 0
     text = capsys.readouterr().out
     assert "  steps: 77" in text and "  period_bias: false" in text and "expected memory of one rank" in text
 
