@@ -199,7 +199,7 @@ class StepLoader:
                         return
                     step, deaths = step + 1, 0
             except Exception as error:
-                if "DataLoader worker" not in str(error):
+                if not (self.workers and _worker_died(error)):
                     self._put(error)
                     return
                 deaths, self.restarts = deaths + 1, self.restarts + 1
@@ -237,6 +237,11 @@ class StepLoader:
             except queue.Full:
                 continue
         return False
+
+
+def _worker_died(error: Exception) -> bool:
+    """Whether a loader process is gone: torch says so, or its tensors could no longer be fetched from it."""
+    return "DataLoader worker" in str(error) or isinstance(error, ConnectionError | EOFError)
 
 
 def _ignore_signals(worker: int) -> None:
