@@ -103,7 +103,7 @@ def test_missing_vectors_are_never_found():
         search([one], np.eye(8)[0])
 
 
-def test_a_texts_direction_is_the_text_heads_for_the_fields_own_period_and_support(trained, tower):
+def test_a_texts_direction_is_the_text_heads_for_the_fields_own_period(trained, tower):
     run, chips = trained
     model = aef.load(run)
     vector = tower.encode(["a forest"])[0]

@@ -22,7 +22,7 @@ from aef.config import ModelConfig
 from aef.data.collate import Batch
 from aef.data.normalize import Statistics
 from aef.sources import Registry
-from aef.timecode import encode_period, encode_time, position_in_period
+from aef.timecode import encode_time, position_in_period
 
 from .bottleneck import Bottleneck
 from .decoders import Decoder
@@ -135,9 +135,7 @@ class AEF(nn.Module):
         if self.text_head is None:
             absent = torch.zeros(text.vector.shape[0], self.config.embedding_dim, device=text.vector.device)
             return absent, torch.full((1,), INITIAL_LOGIT_SCALE, device=text.vector.device)
-        segment = batch.period_segment[text.period_row].long()
-        code = encode_period(batch.periods[text.period_row], batch.support_start_ms[segment])
-        return self.text_head(text.vector, code, self.compute_dtype)
+        return self.text_head(text.vector, batch.periods[text.period_row], self.compute_dtype)
 
 
 def segment_of_frames(batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aef.config import ModelConfig
-from aef.timecode import PERIOD_CODE_WIDTH
+from aef.timecode import PERIOD_CODE_WIDTH, encode_period
 
 from .layers import Linear, LinearGelu, at_least_float
 from .summary import unit
@@ -33,9 +33,13 @@ class TextHead(nn.Module):
         self.out = Linear(width, config.embedding_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), INITIAL_LOGIT_SCALE))
 
-    def forward(self, vector: Tensor, period_code: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """vector (K, text_dim), period_code (K, PERIOD_CODE_WIDTH) → unit vectors (K, D) and logit scale (1,), fp32."""
-        x = torch.cat((vector, period_code), dim=-1).to(dtype)
+    def forward(self, vector: Tensor, periods: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """vector (K, text_dim), valid periods (K, 2) int64 → unit vectors (K, D) and logit scale (1,), fp32.
+
+        A period's code is relative to its own start: it says length and season. The start of the support belongs to
+        the frames, not to the words; told of it, the head matches places by it (docs/results/text.md).
+        """
+        x = torch.cat((vector, encode_period(periods, periods[:, 0])), dim=-1).to(dtype)
         scale = self.logit_scale.to(at_least_float(self.logit_scale.dtype))
         return unit(self.out(self.second(self.first(x)))), clip_scale(scale)
 
