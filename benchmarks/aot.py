@@ -16,11 +16,17 @@ import triton
 from torch import Tensor
 
 from aef.kernels import tuning
+from aef.kernels.activation.backward import activate_backward
+from aef.kernels.activation.forward import activate, add_residual
+from aef.kernels.channel_norm.backward import norm_backward
+from aef.kernels.channel_norm.forward import norm
 from aef.kernels.implicit_gemm import convolution_weight_gradient, convolve
 from aef.kernels.temporal_pooling.backward import pool_backward
 from aef.kernels.temporal_pooling.forward import pool
 from aef.kernels.time_attention.backward import attend_backward
 from aef.kernels.time_attention.forward import attend
+from aef.kernels.vmf.backward import sample_backward
+from aef.kernels.vmf.forward import sample
 from benchmarks.dry_driver import Binary, dry_driver
 
 ARCHS = (80, 90, 100)
@@ -83,9 +89,41 @@ def compile_exchange(entry: tuning.Entry) -> None:
         convolution_weight_gradient(coarse, fine, side, 2, weighing, bias=not upwards)
 
 
+def compile_channel_norm(entry: tuning.Entry) -> None:
+    """Rows of the precision path and the widest rows."""
+    for channels in (128, entry.sizes["channels"][1]):
+        x, weight = meta(8192, channels), meta(channels, dtype=torch.float32)
+        norm(x, weight, weight, entry.config)
+        norm_backward(x, x, weight, weight, entry.config)
+
+
+def compile_bias_gelu(entry: tuning.Entry) -> None:
+    """The hidden layer of the time path's MLP."""
+    x, bias = meta(8192, 2048), meta(2048, dtype=torch.float32)
+    activate(x, bias, entry.config)
+    activate_backward(x, x, bias, entry.config)
+
+
+def compile_bias_residual(entry: tuning.Entry) -> None:
+    """The time path's projections; their backward has no kernel."""
+    x = meta(8192, 512)
+    add_residual(x, meta(512, dtype=torch.float32), x, entry.config)
+
+
+def compile_sample_vmf(entry: tuning.Entry) -> None:
+    """The paper's 64 dimensions, in fp32 as the model samples."""
+    mean, counter = meta(16384, 64, dtype=torch.float32), meta(16384, dtype=torch.int64)
+    sample(mean, 8000.0, (1, 2), counter, entry.config)
+    sample_backward(mean, mean, 8000.0, (1, 2), counter, entry.config)
+
+
 COMPILERS: dict[str, Callable[[tuning.Entry], None]] = {
     "time_attention": compile_time_attention,
     "temporal_pooling": compile_temporal_pooling,
+    "channel_norm": compile_channel_norm,
+    "bias_gelu": compile_bias_gelu,
+    "bias_residual": compile_bias_residual,
+    "sample_vmf": compile_sample_vmf,
     "conv3x3": compile_conv3x3,
     "exchange_down": compile_exchange,
     "exchange_up": compile_exchange,

@@ -23,18 +23,38 @@ def uniform(word, ACC: tl.constexpr):
 
 
 @jit
+def turn(v):
+    """cos 2πv and sin 2πv for v in (0, 1), to 2·10⁻⁹.
+
+    By quarter turns and series: the library's functions carry a reduction of huge angles, whose table lies on the stack.
+    """
+    quarters = 4 * v
+    nearest = tl.floor(quarters + 0.5)
+    x = (quarters - nearest) * 1.5707963267948966
+    y = x * x
+    sine = x * (1 - y / 6 * (1 - y / 20 * (1 - y / 42 * (1 - y / 72))))
+    cosine = 1 - y / 2 * (1 - y / 12 * (1 - y / 30 * (1 - y / 56 * (1 - y / 90))))
+    odd = (nearest == 1) | (nearest == 3)
+    c = tl.where(odd, sine, cosine)
+    s = tl.where(odd, cosine, sine)
+    return tl.where((nearest == 1) | (nearest == 2), -c, c), tl.where((nearest == 2) | (nearest == 3), -s, s)
+
+
+@jit
 def box_muller(u, v):
     """Two normals from two uniform numbers."""
     radius = tl.sqrt(-2 * tl.log(u))
-    angle = 6.283185307179586 * v
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    cosine, sine = turn(v)
+    return radius * cosine, radius * sine
 
 
 @jit
 def draw_noise(table, seed, epoch, counter, ROWS: tl.constexpr, GROUPS: tl.constexpr, ACC: tl.constexpr, LIMIT: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
     """`1 − w` (ROWS,) and the normals (ROWS, 4 · GROUPS) of each counter, as the reference draws them."""
-    # The two key words make up Triton's 64-bit seed, low word first.
-    key = (epoch.to(tl.uint64) << 32) | seed.to(tl.uint64)
+    # The two key words make up Triton's 64-bit seed, low word first. (An argument of 1 is a constant to the compiler:
+    # it has no type to convert, so it is added to a typed zero.)
+    zero = (tl.program_id(0) * 0).to(tl.uint64)
+    key = ((zero + epoch) << 32) | (zero + seed)
     low = (counter & 0xFFFFFFFF).to(tl.uint32)
     high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
     nought = tl.zeros([ROWS], tl.uint32)

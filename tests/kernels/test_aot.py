@@ -6,8 +6,14 @@
 import pytest
 import torch
 
+from aef.kernels.activation.backward import activate_backward
+from aef.kernels.channel_norm.backward import norm_backward
+from aef.kernels.temporal_pooling.backward import pool_backward
+from aef.kernels.temporal_pooling.forward import pool
+from aef.kernels.time_attention.backward import attend_backward
 from aef.kernels.time_attention.forward import attend
 from aef.kernels.tuning import table
+from aef.kernels.vmf.backward import sample_backward
 from benchmarks.aot import COMPILERS, compile_entry, meta, shipped
 from benchmarks.dry_driver import dry_driver
 
@@ -40,3 +46,17 @@ def test_hopper_multiplies_packed_tiles_with_warp_groups(frames):
 
 def test_every_operator_with_tile_settings_is_compiled():
     assert {entry.operator for arch in (80, 90) for _, entry in shipped(arch)} == set(COMPILERS)
+
+
+def test_sizes_of_one_which_the_compiler_takes_for_constants_compile_too():
+    with dry_driver(90) as driver:
+        cu_frames = meta(2, dtype=torch.int32)
+        attend(meta(1, 1, 3, 1, 16), meta(1, 3, 1, 16), cu_frames, 1, {})
+        attend_backward(meta(1, 1, 1, 16), meta(1, 1, 3, 1, 16), meta(1, 3, 1, 16), cu_frames, 1, {"rows": 16})
+        pooled = (meta(1, 1, 16), meta(1, 16), meta(1, 1, 16), meta(1, 1), meta(1, dtype=torch.int32), cu_frames, 1)
+        pool_backward(meta(1, 1, 1, 16), *pooled, {})
+        pool(*pooled, {})
+        norm_backward(meta(1, 16), meta(1, 16), meta(16), meta(16), {})
+        activate_backward(meta(1, 1), meta(1, 1), meta(1), {})
+        sample_backward(meta(1, 64), meta(1, 64), 20.0, (1, 1), meta(1, dtype=torch.int64), {})
+    assert len(driver.binaries) == 9
