@@ -1,0 +1,20 @@
+"""Single operators under pytest-benchmark: pytest benchmarks/test_kernels.py [--benchmark-compare …]"""
+
+import pytest
+import torch
+
+from benchmarks.kernels import cases, leaves, run
+
+CASES = {case.name: case for case in cases("small")}
+
+
+@pytest.mark.parametrize("mode", ["forward", "both"])
+@pytest.mark.parametrize("contender", ["reference", "ours"])
+@pytest.mark.parametrize("name", CASES)
+def test_operator(benchmark, name, contender, mode):
+    case = CASES[name]
+    arguments = case.make(torch.device("cpu"), torch.float32)
+    cotangent = torch.randn_like(case.contenders[contender](*arguments).detach()) if mode == "both" else None
+    assert leaves(arguments)
+    benchmark.group = f"{name}, {mode}"
+    benchmark(run, case.contenders[contender], arguments, cotangent)

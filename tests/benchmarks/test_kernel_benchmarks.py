@@ -1,0 +1,79 @@
+"""The benchmarks' own honesty: contenders do the same work, a wrong kernel is not timed, nothing is written unmeasured."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks import gpu, kernels, roofline
+
+CASES = list(kernels.cases("small"))
+CPU = torch.device("cpu")
+SMALL = {case.operator: case for case in reversed(CASES)}
+
+
+@pytest.mark.parametrize("operator", sorted(SMALL))
+def test_every_contender_that_runs_here_does_the_same_work(operator):
+    torch.manual_seed(0)
+    cases = [case for case in CASES if case.operator == operator]
+    if operator == "time_attention":
+        cases = [kernels._attention([12] * 3, 5, 2, 16, 1), cases[0]]
+    if operator == "temporal_pooling":
+        cases = [kernels._pooling([9], [4], 5, 2, 16, 1), kernels._pooling([7, 3], [2, 1], 4, 2, 16, 1)]
+    for case in cases[:2]:
+        arguments = case.make(CPU, torch.float32)
+        wanted = case.contenders["reference"](*arguments)
+        for name, contender in case.contenders.items():
+            if name != "flex compiled" and kernels._runs(contender, arguments, torch.ones_like(wanted)):
+                torch.testing.assert_close(contender(*arguments), wanted, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_a_kernel_that_agrees_passes_and_one_that_does_not_is_named(monkeypatch):
+    monkeypatch.setattr(gpu, "REPEATS", 2)
+    case = kernels._attention([6, 3], 4, 2, 16, 1)
+    assert gpu.check(case, CPU) is None
+
+    def wrong(*arguments):
+        return case.contenders["reference"](*arguments) * 1.02
+
+    calls = iter(range(1000))
+
+    def unsteady(*arguments):
+        return case.contenders["reference"](*arguments) + 1e-2 * (next(calls) > 0)
+
+    broken = dataclasses.replace(case, contenders={**case.contenders, "ours": wrong})
+    assert "output: error" in gpu.check(broken, CPU)
+    shaky = dataclasses.replace(case, contenders={**case.contenders, "ours": unsteady})
+    assert "not bit equal" in gpu.check(shaky, CPU)
+    crashing = dataclasses.replace(case, contenders={**case.contenders, "ours": lambda *a: 1 / 0})
+    verdicts = gpu.check_all([case, crashing], CPU, deadline=float("inf"))
+    assert next(iter(verdicts.values())).startswith("FAILED: ZeroDivisionError")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_nothing_is_written(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path / "results")]) == 0
+    assert "no GPU" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_known_and_unrun_ones_are_listed(tmp_path):
+    sheet = gpu.Sheet(tmp_path, "abc")
+    identity = {"gpu": "NVIDIA H200", "torch": "2", "triton": "3", "cudnn": 9, "commit": "abc", "date": "2026-01-01"}
+    timing, work = gpu.Timing(20.0, 19.0, 21.0, 10.0, 1.0), roofline.Work(7.9e9, 0.0)
+    limits = gpu._limits("NVIDIA H200")
+    sheet.add(gpu.make_row("x", "s", "ours", "both", timing, work, limits, identity))
+    row = sheet.csv_path.read_text().splitlines()[1]
+    assert row.startswith("x,s,ours,both,bfloat16,20.0,19.0,21.0,10.0,790.0")
+    sheet.close({"x": "passed"}, ["y: out of time"])
+    text = sheet.text_path.read_text()
+    assert "| 100% |" in text  # 7.9 GFLOP at 790 TFLOP/s take 10 µs
+    assert "- y: out of time" in text
+
+
+def test_floors_follow_the_notes_of_the_roofline():
+    floor = roofline.time_attention([32], 256, 8, 64)["forward"].floor_s(roofline.GPUS["h200"])
+    assert floor == pytest.approx(7.8e-6, rel=0.01)
+    floor = roofline.conv3x3(32, 64, 128)["forward"].floor_s(roofline.GPUS["h200"])
+    assert floor == pytest.approx(48.9e-6, rel=0.01)
+    assert roofline.main([]) == 0
