@@ -49,7 +49,7 @@ PUBLIC_SMALL = (
 # --- contenders: each runs in a process of its own -------------------------------------------------------------------
 
 
-def bare_step(config) -> tuple[Callable[[], None], dict]:
+def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
     """Forward, objective, backward and Adam without an engine."""
     import torch
 
@@ -63,9 +63,9 @@ def bare_step(config) -> tuple[Callable[[], None], dict]:
     inputs, targets = sources_of(config, BUILT_IN)
     found = Statistics.identity(BUILT_IN, dict.fromkeys((*inputs, *targets)))
     torch.manual_seed(0)
-    model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets)
+    model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(device)
     objective = Objective(config.objective, BUILT_IN, found, targets, data=config.data)
-    batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
+    batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
