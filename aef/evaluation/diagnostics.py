@@ -25,17 +25,16 @@ def source_presence(
     that no chip holds beside another input are left out.
     """
     rng = np.random.default_rng(seed)
+    places = [_drawn(chip, rng, index) for index, chip in enumerate(chips)]
+    complete = [model.embed_array(chip, [period_of(chip)])[0][0] for chip in chips]
     found = {}
     for name in model.inputs:
         vectors, labels, units = [], [], []
-        for index, chip in enumerate(chips):
-            others = [one for one in model.inputs if one != name and one in chip.sources]
-            if name not in chip.sources or not others:
+        for chip, (rows, columns, blocks), whole in zip(chips, places, complete):
+            if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
                 continue
-            rows, columns = rng.integers(0, chip.height, PIXELS_PER_CHIP), rng.integers(0, chip.width, PIXELS_PER_CHIP)
-            blocks = index * 1_000_000 + (rows // BLOCK_PX) * 1000 + columns // BLOCK_PX
-            for present, leave_out in ((1, ()), (0, (name,))):
-                field = model.embed_array(chip, [period_of(chip)], leave_out=leave_out)[0][0]
+            without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0][0]
+            for present, field in ((1, whole), (0, without)):
                 vectors.append(field[:, rows, columns].T)
                 labels.append(np.full(PIXELS_PER_CHIP, present))
                 units.append(blocks)
@@ -46,6 +45,12 @@ def source_presence(
             )
             found[name] = scores[name]["linear"].balanced_accuracy
     return found
+
+
+def _drawn(chip: Chip, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of a chip, and the number of the block of ground that each lies in."""
+    rows, columns = rng.integers(0, chip.height, PIXELS_PER_CHIP), rng.integers(0, chip.width, PIXELS_PER_CHIP)
+    return rows, columns, index * 1_000_000 + (rows // BLOCK_PX) * 1000 + columns // BLOCK_PX
 
 
 def spread(fields: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, float]:

@@ -27,6 +27,8 @@ REFERENCE = "linear interpolation"
 EMBEDDING = "embedding"
 PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
+HEALTH_PLACES = 6
+"""Places on which health is judged: each is embedded once more per input source."""
 
 
 @dataclass(frozen=True)
@@ -288,5 +290,5 @@ def judge(
     return Judgement(
         withheld=[judge_withheld(model, task, period_days=period_days) for task in tasks],
         probes=probes,
-        health=judge_health(model, held_out or chips),
+        health=judge_health(model, (held_out or chips)[:HEALTH_PLACES]),
     )
