@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", default="demo", metavar="DIR", help="folder for chips, run and report")
     options.add_argument("--data", metavar="CHIPS", help="folder of chips; default: a synthetic Earth")
     options.add_argument("--places", type=int, default=48, help="places of the synthetic Earth")
-    options.add_argument("--held-out", type=int, default=16, help="places that training does not read, at most a third")
+    options.add_argument("--held-out", type=int, default=12, help="places that training does not read, at most a third")
     options.add_argument("--seed", type=int, default=0, help="of the synthetic Earth and the training")
     arguments = options.parse_args(argv)
 
@@ -86,7 +86,7 @@ def _hold_out(chips: Path, path: Path, most: int) -> tuple[list[str], int]:
     places = list(dict.fromkeys(place for place in folder.places() if place))
     held_out = places[len(places) - min(most, len(places) // 3) :] if len(places) >= 3 else []
     kept = [index for index, place in enumerate(folder.places()) if place not in held_out]
-    dates = choose_dates((folder.read(index) for index in kept[:8]), folder.registry)
+    dates = choose_dates((folder.read(index) for index in kept[:4]), folder.registry)
     return held_out, write_dates(path, dates)
 
 
