@@ -58,8 +58,9 @@ def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
     broken = np.flatnonzero((share > 0.01) & (share < 1))
     opacity[broken] = _broken(rng, share[broken], px)
     full = np.flatnonzero(share >= 1)
-    thickness = 1.8 + rng.exponential(1.5, (len(full), 1, 1)) + 0.5 * smooth_fields(rng, len(full), px, 5)
-    opacity[full] = 1 - np.exp(-np.maximum(thickness, 1.3))
+    thickness = 2.2 + rng.exponential(1.5, (len(full), 1, 1)) + 0.5 * smooth_fields(rng, len(full), px, 5)
+    # Thick enough that what the mask misses lies at the edges of broken cloud, not under an overcast sky.
+    opacity[full] = 1 - np.exp(-np.maximum(thickness, 1.8))
     # A few frames under thin cirrus, which masks tend to miss.
     veiled = rng.permutation(np.flatnonzero(share <= 0.01))[: max(1, round(0.03 * count))]
     veil = np.abs(0.16 + 0.09 * smooth_fields(rng, len(veiled), px, 5))

@@ -59,7 +59,7 @@ SPECTRUM = ("blue", "green", "red", "nir", "swir")
 """The five wavelengths that Sentinel-2 (B2, B3, B4, B8, B11) and Landsat (B2, B3, B4, B5, B6) share."""
 
 SOIL = (0.100, 0.112, 0.135, 0.215, 0.265)
-LEAF = (0.068, 0.088, 0.062, 0.360, 0.180)
+LEAF = (0.068, 0.088, 0.062, 0.345, 0.180)
 STRAW = (0.095, 0.125, 0.150, 0.285, 0.290)
 
 
@@ -77,7 +77,7 @@ def _crop(name: str, order: int, length_days: float, winter: float, height_m: fl
         green=LEAF,
         vv_db=-10.5,
         vh_db=-18.5,
-        vv_canopy_db=-1.0,
+        vv_canopy_db=-3.0,
         vh_canopy_db=vh_canopy_db,
         height_m=height_m,
         crop=True,
@@ -85,12 +85,12 @@ def _crop(name: str, order: int, length_days: float, winter: float, height_m: fl
 
 
 COVERS: tuple[Cover, ...] = (
-    _crop("winter barley", 0, 98, 0.16, 0.9, 2.6),
-    _crop("winter rapeseed", 1, 116, 0.16, 1.3, 3.4),
-    _crop("spring barley", 2, 76, 0.10, 0.8, 2.6),
-    _crop("sugar beet", 3, 120, 0.10, 0.5, 3.2),
-    _crop("sunflower", 4, 80, 0.10, 1.5, 3.4),
-    _crop("maize", 5, 98, 0.10, 2.4, 3.6),
+    _crop("winter barley", 0, 98, 0.16, 0.9, 4.1),
+    _crop("winter rapeseed", 1, 121, 0.16, 1.3, 4.9),
+    _crop("spring barley", 2, 70, 0.10, 0.8, 4.1),
+    _crop("sugar beet", 3, 126, 0.10, 0.5, 4.7),
+    _crop("sunflower", 4, 75, 0.10, 1.5, 4.9),
+    _crop("maize", 5, 98, 0.10, 2.4, 5.1),
     Cover(
         "grassland",
         0.085,

@@ -83,15 +83,22 @@ def sensing_matrix(px: int, cell_m: float, shift_m: float = 0.0) -> np.ndarray:
     Args:
         px: side of the chip.
         cell_m: the sensor's pixel; ground is averaged over it, then interpolated bilinearly to the chip's pixels.
+            Where it is wider than the margin, the nearest length of which a whole number fits into the chip.
         shift_m: registration error; the image shows ground that lies this far along the axis.
     """
     side = ground_side(px)
     if cell_m == PIXEL_M:
         return _bilinear((np.arange(px) + MARGIN_PX + shift_m / PIXEL_M), side)
     size = cell_m / PIXEL_M
-    # Sensor pixels start at the chip's corner, as the products' grids do where they share an origin.
-    before = math.ceil((MARGIN_PX - 2) / size)
-    count = before + math.ceil((px + MARGIN_PX - 2) / size)
+    if size > MARGIN_PX:
+        # Such a pixel across the border would average ground that is no part of the chip, as far as any is drawn there:
+        # pixels tile the chip instead (107 m for 100 m where it is 640 m wide), and area means agree.
+        before, count = 0, max(2, round(px / size))
+        size = px / count
+    else:
+        # Sensor pixels start at the chip's corner, as the products' grids do where they share an origin.
+        before = math.ceil((MARGIN_PX - 2) / size)
+        count = before + math.ceil((px + MARGIN_PX - 2) / size)
     edges = MARGIN_PX + size * (np.arange(count + 1) - before) + shift_m / PIXEL_M
     low, high = np.clip(edges[:-1, None], 0, side), np.clip(edges[1:, None], 0, side)
     ground = np.arange(side)[None]

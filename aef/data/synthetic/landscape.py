@@ -19,8 +19,13 @@ LARGEST = 2.3
 LEAST_FIELD_PX = 12
 """Slivers below this, cut off by the chip's edge or a road, are not counted or labelled as fields."""
 UNKNOWN_SHARE = 0.08
-TEXTURE = 0.10
-"""Standard deviation of the logarithmic reflectance within a field."""
+TEXTURE, TEXTURE_PX = 0.18, 6
+"""Standard deviation of the logarithmic reflectance within a field, and the longest wave of it: shorter than a field, so
+that a mean over the field is worth more than one over a few pixels."""
+SOIL_BRIGHTNESS, SOIL_COLOUR = 0.08, 0.02
+LEAF_BRIGHTNESS, LEAF_COLOUR = 0.06, 0.015
+PEAK_SPREAD, RADAR_SPREAD_DB = 0.03, 0.3
+"""Standard deviations of a field against its cover: logarithmic reflectance, relative green cover, backscatter."""
 GREEN_UP_DAYS, DRY_DOWN_DAYS = 7.0, 6.0
 
 
@@ -144,7 +149,7 @@ def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -
     kinds = _assign_covers(stream(seed, place, "covers"), field.max() + 1, years, seams.kinds)
     side = ground_side(px)
     relief = rough_fields(stream(seed, place, "relief"), 1, side, slope=2.4)[0]
-    texture = rough_fields(stream(seed, place, "texture"), 2, side, slope=0.7, longest=0.4)
+    texture = rough_fields(stream(seed, place, "texture"), 2, side, slope=0.7, longest=TEXTURE_PX / side)
     texture[1] = 0.6 * texture[0] + 0.8 * texture[1]
     return Scene(
         seed=seed,
@@ -257,8 +262,8 @@ def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
     start, length = cover.table("start_day"), cover.table("length_days")
     jitter = _normal(rng, 1, 3, years, count)
     # Common brightness first, then colour: a field of one crop may look like another's.
-    soil = _normal(rng, 0.22, count, 1) + _normal(rng, 0.05, count, 5)
-    leaf = _normal(rng, 0.17, count, 1) + _normal(rng, 0.04, count, 5)
+    soil = _normal(rng, SOIL_BRIGHTNESS, count, 1) + _normal(rng, SOIL_COLOUR, count, 5)
+    leaf = _normal(rng, LEAF_BRIGHTNESS, count, 1) + _normal(rng, LEAF_COLOUR, count, 5)
     mown = np.sort(rng.uniform(130, 275, (years, count, 3)), -1)
     cuts = np.where(cover.table("cuts")[kinds][..., None] > 0, mown, 999)
     peak = cover.table("peak")[kinds]
@@ -266,12 +271,12 @@ def _draw_fields(rng: np.random.Generator, kinds: np.ndarray) -> Fields:
         cover=kinds,
         start=start[kinds] + np.float32(cover.START_JITTER_DAYS) * jitter[0],
         length=length[kinds] + np.float32(cover.LENGTH_JITTER_DAYS) * jitter[1],
-        peak=np.clip(peak * (1 + 0.05 * jitter[2]), 0, 0.98),
+        peak=np.clip(peak * (1 + PEAK_SPREAD * jitter[2]), 0, 0.98),
         cuts=cuts.astype(np.float32),
         soil=soil,
         leaf=leaf,
-        vv_db=_normal(rng, 0.7, count),
-        vh_db=_normal(rng, 0.7, count),
+        vv_db=_normal(rng, RADAR_SPREAD_DB, count),
+        vh_db=_normal(rng, RADAR_SPREAD_DB, count),
         height=np.asarray(rng.uniform(0.6, 1.3, count), np.float32),
     )
 

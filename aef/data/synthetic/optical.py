@@ -26,7 +26,7 @@ PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 """Landsat's panchromatic band as a mixture of the spectrum."""
 CLOUD_TOP_K = 262.0
 
-PATCH_PX = 3
+PATCH_PX = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class OpticalBand:
 
     pixel_m: float
     mixture: tuple[float, ...] | None
+
+    @property
+    def infrared(self) -> bool:
+        return self.mixture is None or any(self.mixture[3:])
 
 
 def _pure(index: int, pixel_m: float) -> OpticalBand:
@@ -48,13 +52,14 @@ LANDSAT_BANDS = (*(_pure(k, 30) for k in range(5)), OpticalBand(15, tuple(PAN.to
 @dataclass(frozen=True)
 class Noise:
     """Standard deviations of what disturbs a logarithmic reflectance, per frame: of the whole frame, smooth within it, of
-    a field in it (view angle against its rows, dew, work), of patches a few pixels wide, of a pixel."""
+    a field in it (view angle against its rows, dew, work), of patches a few pixels wide (each for visible and infrared light,
+    so that no ratio of bands is free of them), of a pixel."""
 
-    frame: float = 0.04
-    smooth: float = 0.035
-    field: float = 0.035
-    patch: float = 0.06
-    pixel: float = 0.045
+    frame: float = 0.025
+    smooth: float = 0.015
+    field: float = 0.008
+    patch: float = 0.09
+    pixel: float = 0.075
 
 
 NOISE = Noise()
@@ -113,11 +118,12 @@ def render(
     shifts = registration_m(rng, count)
     frame = NOISE.frame * rng.standard_normal((count, 1, 1)) + 0.25 * NOISE.frame * rng.standard_normal((count, 5, 1))
     field = NOISE.field * rng.standard_normal((count, 1, scene.fields.count))
-    haze = rng.gamma(1.2, 0.6, (count, 1, 1))
+    haze = 0.3 * rng.gamma(1.2, 0.6, (count, 1, 1))
     spectra = field_spectra(scene, times_ms) * np.exp(frame + field).astype(np.float32)
     spectra += (haze * HAZE[:, None]).astype(np.float32)
     veil = np.float32(NOISE.smooth) * smooth_fields(rng, count, side, 5)
-    air = np.exp(veil + np.float32(NOISE.patch) * smooth_fields(rng, count, side, side // PATCH_PX))
+    knots = side // PATCH_PX
+    air = [np.exp(veil + np.float32(NOISE.patch) * smooth_fields(rng, count, side, knots)) for _ in range(2)]
     bright = rng.uniform(0.75, 1.25, (count, 1, 1)).astype(np.float32)
     light = bright + np.float32(0.06) * smooth_fields(rng, count, px, max(px // 5, 4))
     through = (1 - clouds.opacity) * (1 - clouds.shadow)
@@ -129,7 +135,7 @@ def render(
             kelvin += clouds.opacity * (CLOUD_TOP_K - kelvin) + white(rng, kelvin.shape, 0.25)
             out[:, index] = kelvin
             continue
-        image = sense(ground_reflectance(scene, spectra, band.mixture) * air, px, band.pixel_m, shifts)
+        image = sense(ground_reflectance(scene, spectra, band.mixture) * air[band.infrared], px, band.pixel_m, shifts)
         image *= through
         image *= 1 + white(rng, image.shape, NOISE.pixel)
         image += cloud_light * np.float32(CLOUD_LIGHT @ np.array(band.mixture, np.float32))
@@ -148,7 +154,8 @@ def sentinel2_times(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     offset, second = rng.integers(0, 5), rng.integers(2, 4)
     main = np.arange(offset, days, 5)
     beside = np.arange((offset + second) % 5, days, 5)
-    wanted = round(rng.uniform(72, 101) * days / 365)
+    # Fewer passes than this leave a pixel with less than 29 clear observations in the cloudiest places.
+    wanted = round(rng.uniform(79, 101) * days / 365)
     # A place in one swath loses passes; one where two swaths overlap sees some of the other orbit too.
     passes = np.sort(
         np.concatenate(

@@ -66,7 +66,7 @@ def make_weather(seed: int, place: int, first_year: int, years: int, elevation_m
     days = (end_ms - start_ms) // DAY_MS + SPIN_UP_DAYS
     doy = np.arange(days) - SPIN_UP_DAYS
     season = 2 * np.pi * doy / 365.2425
-    mean_c, swing_c = rng.normal(10.2, 1.0), rng.normal(9.5, 0.9)
+    mean_c, swing_c = rng.normal(10.2, 0.45), rng.normal(9.5, 0.35)
     spells = 1.6 * red_noise(rng, days, 30) + 2.4 * red_noise(rng, days, 3)
     wetness = 0.6 * red_noise(rng, days, 12) + 0.8 * red_noise(rng, days, 2)
     temperature = mean_c - swing_c * np.cos(season - 2 * np.pi * 20 / 365.2425) + spells

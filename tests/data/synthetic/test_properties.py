@@ -284,8 +284,7 @@ def test_area_means_of_all_resolutions_agree_with_the_ground(scenes, cell_m):
             ground = ground_reflectance(scene, field_spectra(scene, times), mixture)
             seen = sense(ground, scene.px, cell_m).mean((1, 2))
             truth = inside(ground).mean((1, 2))
-            # Pixels of 100 m reach over the chip's edge: their own footprint differs from it.
-            assert np.allclose(seen, truth, rtol=0.01 if cell_m <= 30 else 0.08)
+            assert np.allclose(seen, truth, rtol=0.01)
 
 
 def test_landsat_and_sentinel2_agree_about_the_ground(scenes, chips):
