@@ -193,13 +193,18 @@ class Downloader:
         """Items that are out, chip by chip; a chip whose items are all known is offered once, without a source."""
         for planned in self.manifest.pending(self.plan.chip_px):
             known = self.manifest.items(planned)
-            held = {n for n, o in known.items() if o.state != DONE or self._part(planned, n).exists()}
-            missing = [source for name, source in self.plan.sources.items() if name not in held]
+            settled = {name for name, outcome in known.items() if self._settled(planned, name, outcome)}
+            missing = [source for name, source in self.plan.sources.items() if name not in settled]
             chip = _Chip(planned, max(len(missing), 1))
             if not missing:
                 yield chip, None
             for source in missing:
                 yield chip, source
+
+    def _settled(self, chip: PlannedChip, source: str, outcome: Outcome) -> bool:
+        """Whether nothing needs to be asked: refused, empty, or done with its part in place. An item that only lacks an
+        answer is out, also where the last run ended before it could finish the chip as incomplete."""
+        return outcome.state in (EMPTY, FAILED) or (outcome.state == DONE and self._part(chip, source).exists())
 
     def _work(self, feed: Iterator[tuple[_Chip, Source | None]]) -> None:
         while self._failure is None:

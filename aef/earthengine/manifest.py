@@ -228,14 +228,18 @@ class Manifest:
 
     def reopen(self, *, failed: bool = False) -> int:
         """Take up incomplete chips again: those that only lack an answer, with ``failed`` those that were refused too.
+        Items of chips that were under way when the last run ended count likewise.
 
         Returns how many chips became pending.
         """
         states = "('pending', 'failed')" if failed else "('pending')"
+        # Chips beyond the last one that has an item were never under way: millions of pending ones are not visited.
+        under_way = "state = 'pending' AND number <= (SELECT MAX(chip) FROM items)"
         with self._lock:
             self._db.execute("BEGIN")
             self._db.execute(
-                f"DELETE FROM items WHERE state IN {states} AND chip IN (SELECT number FROM chips WHERE state = 'incomplete')"
+                f"DELETE FROM items WHERE state IN {states} AND chip IN (SELECT number FROM chips WHERE "
+                f"state = 'incomplete' UNION ALL SELECT number FROM chips WHERE {under_way})"
             )
             count = self._db.execute(
                 "UPDATE chips SET state = 'pending', reason = NULL WHERE state = 'incomplete' AND NOT EXISTS "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ee
 import google.auth.exceptions
@@ -134,7 +134,8 @@ class _Transport:
 
 
 class Service:
-    """A connected project. Use as a context manager; safe to share between threads.
+    """A connected project. Use as a context manager; safe to share between threads. The client library knows one connection
+    at a time: opening another ends the use of the one before.
 
     Args:
         project: Cloud project that is registered for Earth Engine.
@@ -147,6 +148,8 @@ class Service:
     Raises:
         AccessError: no credentials, no project, no permission or no network; one sentence and what to do.
     """
+
+    _connected: ClassVar[Service | None] = None
 
     def __init__(
         self,
@@ -166,13 +169,14 @@ class Service:
         self.requests = self.retries = self.bytes = 0
         self._counts, self._stopped, self._pauses = threading.Lock(), threading.Event(), 0
         self._pause_lock, self._paused_until = threading.Lock(), 0.0
-        self._last_success = time.monotonic()
+        self._last_success = self._last_answer = time.monotonic()
         self._transport = _Transport(in_flight + 8, self.patience)
         self._connect(project, ENDPOINTS.get(endpoint, endpoint), key_file)
 
     def _connect(self, project: str | None, url: str, key_file: str | Path | None) -> None:
         if not re.match(r"https?://", url):
             raise AccessError(f"endpoint: expected {', '.join(ENDPOINTS)} or a URL, found {url!r}")
+        Service._connected = self
         ee.data.setMaxRetries(0)
         try:
             credentials: Any = "persistent" if key_file is None else _service_account(key_file)
@@ -186,7 +190,9 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        ee.Reset()
+        if Service._connected is self:
+            Service._connected = None
+            ee.Reset()
 
     def stop(self) -> None:
         """Wake every waiting request and let it give up."""
@@ -229,12 +235,15 @@ class Service:
         return self._patiently(ask)
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
-        attempt = 0
+        attempt, since = 0, 0.0
         while True:
             self._wait_while_paused()
             with self.gate.entered():
                 if self._stopped.is_set():
                     raise UnavailableError("the run was stopped")
+                if Service._connected is not self:
+                    raise EarthEngineError("this connection to Earth Engine was closed, or another was opened since")
+                since = since or time.monotonic()
                 self._transport.forget()
                 with self._counts:
                     self.requests += 1
@@ -244,8 +253,10 @@ class Service:
                     raise
                 except Exception as error:
                     failure, status, asked_s = error, self._transport.status, self._transport.retry_after_s
+                    if status is not None:
+                        self._last_answer = time.monotonic()
                 else:
-                    self._last_success = time.monotonic()
+                    self._last_success = self._last_answer = time.monotonic()
                     self.gate.answered()
                     return answer
             verdict = judge(failure, status)
@@ -258,15 +269,16 @@ class Service:
                 self.gate.narrow()
             attempt += 1
             if attempt >= self.patience.tries:
-                raise self._gave_up(failure, status)
+                raise self._gave_up(failure, since)
             with self._counts:
                 self.retries += 1
             self._stopped.wait(self.patience.wait_s(attempt - 1, asked_s, random.random()))
 
-    def _gave_up(self, failure: Exception, status: int | None) -> Exception:
+    def _gave_up(self, failure: Exception, since: float) -> Exception:
+        """After the last try: the network is gone where nobody heard from the service since the first one."""
         reason = _one_line(failure)
-        silent_s = time.monotonic() - self._last_success
-        if isinstance(failure, ConnectionError | TimeoutError) and status is None and silent_s > self.patience.first_s:
+        if self._last_answer < since:
+            silent_s = time.monotonic() - self._last_answer
             return AccessError(
                 f"no answer from Earth Engine for {silent_s:.0f} s ({reason}): check the network, then run the same "
                 "command again; what is done is not fetched twice"
@@ -315,12 +327,15 @@ _SECRET = re.compile(
 def judge(failure: Exception, status: int | None) -> Exception | None:
     """What a failed request means: an exception to raise, or None where another try may help.
 
-    400 and 404 fail at once (memory and time limits as `TooLargeError`, which is answered by asking for less), 401 and a
-    refused refresh end the run, 403 ends it where the project is meant and fails the request where a data set is,
-    429 pauses the run where an allowance is spent and backs off otherwise; 5xx, resets, time-outs and damaged answers
-    back off.
+    Only an answer of the service can be a refusal: 400, 404 and other 4xx fail at once (memory and time limits as
+    `TooLargeError`, which is answered by asking for less), 401 and a refused refresh end the run, 403 ends it where the
+    project is meant and fails the request where a data set is, 429 pauses the run where an allowance is spent and backs
+    off otherwise; 408, 5xx, resets, time-outs and damaged answers back off. Where the client gave up without any
+    answer, the run ends and nothing is recorded.
     """
     text = _one_line(failure)
+    if isinstance(failure, google.auth.exceptions.RefreshError) and failure.retryable:
+        return None
     if isinstance(failure, google.auth.exceptions.RefreshError) or status == 401:
         return AccessError(
             "the credentials have expired or were revoked: run `earthengine authenticate` (or renew the service account "
@@ -336,12 +351,17 @@ def judge(failure: Exception, status: int | None) -> Exception | None:
         if _PROJECT.search(text):
             return AccessError(f"the project may not use Earth Engine ({text}): register it or ask for access")
         return RequestError(f"permission denied ({text})")
-    if status is not None and status >= 500:
+    if status is not None and (status >= 500 or status == 408):
         return None
-    if status in (400, 404, 413) or isinstance(failure, ee.EEException):
+    if status is not None and status >= 400:
         if _TOO_LARGE.search(text) or _TOO_MANY_ELEMENTS.search(text) or status == 413:
             return TooLargeError(text)
         return RequestError(text)
+    if isinstance(failure, ee.EEException):
+        return EarthEngineError(
+            f"the Earth Engine client failed without an answer of the service ({text}): run the same command again; what "
+            "is done is not fetched twice"
+        )
     if isinstance(failure, ValueError | EOFError | OSError | TypeError | KeyError):
         return None  # a truncated or garbled body: it is no array, or no JSON (which the client hands on as text)
     return failure

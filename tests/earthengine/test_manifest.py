@@ -76,6 +76,18 @@ def test_missing_answers_are_taken_up_again_and_refusals_only_when_asked(manifes
     assert manifest.items(refused) == {} and manifest.left() == 2
 
 
+def test_items_of_chips_that_were_under_way_are_taken_up_again_too(manifest):
+    manifest.plan(chips(3))
+    lacking, refused, untouched = manifest.pending(128)
+    manifest.record(lacking, "grace", Outcome(EMPTY, "no image"))
+    manifest.record(lacking, "sentinel2", Outcome(PENDING, "no answer"))
+    manifest.record(refused, "sentinel2", Outcome(FAILED, "permission denied"))
+    assert manifest.reopen() == 0
+    assert set(manifest.items(lacking)) == {"grace"} and set(manifest.items(refused)) == {"sentinel2"}
+    manifest.reopen(failed=True)
+    assert manifest.items(refused) == {} == manifest.items(untouched) and manifest.left() == 3
+
+
 def test_a_folder_keeps_its_settings(tmp_path):
     path = tmp_path / "m.sqlite"
     Manifest(path, SETTINGS).close()

@@ -73,6 +73,7 @@ class Api(ThreadingHTTPServer):
     """A STAC API with item search over given items, which fails its first ``failures`` searches with 503."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, items: list[pystac.Item], failures: int = 0, status: int = 503) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -32,7 +32,8 @@ class Faults:
 
     ``max_bands`` answers "memory limit" above so many bands; ``expire_every`` makes every n-th request find its token
     expired; ``refuse_refresh`` refuses new tokens; ``quota_after`` answers "EECU spent" from that request on, ``quota_for``
-    times; ``denied`` refuses collections whose id contains the text; ``down`` drops every connection.
+    times; ``denied`` refuses collections whose id contains the text; ``down`` drops every connection, answers under way
+    included.
     """
 
     rate: float = 0.0
@@ -77,7 +78,6 @@ class Standin(ThreadingHTTPServer):
         self.tokens = 0
         self.seen: dict[int, int] = {}
         self.expired: set[str] = set()
-        # Real answers vary a little in time; the generator is seeded so that runs repeat.
         self.released = threading.Event()
         self._canned: dict[tuple, bytes] = {}
 
@@ -115,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Standin
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
+    inside = False
 
     def log_message(self, *_: object) -> None:
         pass
@@ -161,6 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _enter(self) -> None:
         server = self.server
+        self.inside = True
         with server.lock:
             c = server.counters
             c.requests += 1
@@ -171,9 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.number = c.requests
 
     def _leave(self) -> None:
-        with self.server.lock:
-            self.server.counters.inside -= 1
-            self.server.counters.last_s = time.monotonic()
+        """The request is over, once. Said before the first byte of its answer: with the last one the client may already
+        have sent another."""
+        if self.inside:
+            self.inside = False
+            with self.server.lock:
+                self.server.counters.inside -= 1
+                self.server.counters.last_s = time.monotonic()
 
     def _compute(self, body: bytes) -> None:
         server, faults = self.server, self.server.faults
@@ -205,10 +211,15 @@ class _Handler(BaseHTTPRequestHandler):
         kind, answer = self._result(body)
         if kind == "error":
             return self._error(400, "INVALID_ARGUMENT", answer.decode())
+        if server.faults.down:  # cut while it was being computed
+            return self._reset()
         if fault in ("truncated", "garbled"):
             return self._damaged(kind, answer, fault)
         with server.lock:
             server.counters.answered += 1
+            if "value:compute" not in self.path:
+                key = f"{zlib.crc32(body):08x}"
+                server.counters.pixels[key] = server.counters.pixels.get(key, 0) + 1
         self._answer(200, answer, kind)
 
     def _result(self, body: bytes) -> tuple[str, bytes]:
@@ -218,16 +229,15 @@ class _Handler(BaseHTTPRequestHandler):
                 raise graph.GraphError(f"'{server.faults.denied}': permission denied")
             if "value:compute" in self.path:
                 value = graph.Interpreter(server.world, request["expression"]).value()
-                return "application/json", json.dumps({"result": graph.feature_collection(value)}).encode()
+                if isinstance(value, graph.Collection):
+                    value = graph.feature_collection(value)
+                return "application/json", json.dumps({"result": value}).encode()
             grid = Grid.of_request(request["grid"])
             if server.canned:
                 return "application/octet-stream", self._noise(request, grid)
             image = graph.Interpreter(server.world, request["expression"]).value()
             if 0 < server.faults.max_bands < len(image.bands):
                 raise graph.GraphError("User memory limit exceeded.")
-            with server.lock:
-                key = f"{zlib.crc32(body):08x}"
-                server.counters.pixels[key] = server.counters.pixels.get(key, 0) + 1
             return "application/octet-stream", _npy(graph.pixels(image, grid))
         except graph.GraphError as error:
             return "error", str(error).encode()
@@ -273,6 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps({"access_token": token, "expires_in": 3600, "token_type": "Bearer"}).encode())
 
     def _answer(self, status: int, body: bytes, kind: str = "application/json", headers: dict | None = None) -> None:
+        self._leave()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -288,6 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _damaged(self, kind: str, body: bytes, fault: str) -> None:
         """Half of the body: under the full length (the connection ends early), or as if it were all."""
+        self._leave()
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if fault == "truncated" else len(body) // 2))
@@ -298,6 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
 
     def _reset(self) -> None:
+        self._leave()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.close()
