@@ -86,10 +86,10 @@ def _crop(name: str, order: int, length_days: float, winter: float, height_m: fl
 
 COVERS: tuple[Cover, ...] = (
     _crop("winter barley", 0, 98, 0.16, 0.9, 4.1),
-    _crop("winter rapeseed", 1, 121, 0.16, 1.3, 4.9),
-    _crop("spring barley", 2, 70, 0.10, 0.8, 4.1),
-    _crop("sugar beet", 3, 126, 0.10, 0.5, 4.7),
-    _crop("sunflower", 4, 75, 0.10, 1.5, 4.9),
+    _crop("winter rapeseed", 1, 118, 0.16, 1.3, 4.9),
+    _crop("spring barley", 2, 73, 0.10, 0.8, 4.1),
+    _crop("sugar beet", 3, 123, 0.10, 0.5, 4.7),
+    _crop("sunflower", 4, 77, 0.10, 1.5, 4.9),
     _crop("maize", 5, 98, 0.10, 2.4, 5.1),
     Cover(
         "grassland",

@@ -26,7 +26,7 @@ PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 """Landsat's panchromatic band as a mixture of the spectrum."""
 CLOUD_TOP_K = 262.0
 
-PATCH_PX = 5
+PATCH_PX = 6
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Noise:
     frame: float = 0.025
     smooth: float = 0.015
     field: float = 0.008
-    patch: float = 0.09
-    pixel: float = 0.075
+    patch: float = 0.10
+    pixel: float = 0.06
 
 
 NOISE = Noise()
