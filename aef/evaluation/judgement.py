@@ -13,18 +13,15 @@ import numpy as np
 from aef.data.chips import Chip
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import source_presence, spread
-from aef.evaluation.features import baseline_fields
-from aef.evaluation.labels import Unit, label_period, labelled_pixels
-from aef.evaluation.probes import ProbeError, Scores, better, bootstrap, probe
+from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
+from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
-from aef.mapping.field import observed_span
+from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
-from aef.timecode import Period
 
 REFERENCE = "linear interpolation"
 """The naive predictor that model errors are divided by."""
 
-EMBEDDING = "embedding"
 PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
 HEALTH_PLACES = 6
@@ -65,57 +62,6 @@ class WithheldResult:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
-    """Few-shot scores of the embedding and of every baseline on one label."""
-
-    label: str
-    unit: Unit
-    shots: int | None
-    trials: int
-    classes: int
-    units: int
-    scores: dict[str, tuple[str, Scores]]
-    everything: dict[str, dict[str, Scores]] = field(repr=False, default_factory=dict)
-
-    @property
-    def ours(self) -> float:
-        return self.scores[EMBEDDING][1].balanced_accuracy
-
-    @property
-    def best_baseline(self) -> str | None:
-        others = {name: s.balanced_accuracy for name, (_, s) in self.scores.items() if name != EMBEDDING}
-        return max(others, key=lambda name: others[name]) if others else None
-
-    @property
-    def best(self) -> float:
-        name = self.best_baseline
-        return self.scores[name][1].balanced_accuracy if name else math.nan
-
-    @property
-    def difference(self) -> float | None:
-        return None if self.best_baseline is None else self.ours - self.best
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the paired difference to the best baseline. Raises ValueError where there is none."""
-        name = self.best_baseline
-        if name is None:
-            raise ValueError("no baseline was judged")
-        return bootstrap(self.scores[EMBEDDING][1], self.scores[name][1])
-
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of a printed table, best first."""
-        head = ["features", "balanced accuracy", "95 % interval", "better probe"]
-        order = sorted(self.scores, key=lambda name: -self.scores[name][1].balanced_accuracy)
-        body = []
-        for name in order:
-            kind, scores = self.scores[name]
-            low, high = bootstrap(scores)
-            body.append([name, f"{scores.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", kind])
-        return head, body
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What is known about a model's quality."""
 
@@ -127,18 +73,17 @@ class Judgement:
         """Every table, one after the other."""
         parts = []
         for result in self.withheld:
-            parts += [f"Withheld dates of {result.source}, {result.dates} in all", _markdown(*result.rows())]
+            parts += [f"Withheld dates of {result.source}, {result.dates} in all", markdown_table(*result.rows())]
         for probes in self.probes:
             parts += [
-                f"{probes.label}: {probes.shots}-shot, {probes.classes} classes, {probes.units} {probes.unit}s",
-                _markdown(*probes.rows()),
+                f"{probes.label}: {shots_name(probes.shots)}, {probes.classes} classes, {probes.units} {probes.unit}s",
+                markdown_table(*probes.rows()),
             ]
             if probes.difference is not None:
-                low, high = probes.interval
-                parts.append(f"embedding - best baseline: {probes.difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+                parts.append(f"embedding - best baseline: {signed(probes.difference, probes.interval)}")
         if self.health:
             parts.append(
-                _markdown(["health", "value"], [[name, f"{value:.3f}"] for name, value in self.health.items()])
+                markdown_table(["health", "value"], [[name, f"{value:.3f}"] for name, value in self.health.items()])
             )
         return "\n\n".join(parts)
 
@@ -158,11 +103,6 @@ class Judgement:
             },
             "health": self.health,
         }
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # --- withheld dates --------------------------------------------------------------------------------------------------
@@ -205,56 +145,6 @@ def judge_withheld(
     table = naive_table(task)
     table.errors.update(model_table(task, model, period_days=period_days).errors)
     return WithheldResult(task.source.name, table)
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def year_of(model: TrainedModel, chip: Chip, label: str = "") -> Period:
-    """The year over which a chip is embedded for its labels, or the middle year of its observations."""
-    return label_period(chip, label or next(iter(chip.labels), ""), observed_span(chip, model.inputs))
-
-
-def judge_labels(
-    model: TrainedModel,
-    chips: Sequence[Chip],
-    label: str,
-    *,
-    unit: Unit = "field",
-    classes: Sequence[int] = (),
-    shots: int | None = 10,
-    trials: int = 20,
-    seed: int = 0,
-    baselines: bool = True,
-    kinds: Sequence[str] = ("ridge", "kNN-3"),
-) -> ProbeResult:
-    """Probe the embedding and, on the same splits and shots, every baseline; each by the better of its probes.
-
-    Raises:
-        ProbeError: the chips do not carry the label with two classes of two units each.
-    """
-    pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
-    tables = {EMBEDDING: pixels.gather([model.embed_array(c, [year_of(model, c, label)])[0][0] for c in chips])}
-    if baselines:
-        fields = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label))
-        tables.update({name: _unit_variance(pixels.gather(of_chips)) for name, of_chips in fields.items()})
-    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=kinds)
-    return ProbeResult(
-        label=label,
-        unit=unit,
-        shots=shots,
-        trials=trials,
-        classes=len(pixels.labelled.classes),
-        units=len(np.unique(pixels.labelled.units)),
-        scores={name: better(of_kind, kinds) for name, of_kind in results.items()},
-        everything=results,
-    )
-
-
-def _unit_variance(table: np.ndarray) -> np.ndarray:
-    """Columns of hand-made features have all kinds of units; vectors of the embedding have one and stay as they are."""
-    deviation = table.std(axis=0)
-    return (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
 
 
 # --- health ----------------------------------------------------------------------------------------------------------

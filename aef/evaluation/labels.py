@@ -27,6 +27,12 @@ class LabelledPixels:
     row: np.ndarray
     column: np.ndarray
 
+    def drawn(self, most: int, seed: int = 0) -> LabelledPixels:
+        """At most `most` of the pixels, drawn at random."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self.chip))[:most])
+        labelled = Labelled(self.labelled.labels[chosen], self.labelled.units[chosen])
+        return LabelledPixels(labelled, self.chip[chosen], self.row[chosen], self.column[chosen])
+
     def gather(self, fields: Sequence[np.ndarray]) -> np.ndarray:
         """One field (D, h, w) per chip → the table (N, D) of its labelled pixels."""
         out = np.empty((len(self.chip), fields[0].shape[0]), np.float64)

@@ -303,7 +303,7 @@ def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]],
 
 
 def _pictures(report: Report, model: TrainedModel, chips: Sequence[Chip]) -> None:
-    from aef.evaluation.judgement import year_of
+    from aef.evaluation.few_shot import year_of
 
     report.heading("From frames to one vector per pixel, and back")
     report.paragraph(

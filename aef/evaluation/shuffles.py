@@ -27,9 +27,14 @@ def shuffle_time(chip: Chip, seed: int = 0) -> Chip:
     return dataclasses.replace(chip, sources={name: shuffled(series) for name, series in chip.sources.items()})
 
 
+def pixel_order(chip: Chip, seed: int = 0) -> np.ndarray:
+    """Where `shuffle_pixels` takes each pixel from: (H W,) flat indices."""
+    return np.random.default_rng(seed).permutation(chip.height * chip.width)
+
+
 def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
     """Pixels move to random places, the same move in every source on the chip's grid, and in the labels."""
-    order = np.random.default_rng(seed).permutation(chip.height * chip.width)
+    order = pixel_order(chip, seed)
     side = (chip.height, chip.width)
 
     def moved(array: np.ndarray | None) -> np.ndarray | None:
@@ -52,3 +57,10 @@ def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
         sources={name: shuffled(series) for name, series in chip.sources.items()},
         labels={name: relabelled(label) for name, label in chip.labels.items()},
     )
+
+
+def put_back(field: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """A field (D, h, w) of a chip with shuffled pixels, each pixel again where it came from."""
+    out = np.empty_like(field).reshape(field.shape[0], -1)
+    out[:, order] = field.reshape(field.shape[0], -1)
+    return out.reshape(field.shape)

@@ -1,0 +1,157 @@
+"""Few labels, few-shot probes: embeddings beside hand-made features, on the same splits, shots and pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.evaluation.features import baseline_fields
+from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
+from aef.evaluation.probes import Scores, better, bootstrap, probe
+from aef.mapping.field import observed_span
+from aef.mapping.trained import TrainedModel
+from aef.timecode import Period
+
+EMBEDDING = "embedding"
+"""How the names of our own feature sets begin; all others are baselines."""
+
+KINDS = ("ridge", "kNN-3")
+"""Features are judged by the better of these."""
+
+
+def shots_name(shots: int | None) -> str:
+    """``10-shot``, or ``all`` labels of the training units."""
+    return "all" if shots is None else f"{shots}-shot"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Few-shot scores of the embedding and of every baseline on one label.
+
+    Attributes:
+        scores: per feature set, the better probe and its scores.
+        everything: per feature set and probe.
+    """
+
+    label: str
+    unit: Unit
+    shots: int | None
+    trials: int
+    classes: int
+    units: int
+    scores: dict[str, tuple[str, Scores]]
+    everything: dict[str, dict[str, Scores]] = field(repr=False, default_factory=dict)
+
+    def accuracy(self, name: str) -> float:
+        """Balanced accuracy of a feature set."""
+        return self.scores[name][1].balanced_accuracy
+
+    @property
+    def ours(self) -> float:
+        return self.accuracy(EMBEDDING)
+
+    @property
+    def best_baseline(self) -> str | None:
+        return max((name for name in self.scores if not name.startswith(EMBEDDING)), key=self.accuracy, default=None)
+
+    @property
+    def best(self) -> float:
+        return self.accuracy(self.best_baseline) if self.best_baseline else math.nan
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.best_baseline is None else self.ours - self.best
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the paired difference to the best baseline. Raises ValueError where there is none."""
+        return self.interval_to(self.best_baseline)
+
+    def interval_to(self, baseline: str | None, name: str = EMBEDDING) -> tuple[float, float]:
+        """95 % interval of the paired difference of two feature sets. Raises ValueError without a baseline."""
+        if baseline is None:
+            raise ValueError("no baseline was judged")
+        return bootstrap(self.scores[name][1], self.scores[baseline][1])
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of a printed table, best first."""
+        head = ["features", "balanced accuracy", "95 % interval", "better probe"]
+        body = []
+        for name in sorted(self.scores, key=lambda one: -self.accuracy(one)):
+            kind, scores = self.scores[name]
+            low, high = bootstrap(scores)
+            body.append([name, f"{scores.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", kind])
+        return head, body
+
+
+def year_of(model: TrainedModel, chip: Chip, label: str = "") -> Period:
+    """The year over which a chip is embedded for its labels, or the middle year of its observations."""
+    return label_period(chip, label or next(iter(chip.labels), ""), observed_span(chip, model.inputs))
+
+
+def compare(
+    ours: Mapping[str, Sequence[np.ndarray]],
+    baselines: Mapping[str, Sequence[np.ndarray]],
+    pixels: LabelledPixels,
+    label: str,
+    *,
+    unit: Unit = "field",
+    shots: int | None = 10,
+    trials: int = 20,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+) -> ProbeResult:
+    """Probe feature sets, each one field (D, h, w) per chip, on the same splits and shots; each by its better probe.
+
+    Equal pixels and an equal seed give equal splits, so that results of several calls are paired too.
+
+    Raises:
+        ProbeError: a class lies in one unit.
+    """
+    tables = {name: pixels.gather(fields) for name, fields in ours.items()}
+    tables.update({name: _unit_variance(pixels.gather(fields)) for name, fields in baselines.items()})
+    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=kinds)
+    return ProbeResult(
+        label=label,
+        unit=unit,
+        shots=shots,
+        trials=trials,
+        classes=len(pixels.labelled.classes),
+        units=len(np.unique(pixels.labelled.units)),
+        scores={name: better(of_kind, kinds) for name, of_kind in results.items()},
+        everything=results,
+    )
+
+
+def judge_labels(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    label: str,
+    *,
+    unit: Unit = "field",
+    classes: Sequence[int] = (),
+    shots: int | None = 10,
+    trials: int = 20,
+    seed: int = 0,
+    baselines: bool = True,
+    kinds: Sequence[str] = KINDS,
+) -> ProbeResult:
+    """Embed chips over the year of a label and compare with every baseline.
+
+    Raises:
+        ProbeError: the chips do not carry the label with two classes of two units each.
+    """
+    pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
+    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0][0] for chip in chips]}
+    others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}
+    return compare(ours, others, pixels, label, unit=unit, shots=shots, trials=trials, seed=seed, kinds=kinds)
+
+
+def _unit_variance(table: np.ndarray) -> np.ndarray:
+    """Columns of hand-made features have all kinds of units; vectors of the embedding have one and stay as they are."""
+    deviation = table.std(axis=0)
+    return (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1)

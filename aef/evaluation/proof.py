@@ -1,0 +1,236 @@
+"""Are few labels enough on places that training never saw, and is that for the right reason?
+
+The gain is the balanced accuracy of the embedding minus that of the best hand-made feature set. It must shrink when the
+chips are destroyed as they are embedded, without retraining: frames that trade their dates leave no season, pixels that
+move away from their neighbours (their labels with them) leave no field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.evaluation.features import baseline_fields
+from aef.evaluation.few_shot import EMBEDDING, ProbeResult, compare, shots_name, year_of
+from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
+from aef.evaluation.tables import markdown_table, signed
+from aef.mapping.trained import TrainedModel
+
+SHOTS = (10, None)
+MOST_PIXELS = 15_000
+"""Labelled pixels that are probed at most; neighbours within a field add time, not certainty."""
+
+INTACT, TIME, PIXELS = "as observed", "frames shuffled in time", "pixels shuffled across fields"
+
+
+class ProofError(ValueError):
+    """There is nothing that could be proven; one line."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What happens to a chip before it is embedded, and how its fields come back onto the chip's pixels."""
+
+    name: str
+    change: Callable[[Chip, int], Chip]
+    restore: Callable[[np.ndarray, Chip, int], np.ndarray]
+
+
+CONDITIONS = (
+    Condition(INTACT, lambda chip, seed: chip, lambda field, chip, seed: field),
+    Condition(TIME, shuffle_time, lambda field, chip, seed: field),
+    Condition(PIXELS, shuffle_pixels, lambda field, chip, seed: put_back(field, pixel_order(chip, seed))),
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The embedding's lead over one baseline, with its 95 % interval over units."""
+
+    baseline: str
+    difference: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Scores of one label by shots and condition; pixels, splits and shots are the same in all of them."""
+
+    label: str
+    places: int
+    pixels: int
+    results: dict[int | None, dict[str, ProbeResult]]
+
+    def gain(self, shots: int | None) -> Gain:
+        """Embedding minus the best baseline, on chips as they were observed."""
+        return self._against(shots, INTACT, INTACT)
+
+    def shuffled(self, shots: int | None, condition: str) -> tuple[Gain, Gain]:
+        """What the embedding of shuffled chips leads by: over the best baseline of intact chips, and over that of the
+        same shuffled chips."""
+        return self._against(shots, condition, INTACT), self._against(shots, condition, condition)
+
+    def removed(self, shots: int | None, condition: str) -> float | None:
+        """Share of the gain that a shuffle removes, against the intact baseline; None where there is no gain."""
+        gain = self.gain(shots).difference
+        return None if gain <= 0 else 1 - self.shuffled(shots, condition)[0].difference / gain
+
+    def _against(self, shots: int | None, condition: str, reference: str) -> Gain:
+        from aef.evaluation.probes import bootstrap
+
+        ours, theirs = self.results[shots][condition], self.results[shots][reference]
+        name = theirs.best_baseline
+        assert name is not None
+        one, other = ours.scores[EMBEDDING][1], theirs.scores[name][1]
+        return Gain(name, one.balanced_accuracy - other.balanced_accuracy, bootstrap(one, other))
+
+    @property
+    def conditions(self) -> list[str]:
+        return list(next(iter(self.results.values())))
+
+    def markdown(self) -> str:
+        first = next(iter(next(iter(self.results.values())).values()))
+        parts = [
+            f"## {self.label}\n\n{first.classes} classes, {first.units} {first.unit}s at {self.places} places that "
+            f"training never read, {self.pixels} labelled pixels; split by {first.unit}, {first.trials} splits; balanced "
+            "accuracy of the better of ridge and kNN-3."
+        ]
+        for shots, by_condition in self.results.items():
+            intact = by_condition[INTACT]
+            head = [f"{shots_name(shots)}: features", "95 % interval", *self.conditions]
+            rows = []
+            for name, _, interval, _ in intact.rows()[1]:
+                rows.append([name, interval, *(f"{by_condition[c].accuracy(name):.3f}" for c in self.conditions)])
+            parts += [markdown_table(head, rows), *self._sentences(shots)]
+        return "\n\n".join(parts)
+
+    def _sentences(self, shots: int | None) -> list[str]:
+        gain = self.gain(shots)
+        lines = [f"Embedding - best baseline ({gain.baseline}): **{signed(gain.difference, gain.interval)}**."]
+        for condition in self.conditions[1:]:
+            intact, same = self.shuffled(shots, condition)
+            share = self.removed(shots, condition)
+            words = "there is no gain to remove" if share is None else f"removes {share:.0%} of the gain"
+            lines.append(
+                f"{condition.capitalize()}: {words}; {signed(intact.difference, intact.interval)} to the same baseline of "
+                f"intact chips, {signed(same.difference, same.interval)} to the best one of shuffled chips "
+                f"({same.baseline})."
+            )
+        return lines
+
+    def figures(self) -> dict[str, Any]:
+        """Every number, for a JSON file."""
+        first = next(iter(next(iter(self.results.values())).values()))
+        return {
+            "classes": first.classes,
+            "units": first.units,
+            "unit": first.unit,
+            "places": self.places,
+            "pixels": self.pixels,
+            "trials": first.trials,
+            "shots": {shots_name(shots): self._figures(shots) for shots in self.results},
+        }
+
+    def _figures(self, shots: int | None) -> dict[str, Any]:
+        def numbers(gain: Gain) -> dict[str, Any]:
+            return {"baseline": gain.baseline, "difference": gain.difference, "interval": list(gain.interval)}
+
+        return {
+            "balanced_accuracy": {
+                condition: {name: result.accuracy(name) for name in result.scores}
+                for condition, result in self.results[shots].items()
+            },
+            "gain": numbers(self.gain(shots)),
+            "shuffles": {
+                condition: {
+                    "removed": self.removed(shots, condition),
+                    "to_intact_baseline": numbers(self.shuffled(shots, condition)[0]),
+                    "to_shuffled_baseline": numbers(self.shuffled(shots, condition)[1]),
+                }
+                for condition in self.conditions[1:]
+            },
+        }
+
+
+def require_unseen(model: TrainedModel, chips: Sequence[Chip]) -> None:
+    """Raises ProofError naming the first places that the model's statistics, hence its training, were taken over."""
+    seen = sorted({chip.place for chip in chips} & set(model.statistics.places))
+    if seen:
+        raise ProofError(
+            f"{len(seen)} places were training places of the run ({', '.join(seen[:3])}{' …' if len(seen) > 3 else ''}): "
+            "choose others, or hold them out (data.held_out_places)"
+        )
+
+
+def prove(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    labels: Sequence[str] = (),
+    *,
+    shots: Sequence[int | None] = SHOTS,
+    trials: int = 20,
+    seed: int = 0,
+    shuffles: bool = True,
+    most_pixels: int = MOST_PIXELS,
+    progress: Callable[[str], None] = lambda condition: None,
+) -> list[Proof]:
+    """Probe the embeddings of unseen places and every baseline, on intact and on shuffled chips.
+
+    Args:
+        model: a trained model.
+        chips: places that it never saw.
+        labels: rasters to judge; empty: every one that a chip carries.
+        shots: labelled pixels per class; None: all, up to 300.
+        trials: splits of the units.
+        seed: of the splits, of the pixels drawn and of the shuffles.
+        shuffles: judge shuffled chips too; each chip is embedded three times instead of once.
+        most_pixels: labelled pixels that are probed.
+        progress: called with the condition after each chip.
+
+    Raises:
+        ProofError: a place was seen in training, or no chip carries a label.
+        ProbeError: a label without two classes of two units each.
+    """
+    require_unseen(model, chips)
+    names = list(labels) or list(dict.fromkeys(name for chip in chips for name in chip.labels))
+    if not names:
+        raise ProofError("no chip carries a label: nothing can be probed")
+    pixels = {name: labelled_pixels(chips, name).drawn(most_pixels, seed) for name in names}
+    results: dict[str, dict[int | None, dict[str, ProbeResult]]] = {n: {s: {} for s in shots} for n in names}
+    for condition in CONDITIONS if shuffles else CONDITIONS[:1]:
+        changed = [condition.change(chip, seed + number) for number, chip in enumerate(chips)]
+
+        def restored(fields: Sequence[np.ndarray], condition: Condition = condition) -> list[np.ndarray]:
+            return [condition.restore(field, chip, seed + n) for n, (field, chip) in enumerate(zip(fields, chips))]
+
+        periods = {name: [year_of(model, chip, name) for chip in chips] for name in names}
+        embedded = _embed(model, changed, periods, lambda name=condition.name: progress(name))
+        for name in names:
+            by_chip = dict(zip((chip.id for chip in chips), periods[name]))
+            others = baseline_fields(changed, model.registry, lambda chip, found=by_chip: found[chip.id])
+            ours = {EMBEDDING: restored(embedded[name])}
+            baselines = {key: restored(fields) for key, fields in others.items()}
+            for count in shots:
+                results[name][count][condition.name] = compare(
+                    ours, baselines, pixels[name], name, shots=count, trials=trials, seed=seed
+                )
+    return [Proof(name, len(chips), len(pixels[name].chip), results[name]) for name in names]
+
+
+def _embed(
+    model: TrainedModel, chips: Sequence[Chip], periods: dict[str, list], progress: Callable[[], None]
+) -> dict[str, list[np.ndarray]]:
+    """Fields by label, all periods of a chip in one pass of the encoder."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in periods}
+    for number, chip in enumerate(chips):
+        wanted = list(dict.fromkeys(of_chip[number] for of_chip in periods.values()))
+        fields = dict(zip(wanted, model.embed_array(chip, wanted)[0]))
+        for name, of_chip in periods.items():
+            found[name].append(fields[of_chip[number]])
+        progress()
+    return found

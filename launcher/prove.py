@@ -1,0 +1,74 @@
+"""Few labels on unseen places against hand-made features, and whether the gain survives shuffled chips.
+
+    aef prove --checkpoint RUN --data CHIPS --out results/proof
+
+Probes of 10 and of all labels on embeddings and on every baseline (annual statistics, seasonal composites, harmonics, raw
+series, each per pixel and over a 3 x 3 window), split by field, on the same pixels. Then once more with frames shuffled
+in time and with pixels shuffled across fields as the chips are embedded. Writes PATH.md and PATH.json. Places that the run
+trained on are refused.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips with labels")
+    options.add_argument("--out", metavar="PATH", help="write PATH.md and PATH.json")
+    options.add_argument(
+        "--places", nargs="*", metavar="PLACE", help="only these; default: the held-out ones, else all of the folder"
+    )
+    options.add_argument("--most-places", type=int, default=0, metavar="N", help="the first N of them; 0: all")
+    options.add_argument("--labels", nargs="*", default=[], metavar="LABEL", help="default: every label of the chips")
+    options.add_argument("--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class")
+    options.add_argument("--trials", type=int, default=20, help="splits of the fields")
+    options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")
+    options.add_argument("--no-shuffles", action="store_true", help="judge intact chips only, in a third of the time")
+    arguments = options.parse_args(argv)
+
+    import aef
+    from aef.data.chips import ChipFolder
+    from aef.evaluation.proof import CONDITIONS, ProofError, prove
+    from aef.evaluation.tables import write_results
+
+    try:
+        shots = [None if word == "all" else int(word) for word in arguments.shots]
+    except ValueError:
+        raise ValueError(f"--shots: expected numbers or `all`, found {' '.join(arguments.shots)}") from None
+    model = aef.load(arguments.checkpoint)
+    folder = ChipFolder(arguments.data, model.registry)
+    held_out = set(arguments.places or model.config.data.held_out_places) & set(folder.places())
+    if arguments.places and held_out != set(arguments.places):
+        missing = sorted(set(arguments.places) - held_out)
+        raise ProofError(f"--places: {arguments.data} holds no {', '.join(missing)}")
+    files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
+    chips = [model.read(path) for path in files[: arguments.most_places or None]]
+    count = len(chips) * (1 if arguments.no_shuffles else len(CONDITIONS))
+    with Progress("embed", total=count, unit="chip") as progress:
+        proofs = prove(
+            model,
+            chips,
+            arguments.labels,
+            shots=shots,
+            trials=arguments.trials,
+            seed=arguments.seed,
+            shuffles=not arguments.no_shuffles,
+            progress=lambda condition: progress.advance(note=condition),
+        )
+    command = shlex.join(["aef", "prove", *(argv or [])])
+    text = "\n\n".join([f"Model {model.version}.\n\n```\n{command}\n```", *(proof.markdown() for proof in proofs)])
+    print(text)
+    if arguments.out:
+        figures = {proof.label: proof.figures() for proof in proofs}
+        write_results(Path(arguments.out), text, {"command": command, "model": model.version, "labels": figures})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
