@@ -86,6 +86,20 @@ def linear(series: ClearSeries) -> Predictor:
     return predict
 
 
+def persistence(series: ClearSeries) -> Predictor:
+    """The pixel's last clear observation before the time; its first one where there is none."""
+
+    def predict(time_ms: int) -> np.ndarray:
+        known = series.without(series.times_ms >= time_ms)
+        first = linear(series)
+        if not len(known.times_ms):
+            return first(time_ms)
+        # After the last observation the interpolation repeats it.
+        return np.where(known.clear.any(axis=0), linear(known)(time_ms), first(time_ms))
+
+    return predict
+
+
 def mean_of_linear_and_harmonic(series: ClearSeries) -> Predictor:
     """The mean of the linear interpolation and the harmonic fit."""
     one, other = linear(series), harmonic(series)

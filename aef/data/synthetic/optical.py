@@ -22,6 +22,9 @@ CLOUD_LIGHT = np.array([0.46, 0.45, 0.46, 0.52, 0.40], np.float32)
 HAZE = np.array([0.030, 0.018, 0.011, 0.004, 0.0], np.float32)
 """Light that one unit of haze adds, in `cover.SPECTRUM`'s order."""
 
+HAZE_OF_FRAMES = (1.2, 0.6, 0.3)
+"""How much of it a frame has: shape and scale of a gamma variable, and a factor on it."""
+
 PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 """Landsat's panchromatic band as a mixture of the spectrum."""
 CLOUD_TOP_K = 262.0
@@ -118,7 +121,8 @@ def render(
     shifts = registration_m(rng, count)
     frame = NOISE.frame * rng.standard_normal((count, 1, 1)) + 0.25 * NOISE.frame * rng.standard_normal((count, 5, 1))
     field = NOISE.field * rng.standard_normal((count, 1, scene.fields.count))
-    haze = 0.3 * rng.gamma(1.2, 0.6, (count, 1, 1))
+    shape, scale, factor = HAZE_OF_FRAMES
+    haze = factor * rng.gamma(shape, scale, (count, 1, 1))
     spectra = field_spectra(scene, times_ms) * np.exp(frame + field).astype(np.float32)
     spectra += (haze * HAZE[:, None]).astype(np.float32)
     veil = np.float32(NOISE.smooth) * smooth_fields(rng, count, side, 5)

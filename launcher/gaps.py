@@ -1,0 +1,50 @@
+"""What a model knows where nothing was observed: inside a 90-day gap, and up to six months beyond the support.
+
+    aef gaps --checkpoint RUN --out results/gaps
+
+Judged on places of a synthetic Earth that the run never saw, rendered here, because only there the truth is known; against
+persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from aef.launcher.command import Progress, parser, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder, trained on synthetic places")
+    options.add_argument("--out", metavar="PATH", help="write PATH.md and PATH.json")
+    options.add_argument("--source", default="sentinel2", help="optical source that is predicted")
+    options.add_argument("--places", type=int, default=12, metavar="N", help="synthetic places")
+    options.add_argument("--seed", type=int, default=1, help="of the synthetic Earth; not that of the training places")
+    options.add_argument("--chip-px", type=int, default=32, metavar="PX", help="side of a place in pixels of 10 m")
+    arguments = options.parse_args(argv)
+
+    import aef
+    from aef.evaluation.gaps import judge_gaps
+    from aef.evaluation.tables import write_results
+
+    model = aef.load(arguments.checkpoint)
+    with Progress("gaps", total=arguments.places, unit="place") as progress:
+        result = judge_gaps(
+            model,
+            arguments.source,
+            places=arguments.places,
+            seed=arguments.seed,
+            chip_px=arguments.chip_px,
+            progress=lambda place: progress.advance(note=place),
+        )
+    command = shlex.join(["aef", "gaps", *(argv or [])])
+    text = f"Model {model.version}.\n\n```\n{command}\n```\n\n{result.markdown()}"
+    print(text)
+    if arguments.out:
+        write_results(Path(arguments.out), text, {"command": command, "model": model.version, **result.figures()})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
