@@ -7,7 +7,8 @@ import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import source_presence, spread
-from aef.evaluation.judgement import EMBEDDING, REFERENCE, judge, judge_labels, year_of
+from aef.evaluation.few_shot import EMBEDDING, judge_labels, year_of
+from aef.evaluation.judgement import REFERENCE, judge
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
@@ -100,6 +101,36 @@ def test_a_probe_for_the_inputs_finds_a_source_that_shines_through(model, chips)
     assert set(presence) == {"sentinel2", "sentinel1"}
     assert all(0 <= accuracy <= 1 for accuracy in presence.values())
     assert presence["sentinel2"] > 0.9
+
+
+class Marked:
+    """A model whose embedding has a place's own direction, and moves by `shift(chip)` where Sentinel-1 is missing."""
+
+    inputs = ("sentinel2", "sentinel1")
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def embed_array(self, chip, periods, leave_out=()):
+        rng = np.random.default_rng(int(chip.id[1:]))
+        field = rng.normal(size=(64, 1, 1)) + 0.1 * rng.normal(size=(64, SIDE, SIDE))
+        return np.stack([field + self.shift(chip) * ("sentinel1" in leave_out)]), self.inputs
+
+
+def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
+    places = [a_chip(number) for number in range(8)]
+    direction = np.random.default_rng(1).normal(size=(64, 1, 1))
+
+    def presence(shift):
+        return source_presence(Marked(shift), places, lambda chip: None, trials=5)["sentinel1"]
+
+    assert presence(lambda chip: direction) > 0.9
+    assert presence(lambda chip: 0.0) == pytest.approx(0.5, abs=0.06)
+    # Each place moves in a direction of its own: within a place that is plain to see, elsewhere it is worth nothing.
+    own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
+    assert presence(lambda chip: own[chip.id]) < 0.7
+    one = source_presence(Marked(lambda chip: own[chip.id]), places[:1], lambda chip: None, trials=5)
+    assert one["sentinel1"] > 0.9
 
 
 def test_spread_of_equal_fields_is_a_collapse():
