@@ -123,10 +123,10 @@ class Altered:
     def recipe(self) -> Recipe:
         return parse_recipe(self.entries, RECIPES / f"{self.name}.yaml")
 
-    def chip(self, place: str) -> Chip:
-        """Convert one place, as `convert` does, up to writing it."""
+    def chip(self, place: str, root: Path | None = None) -> Chip:
+        """Convert one place of ``root``, or of the sample data, as `convert` does, up to writing it."""
         recipe = self.recipe()
-        places, _ = find_places(recipe, _require(self.name), [place])
+        places, _ = find_places(recipe, root or _require(self.name), [place])
         chip, _ = convert_place(recipe, places[0])
         validate(chip, recipe.registry, file=chip.id)
         return chip

@@ -82,6 +82,34 @@ def test_a_recipe_without_the_field_is_refused(altered, sample_data, recipe, pla
     assert "\n" not in str(refusal.value)
 
 
+def test_a_terrain_model_that_declares_no_fill_is_refused_until_the_recipe_does(altered, tmp_path):
+    """The sample's own tile hides no fill where its place lies: this one is written here, without a no-data tag."""
+    profile = {"driver": "GTiff", "crs": "EPSG:32631", "width": 32, "height": 32}
+    profile["transform"] = rasterio.transform.from_origin(664_000, 5_612_000, 10, 10)
+    rng = np.random.default_rng(0)
+    elevation = rng.integers(40, 90, (32, 32)).astype(np.int16)
+    elevation[:6, :9] = -32767
+    (tmp_path / "dem").mkdir()
+    (tmp_path / "north").mkdir()
+    with rasterio.open(tmp_path / "dem" / "tile.tif", "w", count=1, dtype="int16", **profile) as file:
+        file.write(elevation, 1)
+    for day in ("20200105", "20200206"):
+        with rasterio.open(tmp_path / "north" / f"S2_{day}.tif", "w", count=1, dtype="uint16", **profile) as file:
+            file.write(rng.integers(200, 4000, (32, 32)).astype(np.uint16), 1)
+
+    recipe = altered("worldcereal_patches", ["s2_20m", "dem"])
+    recipe.entries["place"] = {"group_by": "^(?P<place>north)/", "bounds": {"input": "s2_20m"}}
+    images = {"glob": "*/S2_*.tif", "band_map": {"B05": 1}, "weight": "none", "resample": "bilinear"}
+    images["time"] = {"from": "file_name", "regex": r"_(?P<time>\d{8})\.tif", "precision": "day"}
+    recipe.input("s2_20m").update(images)
+    chip = recipe.chip("north", tmp_path)
+    terrain = chip.sources["dem"]
+    assert (terrain.valid[0, 0] == (elevation != -32767)).all()
+    assert valid_values(chip, "dem", "elevation").min() >= 40 and terrain.values.min() >= 0
+    with pytest.raises(IngestError, match="-32767 lies within one step of the limit"):
+        recipe.drop("dem", "nodata").chip("north", tmp_path)
+
+
 def test_surface_temperature_without_its_fill_is_60_kelvin_warmer(converted):
     observed = valid_values(converted("worldcereal_patches")[BELGIUM_1], "landsat_st", "ST_B10")
     assert observed.mean() == pytest.approx(286.1, abs=0.05)
