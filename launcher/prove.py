@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--most-places", type=int, default=0, metavar="N", help="the first N of them; 0: all")
     options.add_argument("--labels", nargs="*", default=[], metavar="LABEL", help="default: every label of the chips")
     options.add_argument("--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class")
-    options.add_argument("--trials", type=int, default=20, help="splits of the fields")
+    options.add_argument("--trials", type=int, default=10, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")
     options.add_argument("--no-shuffles", action="store_true", help="judge intact chips only, in a third of the time")
     arguments = options.parse_args(argv)

@@ -22,7 +22,7 @@ from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
 
 SHOTS = (10, None)
-MOST_PIXELS = 15_000
+MOST_PIXELS = 8_000
 """Labelled pixels that are probed at most; neighbours within a field add time, not certainty."""
 
 INTACT, TIME, PIXELS = "as observed", "frames shuffled in time", "pixels shuffled across fields"
@@ -173,7 +173,7 @@ def prove(
     labels: Sequence[str] = (),
     *,
     shots: Sequence[int | None] = SHOTS,
-    trials: int = 20,
+    trials: int = 10,
     seed: int = 0,
     shuffles: bool = True,
     most_pixels: int = MOST_PIXELS,
