@@ -41,6 +41,7 @@ PACKAGES = {
     "dwca": ("python-dwca-reader", "text"),
     "sklearn": ("scikit-learn", "eval"),
     "matplotlib": ("matplotlib", "eval"),
+    "tensorboard": ("tensorboard", "tensorboard"),
     "flash_attn": ("flash-attn", "flash"),
 }
 CORE = ("torch", "numpy", "safetensors", "yaml", "rich")
@@ -51,12 +52,18 @@ NEEDS = {
     "embed": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "matplotlib": "quicklooks"}),
     "evaluate": (("sklearn",), {"matplotlib": "figures"}),
     "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF recipes", "pyarrow": "tables"}),
+    "gaps": (("sklearn",), {}),
+    "leave_out": (("deepspeed", "sklearn"), {}),
+    "prove": (("sklearn",), {}),
     "report": (("matplotlib", "sklearn"), {}),
     "search": (("rasterio", "xarray"), {"open_clip": "search by words", "matplotlib": "pictures"}),
     "show": (("matplotlib",), {}),
     "text": (("pyarrow", "mwparserfromhell", "dwca"), {"open_clip": "encoding"}),
     "throughput": (("deepspeed",), {"matplotlib": "the picture"}),
-    "train": (("deepspeed",), {"matplotlib": "figures", "sklearn": "probes in validation"}),
+    "train": (
+        ("deepspeed",),
+        {"matplotlib": "figures", "sklearn": "probes in validation", "tensorboard": "--tensorboard"},
+    ),
 }
 
 

@@ -1,0 +1,160 @@
+"""Real labels at a place that the encoder never saw: probes fitted and tested inside the place, beside every baseline.
+
+The embedding is judged over the year of the label as one vector, and as four vectors of 91 days side by side, which keep
+apart what a year blends. Few fields give wide intervals: the table says how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aef.data.chips import Chip
+from aef.evaluation.features import baseline_fields
+from aef.evaluation.few_shot import EMBEDDING, ProbeResult, compare, shots_name, year_of
+from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.probes import bootstrap
+from aef.evaluation.proof import SHOTS
+from aef.evaluation.tables import markdown_table, signed
+from aef.mapping.trained import TrainedModel
+from aef.timecode import DAY_MS, Period
+
+QUARTERS, QUARTER_DAYS = 4, 91
+QUARTERLY = f"{EMBEDDING}, {QUARTERS} of {QUARTER_DAYS} d"
+OURS = (EMBEDDING, QUARTERLY)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A label raster and the classes that count; none: all that have `min_units` fields at the place."""
+
+    label: str
+    classes: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Task:
+        """``land_cover`` or ``land_cover=11,13,60``. Raises ValueError."""
+        label, _, codes = text.partition("=")
+        try:
+            classes = tuple(int(code) for code in codes.split(",")) if codes else ()
+        except ValueError:
+            raise ValueError(f"expected LABEL or LABEL=CODE,CODE,…, found {text!r}") from None
+        return cls(label, classes)
+
+
+@dataclass(frozen=True)
+class PlaceResult:
+    """One label at one place: fields by class, and scores by shots."""
+
+    place: str
+    model: str
+    label: str
+    fields: dict[str, int]
+    results: dict[int | None, ProbeResult]
+
+    def markdown(self) -> str:
+        counts = ", ".join(f"{name} {count}" for name, count in self.fields.items())
+        head = ["features", *(f"{shots_name(s)}{what}" for s in self.results for what in ("", ", 95 % interval"))]
+        first = next(iter(self.results.values()))
+        rows = []
+        for name in sorted(first.scores, key=lambda one: (one not in OURS, -first.accuracy(one))):
+            row = [name]
+            for result in self.results.values():
+                low, high = bootstrap(result.scores[name][1])
+                row += [f"{result.accuracy(name):.3f}", f"{low:.2f} to {high:.2f}"]
+            rows.append(row)
+        lines = []
+        for shots, result in self.results.items():
+            best = result.best_baseline
+            assert best is not None
+            differences = [
+                f"{name} {signed(result.accuracy(name) - result.best, result.interval_to(best, name))}" for name in OURS
+            ]
+            lines.append(f"{shots_name(shots)}, minus the best baseline ({best}): {'; '.join(differences)}.")
+        title = (
+            f"### {self.place}: {self.label}\n\nFields: {counts}. Encoder {self.model}, trained on the other places."
+        )
+        return "\n\n".join([title, markdown_table(head, rows), *lines])
+
+    def figures(self) -> dict[str, Any]:
+        """Every number, for a JSON file."""
+        return {
+            "place": self.place,
+            "model": self.model,
+            "label": self.label,
+            "fields": self.fields,
+            "shots": {
+                shots_name(shots): {
+                    "balanced_accuracy": {name: result.accuracy(name) for name in result.scores},
+                    "best_baseline": result.best_baseline,
+                    "difference": {
+                        name: {
+                            "difference": result.accuracy(name) - result.best,
+                            "interval": list(result.interval_to(result.best_baseline, name)),
+                        }
+                        for name in OURS
+                    },
+                }
+                for shots, result in self.results.items()
+            },
+        }
+
+
+def quarters(year: Period) -> list[Period]:
+    """Four consecutive periods of 91 days from the start of a year."""
+    starts = [year.start_ms + k * QUARTER_DAYS * DAY_MS for k in range(QUARTERS)]
+    return [Period(start, start + QUARTER_DAYS * DAY_MS) for start in starts]
+
+
+def judge_place(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    task: Task,
+    *,
+    shots: Sequence[int | None] = SHOTS,
+    trials: int = 20,
+    seed: int = 0,
+    min_units: int = 3,
+) -> PlaceResult:
+    """Probes inside one place that the model never saw.
+
+    Args:
+        model: trained on other places.
+        chips: of the place.
+        task: label and classes.
+        shots: labelled pixels per class; None: all, up to 300.
+        trials: splits of the fields.
+        seed: of the splits.
+        min_units: classes with fewer fields at the place are left out.
+
+    Raises:
+        ProbeError: fewer than two classes have so many fields here.
+    """
+    pixels = labelled_pixels(chips, task.label, classes=task.classes, min_units=min_units)
+    years = {chip.id: year_of(model, chip, task.label) for chip in chips}
+    ours: dict[str, list[np.ndarray]] = {name: [] for name in OURS}
+    for chip in chips:
+        whole, *parts = model.embed_array(chip, [years[chip.id], *quarters(years[chip.id])])[0]
+        ours[EMBEDDING].append(whole)
+        ours[QUARTERLY].append(np.concatenate(parts))
+    baselines = baseline_fields(chips, model.registry, lambda chip: years[chip.id])
+    legend = next(chip.labels[task.label].legend for chip in chips if task.label in chip.labels)
+    codes = pixels.labelled.classes.tolist()
+    return PlaceResult(
+        place=chips[0].place,
+        model=model.version,
+        label=task.label,
+        fields={str(legend.get(code, code)): len(pixels.labelled.units_of(code)) for code in codes},
+        results={
+            count: compare(ours, baselines, pixels, task.label, shots=count, trials=trials, seed=seed)
+            for count in shots
+        },
+    )
+
+
+def tasks_of(chips: Sequence[Chip]) -> list[Task]:
+    """Every label that some chip carries."""
+    return [Task(name) for name in dict.fromkeys(name for chip in chips for name in chip.labels)]

@@ -1,0 +1,123 @@
+"""Leave one place out: train on all other places, probe inside it, ours beside every baseline.
+
+    aef leave_out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,9120
+
+For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place and
+label in OUT/table.md and OUT/table.json: the embedding over the year and as four of 91 days, every hand-made feature set,
+paired differences, numbers of fields. A run that is finished is not trained again, one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from aef.launcher.command import parser, run
+
+STEPS = 1500
+"""About eight minutes on one core."""
+
+STOPPED = 75
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over the preset")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, some of them with labels")
+    options.add_argument("--out", required=True, metavar="DIR", help="folder for one run per place, and the table")
+    options.add_argument("--config", default="small", metavar="NAME|FILE", help="preset or YAML file")
+    options.add_argument("--steps", type=int, default=STEPS, help="training steps per place")
+    options.add_argument(
+        "--label", action="append", default=[], metavar="LABEL[=CODE,…]", help="label and classes; default: every label"
+    )
+    options.add_argument("--places", nargs="*", metavar="PLACE", help="only these; default: every place with labels")
+    options.add_argument("--least-fields", type=int, default=3, help="classes with fewer at a place are left out")
+    options.add_argument("--trials", type=int, default=20, help="splits of the fields")
+    options.add_argument("--seed", type=int, default=0, help="of the splits")
+    arguments = options.parse_intermixed_args(argv)
+
+    from aef.data.chips import ChipFolder
+    from aef.evaluation.tables import write_results
+    from aef.evaluation.transfer import Task
+    from aef.settings_file import load_config, registry_of
+
+    config = load_config(arguments.config, [f"train.steps={arguments.steps}", *arguments.settings])
+    tasks = [Task.parse(text) for text in arguments.label]
+    folder = ChipFolder(arguments.data, registry_of(arguments.data))
+    places = _labelled_places(folder, arguments.places, {task.label for task in tasks})
+    out, found, skipped = Path(arguments.out), [], []
+    for number, place in enumerate(places, 1):
+        print(f"place {number} of {len(places)}: {place}", flush=True)
+        if not _train(config, arguments.data, out / place, place):
+            return STOPPED
+        results, reasons = _judge(out / place, folder, place, tasks, arguments)
+        found += results
+        skipped += reasons
+    command = shlex.join(["aef", "leave_out", *(argv or [])])
+    parts = [f"```\n{command}\n```", *(result.markdown() for result in found)]
+    if skipped:
+        parts.append("Not judged:\n\n" + "\n".join(f"- {line}" for line in skipped))
+    text = "\n\n".join(parts)
+    print(text)
+    figures = {"command": command, "results": [result.figures() for result in found], "not_judged": skipped}
+    write_results(out / "table", text, figures)
+    return 0
+
+
+def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list[str]:
+    """Places with labels, in the folder's order. Raises ValueError where nothing can be left out or judged."""
+    places = [place for place in dict.fromkeys(folder.places()) if place]
+    if len(places) < 2:
+        raise ValueError(f"{folder.path}: expected chips of at least two places, found {len(places)}")
+    missing = sorted(set(wanted or ()) - set(places))
+    if missing:
+        raise ValueError(f"--places: {folder.path} holds no {', '.join(missing)}; it holds {', '.join(places)}")
+    known: dict[str, set[str]] = {place: set() for place in places}
+    for index, place in enumerate(folder.places()):
+        if place:
+            known[place] |= set(folder.header(index)["labels"])
+    chosen = [p for p in places if (not wanted or p in wanted) and (known[p] & labels if labels else known[p])]
+    if not chosen:
+        raise ValueError(f"{folder.path}: no chosen place carries the label {', '.join(sorted(labels)) or '(any)'}")
+    return chosen
+
+
+def _train(config, data: str, out: Path, place: str) -> bool:
+    """Train, or go on, without the place; whether it got to the last step."""
+    from aef.training import Trainer
+
+    held_out = tuple(dict.fromkeys((*config.data.held_out_places, place)))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_places=held_out))
+    with Trainer(config, data, out, resume="auto") as trainer:
+        return trainer.position.step >= config.train.steps or trainer.fit()
+
+
+def _judge(out: Path, folder, place: str, tasks, arguments):
+    """Results of every label at a place, and why some have none."""
+    import aef
+    from aef.evaluation.probes import ProbeError
+    from aef.evaluation.transfer import judge_place, tasks_of
+
+    model = aef.load(out)
+    chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]
+    results, reasons = [], []
+    for task in tasks or tasks_of(chips):
+        try:
+            results.append(
+                judge_place(
+                    model,
+                    chips,
+                    task,
+                    trials=arguments.trials,
+                    seed=arguments.seed,
+                    min_units=arguments.least_fields,
+                )
+            )
+        except ProbeError as error:
+            reasons.append(f"{place}: {error}")
+    return results, reasons
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

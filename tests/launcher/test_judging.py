@@ -1,0 +1,126 @@
+"""`aef prove`, `aef gaps`, `aef leave_out`: tables by one command, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aef.launcher import evaluate, gaps, leave_out, prove, synthesize, train
+from aef.launcher.command import run
+
+SETTINGS = ["train.steps=2", "train.figure_every=0", "train.global_batch=2", "train.micro_batch=2"]
+
+
+def call(command, *arguments):
+    return run(command.main, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Chips of three places, and a `tiny` run that never saw the last one."""
+    path = tmp_path_factory.mktemp("judging")
+    sources = ["--sources", "sentinel2", "sentinel1"]
+    assert call(synthesize, "--out", path / "chips", "--places", 3, "--chip-px", 48, *sources) == 0
+    held_out = "data.held_out_places=[synthetic_0_00002]"
+    options = ["--config", "tiny", "--data", path / "chips", "--out", path / "run", "--quiet"]
+    assert call(train, *options, *SETTINGS, held_out) == 0
+    return path
+
+
+def figures_of(stem: Path):
+    text, content = stem.with_suffix(".md").read_text(), json.loads(stem.with_suffix(".json").read_text())
+    assert content["command"] in text
+    return text, content
+
+
+def test_a_proof_is_one_command(folder, tmp_path, capsys):
+    options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--labels", "land_cover"]
+    options += ["--shots", 3, "--trials", 2]
+    assert call(prove, *options, "--out", tmp_path / "proof") == 0
+    text, content = figures_of(tmp_path / "proof")
+    numbers = content["labels"]["land_cover"]["shots"]["3-shot"]
+    assert content["labels"]["land_cover"]["places"] == 1  # the held-out place, not the folder
+    assert set(numbers["balanced_accuracy"]["frames shuffled in time"]) == set(
+        numbers["balanced_accuracy"]["as observed"]
+    )
+    assert f"{numbers['gain']['difference']:+.3f}" in text and text.rstrip() in capsys.readouterr().out
+    assert call(prove, *options, "--places", "synthetic_0_00000") == 1
+    assert "1 places were training places of the run (synthetic_0_00000)" in capsys.readouterr().err
+    assert call(prove, *options, "--places", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
+    assert call(prove, *options[:4], "--shots", "many") == 1 and "numbers or `all`" in capsys.readouterr().err
+
+
+def test_gaps_are_one_command(folder, tmp_path, capsys):
+    options = ["--checkpoint", folder / "run", "--places", 2, "--chip-px", 16]
+    assert call(gaps, *options, "--out", tmp_path / "gaps") == 0
+    text, content = figures_of(tmp_path / "gaps")
+    assert content["l1"]["inside the 90-day gap"]["model"] > 0 and "persistence" in text
+    assert call(gaps, *options, "--seed", 0) == 1
+    assert "were training places" in capsys.readouterr().err
+
+
+def test_one_place_after_the_other_is_left_out(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "places"
+    options = ["--data", folder / "chips", "--out", out, "--config", "tiny", "--steps", 2, "--trials", 2]
+    options += ["--places", "synthetic_0_00000", "synthetic_0_00001", "--label", "land_cover", "--label", "crop=99,98"]
+    options += ["--least-fields", 2]
+    options += SETTINGS[1:]
+    assert call(leave_out, *options) == 0
+    text, content = figures_of(out / "table")
+    assert [result["place"] for result in content["results"]] == ["synthetic_0_00000", "synthetic_0_00001"]
+    first = content["results"][0]
+    assert first["model"] == "tiny@2" and min(first["fields"].values()) >= 2
+    scores = first["shots"]["10-shot"]["balanced_accuracy"]
+    assert {"embedding", "embedding, 4 of 91 d", "harmonic", "harmonic, 3×3"} <= set(scores)
+    assert f"{scores['embedding, 4 of 91 d']:.3f}" in text
+    assert len(content["not_judged"]) == 2 and "'crop': fewer than two classes" in content["not_judged"][0]
+    for place in ("synthetic_0_00000", "synthetic_0_00001"):
+        statistics = json.loads((out / place / "stats.json").read_text())
+        assert place not in statistics["places"] and len(statistics["places"]) == 2
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}
+    assert call(leave_out, *options) == 0  # finished places are not trained again
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}
+    assert figures_of(out / "table")[1]["results"] == content["results"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--label", "crop=a,b"], "expected LABEL or LABEL=CODE,CODE"),
+        (["--label", "soil"], "no chosen place carries the label soil"),
+        (["--places", "atlantis"], "holds no atlantis"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused_before_training(folder, tmp_path, capsys, arguments, words):
+    assert call(leave_out, "--data", folder / "chips", "--out", tmp_path / "out", *arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_three_minute_run_repeated_from_its_command_gives_the_same_figures(tmp_path):
+    """docs/evaluation.md, "The same figures again": every reported metric to 1e-3."""
+    chips = tmp_path / "chips"
+    assert call(synthesize, "--out", chips, "--places", 16, "--chip-px", 32) == 0
+    reported = []
+    for name in ("first", "again"):
+        out = tmp_path / name
+        settings = ["train.steps=500", "train.seed=3", "data.held_out_places=[synthetic_0_00014,synthetic_0_00015]"]
+        assert call(train, "--config", "small", "--data", chips, "--out", out, "--quiet", *settings) == 0
+        assert call(evaluate, "--checkpoint", out, "--data", chips, "--trials", 5, "--out", out / "figures.json") == 0
+        last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+        terms = {key: last[key] for key in ("loss", "reconstruction", "uniformity", "consistency", "per_source")}
+        reported.append(dict(numbers({**json.loads((out / "figures.json").read_text()), "log": terms})))
+    first, again = reported
+    assert first.keys() == again.keys() and len(first) > 20
+    apart = {name: (first[name], again[name]) for name in first if abs(first[name] - again[name]) > 1e-3}
+    assert not apart
+
+
+def numbers(entries, before=""):
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{before}{name}/")
+        elif isinstance(value, int | float):
+            yield before + name, value
