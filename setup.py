@@ -21,7 +21,7 @@ EXTRAS = {
     "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4", "pyproj>=3.6", "shapely>=2"],
     "text": ["open_clip_torch>=3.2", "torchvision>=0.24,<0.29", "mwparserfromhell", "python-dwca-reader", "pyarrow"],
     "eval": ["scikit-learn>=1.5", "matplotlib>=3.9"],
-    "track": ["tensorboard>=2.17"],
+    "tensorboard": ["tensorboard>=2.17"],
     "dev": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout", "hypothesis", "ruff", "mypy"],
 }
 EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})

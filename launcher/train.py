@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         "--dry-run", action="store_true", help="print settings, parameters, operations and memory; do nothing"
     )
     p.add_argument("--list-settings", action="store_true", help="list every setting with its value, unit and meaning")
+    p.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard too, the numbers of log.jsonl")
     p.add_argument("--quiet", action="store_true", help="no progress")
     p.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
     options = p.parse_intermixed_args(argv)
@@ -75,6 +76,7 @@ def _train(config: Config, options) -> int:
             resume=options.resume,
             init_from=options.init_from,
             deepspeed_config=options.deepspeed_config,
+            tensorboard=options.tensorboard,
             quiet=options.quiet,
         ) as trainer:
             done = trainer.fit()

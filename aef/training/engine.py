@@ -34,16 +34,17 @@ from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
 from .checkpoint import Checkpoints, Position, State, require_same_model, write_checkpoint
+from .curves import write_validation_figure
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
 from .loader import StepLoader
-from .log import Display, StepLog
+from .log import Display, StepLog, read_validations
 from .opening import Opening, open_run
 from .phases import PREFIX
 from .schedule import learning_rate
 from .signals import StopSignals
-from .validation import Validation
+from .validation import OF, Validation
 from .zero import Engine, resolve
 
 OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
@@ -124,11 +125,12 @@ class Trainer:
             from that one; None refuses a folder that already holds a run.
         init_from: ``model.safetensors`` to start a new run from.
         deepspeed_config: a shipped configuration by name, or a JSON file; None: stage 0 on one CPU rank, else ZeRO-1.
+        tensorboard: write the numbers of the log as TensorBoard events too, in ``RUN/tensorboard``.
         quiet: no progress.
 
     Raises:
         ConfigError, ChipError, StatisticsError, RunError, CheckpointError: bad input, one line each.
-        ModuleNotFoundError: DeepSpeed is not installed.
+        ModuleNotFoundError: DeepSpeed is not installed, or TensorBoard where it is wanted.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Trainer:
         resume: str | None = None,
         init_from: str | os.PathLike | None = None,
         deepspeed_config: str | None = None,
+        tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
         config.validate()
@@ -151,7 +154,7 @@ class Trainer:
         self.run: Run = opened.run
         self.config, self.data = self.run.config, Path(data)
         self.position = opened.position
-        self.log = StepLog(self.run.path)
+        self.log = StepLog(self.run.path, tensorboard=tensorboard and self.ranks.is_first)
         self.checkpoints = Checkpoints(self.run.path, self.config.train.keep_checkpoints)
 
         torch.manual_seed(self.config.train.seed)
@@ -329,15 +332,19 @@ class Trainer:
                 self.display.say(said)
 
     def validate(self) -> dict[str, Any]:
-        """Measure the model on what it never sees, and log it in ``validation.jsonl``. Collective."""
+        """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as
+        ``RUN/figures/validation.png``. Collective."""
         figures: dict[str, Any] = {}
         # From stage 3 on a forward pass needs every rank.
         if self.ranks.is_first or self.engine.stage == 3:
             figures = self.validation.measure(self.engine.model, self.position.step)
         if self.ranks.is_first:
             self.log.validation(self.position.step, figures)
-            words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if OF not in name)
             self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
+            said = write_validation_figure(self.run, read_validations(self.run.path))
+            if said:
+                self.display.say(said)
         self.ranks.barrier()
         return figures
 
@@ -377,6 +384,7 @@ class Trainer:
         """Stop the loader and let DeepSpeed go. The process group stays, for the next trainer of this process."""
         self.loader.close()
         self.engine.close()
+        self.log.close()
 
     def __enter__(self) -> Trainer:
         return self

@@ -9,9 +9,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aef.atomic import writing
+
+if TYPE_CHECKING:
+    from .tensorboard import Scalars
 
 LOG_FILE, EVENTS_FILE, VALIDATION_FILE = "log.jsonl", "events.jsonl", "validation.jsonl"
 TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
@@ -19,20 +22,43 @@ TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 class StepLog:
     """``RUN/log.jsonl``, one object per applied optimiser step; ``RUN/validation.jsonl``; and ``RUN/events.jsonl``: skipped
-    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line."""
+    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line.
 
-    def __init__(self, run: Path) -> None:
+    Args:
+        run: the run's folder.
+        tensorboard: write the numbers of steps and validations as TensorBoard events too.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
         self.path, self.events, self.validations = run / LOG_FILE, run / EVENTS_FILE, run / VALIDATION_FILE
+        self._scalars: Scalars | None = None
+        if tensorboard:
+            from .tensorboard import Scalars
+
+            self._scalars = Scalars(run)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one step. Raises ValueError for a number that JSON does not know (NaN, infinity)."""
         self._append(self.path, record)
+        if self._scalars:
+            self._scalars.add("train", record)
 
     def event(self, kind: str, **fields: Any) -> None:
         self._append(self.events, {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": kind, **fields})
 
     def validation(self, step: int, figures: Mapping[str, Any]) -> None:
-        self._append(self.validations, {"step": step, **figures})
+        record = {"step": step, **figures}
+        self._append(self.validations, record)
+        if self._scalars:
+            self._scalars.add("validation", record)
+
+    def close(self) -> None:
+        """Let go of what is open; the files stay readable without it."""
+        if self._scalars:
+            self._scalars.close()
 
     def cut_back(self, step: int) -> int:
         """Drop every step and validation after ``step``, and broken last lines; returns how many steps went. Atomic."""
@@ -67,7 +93,15 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Every complete line of a run's log."""
-    path = run / LOG_FILE
+    return _read(run / LOG_FILE)
+
+
+def read_validations(run: Path) -> list[dict[str, Any]]:
+    """Every complete line of a run's validations."""
+    return _read(run / VALIDATION_FILE)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())

@@ -1,7 +1,8 @@
 """Validation in the loop: how good is the embedding on what training never sees?
 
 * withheld dates (``data.withheld``): the model against the naive predictors, per source;
-* held-out places (``data.held_out_places``): probes where their chips carry labels, few-shot, split by field;
+* held-out places (``data.held_out_places``): probes where their chips carry labels, few-shot, split by field, against the
+  best hand-made features;
 * health: norm, uniformity against its floor of 0.100, effective rank, and the probe for "was source X present?".
 
 Everything is measured by `aef.evaluation.judgement`, as in the report, only with fewer places and trials.
@@ -18,12 +19,20 @@ from torch import nn
 
 from aef.data.chips import Chip, ChipFolder
 from aef.data.withheld import WithheldDates
-from aef.evaluation.judgement import MAIN_PERIOD_DAYS, judge_health, judge_labels, judge_withheld, withheld_tasks
+from aef.evaluation.few_shot import judge_labels
+from aef.evaluation.judgement import MAIN_PERIOD_DAYS, REFERENCE, judge_health, withheld_tasks
 from aef.evaluation.probes import ProbeError
+from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.mapping.trained import TrainedModel
 from aef.run import Run
 
 TRIALS = 5
+OF = ": "
+"""Between what is measured and the rival that it is measured of: ``withheld sentinel2: linear interpolation``."""
+
+RIVALS = ("the pixel's temporal mean", "harmonic fit per pixel", REFERENCE, "mean of linear and harmonic")
+"""Naive predictors beside the model."""
+
 MOST_CHIPS = 8
 """Places that one validation looks at: it must stay short beside the training that it interrupts."""
 
@@ -38,6 +47,8 @@ class Validation:
 
     def __init__(self, run: Run, data: Path) -> None:
         self.run, self.folder = run, ChipFolder(data, run.registry)
+        self._naive: dict[str, WithheldTable] = {}
+        self._best: dict[str, float] = {}
 
     def measure(self, model: nn.Module, step: int) -> dict[str, Any]:
         """Figures of the model as it stands, by name. Switches the model to eval and back."""
@@ -53,18 +64,33 @@ class Validation:
         figures: dict[str, float] = {}
         if self._dates is not None:
             for task in withheld_tasks(model, self._dated, *self._dates):
-                result = judge_withheld(model, task, period_days=[MAIN_PERIOD_DAYS])
-                figures[f"withheld {result.source}"] = result.model_error()
-                figures[f"withheld {result.source} / linear"] = result.ratio
+                figures.update(self._withheld(model, task))
         if self.run.config.data.held_out_places:
             for label in dict.fromkeys(name for chip in self._looked_at for name in chip.labels):
-                try:
-                    scores = judge_labels(model, self._looked_at, label, trials=TRIALS, baselines=False)
-                except ProbeError:
-                    continue
-                figures[f"probe {label}"] = scores.ours
+                figures.update(self._probes(model, label))
         figures.update(judge_health(model, self._looked_at))
         return {name: round(value, 5) for name, value in figures.items()}
+
+    def _withheld(self, model: TrainedModel, task: WithheldTask) -> dict[str, float]:
+        """The model's error, its share of the linear interpolation's, and the errors of naive predictors."""
+        name = task.source.name
+        if name not in self._naive:
+            self._naive[name] = naive_table(task)
+        naive = self._naive[name]
+        error = model_table(task, model, period_days=[MAIN_PERIOD_DAYS]).mean(f"model, {MAIN_PERIOD_DAYS:g} d")
+        found = {f"withheld {name}": error, f"withheld {name} / linear": error / naive.mean(REFERENCE)}
+        return found | {f"withheld {name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
+
+    def _probes(self, model: TrainedModel, label: str) -> dict[str, float]:
+        """Balanced accuracy of the embedding, and of the best hand-made features, which are judged only once."""
+        first = label not in self._best
+        try:
+            scores = judge_labels(model, self._looked_at, label, trials=TRIALS, baselines=first)
+        except ProbeError:
+            return {}
+        if first:
+            self._best[label] = scores.best
+        return {f"probe {label}": scores.ours, f"probe {label}{OF}best baseline": self._best[label]}
 
     def _wrapped(self, model: nn.Module, step: int) -> TrainedModel:
         return TrainedModel(
