@@ -128,7 +128,8 @@ def predict(
     penalty = 0.0
     if kind == "ridge":
         penalty = choose_penalty(features, targets, np.arange(len(labels)) if units is None else units)
-    return classes[_LeastSquares(features, targets)(test, penalty).argmax(axis=1)]
+    fit = _LeastSquares(features, targets)
+    return classes[fit(fit.rotate(test), penalty).argmax(axis=1)]
 
 
 class _LeastSquares:
@@ -141,12 +142,16 @@ class _LeastSquares:
         # Relative to the features' variance, so that one grid suits unit vectors and z-scores alike.
         self.scale = np.square(self.singular).sum() / features.shape[1]
 
-    def __call__(self, test: np.ndarray, penalty: float) -> np.ndarray:
-        """Predicted targets of test pixels (m, D)."""
+    def rotate(self, test: np.ndarray) -> np.ndarray:
+        """Test pixels (m, D) along the singular directions, the same for every penalty."""
+        return (test - self.centre) @ self.right.T
+
+    def __call__(self, rotated: np.ndarray, penalty: float) -> np.ndarray:
+        """Predicted targets of rotated test pixels."""
         square = np.square(self.singular)
         kept = self.singular > 1e-10 * max(float(self.singular[0]), 1e-300)
         shrink = np.where(kept, self.singular / np.where(kept, square + penalty * self.scale, 1), 0)
-        return ((test - self.centre) @ self.right.T) @ (shrink[:, None] * self.rotated) + self.level
+        return rotated @ (shrink[:, None] * self.rotated) + self.level
 
 
 def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray) -> float:
@@ -169,7 +174,8 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray)
     for held in range(folds):
         out = fold == held
         fit = _LeastSquares(features[~out], targets[~out])
-        errors += [np.square(fit(features[out], penalty) - targets[out]).sum() for penalty in LAMBDAS]
+        left_out = fit.rotate(features[out])
+        errors += [np.square(fit(left_out, penalty) - targets[out]).sum() for penalty in LAMBDAS]
     return LAMBDAS[int(errors.argmin())]
 
 

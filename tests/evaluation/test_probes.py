@@ -77,9 +77,9 @@ def test_ridge_equals_the_library_for_a_given_penalty():
     x, y = rng.normal(size=(40, 12)), rng.normal(size=(40, 3))
     fit = _LeastSquares(x, y)
     expected = Ridge(alpha=0.5 * fit.scale).fit(x, y).predict(x + 1)
-    assert np.allclose(fit(x + 1, 0.5), expected)
+    assert np.allclose(fit(fit.rotate(x + 1), 0.5), expected)
     least = np.linalg.lstsq(np.c_[x, np.ones(40)], y, rcond=None)[0]
-    assert np.allclose(fit(x + 1, 0.0), np.c_[x + 1, np.ones(40)] @ least)
+    assert np.allclose(fit(fit.rotate(x + 1), 0.0), np.c_[x + 1, np.ones(40)] @ least)
 
 
 def test_the_penalty_is_chosen_on_units_and_not_on_their_pixels():
