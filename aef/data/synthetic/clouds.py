@@ -42,18 +42,24 @@ def dark_season(rng: np.random.Generator, year_starts_ms: np.ndarray) -> tuple[n
     winter = rng.random(years) < 0.6
     start_day = np.where(winter, rng.choice((18, 265), years) + rng.uniform(0, 20, years), rng.uniform(60, 260, years))
     starts = year_starts_ms + (start_day * DAY_MS).astype(np.int64)
-    return starts, starts + (rng.uniform(36, 55, years) * DAY_MS).astype(np.int64)
+    return starts, starts + (rng.uniform(36, 50, years) * DAY_MS).astype(np.int64)
+
+
+def frame_cover(scene: Scene, times_ms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Share of each frame that is under cloud, (T,): the cloudiest days get the most, a dark season nothing else."""
+    weather, count = scene.weather, len(times_ms)
+    score = weather.at(weather.cloudiness, times_ms) + 0.5 * rng.standard_normal(count)
+    starts, ends = dark_season(scene.stream("dark season"), weather.year_starts)
+    score += 9 * ((times_ms[:, None] >= starts) & (times_ms[:, None] < ends)).any(1)
+    rank = (np.argsort(np.argsort(score)) + rng.random()) / count
+    return cover_of_rank(rank, rng.uniform(0.39, 0.43), rng.uniform(0.445, 0.47))
 
 
 def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
     """Clouds, their shadows and the mask for a sensor's frames."""
     rng = scene.stream(f"clouds/{purpose}")
-    weather, px, count = scene.weather, scene.px, len(times_ms)
-    score = weather.at(weather.cloudiness, times_ms) + 0.5 * rng.standard_normal(count)
-    starts, ends = dark_season(scene.stream("dark season"), weather.year_starts)
-    score += 9 * ((times_ms[:, None] >= starts) & (times_ms[:, None] < ends)).any(1)
-    rank = (np.argsort(np.argsort(score)) + rng.random()) / count
-    share = cover_of_rank(rank, rng.uniform(0.39, 0.43), rng.uniform(0.445, 0.47))
+    px, count = scene.px, len(times_ms)
+    share = frame_cover(scene, times_ms, rng)
     opacity = np.zeros((count, px, px), np.float32)
     broken = np.flatnonzero((share > 0.01) & (share < 1))
     opacity[broken] = _broken(rng, share[broken], px)

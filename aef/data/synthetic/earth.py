@@ -12,7 +12,8 @@ import numpy as np
 
 from aef.data.chips import Chip, Label, SourceSeries, write_chip
 from aef.data.synthetic import cover, maps, optical, radar
-from aef.data.synthetic.landscape import Scene, make_scene
+from aef.data.synthetic.landscape import Scene
+from aef.data.synthetic.likeness import lifelike_scene
 from aef.data.synthetic.texts import texts
 from aef.sources import BUILT_IN
 
@@ -68,7 +69,7 @@ class Earth:
 
     def scene(self, place: int) -> Scene:
         """The latent truth of a place."""
-        return make_scene(self.seed, place, px=self.chip_px, first_year=self.first_year, years=self.years)
+        return lifelike_scene(self.seed, place, px=self.chip_px, first_year=self.first_year, years=self.years)
 
     def chip(self, place: int) -> Chip:
         """One place with all its sources, labels and texts. Labels are those of the last year."""

@@ -19,7 +19,7 @@ LARGEST = 2.3
 LEAST_FIELD_PX = 12
 """Slivers below this, cut off by the chip's edge or a road, are not counted or labelled as fields."""
 UNKNOWN_SHARE = 0.08
-TEXTURE, TEXTURE_PX = 0.18, 6
+TEXTURE, TEXTURE_PX = 0.20, 6
 """Standard deviation of the logarithmic reflectance within a field, and the longest wave of it: shorter than a field, so
 that a mean over the field is worth more than one over a few pixels."""
 SOIL_BRIGHTNESS, SOIL_COLOUR = 0.08, 0.02
@@ -68,7 +68,7 @@ class Scene:
     """Everything that all sources see. Ground arrays are (G, G) with a margin around the chip.
 
     ``field`` numbers the fields from 0; ``labelled`` (G, G) is the field number + 1, 0 on roads, rivers, hedges and
-    slivers; ``unknown`` (F,) fields whose class nobody has recorded; ``texture`` (2, G, G) log reflectance of visible and
+    slivers; ``seams`` cover codes of the last fields, the narrow ones; ``unknown`` (F,) fields whose class nobody has recorded; ``texture`` (2, G, G) log reflectance of visible and
     infrared light against the field's; ``elevation_m``.
     """
 
@@ -79,6 +79,7 @@ class Scene:
     fields: Fields
     field: np.ndarray
     labelled: np.ndarray
+    seams: tuple[int, ...]
     unknown: np.ndarray
     texture: np.ndarray
     elevation_m: np.ndarray
@@ -143,26 +144,31 @@ def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -
     base_m = 3 * hills + rng.uniform(0, 350)
     weather, latitude = make_weather(seed, place, first_year, years, base_m)
     zone = int(rng.choice((12, 13, 14, 15, 16, 17, 18, 31, 32, 33, 34, 35, 36, 37)))
-    site = Site(zone, latitude, px)
-    field, seams = _parcels(stream(seed, place, "parcels"), ground_side(px))
-    labelled = _number_fields(field, seams)
-    kinds = _assign_covers(stream(seed, place, "covers"), field.max() + 1, years, seams.kinds)
     side = ground_side(px)
+    field, seams = _parcels(stream(seed, place, "parcels"), side)
     relief = rough_fields(stream(seed, place, "relief"), 1, side, slope=2.4)[0]
     texture = rough_fields(stream(seed, place, "texture"), 2, side, slope=0.7, longest=TEXTURE_PX / side)
     texture[1] = 0.6 * texture[0] + 0.8 * texture[1]
+    count = int(field.max()) + 1
     return Scene(
         seed=seed,
         place=place,
-        site=site,
+        site=Site(zone, latitude, px),
         weather=weather,
-        fields=_draw_fields(stream(seed, place, "fields"), kinds),
+        fields=sow(seed, place, count, years, seams.kinds),
         field=field,
-        labelled=labelled,
-        unknown=np.asarray(stream(seed, place, "unknown").random(kinds.shape[1]) < UNKNOWN_SHARE),
+        labelled=_number_fields(field, seams),
+        seams=seams.kinds,
+        unknown=np.asarray(stream(seed, place, "unknown").random(count) < UNKNOWN_SHARE),
         texture=texture * np.float32(TEXTURE),
         elevation_m=(base_m + hills * relief).astype(np.float32),
     )
+
+
+def sow(seed: int, place: int, count: int, years: int, seams: tuple[int, ...], sowing: int = 0) -> Fields:
+    """What grows on a place's fields; ``sowing`` numbers the drawings."""
+    kinds = _assign_covers(stream(seed, place, f"covers/{sowing}"), count, years, seams)
+    return _draw_fields(stream(seed, place, f"fields/{sowing}"), kinds)
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------

@@ -61,8 +61,8 @@ class Noise:
     frame: float = 0.025
     smooth: float = 0.015
     field: float = 0.008
-    patch: float = 0.10
-    pixel: float = 0.06
+    patch: float = 0.09
+    pixel: float = 0.04
 
 
 NOISE = Noise()
