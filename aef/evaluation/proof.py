@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -209,10 +210,9 @@ def prove(
             return [condition.restore(field, chip, seed + n) for n, (field, chip) in enumerate(zip(fields, chips))]
 
         periods = {name: [year_of(model, chip, name) for chip in chips] for name in names}
-        embedded = _embed(model, changed, periods, lambda name=condition.name: progress(name))
+        embedded = _embed(model, changed, periods, partial(progress, condition.name))
         for name in names:
-            by_chip = dict(zip((chip.id for chip in chips), periods[name]))
-            others = baseline_fields(changed, model.registry, lambda chip, found=by_chip: found[chip.id])
+            others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
             ours = {EMBEDDING: restored(embedded[name])}
             baselines = {key: restored(fields) for key, fields in others.items()}
             for count in shots:

@@ -297,8 +297,8 @@ def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]],
     ]
     for table in judgement.withheld:
         numbers.append((f"{table.ratio:.2f}", f"error on unseen {table.source} dates ÷ linear interpolation"))
-    for table in judgement.probes:
-        numbers.append((f"{table.ours:.2f}", f"balanced accuracy, {table.shots}-shot; best baseline {table.best:.2f}"))
+    for found in judgement.probes:
+        numbers.append((f"{found.ours:.2f}", f"balanced accuracy, {found.shots}-shot; best baseline {found.best:.2f}"))
     report.numbers(numbers)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aef.atomic import writing
@@ -31,12 +32,12 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
         return "no figure: matplotlib is not installed (pip install 'aef-engine[eval]')"
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(" / linear")]
-    panels = [lambda axes, name=name: _withheld(axes, records, name) for name in sources]
+    panels: list[Callable[[Axes], None]] = [partial(_withheld, records=records, name=name) for name in sources]
     if any(name.startswith(PROBE) for name in names):
-        panels.append(lambda axes: _probes(axes, records, names))
+        panels.append(partial(_probes, records=records, names=names))
     if any(name.startswith(PRESENCE) for name in names):
-        panels.append(lambda axes: _presence(axes, records, names))
-    panels.append(lambda axes: _health(axes, records))
+        panels.append(partial(_presence, records=records, names=names))
+    panels.append(partial(_health, records=records))
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
