@@ -1,4 +1,4 @@
-"""Do words find their place? Retrieval of text points by their embeddings, on places that training never read."""
+"""Do words and places find each other? Retrieval of texts by embeddings, on places that training never read."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ class RetrievalError(ValueError):
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well each text finds its own place among the places of the other texts of the same dates.
+    """How well places find their own text among the distinct texts of the same dates.
 
     Dates are part of the question (the text head reads the valid period) and a place shows the year in which it was
-    embedded, so that places of other dates would be told apart without a word.
+    embedded, so that texts of other dates would be told apart without a word.
 
     Attributes:
-        texts: number of texts.
+        points: text points asked about.
+        texts: distinct texts among them.
         places: chips that they come from.
-        top1, top5: share of texts whose place is first, or among the first five.
-        chance1, chance5: what drawing at random would give.
-        percentile: mean share of the other places that come after the true one; 0.5 is chance.
+        top1, top5: share of points whose own text is first, or among the first five.
+        chance1, chance5: what the same answers, dealt out at random over the points, would hit: at least one in `texts`,
+            and more where frequent texts are answered more often.
+        percentile: mean share of the other texts that come after the own one.
+        chance_percentile: the same of answers that are dealt out at random.
     """
 
+    points: int
     texts: int
     places: int
     top1: float
@@ -41,47 +45,62 @@ class Retrieval:
     chance1: float
     chance5: float
     percentile: float
+    chance_percentile: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Shares of first answers between which 95 % of random dealings lie (normal approximation of the binomial)."""
+        half = 1.96 * (self.chance1 * (1 - self.chance1) / self.points) ** 0.5
+        return max(self.chance1 - half, 0.0), self.chance1 + half
 
 
-def rank_places(
-    text: np.ndarray, place: np.ndarray, identity: Sequence[str], dates: Sequence[Period]
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each text, how many other places of the same dates come before its own, and how many there are.
-
-    Places of the same text are no mistakes: they are left out, as they are no negatives in training.
+def rank_texts(text: np.ndarray, place: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """How many of D texts come before each text, as seen from each of K places: (K, D).
 
     Args:
-        text, place: (K, D) unit vectors; row k of both belong together.
-        identity, dates: the K texts and when they hold.
+        text: (D, dim) unit vectors of distinct texts.
+        place: (K, dim) unit vectors.
+        own: (K,) each place's text; of equal scores it comes last, so that a constant answer wins nothing.
     """
-    score = text @ place.T
-    names, starts, ends = np.asarray(identity), *np.asarray(dates, np.int64).reshape(-1, 2).T
-    other = names[:, None] != names[None, :]
-    other &= (starts[:, None] == starts[None, :]) & (ends[:, None] == ends[None, :])
-    before = ((score > np.diagonal(score)[:, None]) & other).sum(1)
-    return before, other.sum(1)
+    score = place @ text.T
+    order = np.lexsort((np.arange(len(text))[None] == own[:, None], -score), axis=1)
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(len(text))[None].repeat(len(place), 0), axis=1)
+    return ranks
 
 
-def summarise(before: np.ndarray, others: np.ndarray, places: int) -> Retrieval:
-    """Counts of `rank_places` as shares, beside chance; a text without a rival does not count.
+def summarise(groups: Sequence[tuple[np.ndarray, np.ndarray]], places: int) -> Retrieval:
+    """Shares beside chance of `rank_texts` and ``own``, one pair per dates; dates of a single text do not count.
 
-    Raises RetrievalError where none has.
+    Raises RetrievalError where there are no others.
     """
-    before, others = before[others > 0], others[others > 0]
-    if not len(before):
+    groups = [(ranks, own) for ranks, own in groups if ranks.shape[1] > 1]
+    if not groups:
         raise RetrievalError("retrieval needs at least two different texts of the same dates")
+    points = sum(len(own) for _, own in groups)
 
-    def chance(first: int) -> float:
-        return float(np.minimum(first / (others + 1), 1).mean())
+    def share(of_ranks: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+        """Mean over points of a function of the own text's rank, and over all ways to deal the answers out."""
+        found = dealt = 0.0
+        for ranks, own in groups:
+            value = of_ranks(ranks)
+            found += float(np.take_along_axis(value, own[:, None], axis=1).sum())
+            bearing = np.bincount(own, minlength=ranks.shape[1])
+            dealt += float(value.mean(axis=0) @ bearing)
+        return found / points, dealt / points
 
+    (top1, chance1), (top5, chance5) = (share(lambda ranks, n=n: (ranks < n).astype(float)) for n in (1, 5))
+    percentile, chance_percentile = share(lambda ranks: 1 - ranks / (ranks.shape[1] - 1))
     return Retrieval(
-        texts=len(before),
+        points=points,
+        texts=sum(ranks.shape[1] for ranks, _ in groups),
         places=places,
-        top1=float((before < 1).mean()),
-        top5=float((before < 5).mean()),
-        chance1=chance(1),
-        chance5=chance(5),
-        percentile=float(1 - (before / others).mean()),
+        top1=top1,
+        top5=top5,
+        chance1=chance1,
+        chance5=chance5,
+        percentile=percentile,
+        chance_percentile=chance_percentile,
     )
 
 
@@ -92,7 +111,7 @@ def text_retrieval(
     *,
     keep: Callable[[Chip, TextPoint], bool] = lambda chip, point: True,
 ) -> Retrieval:
-    """Retrieve the text points of chips, each embedded over its own dates.
+    """Ask the place of every text point, embedded over the dates of its text, which of their texts is its own.
 
     Args:
         model: with a text head.
@@ -105,18 +124,21 @@ def text_retrieval(
     """
     if model.model.text_head is None:
         raise RetrievalError("this model has no text head: it learnt from no text")
-    texts, places, names, dates, count = [], [], [], [], 0
+    found: dict[Period, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    count = 0
     for chip in chips:
         points = [point for point in chip.texts if vectors(point.text) is not None and keep(chip, point)]
         for point, text, place in _aligned(model, chip, points, vectors):
-            texts.append(text)
-            places.append(place)
-            names.append(point.text)
-            dates.append(Period(point.time_ms, point.time_end_ms))
+            found.setdefault(Period(point.time_ms, point.time_end_ms), []).append((point.text, text, place))
         count += bool(points)
-    if not names:
+    if not found:
         raise RetrievalError("there is no text with a vector: attach and encode some")
-    return summarise(*rank_places(np.stack(texts), np.stack(places), names, dates), count)
+    groups = []
+    for rows in found.values():
+        names, text, place = zip(*rows)
+        _, first, own = np.unique(names, return_index=True, return_inverse=True)
+        groups.append((rank_texts(np.stack(text)[first], np.stack(place), own), own))
+    return summarise(groups, count)
 
 
 def _aligned(

@@ -9,13 +9,13 @@ import torch
 from aef.config import TINY
 from aef.data.normalize import Statistics
 from aef.data.synthetic import generate
-from aef.evaluation.retrieval import RetrievalError, rank_places, summarise, text_retrieval
+from aef.evaluation.retrieval import RetrievalError, rank_texts, summarise, text_retrieval
 from aef.mapping.trained import TrainedModel
 from aef.run import Run, build_model
 from aef.sources import BUILT_IN
 from aef.timecode import parse_period
 
-YEAR, LATER = parse_period("2019-01-01/2020-01-01"), parse_period("2020-01-01/2021-01-01")
+YEAR = parse_period("2019-01-01/2020-01-01")
 
 
 def unit(*shape, seed=0):
@@ -23,35 +23,40 @@ def unit(*shape, seed=0):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def test_a_perfect_alignment_ranks_every_place_first_and_an_opposite_one_last():
-    vectors = unit(20, 8)
-    names = [str(i) for i in range(20)]
-    assert rank_places(vectors, vectors, names, [YEAR] * 20)[0].tolist() == [0] * 20
-    assert rank_places(-vectors, vectors, names, [YEAR] * 20)[0].tolist() == [19] * 20
+def test_a_perfect_alignment_ranks_every_text_first_and_an_opposite_one_last():
+    vectors, own = unit(20, 8), np.arange(20)
+    assert (rank_texts(vectors, vectors, own)[own, own] == 0).all()
+    assert (rank_texts(-vectors, vectors, own)[own, own] == 19).all()
 
 
 def test_random_vectors_are_at_chance():
-    found = summarise(*rank_places(unit(400, 16), unit(400, 16, seed=1), [str(i) for i in range(400)], [YEAR] * 400), 1)
-    assert found.chance1 == pytest.approx(1 / 400) and found.chance5 == pytest.approx(5 / 400)
-    assert abs(found.percentile - 0.5) < 0.05 and found.top5 < 0.04
+    own = np.random.default_rng(2).integers(0, 40, 2000)
+    found = summarise([(rank_texts(unit(40, 16), unit(2000, 16, seed=1), own), own)], 1)
+    low, high = found.interval
+    assert low < found.top1 < high and 1 / 45 < found.chance1 < 1 / 35
+    assert abs(found.percentile - 0.5) < 0.05 and (found.points, found.texts) == (2000, 40)
 
 
-def test_places_of_the_same_text_are_no_mistakes():
-    vectors = unit(3, 8)
-    places = vectors[[1, 1, 2]]  # text 0's own place looks like text 1's
-    before, others = rank_places(vectors[[1, 1, 2]], places, ["a", "a", "b"], [YEAR] * 3)
-    assert before.tolist() == [0, 0, 0] and others.tolist() == [1, 1, 2]
+def test_answering_with_the_frequent_text_is_no_better_than_chance():
+    text, own = unit(4, 8), np.array([0] * 70 + [1, 2, 3] * 10)
+    found = summarise([(rank_texts(text, np.repeat(text[:1], 100, 0), own), own)], 1)
+    assert found.top1 == found.chance1 == pytest.approx(0.7)
+    assert found.percentile == pytest.approx(found.chance_percentile)
+
+
+def test_places_that_all_look_alike_know_no_text():
+    text = np.repeat(unit(1, 8), 3, 0)
+    ranks = rank_texts(text, np.repeat(text[:1], 6, 0), np.array([0, 1, 2] * 2))
+    assert (np.take_along_axis(ranks, np.array([0, 1, 2] * 2)[:, None], 1) == 2).all()
+
+
+def test_texts_of_other_dates_are_no_rivals():
+    one, own = unit(4, 8), np.arange(2)
+    groups = [(rank_texts(one[:2], one[:2], own), own), (rank_texts(one[2:], -one[2:], own), own)]
+    found = summarise(groups, 4)
+    assert (found.points, found.texts, found.top1, found.chance1) == (4, 4, 0.5, 0.5)
     with pytest.raises(RetrievalError, match="two different texts"):
-        summarise(*rank_places(vectors, vectors, ["a", "a", "a"], [YEAR] * 3), 1)
-
-
-def test_places_of_other_dates_are_not_asked():
-    vectors = unit(4, 8)
-    dates = [YEAR, YEAR, LATER, LATER]
-    before, others = rank_places(-vectors, vectors, ["a", "b", "c", "d"], dates)
-    assert before.tolist() == [1] * 4 and others.tolist() == [1] * 4
-    alone = summarise(*rank_places(vectors[:3], vectors[:3], ["a", "b", "c"], dates[:3]), 3)
-    assert alone.texts == 2
+        summarise([(rank_texts(one[:1], one[:1], np.zeros(1, int)), np.zeros(1, int))], 1)
 
 
 def test_text_points_of_chips_are_embedded_at_their_place_and_dates():
@@ -69,8 +74,8 @@ def test_text_points_of_chips_are_embedded_at_their_place_and_dates():
     rng = np.random.default_rng(0)
     vectors = {point.text: rng.normal(size=4).astype(np.float32) for chip in chips for point in chip.texts}
     found = text_retrieval(model, chips, vectors.get)
-    assert found.places == 2 and found.texts == sum(len(chip.texts) for chip in chips)
+    assert found.places == 2 and found.points == sum(len(chip.texts) for chip in chips)
     land = text_retrieval(model, chips, vectors.get, keep=lambda chip, point: point.uncertainty_m >= 80)
-    assert land.texts == 2
+    assert land.points == 2
     with pytest.raises(RetrievalError, match="no text with a vector"):
         text_retrieval(model, chips, lambda text: None)

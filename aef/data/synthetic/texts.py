@@ -11,7 +11,7 @@ from aef.data.synthetic.landscape import Scene
 
 LICENCE = "CC0-1.0"
 DAY_MS = 86_400_000
-FIELDS_DESCRIBED = 4
+FIELDS_DESCRIBED = 8
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")  # fmt: skip
 
