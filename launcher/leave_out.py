@@ -1,6 +1,6 @@
 """Leave one place out: train on all other places, probe inside it, ours beside every baseline.
 
-    aef leave_out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,9120
+    aef leave_out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
 
 For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place and
 label in OUT/table.md and OUT/table.json: the embedding over the year and as four of 91 days, every hand-made feature set,
@@ -37,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--seed", type=int, default=0, help="of the splits")
     arguments = options.parse_intermixed_args(argv)
 
+    if arguments.least_fields < 2:
+        raise ValueError(
+            f"--least-fields: expected at least 2, one to train and one to test, found {arguments.least_fields}"
+        )
+
     from aef.data.chips import ChipFolder
     from aef.evaluation.tables import write_results
     from aef.evaluation.transfer import Task
@@ -48,12 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     places = _labelled_places(folder, arguments.places, {task.label for task in tasks})
     out, found, skipped = Path(arguments.out), [], []
     for number, place in enumerate(places, 1):
-        print(f"place {number} of {len(places)}: {place}", flush=True)
+        feasible, reasons = _feasible(folder, place, tasks, arguments.least_fields)
+        skipped += reasons
+        print(f"place {number} of {len(places)}: {place}{'' if feasible else ', no label can be judged'}", flush=True)
+        if not feasible:
+            continue
         if not _train(config, arguments.data, out / place, place):
             return STOPPED
-        results, reasons = _judge(out / place, folder, place, tasks, arguments)
-        found += results
-        skipped += reasons
+        found += _judge(out / place, folder, place, feasible, arguments)
     command = shlex.join(["aef", "leave_out", *(argv or [])])
     parts = [f"```\n{command}\n```", *(result.markdown() for result in found)]
     if skipped:
@@ -83,6 +90,23 @@ def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list
     return chosen
 
 
+def _feasible(folder, place: str, tasks, least_fields: int):
+    """Labels that can be judged at a place, and why others cannot: known before anything is trained."""
+    from aef.evaluation.labels import labelled_pixels
+    from aef.evaluation.probes import ProbeError
+    from aef.evaluation.transfer import tasks_of
+
+    chips = [folder.read(index) for index, one in enumerate(folder.places()) if one == place]
+    feasible, reasons = [], []
+    for task in tasks or tasks_of(chips):
+        try:
+            labelled_pixels(chips, task.label, classes=task.classes, min_units=least_fields)
+            feasible.append(task)
+        except ProbeError as error:
+            reasons.append(f"{place}: {error}")
+    return feasible, reasons
+
+
 def _train(config, data: str, out: Path, place: str) -> bool:
     """Train, or go on, without the place; whether it got to the last step."""
     from aef.training import Trainer
@@ -94,29 +118,14 @@ def _train(config, data: str, out: Path, place: str) -> bool:
 
 
 def _judge(out: Path, folder, place: str, tasks, arguments):
-    """Results of every label at a place, and why some have none."""
+    """Results of every label at a place."""
     import aef
-    from aef.evaluation.probes import ProbeError
-    from aef.evaluation.transfer import judge_place, tasks_of
+    from aef.evaluation.transfer import judge_place
 
     model = aef.load(out)
     chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]
-    results, reasons = [], []
-    for task in tasks or tasks_of(chips):
-        try:
-            results.append(
-                judge_place(
-                    model,
-                    chips,
-                    task,
-                    trials=arguments.trials,
-                    seed=arguments.seed,
-                    min_units=arguments.least_fields,
-                )
-            )
-        except ProbeError as error:
-            reasons.append(f"{place}: {error}")
-    return results, reasons
+    options = {"trials": arguments.trials, "seed": arguments.seed, "min_units": arguments.least_fields}
+    return [judge_place(model, chips, task, **options) for task in tasks]
 
 
 if __name__ == "__main__":

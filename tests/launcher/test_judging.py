@@ -91,12 +91,21 @@ def test_a_place_is_left_out_and_judged_by_a_run_that_never_saw_it(folder, tmp_p
     assert figures_of(out / "table")[1]["results"] == content["results"]
 
 
+def test_a_place_whose_labels_cannot_be_judged_is_not_trained(folder, tmp_path, capsys):
+    options = ["--data", folder / "chips", "--out", tmp_path / "out", "--label", "crop=99,98"]
+    assert call(leave_out, *options, "--places", "synthetic_0_00000") == 0
+    text, content = figures_of(tmp_path / "out" / "table")
+    assert content["results"] == [] and "'crop': fewer than two classes have 3 fields each" in text
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--label", "crop=a,b"], "expected LABEL or LABEL=CODE,CODE"),
         (["--label", "soil"], "no chosen place carries the label soil"),
         (["--places", "atlantis"], "holds no atlantis"),
+        (["--least-fields", "1"], "expected at least 2"),
     ],
 )
 def test_what_cannot_be_left_out_is_refused_before_training(folder, tmp_path, capsys, arguments, words):
