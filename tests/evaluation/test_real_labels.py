@@ -46,6 +46,7 @@ EAST_AFRICA = {
     "XY": (0.42, 0.43),
 }
 CORSICA = {ANNUAL: (0.31, 0.32), SEASONAL: (0.34, 0.34), HARMONIC: (0.27, 0.27), RAW: (0.28, 0.30), "XY": (0.20, 0.18)}
+FRANCE = {"S2 median": (0.62, 0.70), "all sensors": (0.60, 0.72)}
 OFFICIAL = {"sf_bay_urban": (0.68, 0.73), "amazon_forest": (0.67, 0.72)}
 
 
@@ -111,6 +112,35 @@ def test_belgian_fields(belgium, label, classes):
     found = scores(tables, pixels.labelled.labels, pixels.labelled.units)
     assert near(found, BELGIUM[label, classes], SPLIT_SPREAD)
     assert max(found["coordinates"]) < 0.5
+
+
+def filled(series, transform=lambda values: values):
+    """Every frame and band that shows anything as one channel, gaps at its mean: (T C, h, w)."""
+    seen = np.broadcast_to(series.valid, series.values.shape).reshape(-1, *series.values.shape[2:])
+    channels = np.where(seen, transform(series.values.astype(float)).reshape(seen.shape), np.nan)[seen.any((1, 2))]
+    return np.where(np.isfinite(channels), channels, np.nanmean(channels, (1, 2), keepdims=True))
+
+
+def test_french_land_cover_by_blocks_of_200_m():
+    """Eight days of one place: trees, grassland and cropland of WorldCover."""
+    pytest.importorskip("rasterio")
+    from aef.data.ingest.convert import convert_place
+    from aef.data.ingest.places import find_places
+    from aef.data.ingest.recipe import read_recipe
+    from aef.launcher.ingest import find_recipe
+
+    recipe = read_recipe(find_recipe("snowgalileo_8day"))
+    (place,), _ = find_places(recipe, sample("snowgalileo_8day"), ["french_alps_20221012"])
+    chip, _ = convert_place(recipe, place)
+    pixels = labelled_pixels([chip], "worldcover_2021", unit="block", classes=(10, 30, 40))
+    s2 = chip.sources["sentinel2"]
+    images = [filled(s2, np.log1p), *(filled(chip.sources[name]) for name in ("sentinel1", "landsat", "glo30"))]
+    seen = np.where(s2.valid, np.log1p(s2.values.astype(float)), np.nan)
+    unseen = ~s2.valid.any(axis=0)
+    seen[:, np.broadcast_to(unseen, seen.shape[1:])] = 0
+    fields = {"S2 median": np.nanmedian(seen, axis=0), "all sensors": np.concatenate(images)}
+    tables = {name: unit_variance(pixels.gather([field])) for name, field in fields.items()}
+    assert near(scores(tables, pixels.labelled.labels, pixels.labelled.units), FRANCE, SPLIT_SPREAD)
 
 
 def points_as_series(optical, vv, vh, times_ms):

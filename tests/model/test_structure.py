@@ -404,6 +404,9 @@ def test_text_becomes_a_unit_vector_of_its_period(make_model, make_batch):
     assert output.logit_scale.shape == (1,) and output.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     later = dataclasses.replace(batch, periods=batch.periods + 90 * DAY_MS)
     assert (model(later).text - output.text).abs().max() > 1e-4
+    # Its code is relative to its own start: the support, which would tell places apart, is not among what it reads.
+    elsewhere = dataclasses.replace(batch, support_start_ms=batch.support_start_ms - 50 * DAY_MS)
+    assert torch.equal(model(elsewhere).text, output.text)
 
 
 def test_without_a_text_tower_there_is_no_text_head(make_model, make_batch):

@@ -11,6 +11,7 @@ from aef.launcher.text import main
 from aef.sources import BUILT_IN
 from aef.text.cache import find_vectors
 from aef.text.points import open_points
+from aef.timecode import format_time
 
 
 def beside(name):
@@ -65,6 +66,8 @@ def test_from_corpora_to_vectors_by_one_command(corpora, capsys):
         rook.text.startswith("Corvus frugilegus, genus Corvus, class Aves.\nThe rook bird")
         and rook.source == "gbif:100"
     )
+    # An article states no date: it holds from 2015 to 2029.
+    assert (format_time(mill.time_ms), format_time(mill.time_end_ms)) == ("2015-01-01", "2030-01-01")
     vectors = find_vectors(chips)
     assert vectors.identity.name == "tiny" and all(vectors(point.text) is not None for point in (mill, rook))
     assert open_points(chips / "texts.parquet").metadata.num_rows == 2
