@@ -137,7 +137,7 @@ def judge_gaps(
     require_unseen(model, chips)
     entry = model.registry[source]
     scale = Scale.of(clear_series(chip, entry) for chip in chips)
-    tables: dict[str, WithheldTable] = {}
+    tables = {INSIDE: WithheldTable(), BEYOND: WithheldTable()}
     for number, (scene, chip) in enumerate(zip(scenes, chips)):
         for question in (_gap(chip, number, seed), _beyond(chip)):
             truth = scale.standardize(to_scale(entry, clear_view(scene, source, question.times_ms)))
