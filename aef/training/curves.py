@@ -91,7 +91,7 @@ def _health(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     _line(right, records, "effective_rank", label="effective rank (right)", color="C3", lw=1.6)
     right.set_ylim(bottom=0)
     right.tick_params(labelsize=7)
-    right.legend(fontsize=6, frameon=False, loc="upper right")
+    right.legend(fontsize=6, frameon=False, loc="center right")
     _finish(axes, "health")
 
 
