@@ -90,7 +90,7 @@ def _target_row(run: Run, batch: Batch, output: Output, name: str) -> list[Pictu
     if not len(own):
         return []
     item = int(own[0])
-    side = batch.window_px
+    side = batch.side_px
     predicted = output.reconstructions[name][item]
     valid = _expand(block.valid[item], side)
     if source.classes:

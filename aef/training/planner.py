@@ -25,8 +25,8 @@ RESERVED = 0.1
 WAYS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 PROJECTOR_STATES, SUMMARY_STATES, FIELD_STATES, DECODER_STATES = 5, 6, 5, 4
-"""Tensors that autograd keeps of a frame's projection and of a summary (at L/2), of an embedding field (at L) and of a
-decoded target, in units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
+"""Tensors that autograd keeps of a frame's projection and of a summary (at L/2), of an embedding field (at L) and of a decoded target, in
+units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,6 @@ def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_confi
     assert saved.keys() == model.model.state_dict().keys()
 
 
-def test_a_run_whose_targets_show_a_part_of_the_crop_draws_them(chips, tmp_path, make_config):
-    config = make_config(steps=2)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, target_px=6))
-    with Trainer(config, chips, tmp_path / "run", quiet=True) as trainer:
-        assert trainer.fit()
-    assert (tmp_path / "run" / "figures" / "step-00000002.png").stat().st_size > 10_000
-
-
 def test_a_run_goes_on_exactly_where_its_checkpoint_was(chips, tmp_path, make_config, uninterrupted):
     run = tmp_path / "run"
     stop_after(make_config(), chips, run, steps=8)
