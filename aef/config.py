@@ -64,9 +64,6 @@ class DataConfig:
     time_jitter_days: float = setting(
         0.0, "all times of a sample move together by up to this: few places are known by their dates", "days", least=0.0
     )
-    target_px: int = setting(
-        0, "side of the square of the crop, drawn anew for each sample, that targets show; 0: the whole crop", "px"
-    )
     targets_per_source: int = setting(1, "frames decoded per source and sample (paper: 1)", least=1)
     periods_per_sample: int = setting(0, "valid periods shared by all targets; 0: one of its own per target (paper)")
     support_days: float = setting(365.0, "length of the support period", "days")
@@ -151,7 +148,6 @@ class Config:
                     require(holds, f"{section}.{item.name}", f"a finite number of at least {least:g}", value)
         m, d, t = self.model, self.data, self.train
         require(d.chip_px > 0 and d.chip_px % 16 == 0, "data.chip_px", "a positive multiple of 16", d.chip_px)
-        require(d.target_px <= d.chip_px, "data.target_px", f"at most chip_px {d.chip_px}", d.target_px)
         for name in ("time_width", "space_width"):
             width = getattr(m, name)
             require(
@@ -217,22 +213,20 @@ SMALL = Config(
         time_width=64,
         space_width=64,
         head_width=32,
-        summary_heads=16,
-        summary_width=128,
-        decoder_width=256,
+        summary_width=96,
+        decoder_width=128,
         pyramid_kernel=2,
         period_bias=True,
     ),
     data=DataConfig(
         chip_px=16,
-        target_px=8,
         frame_budget=0.4,
         budget_spread=0.5,
         time_jitter_days=20.0,
         targets_per_source=3,
         periods_per_sample=4,
     ),
-    objective=ObjectiveConfig(consistency_weight=0.05),
+    objective=ObjectiveConfig(consistency_weight=0.1),
     train=TrainConfig(
         steps=3000,
         global_batch=6,

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aef.data.crop import Crop
 from aef.hashing import stable_hash
 from aef.sources import Registry, Source
 from aef.timecode import Period
@@ -38,7 +37,7 @@ class Frames:
 
 @dataclass
 class Target:
-    """One frame to decode, on the grid of the sample's window or, for coarse sources, on g x g cells that cover it.
+    """One frame to decode, on the crop's grid or, for coarse sources, on g x g cells that cover the crop.
 
     ``values`` (h, w, C) in the chip's type, ``valid`` (h, w, C or 1) bool, ``weight`` (h, w, 1) uint8 (loss weight / 255),
     ``metadata`` (M,) float32 with NaN where missing, ``period`` the summary that it is decoded from, ``item_weight`` 0
@@ -70,8 +69,7 @@ class Text:
 class Sample:
     """What the sampler draws from a chip in one epoch; both views share arrays.
 
-    ``window`` is the part of the crop that targets on its grid show, None for all of it. ``periods`` are further
-    summaries of the teacher, wanted for themselves (embedding) rather than for a target.
+    ``periods`` are further summaries of the teacher, wanted for themselves (embedding) rather than for a target.
     """
 
     id: str
@@ -87,7 +85,6 @@ class Sample:
     text: Text | None = None
     periods: tuple[Period, ...] = ()
     epoch: int = 0
-    window: Crop | None = None
 
     @property
     def hash(self) -> int:
@@ -190,17 +187,14 @@ class TextBlock(_Movable):
 class Batch(_Movable):
     """B samples, S = views * B segments, F frames, Q summaries.
 
-    side_px is the side of the crops, window_px that of the part of them that targets show;
     cu_frames (S + 1,) int32, one more with filler, which is then the last segment; max_frames a bucketed Python int;
     frame_time_ms (F,) and frame_segment (F,) int64; support_start_ms (S,) int64; periods (Q, 2) int64;
-    period_segment (Q,) int32; period_window (Q, 2) int64, row and column of the first pixel that the targets of the
-    period's sample show; pairs, the number of (period, frame of its segment) pairs, a Python int, so that a bias
+    period_segment (Q,) int32; pairs, the number of (period, frame of its segment) pairs, a Python int, so that a bias
     per pair needs no synchronisation; teacher_row, student_row (B,) int64 rows of the consistency summaries;
     consistency_weight (B,) float32; sample_hash, place_hash, global_index (B,) int64; key (seed, epoch).
     """
 
     side_px: int
-    window_px: int
     frames: dict[str, FrameBlock]
     cu_frames: Tensor
     max_frames: int
@@ -209,7 +203,6 @@ class Batch(_Movable):
     support_start_ms: Tensor
     periods: Tensor
     period_segment: Tensor
-    period_window: Tensor
     pairs: int
     targets: dict[str, TargetBlock]
     teacher_row: Tensor
@@ -274,11 +267,6 @@ class Collator:
         if len(sides) > 1:
             raise ValueError(f"samples of one batch must share a side length, found {sorted(sides)} px")
         side = sides.pop()
-        windows = [sample.window or Crop(0, 0, side) for sample in samples]
-        if len({window.side_px for window in windows}) > 1:
-            raise ValueError(
-                f"targets of one batch must share a side length, found {sorted({w.side_px for w in windows})} px"
-            )
         packed = self._pack_frames(samples, side)
         periods = _Periods(self.views)
         targets = {name: self._pack_targets(source, samples, side, periods) for name, source in self.targets.items()}
@@ -291,11 +279,9 @@ class Collator:
         weights = [s.consistency_weight if s.consistency_period else 0.0 for s in samples]
         return Batch(
             side_px=side,
-            window_px=windows[0].side_px,
             **packed,
             periods=torch.tensor(periods.rows, dtype=torch.int64).view(-1, 2),
             period_segment=torch.tensor(periods.segments, dtype=torch.int32),
-            period_window=torch.tensor([windows[s // self.views][:2] for s in periods.segments]).view(-1, 2),
             pairs=int(packed["cu_frames"].diff()[periods.segments].sum()),
             targets=targets,
             teacher_row=torch.tensor(teacher),

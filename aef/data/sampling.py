@@ -9,7 +9,6 @@ Randomness is keyed by (seed, epoch, sample id): a sample does not depend on the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -98,13 +97,10 @@ class Sampler:
         crop = Crop.draw(rng, chip.height, chip.width, self.config.chip_px, self.config.crop_jitter)
         names = dict.fromkeys((*self.inputs, *self.targets))
         found = {name: self._candidates(chip, name, support, crop) for name in names if name in chip.sources}
-        window, shown = self._draw_window(rng, crop)
-        if shown != crop:
-            found = {name: self._seen_through(candidates, shown) for name, candidates in found.items()}
         chosen = self._draw_targets(rng, found, support)
         remaining = self._remove_targets(rng, found, chosen)
         teacher, student, period, weight = self._draw_views(rng, remaining, support, crop)
-        targets = self._cut_targets(rng, chip, chosen, support, shown)
+        targets = self._cut_targets(rng, chip, chosen, support, crop)
         sample = Sample(
             id=chip.id,
             place=chip.place,
@@ -118,7 +114,6 @@ class Sampler:
             consistency_period=period,
             consistency_weight=weight,
             text=self._draw_text(rng, chip, support, crop),
-            window=window,
         )
         return self._jitter(rng, sample)
 
@@ -164,21 +159,6 @@ class Sampler:
         return _Candidates(source, series, index, moments[index], clear[index - run.start])
 
     # --- targets -----------------------------------------------------------------------------------------------------
-
-    def _draw_window(self, rng: np.random.Generator, crop: Crop) -> tuple[Crop | None, Crop]:
-        """The part of a crop that targets show, within the crop (None: all of it) and within the chip."""
-        side = self.config.target_px or crop.side_px
-        if side == crop.side_px:
-            return None, crop
-        row, col = (int(at) for at in rng.integers(crop.side_px - side + 1, size=2))
-        return Crop(row, col, side), Crop(crop.row + row, crop.col + col, side)
-
-    def _seen_through(self, candidates: _Candidates, window: Crop) -> _Candidates:
-        """The same frames, as clear as they are in the window."""
-        index = candidates.index
-        run = slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0)
-        _, clear = _clear(candidates.source, candidates.series, run, window)
-        return dataclasses.replace(candidates, clear=clear[index - run.start] if len(index) else candidates.clear)
 
     def _draw_targets(
         self, rng: np.random.Generator, found: dict[str, _Candidates], support: Period

@@ -38,8 +38,8 @@ class Output:
     """What the objective reads.
 
     mean (Q, L, L, D) fp32 unit vectors, one embedding field per row of `Batch.periods`; reconstructions by source
-    (N, W, W, decoded channels) fp32, in standardised units (logits of a categorical source), on the 10 m grid of the
-    window that targets show (W = L unless `data.target_px` says otherwise), even for coarse sources; text (K, D) fp32 unit vectors; logit_scale (1,), the logarithm of 1 / temperature.
+    (N, L, L, decoded channels) fp32, in standardised units (logits of a categorical source), on the crop's 10 m grid
+    even for coarse sources; text (K, D) fp32 unit vectors; logit_scale (1,), the logarithm of 1 / temperature.
     """
 
     mean: Tensor
@@ -112,7 +112,7 @@ class AEF(nn.Module):
         return self.head(self.summary(states, timecode, batch))
 
     def _decode(self, mean: Tensor, batch: Batch) -> dict[str, Tensor]:
-        pixels = _windowed(mean, batch.period_window, batch.window_px)  # (Q, P, D)
+        pixels = mean.flatten(1, 2)  # (Q, P, D)
         blocks = {name: batch.targets[name] for name in self.decoders}
         if not blocks:
             return {}
@@ -127,7 +127,7 @@ class AEF(nn.Module):
         for (name, block), embedding in zip(blocks.items(), drawn):
             position = position_in_period(block.time_ms, batch.periods[block.period_row])
             decoded = self.decoders[name](embedding, block.metadata, position, self.compute_dtype)
-            reconstructions[name] = decoded.unflatten(1, (batch.window_px, batch.window_px))
+            reconstructions[name] = decoded.unflatten(1, mean.shape[1:3])
         return reconstructions
 
     def _embed_text(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -136,17 +136,6 @@ class AEF(nn.Module):
             absent = torch.zeros(text.vector.shape[0], self.config.embedding_dim, device=text.vector.device)
             return absent, torch.full((1,), INITIAL_LOGIT_SCALE, device=text.vector.device)
         return self.text_head(text.vector, batch.periods[text.period_row], self.compute_dtype)
-
-
-def _windowed(mean: Tensor, origin: Tensor, window_px: int) -> Tensor:
-    """The W × W pixels from `origin` (Q, 2) on: (Q, L, L, D) → (Q, W², D)."""
-    pixels, side = mean.flatten(1, 2), mean.shape[1]
-    if window_px == side:
-        return pixels
-    steps = torch.arange(window_px, device=mean.device)
-    rows, columns = origin.unbind(1)
-    place = (rows[:, None, None] + steps[:, None]) * side + columns[:, None, None] + steps  # (Q, W, W)
-    return pixels.gather(1, place.flatten(1)[..., None].expand(-1, -1, pixels.shape[-1]))
 
 
 def segment_of_frames(batch: Batch) -> Tensor:

@@ -38,8 +38,7 @@ class Work:
     """What one forward pass processes.
 
     frames: by input source, dummies included; attended: Σ over segments of their frames squared; pairs: Σ over summaries
-    of the frames that they pool; targets: by target source, dummies included; window_px: the side of what targets show,
-    0 for the whole crop.
+    of the frames that they pool; targets: by target source, dummies included.
     """
 
     side_px: int
@@ -49,7 +48,6 @@ class Work:
     pairs: int
     targets: Mapping[str, int]
     texts: int = 1
-    window_px: int = 0
 
     @classmethod
     def of(cls, batch: Batch) -> Work:
@@ -62,7 +60,6 @@ class Work:
             pairs=batch.pairs,
             targets={name: len(block.time_ms) for name, block in batch.targets.items()},
             texts=len(batch.text.period_row),
-            window_px=batch.window_px,
         )
 
 
@@ -91,7 +88,7 @@ def forward_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
     pooling = 4 * half * config.summary_heads * width * work.pairs + 2 * frames * TIMECODE_WIDTH * width
     summaries = work.summaries * _summary(config, side)
     decoders = sum(
-        n * _decoder(config, registry[name].metadata_width, registry[name].decoded_channels, work.window_px or side)
+        n * _decoder(config, registry[name].metadata_width, registry[name].decoded_channels, side)
         for name, n in work.targets.items()
     )
     hidden = config.text_width

@@ -160,7 +160,7 @@ class Objective:
         rows = torch.arange(batch.samples, device=batch.teacher_row.device)
         for name, source in self.sources.items():
             block = batch.targets[name]
-            prediction = self._prediction(reconstructions, source, block, batch.window_px)
+            prediction = self._prediction(reconstructions, source, block, batch.side_px)
             values, found = self._item_errors(source, prediction, block, batch)
             weight = block.item_weight.to(values.dtype)
             member = (block.sample == rows[:, None]) & found & (weight > 0)  # (B, N)
@@ -191,7 +191,7 @@ class Objective:
         else:
             target = self.standardizers[source.name](block.values, block.valid).to(prediction.dtype)
             weight = weight * block.valid
-        side = batch.window_px
+        side = batch.side_px
         return reconstruction_error(
             source,
             prediction,

@@ -76,7 +76,6 @@ def join(batches: Sequence[Batch]) -> Batch:
         support_start_ms=cat("support_start_ms"),
         periods=cat("periods"),
         period_segment=cat("period_segment", segments),
-        period_window=cat("period_window"),
         targets={
             name: _join_targets([batch.targets[name] for batch in batches], samples, rows) for name in first.targets
         },

@@ -11,7 +11,6 @@ from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.collate import Batch, Collator, Frames, Sample, Target
-from aef.data.crop import Crop
 from aef.data.normalize import Statistics
 from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
@@ -46,7 +45,7 @@ def random_batch(
 def _random_sample(
     config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], number: int, rng
 ) -> Sample:
-    side, window = config.data.chip_px, config.data.target_px or config.data.chip_px
+    side = config.data.chip_px
     full, kept = planner.frames_per_sample(config, registry, inputs)
     teacher = {name: _random_frames(registry[name], config, rng) for name in inputs}
     share = kept / full
@@ -58,7 +57,7 @@ def _random_sample(
     decoded = [name for name in targets for _ in range(config.data.targets_per_source)]
     wanted: dict[str, list[Target]] = {}
     for at, name in enumerate(decoded):
-        wanted.setdefault(name, []).append(_random_target(registry[name], window, periods[at % len(periods)], rng))
+        wanted.setdefault(name, []).append(_random_target(registry[name], side, periods[at % len(periods)], rng))
     return Sample(
         id=f"random{number}",
         place=f"random{number}",
@@ -69,7 +68,6 @@ def _random_sample(
         student=student,
         targets=wanted,
         consistency_period=Period(0, 200 * DAY_MS),
-        window=Crop(0, 0, window),
     )
 
 

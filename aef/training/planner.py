@@ -24,8 +24,8 @@ RESERVED = 0.1
 
 WAYS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
-PROJECTOR_STATES, SUMMARY_STATES, FIELD_STATES, DECODER_STATES = 5, 6, 5, 4
-"""Tensors that autograd keeps of a frame's projection and of a summary (at L/2), of an embedding field (at L) and of a decoded target, in
+PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
+"""Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target, in
 units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
 
 
@@ -107,20 +107,17 @@ def plan(
     per_frame = cost.activation_bytes_per_frame(m, d.chip_px)
     fields, decoded = _fields_per_sample(config, registry, targets)
     element = 2 if m.compute_dtype == "bfloat16" else 4
-    half, whole, shown = (d.chip_px // 2) ** 2, d.chip_px**2, (d.target_px or d.chip_px) ** 2
-    pooled = m.summary_heads * m.precision_width
-    # The kernel keeps no attention weights for its backward, PyTorch does.
-    weights = 0 if on_gpu else m.summary_heads * teacher
+    half, whole = (d.chip_px // 2) ** 2 * m.precision_width, d.chip_px**2
     per_sample = (
-        frames * (per_frame + element * PROJECTOR_STATES * half * m.precision_width)
+        frames * (per_frame + element * PROJECTOR_STATES * half)
         + fields
-        * half
-        * (element * (SUMMARY_STATES + 2 * m.mlp_ratio) * m.summary_width + element * pooled + 4 * weights)
-        + fields * 4 * FIELD_STATES * whole * m.embedding_dim
-        + decoded * shown * (element * DECODER_STATES * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
+        * (
+            element * (6 + 2 * m.mlp_ratio) * (d.chip_px // 2) ** 2 * m.summary_width
+            + 4 * FIELD_STATES * whole * m.embedding_dim
+        )
+        + decoded * whole * (element * DECODER_STATES * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
-    channels = _channels(registry, targets) * d.targets_per_source
-    outputs = micro * 4 * (whole * m.embedding_dim * fields + shown * channels)
+    outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
     states = _states(count, stage, precision, ranks, settings)
     return Plan(
         parameters=count,

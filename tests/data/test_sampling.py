@@ -93,39 +93,6 @@ def test_frames_and_targets_are_cut_from_the_same_window(make_chip):
     assert windows[0].shape == (16, 16) and (np.diff(windows[0], axis=1) == 1).all()
 
 
-def test_targets_show_a_square_of_the_crop(make_chip):
-    """`data.target_px`: every source stores the chip's pixel numbers, so a square is recognised by them."""
-    chip = make_chip("place", side=48, sources=("sentinel2", "landsat", "glo30"))
-    numbers = np.arange(48 * 48).reshape(48, 48) + 100
-    for series in chip.sources.values():
-        series.values[:] = numbers
-    origins = set()
-    for sample in draws(chip, 12, chip_px=32, target_px=8):
-        crop = sample.teacher["sentinel2"].values[0, ..., 0]
-        row, col, side = sample.window
-        origins.add((row, col))
-        assert side == 8 and 0 <= row <= 24 and 0 <= col <= 24 and crop.shape == (32, 32)
-        for targets in sample.targets.values():
-            for target in targets:
-                assert np.array_equal(target.values[..., 0], crop[row : row + 8, col : col + 8])
-    assert len(origins) > 6
-
-
-def test_a_target_is_as_clear_as_its_square(make_chip):
-    """A frame that is clear elsewhere in the crop is no target."""
-    chip = make_chip("place", side=16, sources=("sentinel2",))
-    series = chip.sources["sentinel2"]
-    series.weight[:] = 0
-    series.weight[:, :, :8, :8] = 255
-    for sample in draws(chip, 20, target_px=4):
-        row, col, _ = sample.window
-        assert bool(sample.targets.get("sentinel2")) == (row < 8 and col < 8)
-
-
-def test_whole_crops_are_targets_by_default(chip):
-    assert draw(chip).window is None and same(draw(chip), draw(chip, target_px=16))
-
-
 def test_a_small_chip_is_padded_with_what_is_not_valid(make_chip):
     chip = make_chip("place", side=10)
     sample = draw(chip)

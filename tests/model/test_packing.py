@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from aef.data.collate import Frames
-from aef.data.crop import Crop
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, encode_period, encode_time
 
@@ -345,27 +344,3 @@ def test_frames_of_every_stored_type_are_encoded(make_model, make_samples, pack)
         f = sample.teacher["sentinel2"]
         sample.teacher["sentinel2"] = Frames(f.values.astype(kind), f.valid, f.time_ms)
         close(model.embed(pack(samples, text_dim=8)), expected)
-
-
-@pytest.mark.parametrize("views", [1, 2])
-def test_a_window_is_decoded_as_the_same_pixels_of_the_whole_crop(make_model, make_samples, pack, views):
-    """`data.target_px`: fewer pixels are decoded, each to the same values; gradients reach the window's sample."""
-    model = make_model(awake=True).eval()
-    whole = make_samples(2, text_dim=8)
-    windows = [Crop(3, 8, 6), Crop(10, 0, 6)]
-    cut = [dataclasses.replace(sample, window=window) for sample, window in zip(whole, windows)]
-    expected = model(pack(whole, text_dim=8, views=views)).reconstructions
-    batch = pack(cut, text_dim=8, views=views)
-    found = model(batch).reconstructions
-    assert batch.window_px == 6
-    for name, block in batch.targets.items():
-        for number, sample in enumerate(block.sample.tolist()):
-            rows, columns, _ = (slice(at, at + 6) for at in windows[sample])
-            close(found[name][number], expected[name][number, rows, columns])
-    assert backward_is_finite(model.train(), pack(cut, text_dim=8))
-
-
-def test_windows_of_one_batch_share_a_side(make_samples, pack):
-    one, two = make_samples(2)
-    with pytest.raises(ValueError, match=r"targets of one batch must share a side length, found \[6, 16\] px"):
-        pack([one, dataclasses.replace(two, window=Crop(0, 0, 6))])
