@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--places", nargs="*", metavar="PLACE", help="places whose labels are judged")
     options.add_argument("--shots", type=int, default=10, help="labelled pixels per class")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
+    options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
     options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
     arguments = options.parse_args(argv)
 
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         period_days=[float(days) for days in arguments.periods.split(",")],
         shots=arguments.shots,
         trials=arguments.trials,
+        health_places=arguments.health_places,
     )
     print(judgement.markdown())
     if arguments.out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,18 @@ from aef.timecode import Period
 PIXELS_PER_CHIP = 64
 BLOCK_PX = 8
 LINEAR_KINDS = ("linear", "ridge")
+LEAST_PLACES = 6
+"""From so many on a linear probe finds a direction that places share."""
+
+
+def presence_split(chips: Sequence[Chip]) -> Literal["place", "block"]:
+    """What `source_presence` keeps apart: places, or blocks of ground within places where there are fewer than six.
+
+    Within a place the two embeddings are two tight clusters, which a plane tells apart in 64 dimensions whatever moved
+    them: blocks give an upper bound near 1. Only what places share is a trace of the sensor; but a probe that learns on one
+    or two places finds nothing even where they share it, and its 0.5 would say nothing.
+    """
+    return "place" if len({chip.place for chip in chips}) >= LEAST_PLACES else "block"
 
 
 def source_presence(
@@ -22,10 +35,8 @@ def source_presence(
     """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance.
 
     The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip is
-    embedded with and without the source, so that presence says nothing about the place. The probe, the better of λ = 0
-    and ridge, is trained on some places and tested on others: within a place the two embeddings are two tight clusters
-    that any small shift tells apart in 64 dimensions, and only what is common to places is a trace of the sensor. One
-    place alone is split into blocks of ground. Sources that no chip holds beside another input are left out.
+    embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ = 0
+    and ridge; `presence_split` says what it is tested on. Sources that no chip holds beside another input are left out.
     """
     rng = np.random.default_rng(seed)
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
@@ -43,7 +54,7 @@ def source_presence(
                 labels.append(np.full(PIXELS_PER_CHIP, present))
                 units.append(np.full(PIXELS_PER_CHIP, number[chip.place]))
                 blocks.append(block)
-        units = units if len({int(one[0]) for one in units}) > 1 else blocks
+        units = units if presence_split(chips) == "place" else blocks
         if vectors and len(np.unique(np.concatenate(units))) >= 2:
             labelled = Labelled(np.concatenate(labels), np.concatenate(units))
             scores = probe(

@@ -12,7 +12,7 @@ import numpy as np
 
 from aef.data.chips import Chip
 from aef.data.withheld import WithheldDates
-from aef.evaluation.diagnostics import source_presence, spread
+from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
@@ -151,10 +151,12 @@ def judge_withheld(
 
 
 def judge_health(model: TrainedModel, chips: Sequence[Chip]) -> dict[str, float]:
-    """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source."""
+    """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source, within
+    places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0][0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip))
-    figures.update({f"presence of {name}": accuracy for name, accuracy in presence.items()})
+    where = "" if presence_split(chips) == "place" else " within places"
+    figures.update({f"presence of {name}{where}": accuracy for name, accuracy in presence.items()})
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
@@ -168,6 +170,7 @@ def judge(
     period_days: Sequence[float] = PERIOD_DAYS,
     shots: int = 10,
     trials: int = 20,
+    health_places: int = HEALTH_PLACES,
 ) -> Judgement:
     """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either."""
     tasks = withheld_tasks(model, chips, withheld, judged or withheld) if withheld is not None else []
@@ -180,5 +183,5 @@ def judge(
     return Judgement(
         withheld=[judge_withheld(model, task, period_days=period_days) for task in tasks],
         probes=probes,
-        health=judge_health(model, (held_out or chips)[:HEALTH_PLACES]),
+        health=judge_health(model, (held_out or chips)[:health_places]),
     )

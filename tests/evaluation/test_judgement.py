@@ -6,7 +6,7 @@ import pytest
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.withheld import WithheldDates
-from aef.evaluation.diagnostics import source_presence, spread
+from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import EMBEDDING, judge_labels, year_of
 from aef.evaluation.judgement import REFERENCE, judge
 from aef.evaluation.labels import labelled_pixels
@@ -129,8 +129,15 @@ def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
     # Each place moves in a direction of its own: within a place that is plain to see, elsewhere it is worth nothing.
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
     assert presence(lambda chip: own[chip.id]) < 0.7
-    one = source_presence(Marked(lambda chip: own[chip.id]), places[:1], lambda chip: None, trials=5)
-    assert one["sentinel1"] > 0.9
+
+
+def test_of_few_places_the_probe_says_only_what_each_of_them_shows():
+    """On two or three places a split by place finds nothing even where they share a trace: it would flatter."""
+    places = [a_chip(number) for number in range(3)]
+    own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
+    assert presence_split(places) == "block"
+    found = source_presence(Marked(lambda chip: own[chip.id]), places, lambda chip: None, trials=5)
+    assert found["sentinel1"] > 0.9
 
 
 def test_spread_of_equal_fields_is_a_collapse():

@@ -91,7 +91,7 @@ def test_a_run_writes_events_of_every_step_and_a_figure_of_every_validation(chip
         assert trainer.fit()
     log, validations = read_log(run), read_validations(run)
     assert [record["step"] for record in validations] == [2, 4]
-    assert {"norm", "uniformity", "effective_rank", "presence of sentinel2"} <= set(validations[0])
+    assert {"norm", "uniformity", "effective_rank", "presence of sentinel2 within places"} <= set(validations[0])
     found = events(run)
     assert found["train/loss"] == pytest.approx({record["step"]: record["loss"] for record in log}, rel=1e-6)
     assert found["validation/norm"] == pytest.approx({record["step"]: record["norm"] for record in validations})
