@@ -226,7 +226,7 @@ SMALL = Config(
         targets_per_source=3,
         periods_per_sample=4,
     ),
-    objective=ObjectiveConfig(consistency_weight=0.1),
+    objective=ObjectiveConfig(consistency_weight=0.05),
     train=TrainConfig(
         steps=3000,
         global_batch=6,
