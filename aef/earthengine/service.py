@@ -11,8 +11,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,11 +95,16 @@ class Gate:
 class _Transport:
     """The HTTP side of the client: a connection pool as wide as the gate, time limits, and the last answer's status.
 
-    The client translates an error answer to its message alone; the status and Retry-After that decide what to do next are
-    kept per thread.
+    ``admitted`` is entered around what is on the wire and nothing else, so that no place is taken while a graph is written
+    out or an answer is decoded. The client translates an error answer to its message alone; the status and Retry-After
+    that decide what to do next are kept per thread.
     """
 
-    def __init__(self, connections: int, patience: Patience) -> None:
+    def __init__(
+        self, connections: int, patience: Patience, admitted: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._admitted = admitted
+        self._surroundings: dict[str, Any] = {}
         self._session = requests.Session()
         # The client adds its own token; without this every request would look for a .netrc file.
         self._session.auth = lambda request: request
@@ -123,14 +128,23 @@ class _Transport:
 
     def request(self, uri, method="GET", body=None, headers=None, redirections=None, connection_type=None):
         """As `httplib2.Http.request`, which the client expects."""
+        prepared = self._session.prepare_request(requests.Request(method, uri, headers=headers, data=body))
         try:
-            answer = self._session.request(method, uri, data=body, headers=headers, timeout=self._timeout)
+            with self._admitted():
+                answer = self._session.send(prepared, timeout=self._timeout, **self._surrounding(uri))
         except requests.exceptions.Timeout as error:
             raise TimeoutError(str(error)) from error
         except requests.exceptions.RequestException as error:
             raise ConnectionError(str(error)) from error
         self._last.status, self._last.retry_after = answer.status_code, answer.headers.get("Retry-After")
         return httplib2.Response({**answer.headers, "status": answer.status_code}), answer.content
+
+    def _surrounding(self, uri: str) -> dict[str, Any]:
+        """Proxies and certificates that the environment names for a host: looked up once, not for every request."""
+        host = uri.split("/", 3)[2]
+        if host not in self._surroundings:
+            self._surroundings[host] = self._session.merge_environment_settings(uri, {}, None, None, None)
+        return self._surroundings[host]
 
 
 class Service:
@@ -170,7 +184,7 @@ class Service:
         self._counts, self._stopped, self._pauses = threading.Lock(), threading.Event(), 0
         self._pause_lock, self._paused_until = threading.Lock(), 0.0
         self._last_success = self._last_answer = time.monotonic()
-        self._transport = _Transport(in_flight + 8, self.patience)
+        self._transport = _Transport(in_flight + 8, self.patience, self._admitted)
         self._connect(project, ENDPOINTS.get(endpoint, endpoint), key_file)
 
     def _connect(self, project: str | None, url: str, key_file: str | Path | None) -> None:
@@ -197,6 +211,13 @@ class Service:
     def stop(self) -> None:
         """Wake every waiting request and let it give up."""
         self._stopped.set()
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        with self.gate.entered():
+            if self._stopped.is_set():
+                raise UnavailableError("the run was stopped")
+            yield
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -238,27 +259,26 @@ class Service:
         attempt, since = 0, 0.0
         while True:
             self._wait_while_paused()
-            with self.gate.entered():
-                if self._stopped.is_set():
-                    raise UnavailableError("the run was stopped")
-                if Service._connected is not self:
-                    raise EarthEngineError("this connection to Earth Engine was closed, or another was opened since")
-                since = since or time.monotonic()
-                self._transport.forget()
-                with self._counts:
-                    self.requests += 1
-                try:
-                    answer = ask()
-                except (RequestError, EarthEngineError):
-                    raise
-                except Exception as error:
-                    failure, status, asked_s = error, self._transport.status, self._transport.retry_after_s
-                    if status is not None:
-                        self._last_answer = time.monotonic()
-                else:
-                    self._last_success = self._last_answer = time.monotonic()
-                    self.gate.answered()
-                    return answer
+            if self._stopped.is_set():
+                raise UnavailableError("the run was stopped")
+            if Service._connected is not self:
+                raise EarthEngineError("this connection to Earth Engine was closed, or another was opened since")
+            since = since or time.monotonic()
+            self._transport.forget()
+            with self._counts:
+                self.requests += 1
+            try:
+                answer = ask()
+            except (RequestError, EarthEngineError):
+                raise
+            except Exception as error:
+                failure, status, asked_s = error, self._transport.status, self._transport.retry_after_s
+                if status is not None:
+                    self._last_answer = time.monotonic()
+            else:
+                self._last_success = self._last_answer = time.monotonic()
+                self.gate.answered()
+                return answer
             verdict = judge(failure, status)
             if isinstance(verdict, QuotaError):
                 self._pause(verdict)
