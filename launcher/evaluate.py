@@ -2,7 +2,8 @@
 
     python launcher/evaluate.py --checkpoint RUN --data CHIPS --withheld dates.csv --set report
 
-Withheld dates are those of the run unless --withheld names a list; --set takes the rows of its column `set`. Labels are
+Several runs (seeds) are judged one after the other, and then on average: error, least and most of the runs, and the
+mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set takes the rows of its column `set`. Labels are
 judged on --places (default: the places that the run held out). Tables go to standard output, and to --out as JSON.
 """
 
@@ -16,7 +17,13 @@ from aef.launcher.command import parser, run
 
 def main(argv: list[str] | None = None) -> int:
     options = parser(__file__, __doc__)
-    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="RUN",
+        help="run folders of trained models, say of other seeds",
+    )
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
     options.add_argument(
         "--withheld", metavar="CSV", help="dates that the model has not seen; default: those of its run"
@@ -30,16 +37,36 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
     arguments = options.parse_args(argv)
 
+    from aef.atomic import writing
+    from aef.evaluation.judgement import mean_of_runs
+
+    runs = {}
+    for path in arguments.checkpoint:
+        version, judgement = _judge(path, arguments)
+        if len(arguments.checkpoint) > 1:
+            print(f"## {Path(path).name}\n")
+        print(judgement.markdown(), flush=True)
+        runs[path] = {"model": version, **judgement.figures()}
+    if len(runs) > 1:
+        print(f"\n## Mean of {len(runs)} runs\n\n{mean_of_runs(list(runs.values()))}")
+    if arguments.out:
+        with writing(Path(arguments.out), "w") as stream:
+            json.dump({"runs": runs} if len(runs) > 1 else runs[arguments.checkpoint[0]], stream, indent=1)
+    return 0
+
+
+def _judge(path: str, arguments):
+    """The version of a run's model, and what is said of it."""
     import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import judge
 
-    model = aef.load(arguments.checkpoint)
+    model = aef.load(path)
     listed = arguments.withheld or model.config.data.withheld
     held_out = set(arguments.places if arguments.places is not None else model.config.data.held_out_places)
-    chips = [model.read(path) for path in ChipFolder(arguments.data, model.registry).files]
-    judgement = judge(
+    chips = [model.read(file) for file in ChipFolder(arguments.data, model.registry).files]
+    return model.version, judge(
         model,
         [chip for chip in chips if chip.place not in held_out],
         withheld=WithheldDates.read(listed) if listed else None,
@@ -50,13 +77,6 @@ def main(argv: list[str] | None = None) -> int:
         trials=arguments.trials,
         health_places=arguments.health_places,
     )
-    print(judgement.markdown())
-    if arguments.out:
-        from aef.atomic import writing
-
-        with writing(Path(arguments.out), "w") as stream:
-            json.dump({"model": model.version, **judgement.figures()}, stream, indent=1)
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ validation in the training loop, the report and the recorded tables measure the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,20 @@ class Judgement:
             },
             "health": self.health,
         }
+
+
+def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Errors on withheld dates over several runs' `Judgement.figures`: mean, least, most, and mean over linear's."""
+    parts = []
+    for source, first in figures[0]["withheld"].items():
+        linear, rows = first[REFERENCE]["mean"], []
+        for name in first:
+            errors = [one["withheld"][source][name]["mean"] for one in figures]
+            mean = sum(errors) / len(errors)
+            rows.append([name, *(f"{value:.3f}" for value in (mean, min(errors), max(errors), mean / linear))])
+        head = ["predictor", "mean", "least", "most", f"mean / {REFERENCE}"]
+        parts += [f"Withheld dates of {source}", markdown_table(head, rows)]
+    return "\n\n".join(parts)
 
 
 # --- withheld dates --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import EMBEDDING, judge_labels, year_of
-from aef.evaluation.judgement import REFERENCE, judge
+from aef.evaluation.judgement import REFERENCE, judge, mean_of_runs
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
@@ -180,3 +180,12 @@ def test_the_report_is_one_page_with_its_pictures(model, chips, judgement, tmp_p
     assert page.count("data:image/png;base64,") == 5 and "http" not in page.replace("http-equiv", "")
     assert "aef train &lt;with&gt; &amp; care" in page and "model, 120 d" in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_runs_are_averaged_beside_their_spread_and_over_linear_interpolation():
+    def figures(error):
+        table = {REFERENCE: {"mean": 0.5, "p": 0.5}, "model, 120 d": {"mean": error, "p": error}}
+        return {"withheld": {"sentinel2": table}, "probes": {}, "health": {}}
+
+    table = mean_of_runs([figures(0.4), figures(0.6), figures(0.35)])
+    assert "| model, 120 d | 0.450 | 0.350 | 0.600 | 0.900 |" in table and f"| {REFERENCE} | 0.500 |" in table
