@@ -9,6 +9,7 @@ from .activation.op import bias_gelu, bias_residual
 from .channel_norm.op import channel_norm
 from .exchange.op import exchange_down, exchange_up_add
 from .precision_conv.op import Activated, conv3x3, conv3x3_gelu
+from .space_attention.op import space_attention
 from .temporal_pooling.op import temporal_pooling
 from .time_attention.op import time_attention
 from .vmf.op import sample_vmf
@@ -23,6 +24,7 @@ __all__ = [
     "exchange_down",
     "exchange_up_add",
     "sample_vmf",
+    "space_attention",
     "temporal_pooling",
     "time_attention",
 ]

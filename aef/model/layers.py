@@ -96,16 +96,28 @@ class ResidualMlp(nn.Module):
 
 
 class Conv3x3(nn.Module):
-    """3×3 convolution with its epilogue, (F, H, W, I) → (F, H, W, O)."""
+    """3×3 convolution and a residual if one is given, (F, H, W, I) → (F, H, W, O)."""
 
-    def __init__(self, inputs: int, outputs: int, *, gelu: bool = False, gain: float = 1.0) -> None:
+    def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
         super().__init__()
-        self.gelu = gelu
         self.weight = new_weight(outputs, 3, 3, inputs, fan_in=max(1, round(9 * inputs / gain**2)))
         self.bias = new_bias(outputs)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return kernels.conv3x3(x, self.weight, self.bias, self.gelu, residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+        """`before`: what went into the GELU whose output `x` is, where it was kept (`kernels.conv3x3`)."""
+        return kernels.conv3x3(x, self.weight, self.bias, False, residual, before)
+
+
+class Conv3x3Gelu(nn.Module):
+    """GELU of a 3×3 convolution for a following one: a chain of them spends no pass of its own on a GELU's slope."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = new_weight(outputs, 3, 3, inputs, fan_in=9 * inputs)
+        self.bias = new_bias(outputs)
+
+    def forward(self, x: kernels.Activated) -> kernels.Activated:
+        return kernels.conv3x3_gelu(x.value, self.weight, self.bias, x.before)
 
 
 class Down(nn.Module):

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -27,7 +26,7 @@ from aef import kernels
 from aef.config import ModelConfig
 from aef.timecode import TIMECODE_WIDTH
 
-from .layers import ChannelNorm, Conv3x3, Linear, LinearResidual, ResidualMlp
+from .layers import ChannelNorm, Conv3x3, Conv3x3Gelu, Linear, LinearResidual, ResidualMlp
 from .pyramid import Ascent, Descent, Exchange, States, level_widths
 
 POSITION_OCTAVES = 6
@@ -39,14 +38,14 @@ class PrecisionOperator(nn.Module):
     def __init__(self, width: int, convs: int, *, gain: float) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
-        self.inner = nn.ModuleList(Conv3x3(width, width, gelu=True) for _ in range(convs - 1))
+        self.inner = nn.ModuleList(Conv3x3Gelu(width, width) for _ in range(convs - 1))
         self.last = Conv3x3(width, width, gain=gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
+        y = kernels.Activated(self.norm(x), None)
         for conv in self.inner:
             y = conv(y)
-        return self.last(y, residual=x)
+        return self.last(y.value, residual=x, before=y.before)
 
 
 class TimeOperator(nn.Module):
@@ -92,9 +91,7 @@ class SpaceOperator(nn.Module):
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, N, C)
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_width))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (F, H, N, D) each
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # (F, N, H, D)
-        x = self.mlp(self.out(attended.flatten(-2), x))
+        x = self.mlp(self.out(kernels.space_attention(qkv).flatten(-2), x))
         return x.view(frames, height, width, channels)
 
 
