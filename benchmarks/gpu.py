@@ -339,7 +339,7 @@ def count_launches(call: Callable[[], object]) -> tuple[int, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="operators, `questions`, `steps`")
+    parser.add_argument("--only", nargs="+", help="operators, `questions`, `block`, `steps`")
     parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds after which no new row is begun")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/GPU)")
     parser.add_argument("--commit", help="commit of the checkout, where git cannot tell")
@@ -371,6 +371,8 @@ def main(argv: list[str] | None = None) -> int:
         unrun += time_case(case, device, sheet, identity, deadline)
         sheet.close(verdicts, unrun)
         _clean()
+    if options.only is None or "block" in options.only:
+        unrun += _time_blocks(sheet, identity, deadline)
     if options.only is None or "questions" in options.only:
         unrun += _time_questions(device, sheet, identity, deadline)
     if options.only is None or "steps" in options.only:
@@ -404,6 +406,28 @@ def _time_questions(device: torch.device, sheet: Sheet, identity: dict, deadline
             unrun.append(f"{operator} {shape}: out of time")
             continue
         sheet.add(make_row(operator, shape, "stock", "forward", time_calls(calls), work, limits, identity))
+    return unrun
+
+
+def _time_blocks(sheet: Sheet, identity: dict, deadline: float) -> list[str]:
+    unrun, limits = [], _limits(identity["gpu"])
+    try:
+        from benchmarks.block import block_rungs
+
+        for shape, name, call, work in block_rungs(torch.device("cuda"), torch.bfloat16):
+            if time.monotonic() > deadline:
+                unrun.append(f"block {shape} | {name}: out of time")
+                continue
+            try:
+                timing = time_calls([call])
+            except (RuntimeError, NotImplementedError) as error:
+                unrun.append(f"block {shape} | {name}: {str(error).splitlines()[0][:120]}")
+                _clean()
+                continue
+            sheet.add(make_row("block", shape, name, "both", timing, work, limits, identity))
+            _clean()
+    except (RuntimeError, ImportError) as error:
+        unrun.append(f"block: {str(error).splitlines()[0][:120]}")
     return unrun
 
 

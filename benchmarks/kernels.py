@@ -20,6 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from aef import kernels
 from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
 from aef.kernels.channel_norm.reference import EPS, channel_norm_reference
+from aef.kernels.exchange.reference import exchange_down_reference, exchange_up_add_reference
+from aef.kernels.precision_conv.reference import conv3x3_reference
+from aef.kernels.space_attention.library import attend_products, attend_sdpa
+from aef.kernels.space_attention.library import attend_varlen as attend_varlen_pixels
+from aef.kernels.space_attention.reference import space_attention_reference
 from aef.kernels.temporal_pooling.library import pool_padded
 from aef.kernels.temporal_pooling.reference import temporal_pooling_reference
 from aef.kernels.time_attention.library import attend_padded, attend_varlen, varlen_library
@@ -204,6 +209,79 @@ def _sampling(rows: int, value: int) -> Case:
     return Case("sample_vmf", f"{rows}x64", make, contenders, roofline.sample_vmf(rows, 64), value)
 
 
+# --- convolutions, the exchange, space attention ---------------------------------------------------------------------
+
+
+def _precision(frames: int, side: int, channels: int, value: int) -> Case:
+    """The whole precision operator: x + conv(GELU(conv(LN(x)))). `AEF_KERNELS=triton` times the other of its two ways."""
+
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        def vector() -> Tensor:
+            return _random(channels, device=device, dtype=dtype)
+
+        def kernel() -> Tensor:
+            return _random(channels, 3, 3, channels, device=device, dtype=dtype, scale=(9 * channels) ** -0.5)
+
+        x = _random(frames, side, side, channels, device=device, dtype=dtype)
+        return x, vector(), vector(), kernel(), vector(), kernel(), vector()
+
+    def reference(x, scale, shift, first, first_bias, last, last_bias):
+        inner = conv3x3_reference(channel_norm_reference(x, scale, shift), first, first_bias, True)
+        return conv3x3_reference(inner, last, last_bias, False, x)
+
+    def eager(x, scale, shift, first, first_bias, last, last_bias):
+        image = F.layer_norm(x, x.shape[-1:], scale, shift, EPS).permute(0, 3, 1, 2)
+        inner = F.gelu(F.conv2d(image, first.permute(0, 3, 1, 2), first_bias, padding=1))
+        return x + F.conv2d(inner, last.permute(0, 3, 1, 2), last_bias, padding=1).permute(0, 2, 3, 1)
+
+    def ours(x, scale, shift, first, first_bias, last, last_bias):
+        inner = kernels.conv3x3_gelu(kernels.channel_norm(x, scale, shift), first, first_bias)
+        return kernels.conv3x3(inner.value, last, last_bias, residual=x, before=inner.before)
+
+    contenders: dict[str, Contender] = {"reference": reference, "eager": eager, "ours": ours}
+    work = roofline.precision_operator(frames, side, channels)
+    return Case("precision_operator", f"{frames}x{side}x{side}x{channels}", make, contenders, work, value)
+
+
+def _exchange(operator: str, frames: int, side: int, fine: int, coarse: int, kernel: int, value: int) -> Case:
+    """One step between a level of `side`² pixels and the next coarser; upwards it is merged into the finer state."""
+    upwards = operator == "exchange_up"
+
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        states = _random(frames, side, side, fine, device=device, dtype=dtype)
+        scale = (kernel**2 * (coarse if upwards else fine)) ** -0.5
+        weight = _random(coarse, kernel, kernel, fine, device=device, dtype=dtype, scale=scale)
+        bias = _random(fine if upwards else coarse, device=device, dtype=dtype)
+        if not upwards:
+            return states, weight, bias
+        return _random(frames, side // 2, side // 2, coarse, device=device, dtype=dtype), weight, bias, states
+
+    # PyTorch's own convolution on channels-last views is the reference as well as the best stock rung.
+    contenders: dict[str, Contender] = (
+        {"reference": exchange_up_add_reference, "eager": exchange_up_add_reference, "ours": kernels.exchange_up_add}
+        if upwards
+        else {"reference": exchange_down_reference, "eager": exchange_down_reference, "ours": kernels.exchange_down}
+    )
+    shape = f"{frames}x{side}x{side}, {fine}-{coarse}, {kernel}x{kernel}"
+    work = roofline.exchange(frames, side, fine, coarse, kernel)
+    return Case(operator, shape, make, contenders, work, value)
+
+
+def _space(frames: int, pixels: int, heads: int, channels: int, value: int) -> Case:
+    def make(device: torch.device, dtype: torch.dtype) -> Arguments:
+        return (_random(frames, pixels, 3, heads, channels, device=device, dtype=dtype),)
+
+    contenders: dict[str, Contender] = {
+        "reference": space_attention_reference,
+        "eager matmul": attend_products,
+        "sdpa": attend_sdpa,
+        varlen_library()[0]: attend_varlen_pixels,
+        "ours": kernels.space_attention,
+    }
+    work = roofline.space_attention(frames, pixels, heads, channels)
+    return Case("space_attention", f"{frames}x{pixels}x{heads}x{channels}", make, contenders, work, value)
+
+
 def cases(size: str) -> Iterator[Case]:
     """The shapes of presets that a CPU trains ("small") or of the paper ("large")."""
     if size == "large":
@@ -217,6 +295,12 @@ def cases(size: str) -> Iterator[Case]:
         for operator in ("channel_norm", "bias_gelu", "bias_residual"):
             yield _point_wise(operator, 64 * 4096, 128, 5)
             yield _point_wise(operator, 64 * 256, 2048 if operator == "bias_gelu" else 512, 4)
+        for frames, value in ((64, 9), (256, 7), (128, 5), (32, 5)):
+            yield _precision(frames, 64, 128, value)
+        for operator in ("exchange_down", "exchange_up"):
+            for side, fine, coarse in ((64, 128, 256), (32, 256, 512), (16, 512, 1024)):
+                yield _exchange(operator, 64, side, fine, coarse, 3, 6)
+        yield _space(150, 64, 16, 64, 4)
         yield _sampling(11 * 16384, 3)
         return
     yield _attention([10, 5], 4, 2, 16, 1)
@@ -228,6 +312,11 @@ def cases(size: str) -> Iterator[Case]:
     for operator in ("channel_norm", "bias_gelu", "bias_residual"):
         yield _point_wise(operator, 23040, 48, 1)
         yield _point_wise(operator, 1440, 256, 1)
+    yield _precision(64, 8, 32, 1)
+    for operator in ("exchange_down", "exchange_up"):
+        yield _exchange(operator, 64, 8, 32, 64, 3, 1)
+    yield _space(350, 1, 2, 32, 1)
+    yield _space(23, 16, 8, 64, 1)
     yield _sampling(7680, 1)
 
 

@@ -95,6 +95,40 @@ def conv3x3(frames: int, side: int, channels: int, itemsize: int = 2) -> Directi
     return _both(Work(flops, 2 * tensor), Work(2 * flops, 4 * tensor))
 
 
+def precision_operator(frames: int, side: int, channels: int, itemsize: int = 2) -> Direction:
+    """Two convolutions; every pass that the plan leaves: LayerNorm, and each convolution with its epilogue."""
+    conv, norm = (
+        conv3x3(frames, side, channels, itemsize),
+        channel_norm(frames * side * side, channels, itemsize),
+    )
+    residual = Work(0, frames * side * side * channels * itemsize)
+    return _both(
+        conv["forward"] + conv["forward"] + norm["forward"] + residual,
+        conv["backward"] + conv["backward"] + norm["backward"] + residual,
+    )
+
+
+def space_attention(frames: int, pixels: int, heads: int, channels: int, itemsize: int = 2) -> Direction:
+    """As `time_attention`, every frame a segment of its pixels."""
+    return time_attention([pixels] * frames, 1, heads, channels, itemsize)
+
+
+def block(
+    lengths: list[int], side: int, widths: tuple[int, int, int, int], head: int, mlp: int, kernel: int = 3
+) -> Direction:
+    """One STP block: `widths` at `side`, side/2, side/4 and side/8. Bytes: each state read and written once."""
+    frames, (half, quarter, eighth, sixteenth) = sum(lengths), widths
+    time, space = (side // 4) ** 2, (side // 8) ** 2
+    flops = 2 * conv3x3(frames, side, half)["forward"].flops
+    flops += 2 * (4 + 2 * mlp) * frames * (time * eighth**2 + space * sixteenth**2)
+    flops += time_attention(lengths, time, eighth // head, head)["forward"].flops
+    flops += space_attention(frames, space, sixteenth // head, head)["forward"].flops
+    levels = ((side, half, quarter), (side // 2, quarter, eighth), (side // 4, eighth, sixteenth))
+    flops += sum(2 * exchange(frames, *level, kernel)["forward"].flops for level in levels)
+    states = 2 * frames * (side**2 * half + time * eighth + space * sixteenth)
+    return _both(Work(flops, 2 * states), Work(2 * flops, 3 * states))
+
+
 def exchange(frames: int, side: int, fine: int, coarse: int, kernel: int = 3, itemsize: int = 2) -> Direction:
     """One step between a level of `side`² pixels and `fine` channels and the next coarser, in either direction."""
     flops = 2 * frames * (side // 2) ** 2 * kernel**2 * fine * coarse
@@ -115,7 +149,10 @@ def main(argv: list[str] | None = None) -> int:
         "bias_residual 512 at 16², 32 frames": bias_residual(32 * 256, 512),
         "sample_vmf 11 targets of 128²": sample_vmf(11 * 16384, 64),
         "conv3x3 128 at 64², 32 frames": conv3x3(32, 64, 128),
+        "precision operator 128 at 64², 32 frames": precision_operator(32, 64, 128),
+        "space_attention 64 pixels, 32 frames": space_attention(32, 64, 16, 64),
         "exchange 128–256 at 64², 32 frames": exchange(32, 64, 128, 256),
+        "block of the paper's widths, 43+21 frames": block([43, 21], 64, (128, 256, 512, 1024), 64, 4),
     }
     print(f"{'operator':40s} {'forward µs':>11s} {'backward µs':>12s} {'FLOP/byte':>10s}")
     for name, work in rows.items():
