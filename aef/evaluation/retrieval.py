@@ -89,7 +89,8 @@ def summarise(groups: Sequence[tuple[np.ndarray, np.ndarray]], places: int) -> R
             dealt += float(value.mean(axis=0) @ bearing)
         return found / points, dealt / points
 
-    (top1, chance1), (top5, chance5) = (share(lambda ranks, n=n: (ranks < n).astype(float)) for n in (1, 5))
+    top1, chance1 = share(lambda ranks: (ranks < 1).astype(float))
+    top5, chance5 = share(lambda ranks: (ranks < 5).astype(float))
     percentile, chance_percentile = share(lambda ranks: 1 - ranks / (ranks.shape[1] - 1))
     return Retrieval(
         points=points,
