@@ -143,6 +143,19 @@ STEPS = 24
 SETTINGS = (f"train.steps={STEPS}", "train.checkpoint_every=5", "train.figure_every=1000")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_compiler(tmp_path_factory):
+    """Every process here runs where nothing can be compiled: DeepSpeed must not need to build an operator."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("env", "sh", "bash", "hostname", "uname"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    ENV["PATH"] = str(folder)
+    for name in ("CC", "CXX", "CUDA_HOME"):
+        ENV.pop(name, None)
+    assert not any(shutil.which(name, path=ENV["PATH"]) for name in ("c++", "g++", "clang++", "cc", "gcc", "nvcc"))
+
+
 def deepspeed(chips, run, *arguments, ranks=2):
     """The `deepspeed` command as a user types it."""
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks)]
@@ -163,6 +176,22 @@ def ranks_of(process):
         if str(LAUNCHER) in line and (rank := re.search(r"--local_rank=(\d)", line)):
             found.setdefault(int(rank[1]), child)
     return found
+
+
+def test_slurm_s_warning_leaves_a_checkpoint_and_exit_code_75(pristine_chips, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(LAUNCHER), "--config", "tiny", "--data", str(pristine_chips), "--out", str(run)]
+    command += ["train.steps=100000", "train.checkpoint_every=100000", "train.figure_every=0"]
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while len(read_log(run)) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR1)
+        text, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 75, text[-3000:]
+    assert checkpointed(run) == read_log(run)[-1]["step"] >= 2
 
 
 @pytest.fixture(scope="module")
