@@ -90,19 +90,19 @@ def test_zero_3_without_a_threshold_holds_half_of_the_parameters(two_ranks):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_number_of_ranks_stage_and_way_of_saving_memory_gives_the_same_losses(size, one_rank, tmp_path):
-    for result in run_ranks(size, MATRIX, tmp_path / "run", timeout_s=1500):
+    for result in run_ranks(size, MATRIX, tmp_path / "run", timeout_s=3600):
         for case in MATRIX:
             same(result[case], one_rank)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_one_step_of_large_on_two_sharded_ranks_equals_zero_1(tmp_path):
-    sharded = run_ranks(2, ["3+sharded+large"], tmp_path / "three", timeout_s=3000)
-    whole = run_ranks(2, ["1+large"], tmp_path / "one", timeout_s=3000)
+    sharded = run_ranks(2, ["3+sharded+large"], tmp_path / "three", timeout_s=3600)
+    whole = run_ranks(2, ["1+large"], tmp_path / "one", timeout_s=3600)
     assert all(result["3+sharded+large"]["held_share"] <= 0.55 for result in sharded)
     found, expected = sharded[0]["3+sharded+large"], whole[0]["1+large"]
     assert found["losses"][0]["loss"] == pytest.approx(expected["losses"][0]["loss"], rel=TOLERANCE)

@@ -68,7 +68,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(chips, tmp_path, ma
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("trial", range(30))
 def test_runs_killed_at_random_points_end_as_if_they_had_not_been(trial, chips, tmp_path, make_config, uninterrupted):
     draw = random.Random(trial)
@@ -232,7 +232,7 @@ def test_the_deepspeed_command_goes_on_and_ends_as_one_rank_would(stopped, prist
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
 def test_a_run_goes_on_with_another_number_of_ranks(stage, pristine_chips, tmp_path):
     run = tmp_path / "run"
