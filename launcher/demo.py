@@ -17,12 +17,6 @@ from aef.launcher.command import parser, run
 STEPS = 400
 """Sized to about 150 s of training on two idle cores."""
 
-TEXT_WEIGHT = 0.3
-"""Of the contrastive loss: the paper's 0.001 is for 100,000 steps, of which this is a 250th."""
-
-WORDS = "water"
-"""What the demo looks for by words: one of the captions of its chips."""
-
 
 def main(argv: list[str] | None = None) -> int:
     options = parser(__file__, __doc__)
@@ -48,8 +42,6 @@ def main(argv: list[str] | None = None) -> int:
         given.append(f"data.held_out_places=[{','.join(held_out)}]")
     if dates:
         given.append(f"data.withheld={out / 'withheld.csv'}")
-    if not arguments.data:
-        given.append(f"objective.text_weight={TEXT_WEIGHT}")
     given += [f"train.seed={arguments.seed}", *arguments.settings]
     session.call("train", "--config", "small", "--data", chips, "--out", out / "run", "--resume", "auto", *given)
     session.call(
@@ -58,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     print(f"open {out / 'report.html'} in a browser")
     if not arguments.data:
-        session.call(
-            "search", "--checkpoint", out / "run", "--data", chips, "--text", WORDS, "--out", out / "search"
-        )  # fmt: skip
+        print(
+            f'try: aef search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
+        )
     return 0
 
 
