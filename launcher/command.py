@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, STOPPED, INTERRUPTED = 1, 75, 130
+"""Exit codes. 75 is BSD's EX_TEMPFAIL: stopped by a signal with a checkpoint written, try again."""
+
 TRACEBACK = "AEF_TRACEBACK"
 """Environment variable that lets an expected error through with its traceback."""
 

@@ -3,8 +3,9 @@
     python launcher/evaluate.py --checkpoint RUN --data CHIPS --withheld dates.csv --set report
 
 Several runs (seeds) are judged one after the other, and then on average: error, least and most of the runs, and the
-mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set takes the rows of its column `set`. Labels are
-judged on --places (default: the places that the run held out). Tables go to standard output, and to --out as JSON.
+mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set
+takes the rows of its column `set`. Labels are judged on --places (default: the places that the run held out). Tables go to
+standard output, and to --out as JSON.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"## {Path(path).name}\n")
         print(judgement.markdown(), flush=True)
         runs[path] = {"model": version, **judgement.figures()}
-    if len(runs) > 1:
-        print(f"\n## Mean of {len(runs)} runs\n\n{mean_of_runs(list(runs.values()))}")
     if arguments.out:
         with writing(Path(arguments.out), "w") as stream:
             json.dump({"runs": runs} if len(runs) > 1 else runs[arguments.checkpoint[0]], stream, indent=1)
+    if len(runs) > 1:
+        print(f"\n## Mean of {len(runs)} runs\n\n{mean_of_runs(list(runs.values()))}")
     return 0
 
 

@@ -106,7 +106,16 @@ class Judgement:
 
 
 def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Errors on withheld dates over several runs' `Judgement.figures`: mean, least, most, and mean over linear's."""
+    """Errors on withheld dates over several runs' `Judgement.figures`: mean, least, most, and mean over linear's.
+
+    Raises ValueError where the runs were not judged on the same predictors of the same sources.
+    """
+    judged = [{source: list(table) for source, table in one["withheld"].items()} for one in figures]
+    if any(one != judged[0] for one in judged):
+        raise ValueError(
+            "runs to be averaged must decode the same sources with withheld dates, found "
+            + "; ".join(", ".join(one) or "none" for one in judged)
+        )
     parts = []
     for source, first in figures[0]["withheld"].items():
         linear, rows = first[REFERENCE]["mean"], []

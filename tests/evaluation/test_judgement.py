@@ -189,3 +189,9 @@ def test_runs_are_averaged_beside_their_spread_and_over_linear_interpolation():
 
     table = mean_of_runs([figures(0.4), figures(0.6), figures(0.35)])
     assert "| model, 120 d | 0.450 | 0.350 | 0.600 | 0.900 |" in table and f"| {REFERENCE} | 0.500 |" in table
+
+
+def test_runs_of_other_sources_are_not_averaged():
+    one = {"withheld": {"sentinel2": {REFERENCE: {"mean": 0.5}}}}
+    with pytest.raises(ValueError, match="same sources with withheld dates, found sentinel2; landsat"):
+        mean_of_runs([one, {"withheld": {"landsat": {REFERENCE: {"mean": 0.5}}}}])
