@@ -1,4 +1,4 @@
-"""Random streams of a place, and rough fields: everything that is drawn is keyed by (seed, place, what it is for)."""
+"""Random streams of a place, and rough fields: everything that is drawn is keyed by (seed, place, what it is for, draw)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import hashlib
 import numpy as np
 
 
-def stream(seed: int, place: int, purpose: str) -> np.random.Generator:
-    """The same numbers for the same key, whichever worker asks and whatever else is rendered."""
+def stream(seed: int, place: int, purpose: str, draw: int = 0) -> np.random.Generator:
+    """The same numbers for the same key, whichever worker asks and whatever else is rendered.
+
+    Args:
+        draw: of the whole place: 0, unless it had to be drawn again.
+    """
     key = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=4).digest(), "little")
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, place, key))))
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, place, key, draw))))
 
 
 def rough_fields(rng: np.random.Generator, count: int, side: int, *, slope: float, longest: float = 1.0) -> np.ndarray:

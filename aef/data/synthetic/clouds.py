@@ -17,6 +17,10 @@ DAY_MS = 86_400_000
 CLOUDY = 0.08
 """Opacity from which a pixel is cloud in truth."""
 SHADOWED = 0.25
+LONGEST_SPELL_MS = 90 * DAY_MS
+"""Two frames of Sentinel-2 that are mostly clear follow each other within this."""
+SURELY_CLEAR = 0.25
+"""A frame with less cover than this is more than half clear: at most as much again lies in shadow."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,76 @@ def dark_season(rng: np.random.Generator, year_starts_ms: np.ndarray) -> tuple[n
     return starts, starts + (rng.uniform(36, 50, years) * DAY_MS).astype(np.int64)
 
 
-def frame_cover(scene: Scene, times_ms: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Share of each frame that is under cloud, (T,): the cloudiest days get the most, a dark season nothing else."""
+@dataclass(frozen=True)
+class Spells:
+    """Times between clear frames of a sensor, none of which may be longer than `LONGEST_SPELL_MS`.
+
+    ``first_ms`` and ``last_ms`` count as clear: the ends of the span, or moments so far from the first and the last dark
+    season that a clear frame must lie on its other side.
+    """
+
+    times_ms: np.ndarray
+    dark: np.ndarray
+    first_ms: int
+    last_ms: int
+
+    @classmethod
+    def of(cls, scene: Scene, times_ms: np.ndarray) -> Spells:
+        weather = scene.weather
+        starts, ends = dark_season(scene.stream("dark season"), weather.year_starts)
+        dark = np.any((times_ms[:, None] >= starts) & (times_ms[:, None] < ends), axis=1)
+        first = min(weather.start_ms, int(starts[0]) - LONGEST_SPELL_MS)
+        last = max(weather.start_ms + weather.days * DAY_MS, int(ends[-1]) + LONGEST_SPELL_MS)
+        return cls(times_ms, dark, first, last)
+
+    def longest(self, clear: np.ndarray) -> tuple[int, int]:
+        """Start and end of the longest one, given which frames are clear, (T,) bool."""
+        moments = np.concatenate([[self.first_ms], self.times_ms[clear], [self.last_ms]])
+        at = int(np.argmax(np.diff(moments)))
+        return int(moments[at]), int(moments[at + 1])
+
+    def allow(self, clear: np.ndarray) -> bool:
+        """Whether no spell is too long, given which frames are clear."""
+        start, end = self.longest(clear)
+        return end - start <= LONGEST_SPELL_MS
+
+    def shorten(self, share: np.ndarray) -> np.ndarray:
+        """Cover of the frames, (T,), after the exchanges that keep every spell short enough: the middle of a spell that is
+        too long, outside the dark season, for the frame whose neighbours are nearest in time."""
+        share = share.copy()
+        while not self.allow(clear := share < SURELY_CLEAR):
+            start, end = self.longest(clear)
+            within = np.flatnonzero(~self.dark & (self.times_ms > start) & (self.times_ms < end))
+            gained = within[np.argmin(np.abs(self.times_ms[within] - (start + end) // 2))]
+            given = np.flatnonzero(clear)
+            moments = np.concatenate([[self.first_ms], self.times_ms[given], [self.last_ms]])
+            lost = given[np.argmin(moments[2:] - moments[:-2])]
+            share[[gained, lost]] = share[[lost, gained]]
+        return share
+
+
+def frame_cover(
+    scene: Scene, times_ms: np.ndarray, rng: np.random.Generator, *, no_long_spell: bool = False
+) -> np.ndarray:
+    """Share of each frame that is under cloud, (T,): the cloudiest days get the most, a dark season nothing else.
+
+    Args:
+        no_long_spell: keep clear frames within `LONGEST_SPELL_MS` of each other; needs frames every few days.
+    """
     weather, count = scene.weather, len(times_ms)
     score = weather.at(weather.cloudiness, times_ms) + 0.5 * rng.standard_normal(count)
-    starts, ends = dark_season(scene.stream("dark season"), weather.year_starts)
-    score += 9 * ((times_ms[:, None] >= starts) & (times_ms[:, None] < ends)).any(1)
+    spells = Spells.of(scene, times_ms)
+    score += 9 * spells.dark
     rank = (np.argsort(np.argsort(score)) + rng.random()) / count
-    return cover_of_rank(rank, rng.uniform(0.39, 0.43), rng.uniform(0.445, 0.47))
+    share = cover_of_rank(rank, rng.uniform(0.39, 0.43), rng.uniform(0.445, 0.47))
+    return spells.shorten(share) if no_long_spell else share
 
 
-def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
-    """Clouds, their shadows and the mask for a sensor's frames."""
+def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str, *, no_long_spell: bool = False) -> Clouds:
+    """Clouds, their shadows and the mask for a sensor's frames; ``no_long_spell`` as `frame_cover` has it."""
     rng = scene.stream(f"clouds/{purpose}")
     px, count = scene.px, len(times_ms)
-    share = frame_cover(scene, times_ms, rng)
+    share = frame_cover(scene, times_ms, rng, no_long_spell=no_long_spell)
     opacity = np.zeros((count, px, px), np.float32)
     broken = np.flatnonzero((share > 0.01) & (share < 1))
     opacity[broken] = _broken(rng, share[broken], px)
@@ -68,13 +127,29 @@ def make_clouds(scene: Scene, times_ms: np.ndarray, purpose: str) -> Clouds:
     # Thick enough that what the mask misses lies at the edges of broken cloud, not under an overcast sky.
     opacity[full] = 1 - np.exp(-np.maximum(thickness, 1.8))
     # A few frames under thin cirrus, which masks tend to miss.
-    veiled = rng.permutation(np.flatnonzero(share <= 0.01))[: max(1, round(0.03 * count))]
+    veiled = _veiled(rng, share, Spells.of(scene, times_ms) if no_long_spell else None)
     veil = np.abs(0.16 + 0.09 * smooth_fields(rng, len(veiled), px, 5))
     opacity[veiled] = np.maximum(opacity[veiled], veil)
     shadow = np.zeros_like(opacity)
     shadow[broken] = _shadows(rng, opacity[broken])
     seen = _detected(rng, opacity, rng.uniform(0.055, 0.085))
     return Clouds(opacity, shadow, ~seen & (shadow < SHADOWED))
+
+
+def _veiled(rng: np.random.Generator, share: np.ndarray, spells: Spells | None) -> np.ndarray:
+    """Clear frames that cirrus covers, by number; with ``spells``, only such as may be lost."""
+    drawn = rng.permutation(np.flatnonzero(share <= 0.01))
+    wanted = max(1, round(0.03 * len(share)))
+    if spells is None:
+        return drawn[:wanted]
+    clear = share < SURELY_CLEAR
+    veiled: list[int] = []
+    for frame in drawn.tolist():
+        left = clear & (np.arange(len(clear)) != frame)
+        if len(veiled) < wanted and spells.allow(left):
+            clear = left
+            veiled.append(frame)
+    return np.array(veiled, np.int64)
 
 
 def _broken(rng: np.random.Generator, share: np.ndarray, px: int) -> np.ndarray:

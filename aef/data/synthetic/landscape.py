@@ -74,6 +74,7 @@ class Scene:
 
     seed: int
     place: int
+    draw: int
     site: Site
     weather: Weather
     fields: Fields
@@ -89,7 +90,7 @@ class Scene:
         return self.site.px
 
     def stream(self, purpose: str) -> np.random.Generator:
-        return stream(self.seed, self.place, purpose)
+        return stream(self.seed, self.place, purpose, self.draw)
 
     def canopy(self, times_ms: np.ndarray) -> Canopy:
         """Green and dry cover of every field: two logistic steps a year, an autumn sowing, and cuts of meadows."""
@@ -137,38 +138,41 @@ def _step(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
 
 
-def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -> Scene:
+def make_scene(seed: int, place: int, *, px: int, first_year: int, years: int, draw: int = 0) -> Scene:
     """Draw the latent scene of a place; nothing in it depends on which sources are rendered."""
-    rng = stream(seed, place, "place")
+    rng = stream(seed, place, "place", draw)
     hills = rng.choice([4.0, 15.0, 40.0], p=[0.5, 0.3, 0.2])
     base_m = 3 * hills + rng.uniform(0, 350)
-    weather, latitude = make_weather(seed, place, first_year, years, base_m)
+    weather, latitude = make_weather(seed, place, first_year, years, base_m, draw)
     zone = int(rng.choice((12, 13, 14, 15, 16, 17, 18, 31, 32, 33, 34, 35, 36, 37)))
     side = ground_side(px)
-    field, seams = _parcels(stream(seed, place, "parcels"), side)
-    relief = rough_fields(stream(seed, place, "relief"), 1, side, slope=2.4)[0]
-    texture = rough_fields(stream(seed, place, "texture"), 2, side, slope=0.7, longest=TEXTURE_PX / side)
+    field, seams = _parcels(stream(seed, place, "parcels", draw), side)
+    relief = rough_fields(stream(seed, place, "relief", draw), 1, side, slope=2.4)[0]
+    texture = rough_fields(stream(seed, place, "texture", draw), 2, side, slope=0.7, longest=TEXTURE_PX / side)
     texture[1] = 0.6 * texture[0] + 0.8 * texture[1]
     count = int(field.max()) + 1
     return Scene(
         seed=seed,
         place=place,
+        draw=draw,
         site=Site(zone, latitude, px),
         weather=weather,
-        fields=sow(seed, place, count, years, seams.kinds),
+        fields=sow(seed, place, count, years, seams.kinds, draw=draw),
         field=field,
         labelled=_number_fields(field, seams),
         seams=seams.kinds,
-        unknown=np.asarray(stream(seed, place, "unknown").random(count) < UNKNOWN_SHARE),
+        unknown=np.asarray(stream(seed, place, "unknown", draw).random(count) < UNKNOWN_SHARE),
         texture=texture * np.float32(TEXTURE),
         elevation_m=(base_m + hills * relief).astype(np.float32),
     )
 
 
-def sow(seed: int, place: int, count: int, years: int, seams: tuple[int, ...], sowing: int = 0) -> Fields:
-    """What grows on a place's fields; ``sowing`` numbers the drawings."""
-    kinds = _assign_covers(stream(seed, place, f"covers/{sowing}"), count, years, seams)
-    return _draw_fields(stream(seed, place, f"fields/{sowing}"), kinds)
+def sow(
+    seed: int, place: int, count: int, years: int, seams: tuple[int, ...], sowing: int = 0, draw: int = 0
+) -> Fields:
+    """What grows on a place's fields; ``sowing`` numbers the attempts within one draw of the place."""
+    kinds = _assign_covers(stream(seed, place, f"covers/{sowing}", draw), count, years, seams)
+    return _draw_fields(stream(seed, place, f"fields/{sowing}", draw), kinds)
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from aef.data.chips import SourceSeries
 from aef.data.synthetic import cover
 from aef.data.synthetic.chance import smooth_fields, white
-from aef.data.synthetic.clouds import Clouds, make_clouds
+from aef.data.synthetic.clouds import Clouds, Spells, make_clouds
 from aef.data.synthetic.grid import PIXEL_M, ground_side, sense
 from aef.data.synthetic.landscape import Scene
 
@@ -30,12 +30,15 @@ PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 CLOUD_TOP_K = 262.0
 
 PATCH_PX = 6
+DIGITAL = 10_000
+"""Sentinel-2's stored number of a reflectance of 1."""
 
 
 @dataclass(frozen=True)
 class OpticalBand:
-    """``mixture`` (5,) of `cover.SPECTRUM`, or None for the thermal band; ``pixel_m`` of the sensor."""
+    """``mixture`` (5,) of `cover.SPECTRUM`, or None for the thermal band; ``pixel_m`` of the sensor; ``name`` keys the noise."""
 
+    name: str
     pixel_m: float
     mixture: tuple[float, ...] | None
 
@@ -45,11 +48,15 @@ class OpticalBand:
 
 
 def _pure(index: int, pixel_m: float) -> OpticalBand:
-    return OpticalBand(pixel_m, tuple(float(k == index) for k in range(5)))
+    return OpticalBand(cover.SPECTRUM[index], pixel_m, tuple(float(k == index) for k in range(5)))
 
 
 SENTINEL2_BANDS = (*(_pure(k, 10) for k in range(4)), _pure(4, 20))
-LANDSAT_BANDS = (*(_pure(k, 30) for k in range(5)), OpticalBand(15, tuple(PAN.tolist())), OpticalBand(100, None))
+LANDSAT_BANDS = (
+    *(_pure(k, 30) for k in range(5)),
+    OpticalBand("pan", 15, tuple(PAN.tolist())),
+    OpticalBand("thermal", 100, None),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,10 @@ def registration_m(rng: np.random.Generator, count: int) -> np.ndarray:
 def render(
     scene: Scene, times_ms: np.ndarray, bands: tuple[OpticalBand, ...], purpose: str, clouds: Clouds
 ) -> np.ndarray:
-    """All bands of a sensor's frames as it saw them: (T, C, px, px) float32, reflectance or kelvin."""
+    """Some bands of a sensor's frames as it saw them: (T, C, px, px) float32, reflectance or kelvin.
+
+    A band is the same whichever others are rendered.
+    """
     rng = scene.stream(f"light/{purpose}")
     px, count, side = scene.px, len(times_ms), ground_side(scene.px)
     shifts = registration_m(rng, count)
@@ -134,14 +144,15 @@ def render(
     cloud_light = clouds.opacity * light
     out = np.empty((count, len(bands), px, px), np.float32)
     for index, band in enumerate(bands):
+        pixels = scene.stream(f"light/{purpose}/{band.name}")
         if band.mixture is None:
             kelvin = sense(surface_kelvin(scene, times_ms), px, band.pixel_m, shifts)
-            kelvin += clouds.opacity * (CLOUD_TOP_K - kelvin) + white(rng, kelvin.shape, 0.25)
+            kelvin += clouds.opacity * (CLOUD_TOP_K - kelvin) + white(pixels, kelvin.shape, 0.25)
             out[:, index] = kelvin
             continue
         image = sense(ground_reflectance(scene, spectra, band.mixture) * air[band.infrared], px, band.pixel_m, shifts)
         image *= through
-        image *= 1 + white(rng, image.shape, NOISE.pixel)
+        image *= 1 + white(pixels, image.shape, NOISE.pixel)
         image += cloud_light * np.float32(CLOUD_LIGHT @ np.array(band.mixture, np.float32))
         out[:, index] = np.maximum(image, 1e-3)
     return out
@@ -183,26 +194,41 @@ def repeat(clouds: Clouds, is_twin: np.ndarray) -> Clouds:
     return Clouds(clouds.opacity[row], clouds.shadow[row], clouds.clear[row])
 
 
+def sentinel2_sky(scene: Scene) -> tuple[np.ndarray, Clouds, np.ndarray]:
+    """Times (T,) of all frames, their clouds, and the observed part of each, (T, 1, px, px) bool.
+
+    Mostly clear frames follow each other within `LONGEST_SPELL_MS`.
+    """
+    times, is_twin = sentinel2_times(scene)
+    clouds = repeat(make_clouds(scene, times[~is_twin], "sentinel2", no_long_spell=True), is_twin)
+    return times, clouds, _swath(scene, times, clouds.clear)
+
+
 def sentinel2(scene: Scene) -> SourceSeries:
     """Level-1C reflectance x 10000, uint16; some frames end at the swath's edge."""
-    times, is_twin = sentinel2_times(scene)
-    clouds = repeat(make_clouds(scene, times[~is_twin], "sentinel2"), is_twin)
+    times, clouds, valid = sentinel2_sky(scene)
     values = render(scene, times, SENTINEL2_BANDS, "sentinel2", clouds)
-    values *= 10_000
+    values *= DIGITAL
     values += 0.5
-    valid = _swath(scene.stream("sentinel2 swath"), len(times), scene.px)
     stored = np.minimum(values, 27_999).astype(np.uint16)
     stored *= valid
     weight = np.where(clouds.clear & valid[:, 0], 255, 0).astype(np.uint8)
     return SourceSeries(values=stored, valid=valid, weight=weight[:, None], time_ms=times)
 
 
-def _swath(rng: np.random.Generator, count: int, px: int) -> np.ndarray:
-    """Observed part of each frame, (T, 1, px, px): the whole but for a few that an oblique edge cuts."""
+def _swath(scene: Scene, times_ms: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """Observed part of each frame, (T, 1, px, px): the whole but for a few that an oblique edge cuts, none of them a clear
+    one that cannot be spared."""
+    rng, count, px = scene.stream("sentinel2 swath"), len(times_ms), scene.px
+    spells, mostly = Spells.of(scene, times_ms), clear.mean((1, 2)) > 0.5
     valid = np.ones((count, 1, px, px), bool)
     y, x = np.mgrid[:px, :px] / px
     for frame in np.flatnonzero(rng.random(count) < 0.03):
-        valid[frame, 0] = x + 0.2 * y > rng.uniform(0.1, 0.6)
+        seen = x + 0.2 * y > rng.uniform(0.1, 0.6)
+        left = mostly.copy()
+        left[frame] = (clear[frame] & seen).mean() > 0.5
+        if spells.allow(left):
+            valid[frame, 0], mostly = seen, left
     return valid
 
 

@@ -55,13 +55,15 @@ def new_year_ms(year: int) -> int:
     return int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1000
 
 
-def make_weather(seed: int, place: int, first_year: int, years: int, elevation_m: float) -> tuple[Weather, float]:
+def make_weather(
+    seed: int, place: int, first_year: int, years: int, elevation_m: float, draw: int = 0
+) -> tuple[Weather, float]:
     """Weather of whole calendar years, and the latitude that its climate belongs to.
 
     Temperature is an annual wave plus spells of weeks and of days; rain falls in wet spells, more in the cooler half of
     the year; the soil is a leaking bucket; storage is the long sum of rain less evaporation.
     """
-    rng = stream(seed, place, "weather")
+    rng = stream(seed, place, "weather", draw)
     start_ms, end_ms = new_year_ms(first_year), new_year_ms(first_year + years)
     days = (end_ms - start_ms) // DAY_MS + SPIN_UP_DAYS
     doy = np.arange(days) - SPIN_UP_DAYS

@@ -26,6 +26,6 @@ def chips(scenes):
 
 @pytest.fixture(scope="session")
 def many_scenes():
-    """The test set of docs/synthetic.md: 120 places, scenes only, which are quick to draw."""
+    """The test set of docs/synthetic.md: 128 places, scenes only, which are quick to draw."""
     earth = Earth(seed=1)
-    return [earth.scene(place) for place in range(120)]
+    return [earth.scene(place) for place in range(128)]

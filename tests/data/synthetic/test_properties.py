@@ -9,18 +9,20 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from aef.data.crop import Crop, cut_native
 from aef.data.synthetic import cover, generate
-from aef.data.synthetic.clouds import CLOUDY, make_clouds
+from aef.data.synthetic.clouds import CLOUDY, frame_cover
 from aef.data.synthetic.cover import COVERS, CROPS
 from aef.data.synthetic.earth import render_chip
 from aef.data.synthetic.grid import inside, sense
 from aef.data.synthetic.landscape import make_scene
-from aef.data.synthetic.likeness import LIKE_REAL, expected_spread, last_year, lifelike_scene
+from aef.data.synthetic.likeness import LIKE_REAL, ROUNDING, lifelike_scene, outside, seen_spread, spreads
 from aef.data.synthetic.optical import (
     DISPLACED_M,
     SENTINEL2_BANDS,
     field_spectra,
     ground_reflectance,
     registration_m,
+    sentinel2,
+    sentinel2_sky,
     sentinel2_times,
 )
 from aef.sources import BUILT_IN
@@ -62,6 +64,31 @@ def test_one_spell_of_33_to_90_days_has_no_clear_frame(chips):
         assert within(33, np.diff(clear).max() / DAY_MS, 90), chip.id
 
 
+@pytest.mark.parametrize("px, years, seeds", [(64, 1, 12), (16, 1, 4), (32, 3, 4)])
+def test_no_place_of_any_seed_waits_longer_for_a_clear_frame(px, years, seeds):
+    """Of twenty places of each seed; two of thirty went wrong where the covers were left as they were drawn."""
+    for scene in (
+        make_scene(seed, place, px=px, first_year=2019, years=years) for seed in range(seeds) for place in range(20)
+    ):
+        times, clouds, valid = sentinel2_sky(scene)
+        clear = times[(clouds.clear & valid[:, 0]).mean((1, 2)) > 0.5]
+        assert within(33, np.diff(clear).max() / DAY_MS, 90), (scene.seed, scene.place)
+
+
+def test_exchanged_covers_are_the_same_covers_and_most_places_keep_theirs(many_scenes):
+    kept = []
+    for scene in many_scenes[:40]:
+        times, is_twin = sentinel2_times(scene)
+        times = times[~is_twin]
+        drawn, found = (
+            frame_cover(scene, times, scene.stream("clouds/sentinel2"), no_long_spell=limited)
+            for limited in (False, True)
+        )
+        assert np.array_equal(np.sort(drawn), np.sort(found))
+        kept.append(np.array_equal(drawn, found))
+    assert 0.7 < np.mean(kept) < 1
+
+
 def test_two_or_three_frames_are_twins(chips):
     twins = [int((np.diff(chip.sources["sentinel2"].time_ms) < HOUR_MS).sum()) for chip in chips]
     assert set(twins) == {2, 3}
@@ -76,16 +103,16 @@ def test_twins_are_taken_under_the_same_sky(chips):
 
 def test_the_mask_misses_5_to_10_percent_of_cloud(scenes):
     for scene in scenes:
-        times, is_twin = sentinel2_times(scene)
-        clouds = make_clouds(scene, times[~is_twin], "sentinel2")
-        assert within(0.05, clouds.clear[clouds.opacity > CLOUDY].mean(), 0.10)
+        _, clouds, _ = sentinel2_sky(scene)
+        single = ~sentinel2_times(scene)[1]
+        missed = clouds.clear[single][clouds.opacity[single] > CLOUDY].mean()
+        assert within(0.05, missed, 0.10)
 
 
 def test_clouds_hang_together_and_many_frames_are_partly_clear(scenes, chips):
     correlations = []
     for scene in scenes[:4]:
-        times, is_twin = sentinel2_times(scene)
-        opacity = make_clouds(scene, times[~is_twin], "sentinel2").opacity
+        opacity = sentinel2_sky(scene)[1].opacity
         broken = opacity[(opacity.mean((1, 2)) > 0.1) & (opacity.mean((1, 2)) < 0.8)]
         correlations += [np.corrcoef(frame[:, 3:].ravel(), frame[:, :-3].ravel())[0, 1] for frame in broken]
     assert np.mean(correlations) > 0.6
@@ -241,21 +268,23 @@ def test_near_infrared_varies_as_in_real_series(scenes, chips):
         in_time.append(np.nanmean(np.nanstd(per_pixel, 0)))
         scene_wide.append(np.std([np.nanmean(frame) for frame, share in zip(log, clear.mean((1, 2))) if share > 0.5]))
     for (low, high), found in zip(LIKE_REAL, (between, in_time, scene_wide)):
-        assert within(low, np.mean(found), high)
-        # What single places show is told before they are rendered, to a few percent.
-        assert within(0.9 * low, found, 1.1 * high)
-        assert np.mean((np.array(found) >= low) & (np.array(found) <= high)) >= 0.75
+        assert within(low, found, high)
 
 
-def test_land_is_sown_again_until_it_varies_as_real_land_does():
-    first = [make_scene(1, place, px=64, first_year=2019, years=1) for place in range(12)]
-    chosen = [lifelike_scene(1, place, px=64, first_year=2019, years=1) for place in range(12)]
-
-    def inside_range(scenes):
-        spread = np.array([expected_spread(scene, *last_year(scene)) for scene in scenes])
-        return ((spread >= LIKE_REAL[:, 0]) & (spread <= LIKE_REAL[:, 1])).all(1).mean()
-
-    assert inside_range(chosen) >= 0.8 > inside_range(first)
+@pytest.mark.parametrize("px, years", [(16, 1), (64, 1), (32, 2)])
+def test_every_place_is_drawn_until_it_varies_as_real_land_does(px, years):
+    """What is seen when a place is chosen is what the chip shows, and not every place would do as it is drawn first."""
+    first = [make_scene(3, place, px=px, first_year=2019, years=years) for place in range(8)]
+    chosen = [lifelike_scene(3, place, px=px, first_year=2019, years=years) for place in range(8)]
+    for scene in chosen:
+        seen = seen_spread(scene, *sentinel2_sky(scene))
+        series = sentinel2(scene)
+        last = series.time_ms >= scene.weather.year_starts[-1]
+        land = inside(scene.fields.cover[-1][scene.field]) != cover.WATER - 1
+        shown = spreads(np.log(series.values[last, 3] + 1.0), series.weight[last, 0] > 0, land)
+        assert np.allclose(seen, shown, rtol=ROUNDING)
+        assert within(LIKE_REAL[:, 0], shown, LIKE_REAL[:, 1])
+    assert np.mean([outside(seen_spread(scene, *sentinel2_sky(scene)), 0) for scene in first]) > 0.2
 
 
 def test_a_third_of_the_frames_is_displaced_by_up_to_20_m(scenes):
@@ -354,8 +383,9 @@ def test_elevation_and_heights_describe_the_same_ground(scenes):
 
 def test_a_chip_of_32_px_fills_the_frame_budget_and_little_memory():
     """1,400 of them pass through two cores in 150 s only if loading costs nothing beside the model."""
-    chip = generate(0, chip_px=32)
-    frames = {name: chip.sources[name].frames for name in ("sentinel2", "sentinel1", "landsat")}
-    assert all(frames[name] >= BUILT_IN[name].frame_budget for name in frames)
-    size = sum(series.values.nbytes + series.valid.nbytes for series in chip.sources.values())
-    assert size < 6e6
+    sizes = []
+    for chip in (generate(place, chip_px=32) for place in range(4)):
+        frames = {name: chip.sources[name].frames for name in ("sentinel2", "sentinel1", "landsat")}
+        assert all(frames[name] >= BUILT_IN[name].frame_budget for name in frames)
+        sizes.append(sum(series.values.nbytes + series.valid.nbytes for series in chip.sources.values()))
+    assert np.mean(sizes) < 6e6
