@@ -77,6 +77,12 @@ class DataConfig:
     twin_minutes: float = setting(60.0, "frames of a source this close to its target leave the input with it", "min")
     crop_jitter: bool = setting(True, "random crop position; otherwise the centre")
     line_gap: bool = setting(True, "Sentinel-1 line gap (sources that declare it)")
+    texts_per_sample: int = setting(
+        1, "texts of a crop that are aligned at most (paper: 1); they share a valid period", least=1
+    )
+    text_period: Literal["random", "support"] = setting(
+        "random", "valid period of a sample's texts: drawn (paper), or the whole support"
+    )
     student_strategies: tuple[float, ...] = setting((1.0, 1.0, 1.0), "odds of frame drop, forecast, backcast")
     teacher_frame_drop: bool = setting(False, "v2.1: the teacher loses frames as the student does")
     regrid_offset: bool = setting(False, "v2.1: random grid offset before re-gridding")

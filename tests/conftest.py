@@ -121,11 +121,12 @@ def build_samples(
             if number
         }
         student = {name: Frames(f.values[::2], f.valid[::2], f.time_ms[::2]) for name, f in teacher.items()}
-        text = None
+        texts: tuple[Text, ...] = ()
         if text_dim:
             row, col = rng.integers(0, side_px, 2)
             vector = rng.normal(size=text_dim).astype(np.float32)
-            text = Text(vector, int(row), int(col), 1.0, _period_around(rng, SUPPORT.start_ms + SUPPORT_MS // 2), index)
+            period = _period_around(rng, SUPPORT.start_ms + SUPPORT_MS // 2)
+            texts = (Text(vector, int(row), int(col), 1.0, period, index),)
         samples.append(
             Sample(
                 id=f"place{index}/2019",
@@ -140,7 +141,7 @@ def build_samples(
                     for name in targets
                 },
                 consistency_period=_period_around(rng, SUPPORT.start_ms + SUPPORT_MS // 3),
-                text=text,
+                texts=texts,
             )
         )
     return samples

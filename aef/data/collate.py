@@ -82,7 +82,7 @@ class Sample:
     targets: dict[str, list[Target]] = field(default_factory=dict)
     consistency_period: Period | None = None
     consistency_weight: float = 1.0
-    text: Text | None = None
+    texts: tuple[Text, ...] = ()
     periods: tuple[Period, ...] = ()
     epoch: int = 0
 
@@ -110,7 +110,7 @@ class Sample:
                 for name, targets in self.targets.items()
             },
             consistency_period=None if self.consistency_period is None else at(self.consistency_period),
-            text=None if self.text is None else dataclasses.replace(self.text, period=at(self.text.period)),
+            texts=tuple(dataclasses.replace(text, period=at(text.period)) for text in self.texts),
             periods=tuple(at(period) for period in self.periods),
         )
 
@@ -373,7 +373,7 @@ class Collator:
         return names[: names.index(name)]
 
     def _pack_texts(self, samples: Sequence[Sample], periods: _Periods) -> TextBlock:
-        found = [(index, sample.text) for index, sample in enumerate(samples) if sample.text is not None]
+        found = [(index, text) for index, sample in enumerate(samples) for text in sample.texts]
         weight = 1.0 if found else 0.0
         if not found:
             found = [(0, Text(np.zeros(self.text_dim, np.float32), 0, 0, 0.0, _shared_period(samples[0]), 0))]

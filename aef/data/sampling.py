@@ -113,7 +113,7 @@ class Sampler:
             targets=targets,
             consistency_period=period,
             consistency_weight=weight,
-            text=self._draw_text(rng, chip, support, crop),
+            texts=self._draw_texts(rng, chip, support, crop),
         )
         return self._jitter(rng, sample)
 
@@ -303,10 +303,10 @@ class Sampler:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    def _draw_text(self, rng: np.random.Generator, chip: Chip, support: Period, crop: Crop) -> Text | None:
-        """One of the texts that lie in the crop and hold within the support, over a period of its own."""
+    def _draw_texts(self, rng: np.random.Generator, chip: Chip, support: Period, crop: Crop) -> tuple[Text, ...]:
+        """Some of the texts that lie in the crop and hold within the support, over one period of their own."""
         if self.text is None or not chip.texts:
-            return None
+            return ()
         found = []
         for point in chip.texts:
             place = grid_position(chip.transform, point.x, point.y)
@@ -316,16 +316,20 @@ class Sampler:
                 vector = self.text(point.text)
                 if vector is not None:
                     found.append((point, row, col, vector))
-        if not found:
-            return None
-        point, row, col, vector = found[int(rng.integers(len(found)))]
-        return Text(
-            vector=vector,
-            row=row,
-            col=col,
-            radius_px=point.uncertainty_m / PIXEL_M,
-            period=self.law.draw_within(rng, support),
-            identity=stable_hash(point.text),
+        drawn = [found.pop(int(rng.integers(len(found)))) for _ in range(min(self.config.texts_per_sample, len(found)))]
+        if not drawn:
+            return ()
+        period = support if self.config.text_period == "support" else self.law.draw_within(rng, support)
+        return tuple(
+            Text(
+                vector=vector,
+                row=row,
+                col=col,
+                radius_px=point.uncertainty_m / PIXEL_M,
+                period=period,
+                identity=stable_hash(point.text),
+            )
+            for point, row, col, vector in drawn
         )
 
 

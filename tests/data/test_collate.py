@@ -26,7 +26,7 @@ def samples(make_samples):
     """Three samples of different lengths; the second has lost a source, its student another one."""
     found = make_samples(3, text_dim=8, targets_per_source=2)
     del found[1].teacher["landsat"], found[1].student["sentinel1"], found[1].student["landsat"]
-    found[2].text = None
+    found[2].texts = ()
     return found
 
 
@@ -214,10 +214,15 @@ def test_texts_follow_their_samples_and_none_is_one_dummy(samples, pack):
     batch = pack(samples, text_dim=8)
     assert batch.text.sample.tolist() == [0, 1] and batch.text.item_weight.tolist() == [1, 1]
     for row, sample in enumerate(samples[:2]):
-        assert np.array_equal(batch.text.vector[row].numpy(), sample.text.vector)
-        assert tuple(batch.periods[int(batch.text.period_row[row])].tolist()) == sample.text.period
+        assert np.array_equal(batch.text.vector[row].numpy(), sample.texts[0].vector)
+        assert tuple(batch.periods[int(batch.text.period_row[row])].tolist()) == sample.texts[0].period
+    second = dataclasses.replace(samples[0].texts[0], row=3)
+    samples[0].texts = (samples[0].texts[0], second)
+    both = pack(samples, text_dim=8).text
+    assert both.sample.tolist() == [0, 0, 1] and both.pixel[1].tolist() == [3, second.col]
+    assert both.period_row[0] == both.period_row[1]
     for sample in samples:
-        sample.text = None
+        sample.texts = ()
     empty = pack(samples, text_dim=8).text
     assert empty.vector.shape == (1, 8) and empty.item_weight.tolist() == [0]
 

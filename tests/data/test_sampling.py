@@ -41,7 +41,7 @@ def same(one, other) -> bool:
         return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
+    if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
 
@@ -485,20 +485,40 @@ def test_only_the_wanted_sources_are_read(chip):
 
 def test_a_text_in_the_crop_comes_with_its_pixel_disc_and_period(chip):
     sample = draw(chip, crop_jitter=False, text=lambda text: np.full(8, len(text), np.float32))
-    text = sample.text
+    (text,) = sample.texts
     assert (text.row, text.col) == (7, 3) and text.radius_px == 2.5 and (text.vector == len("a meadow")).all()
     assert overlap(text.period, sample.support) == text.period.length_ms > 4 * DAY_MS
 
 
 def test_a_text_without_vector_out_of_the_crop_or_of_another_time_is_left_out(chip):
     vector = lambda _: np.ones(8, np.float32)  # noqa: E731
-    assert draw(chip).text is None
-    assert draw(chip, text=lambda _: None).text is None
+    assert draw(chip).texts == ()
+    assert draw(chip, text=lambda _: None).texts == ()
     (point,) = chip.texts
     chip.texts = [dataclasses.replace(point, x=point.x - 1000)]
-    assert draw(chip, text=vector).text is None
+    assert draw(chip, text=vector).texts == ()
     chip.texts = [dataclasses.replace(point, time_ms=0, time_end_ms=1)]
-    assert draw(chip, text=vector).text is None
+    assert draw(chip, text=vector).texts == ()
+
+
+def test_texts_of_a_sample_are_different_ones_over_one_period(chip):
+    (point,) = chip.texts
+    words = ["a meadow", "a wood", "a road"]
+    chip.texts = [dataclasses.replace(point, text=text) for text in words]
+    settings = {"text": lambda text: np.full(8, words.index(text), np.float32), "crop_jitter": False}
+    for count in (1, 2, 3, 9):
+        drawn = [draw(chip, epoch=epoch, texts_per_sample=count, **settings).texts for epoch in range(30)]
+        assert all(len({text.identity for text in texts}) == len(texts) == min(count, 3) for texts in drawn)
+        assert all(len({text.period for text in texts}) == 1 for texts in drawn)
+        assert {float(text.vector[0]) for texts in drawn for text in texts} == {0.0, 1.0, 2.0}
+
+
+def test_a_text_may_hold_for_the_whole_support(chip):
+    vector = lambda _: np.ones(8, np.float32)  # noqa: E731
+    samples = [draw(chip, epoch=epoch, text=vector, text_period="support") for epoch in range(6)]
+    assert all(text.period == sample.support for sample in samples for text in sample.texts)
+    drawn = [draw(chip, epoch=epoch, text=vector) for epoch in range(6)]
+    assert any(text.period != sample.support for sample in drawn for text in sample.texts)
 
 
 # --- what trains -----------------------------------------------------------------------------------------------------

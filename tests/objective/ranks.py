@@ -48,7 +48,7 @@ def sample(index, case):
             )
         ]
     identity = case["texts"].get(index)
-    text = Text(np.ones(2, np.float32), index, 2 * index, 1.5, period(index, 20), identity) if identity else None
+    texts = (Text(np.ones(2, np.float32), index, 2 * index, 1.5, period(index, 20), identity),) if identity else ()
     return Sample(
         id=f"sample{index}",
         place=case["places"][index],
@@ -58,7 +58,7 @@ def sample(index, case):
         teacher={},
         targets=targets,
         consistency_period=period(index, 10),
-        text=text,
+        texts=texts,
     )
 
 

@@ -161,7 +161,7 @@ def test_every_row_without_text_changes_nothing(make_samples, pack):
     samples = make_samples(3, targets=TARGETS, text_dim=4)
     with_text = pack(samples, targets=TARGETS, text_dim=4)
     output = output_for(with_text)
-    two = [*samples[:2], dataclasses.replace(samples[2], text=None)]
+    two = [*samples[:2], dataclasses.replace(samples[2], texts=())]
     batch = pack(two, targets=TARGETS, text_dim=4)
     rows = [with_text.periods.tolist().index(p) for p in batch.periods.tolist()]
     fewer = SimpleNamespace(**{**vars(output), "mean": output.mean[rows], "text": output.text[:2]})

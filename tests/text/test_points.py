@@ -230,11 +230,11 @@ def test_position_and_period_reach_the_right_pixel_of_the_sample(tmp_path, chips
     for epoch in range(40):
         sample = sampler.draw(read_chip(chips / "a.npz", BUILT_IN), seed=0, epoch=epoch, global_index=0)
         values = sample.teacher["sentinel2"].values[0, :, :, 0]
-        found[sample.text is not None] += 1
-        assert (sample.text is not None) == bool((values == 9999).any())
-        if sample.text is not None:
-            assert values[sample.text.row, sample.text.col] == 9999 and sample.text.radius_px == 2.5
-            period = sample.text.period
+        found[bool(sample.texts)] += 1
+        assert len(sample.texts) == (values == 9999).any()
+        for text in sample.texts:
+            assert values[text.row, text.col] == 9999 and text.radius_px == 2.5
+            period = text.period
             assert period.length_ms > 4 * DAY_MS
             assert period.start_ms < sample.support.end_ms and period.end_ms > sample.support.start_ms
     assert found[True] and found[False]
