@@ -56,7 +56,7 @@ class DataConfig:
     """From chips to samples (paper S1-S2.2; `docs/data.md` explains every choice)."""
 
     sources_file: tuple[str, ...] = setting((), "YAML files with further source entries")
-    chip_px: int = setting(128, "side of the training crop, a multiple of 16", "px")
+    chip_px: int = setting(128, "side of the training crop, a multiple of 4", "px")
     frame_budget: float = setting(1.0, "multiplies every source's frame budget (paper: 65, 17 and 21 frames)")
     budget_spread: float = setting(
         0.0, "a sample's frame budget is drawn from [1 - this, 1] times the budget", least=0.0
@@ -153,7 +153,7 @@ class Config:
                     holds = isinstance(number, str | None) or (math.isfinite(number) and number >= least)
                     require(holds, f"{section}.{item.name}", f"a finite number of at least {least:g}", value)
         m, d, t = self.model, self.data, self.train
-        require(d.chip_px > 0 and d.chip_px % 16 == 0, "data.chip_px", "a positive multiple of 16", d.chip_px)
+        require(d.chip_px > 0 and d.chip_px % 4 == 0, "data.chip_px", "a positive multiple of 4", d.chip_px)
         for name in ("time_width", "space_width"):
             width = getattr(m, name)
             require(
@@ -220,14 +220,14 @@ SMALL = Config(
         space_width=64,
         head_width=32,
         summary_width=96,
-        decoder_width=128,
+        decoder_width=256,
         pyramid_kernel=2,
         period_bias=True,
     ),
     data=DataConfig(
-        chip_px=16,
-        frame_budget=0.4,
-        budget_spread=0.5,
+        chip_px=4,
+        frame_budget=0.65,
+        budget_spread=0.3,
         time_jitter_days=20.0,
         targets_per_source=3,
         periods_per_sample=4,
@@ -235,11 +235,11 @@ SMALL = Config(
     objective=ObjectiveConfig(consistency_weight=0.05),
     train=TrainConfig(
         steps=3000,
-        global_batch=6,
-        micro_batch=6,
+        global_batch=24,
+        micro_batch=24,
         peak_lr=2e-3,
         warmup_steps=300,
-        weight_decay=0.01,
+        weight_decay=0.05,
         checkpoint_every=500,
         figure_every=1000,
     ),

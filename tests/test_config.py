@@ -107,7 +107,7 @@ def test_overrides_are_typed():
         ("train.steps=-5", ("train.steps",)),
         ("train.peak_lr=.nan", ("train.peak_lr", "finite")),
         ("train.peak_lr=0", ("train.peak_lr",)),
-        ("data.chip_px=20", ("data.chip_px", "multiple of 16", "20")),
+        ("data.chip_px=18", ("data.chip_px", "multiple of 4", "18")),
         ("data.chip_px=-16", ("data.chip_px",)),
         ("data.period_beyond_days=200", ("data.period_beyond_days", "0 to 183")),
         ("data.period_min_days=400", ("data.period_min_days",)),

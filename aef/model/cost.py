@@ -80,10 +80,10 @@ def flops_per_frame(
 def forward_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
     """Operations of one forward pass."""
     side, width, dim = work.side_px, config.precision_width, config.embedding_dim
-    half = (side // 2) ** 2
+    half = _pixels(side, 2)
     frames = sum(work.frames.values())
     projectors = sum(n * _projector(config, registry[name].decoded_channels, side) for name, n in work.frames.items())
-    attention = config.blocks * 4 * (side // 8) ** 2 * work.attended * config.time_width
+    attention = config.blocks * 4 * _pixels(side, 8) * work.attended * config.time_width
     encoder = frames * _encoder(config, side, 0) + attention
     pooling = 4 * half * config.summary_heads * width * work.pairs + 2 * frames * TIMECODE_WIDTH * width
     summaries = work.summaries * _summary(config, side)
@@ -111,8 +111,8 @@ def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
     first and the last resampling add one precision state, two where 2×2 windows are gathered.
     """
     element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
-    precision = (side_px // 2) ** 2 * config.precision_width
-    transformers = (side_px // 8) ** 2 * config.time_width + (side_px // 16) ** 2 * config.space_width
+    precision = _pixels(side_px, 2) * config.precision_width
+    transformers = _pixels(side_px, 8) * config.time_width + _pixels(side_px, 16) * config.space_width
     ratio, convs = config.mlp_ratio, config.precision_convs
     block = (10 + 2 * ratio) * transformers + (2 + 2 * convs) * precision
     chains = (2 if config.pyramid_kernel == 2 else 1) * precision
@@ -124,15 +124,20 @@ def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
     return element * (kept[config.checkpointing] + chains)
 
 
+def _pixels(side_px: int, by: int) -> int:
+    """Pixels of a level at 1/`by` of a crop's side, odd sides rounded up on the way."""
+    return (-(-side_px // by)) ** 2
+
+
 def _projector(config: ModelConfig, channels: int, side_px: int) -> int:
     inputs = 2 * channels  # z-scores and validity
     taps = PROJECTOR_KERNEL**2 * inputs + 9 * config.precision_width
-    return 2 * (side_px // 2) ** 2 * taps * config.precision_width
+    return 2 * _pixels(side_px, 2) * taps * config.precision_width
 
 
 def _encoder(config: ModelConfig, side_px: int, segment_frames: int) -> int:
     """Operations of one frame in all blocks, the first descent and the last ascent."""
-    half, eighth, sixteenth = ((side_px // by) ** 2 for by in (2, 8, 16))
+    half, eighth, sixteenth = (_pixels(side_px, by) for by in (2, 8, 16))
     layer = 4 + 2 * config.mlp_ratio
     precision = config.precision_convs * 18 * config.precision_width**2 * half
     time = 2 * eighth * layer * config.time_width**2 + 4 * eighth * segment_frames * config.time_width
@@ -144,7 +149,7 @@ def _encoder(config: ModelConfig, side_px: int, segment_frames: int) -> int:
 
 def _resampling(config: ModelConfig, side_px: int) -> int:
     widths = level_widths(config.precision_width, config.time_width, config.space_width)
-    pixels = [(side_px // by) ** 2 for by in (4, 8, 16)]
+    pixels = [_pixels(side_px, by) for by in (4, 8, 16)]
     products = sum(n * fine * coarse for n, fine, coarse in zip(pixels, widths, widths[1:]))
     return 2 * 2 * config.pyramid_kernel**2 * products
 
@@ -152,7 +157,7 @@ def _resampling(config: ModelConfig, side_px: int) -> int:
 def _summary(config: ModelConfig, side_px: int) -> int:
     """Operations of one summary after pooling, up to its unit vectors."""
     states, width, dim = config.precision_width, config.summary_width, config.embedding_dim
-    half = (side_px // 2) ** 2
+    half = _pixels(side_px, 2)
     query = 2 * width * (PERIOD_CODE_WIDTH + 3 * width + states)
     pixels = half * width * (2 * config.summary_heads * states + 4 * config.mlp_ratio * width)
     return query + pixels + 2 * half * UPSAMPLING_KERNEL**2 * width * dim

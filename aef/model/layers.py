@@ -121,7 +121,10 @@ class Conv3x3Gelu(nn.Module):
 
 
 class Down(nn.Module):
-    """Learned halving of the sides, (F, H, W, I) → (F, H/2, W/2, O); weight (O, k, k, I)."""
+    """Learned halving of the sides, (F, H, W, I) → (F, ⌈H/2⌉, ⌈W/2⌉, O); weight (O, k, k, I).
+
+    An odd side, as small crops have it at the coarse levels, is first extended by a row of zeros.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
         super().__init__()
@@ -131,11 +134,16 @@ class Down(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        odd_rows, odd_columns = x.shape[1] % 2, x.shape[2] % 2
+        if odd_rows or odd_columns:
+            x = F.pad(x, (0, 0, 0, odd_columns, 0, odd_rows))
         return kernels.exchange_down(x, self.weight, self.bias)
 
 
 class Up(nn.Module):
     """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O).
+
+    Where `into` has an odd side, the last row of up(x) is left away.
 
     It starts as a projection of the channels followed by interpolation (nearest for 2×2, bilinear for 3×3 and 4×4). With
     taps drawn one by one, the four phases of an output would start as four different maps: a checkerboard that outweighs
@@ -154,4 +162,7 @@ class Up(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
-        return kernels.exchange_up_add(x, self.weight, self.bias, into)
+        if into is None or into.shape[1:3] == (2 * x.shape[1], 2 * x.shape[2]):
+            return kernels.exchange_up_add(x, self.weight, self.bias, into)
+        rows, columns = into.shape[1:3]
+        return into + kernels.exchange_up_add(x, self.weight, self.bias, None)[:, :rows, :columns]

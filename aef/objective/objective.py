@@ -106,7 +106,7 @@ class Objective:
         if not self.sources:
             raise ValueError("the objective needs at least one decoded source, found none")
         for source in self.sources.values():
-            radius_px(source), cell_px(source)
+            radius_px(source, 0), cell_px(source)
         self.standardizers = {
             name: Standardizer(source, statistics, config.clip_sigma)
             for name, source in self.sources.items()

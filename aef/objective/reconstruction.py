@@ -16,13 +16,21 @@ from aef.data.chips import PIXEL_M
 from aef.objective.grid import cells_of, window
 from aef.sources import Source, SourceError
 
+SIDES_PER_SHIFT = 8
+
 FAR = -1e30
 """Stands for the logarithm of a weight of 0: finite, so that no gradient is NaN."""
 
 
-def radius_px(source: Source) -> int:
-    """Largest shift of the shift-invariant loss. Raises SourceError if it is not a multiple of the pixel."""
-    return _whole_pixels(source, "shift_m", source.shift_m)
+def radius_px(source: Source, side_px: int) -> int:
+    """Largest shift of the shift-invariant loss on a crop of this side.
+
+    Never more than an eighth of the side: a shift that leaves little of a small crop finds the part that fits rather than
+    the registration (docs/results/learning.md). From 16 px on, 20 m are searched in full.
+
+    Raises SourceError if the source's distance is not a multiple of the pixel.
+    """
+    return min(_whole_pixels(source, "shift_m", source.shift_m), side_px // SIDES_PER_SHIFT)
 
 
 def cell_px(source: Source) -> int:
@@ -57,7 +65,7 @@ def reconstruction_error(
     if source.loss == "cross_entropy":
         return cross_entropy(prediction, target, weight, cell_px(source) or 1, offset_px)
     if source.shift_m is not None:
-        return shift_invariant_l1(prediction, target, weight, radius_px(source))
+        return shift_invariant_l1(prediction, target, weight, radius_px(source, target.shape[1]))
     if source.regrid_m is not None:
         return regridded_l1(prediction, target, weight, cell_px(source), offset_px)
     return masked_mean((prediction - target).abs(), weight)

@@ -37,7 +37,7 @@ def test_every_setting_is_listed_with_its_unit_and_meaning(capsys):
     assert call(train, "--config", "large", "--list-settings") == 0
     text = capsys.readouterr().out
     assert "train.peak_lr = 0.0001: learning rate at the end of the warm-up" in text
-    assert "data.chip_px = 128 px: side of the training crop, a multiple of 16" in text
+    assert "data.chip_px = 128 px: side of the training crop, a multiple of 4" in text
 
 
 def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
@@ -60,7 +60,7 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
         (["train.step=5"], "unknown setting train.step: did you mean steps?"),
         (["train.steps=many"], "train.steps: expected int, found 'many'"),
         (["--deepspeed-config", "zero9"], "--deepspeed-config zero9: expected single, zero1"),
-        (["data.chip_px=20"], "data.chip_px: expected a positive multiple of 16, found 20"),
+        (["data.chip_px=18"], "data.chip_px: expected a positive multiple of 4, found 18"),
         (["--resume", "auto", "train.global_batch=0"], "train.global_batch: expected"),
     ],
 )

@@ -35,6 +35,7 @@ def test_counting_parameters_allocates_none(make_model):
     [
         {},
         {"side_px": 32, "pyramid_kernel": 2, "precision_convs": 3},
+        {"side_px": 8, "pyramid_kernel": 2},
         {"pyramid_kernel": 4, "text_dim": 0, "mlp_ratio": 2},
     ],
 )

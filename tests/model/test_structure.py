@@ -69,9 +69,9 @@ def test_an_unknown_source_is_refused_by_name(make_model):
 # --- encoder --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side_px", [16, 48, 80])
+@pytest.mark.parametrize("side_px", [4, 8, 16, 20, 48, 80])
 @pytest.mark.parametrize("kernel", [2, 3, 4])
-def test_any_side_that_is_a_multiple_of_16_gives_one_field_per_period_and_one_map_per_frame(
+def test_any_side_that_is_a_multiple_of_4_gives_one_field_per_period_and_one_map_per_frame(
     make_model, make_batch, side_px, kernel
 ):
     model = make_model(pyramid_kernel=kernel, targets=("sentinel2", "era5_land", "nlcd"))

@@ -48,10 +48,10 @@ def test_the_registry_holds_table_s2():
 
 
 def test_distances_become_whole_pixels():
-    assert radius_px(BUILT_IN["sentinel2"]) == 2
+    assert [radius_px(BUILT_IN["sentinel2"], side) for side in (128, 16, 8, 4)] == [2, 2, 1, 0]
     assert [cell_px(BUILT_IN[name]) for name in ("landsat", "gedi", "grace", "era5_land")] == [3, 2, 128, 0]
     with pytest.raises(SourceError, match="'sentinel2': shift_m must be a positive multiple of 10 m, found 15"):
-        radius_px(dataclasses.replace(BUILT_IN["sentinel2"], shift_m=15))
+        radius_px(dataclasses.replace(BUILT_IN["sentinel2"], shift_m=15), 128)
 
 
 def test_l1_is_the_weighted_mean_over_pixels_and_bands():
