@@ -35,18 +35,22 @@ class GlobalOrder:
     """The samples of a run in one sequence: epoch after epoch, each a permutation of the chips keyed by (seed, epoch).
 
     Step s of a run takes the positions [s G, (s + 1) G) of it, where G is the global batch, however many ranks share them.
+
+    With ``crops`` above 1 a chip, once read, gives that many samples in a row, those of as many epochs: reading a chip
+    costs more than training on a crop of a few pixels.
     """
 
-    def __init__(self, chips: int, *, seed: int) -> None:
-        self.chips, self.seed = chips, seed
+    def __init__(self, chips: int, *, seed: int, crops: int = 1) -> None:
+        self.chips, self.seed, self.crops = chips, seed, crops
         self._known: tuple[int, np.ndarray] | None = None
 
     def draw(self, position: int) -> Draw:
         """The sample at one position of the run."""
-        epoch, place = divmod(position, self.chips)
-        if self._known is None or self._known[0] != epoch:
-            self._known = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.chips))
-        return Draw(int(self._known[1][place]), epoch, position)
+        visit, crop = divmod(position, self.crops)
+        turn, place = divmod(visit, self.chips)
+        if self._known is None or self._known[0] != turn:
+            self._known = (turn, np.random.default_rng([self.seed, turn]).permutation(self.chips))
+        return Draw(int(self._known[1][place]), turn * self.crops + crop, position)
 
 
 class ChipDataset(Dataset[Sample]):

@@ -99,7 +99,7 @@ class StepDataset(Dataset[Loaded]):
         )
         self.rank, self.ranks, self.global_batch = rank, ranks, config.train.global_batch
         self.micro, self.count = micro_batches(config, ranks)
-        self.order = GlobalOrder(len(self.chips), seed=config.train.seed)
+        self.order = GlobalOrder(len(self.chips), seed=config.train.seed, crops=config.data.crops_per_chip)
         self.costs: list[float] = []
 
     @property

@@ -58,6 +58,16 @@ def test_every_epoch_is_another_permutation_of_all_chips():
     assert len({tuple(draw.chip for draw in epoch) for epoch in epochs}) > 1
 
 
+def test_a_chip_that_was_read_gives_the_samples_of_several_epochs_in_a_row():
+    one, several = GlobalOrder(5, seed=3), GlobalOrder(5, seed=3, crops=4)
+    draws = [several.draw(i) for i in range(40)]
+    for first in range(0, 40, 4):
+        assert len({draw.chip for draw in draws[first : first + 4]}) == 1
+    assert [draw.chip for draw in draws[:20:4]] == [one.draw(i).chip for i in range(5)]
+    assert {(draw.chip, draw.epoch) for draw in draws} == {(chip, epoch) for chip in range(5) for epoch in range(8)}
+    assert [draw.global_index for draw in draws] == list(range(40))
+
+
 def test_the_order_is_keyed_by_the_seed_and_by_nothing_else():
     forwards = [GlobalOrder(50, seed=1).draw(i) for i in range(200)]
     order = GlobalOrder(50, seed=1)
