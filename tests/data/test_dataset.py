@@ -241,4 +241,4 @@ def test_a_wrong_setting_of_the_public_dataset_is_named(folder):
     with pytest.raises(ConfigError, match="chip_pixels"):
         AEFNPZDataset(folder.path, chip_pixels=16)
     with pytest.raises(ConfigError, match=r"data\.chip_px"):
-        AEFNPZDataset(folder.path, chip_px=20)
+        AEFNPZDataset(folder.path, chip_px=18)
