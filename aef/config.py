@@ -49,6 +49,7 @@ class ModelConfig:
         "none", "recompute activations of each block in backward"
     )
     compile: bool = setting(False, "torch.compile each STP block")
+    cuda_graphs: bool = setting(False, "compile each STP block and replay it from CUDA graphs, one per padded length")
 
 
 @dataclass(frozen=True)

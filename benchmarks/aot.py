@@ -18,8 +18,8 @@ from torch import Tensor
 from aef.kernels import tuning
 from aef.kernels.activation.backward import activate_backward
 from aef.kernels.activation.forward import activate, add_residual
-from aef.kernels.channel_norm.backward import norm_backward
-from aef.kernels.channel_norm.forward import norm
+from aef.kernels.channel_norm.backward import merge_and_norm_backward, norm_backward
+from aef.kernels.channel_norm.forward import merge_and_norm, norm
 from aef.kernels.implicit_gemm import convolution_weight_gradient, convolve
 from aef.kernels.temporal_pooling.backward import pool_backward
 from aef.kernels.temporal_pooling.forward import pool
@@ -89,12 +89,30 @@ def compile_exchange(entry: tuning.Entry) -> None:
         convolution_weight_gradient(coarse, fine, side, 2, weighing, bias=not upwards)
 
 
+def compile_exchange_up_norm(entry: tuning.Entry) -> None:
+    """As `compile_exchange`, upwards with the norm; its backward has one pass more, which `residual_norm` compiles."""
+    fine, coarse, vector = meta(64, 64, 64, 128), meta(64, 32, 32, 256), meta(128)
+    epilogue = {"bias": vector, "merge": "add", "other": fine, "norm": (vector, vector)}
+    for side in range(entry.sizes["kernel"][0], entry.sizes["kernel"][1] + 1):
+        convolve(coarse, meta(256, side, side, 128), entry.config["forward"], stride=2, transposed=True, **epilogue)
+        convolve(fine, meta(256, side, side, 128), entry.config["data"], stride=2)
+        convolution_weight_gradient(coarse, fine, side, 2, entry.config["weight"], bias=False)
+
+
 def compile_channel_norm(entry: tuning.Entry) -> None:
     """Rows of the precision path and the widest rows."""
     for channels in (128, entry.sizes["channels"][1]):
         x, weight = meta(8192, channels), meta(channels, dtype=torch.float32)
         norm(x, weight, weight, entry.config)
         norm_backward(x, x, weight, weight, entry.config)
+
+
+def compile_residual_norm(entry: tuning.Entry) -> None:
+    """Behind the finest merge, and the widest rows."""
+    for channels in (128, entry.sizes["channels"][1]):
+        x, vector = meta(8192, channels), meta(channels, dtype=torch.float32)
+        merge_and_norm(x, vector, x, vector, vector, entry.config)
+        merge_and_norm_backward(x, x, x, vector, entry.config)
 
 
 def compile_bias_gelu(entry: tuning.Entry) -> None:
@@ -121,12 +139,14 @@ COMPILERS: dict[str, Callable[[tuning.Entry], None]] = {
     "time_attention": compile_time_attention,
     "temporal_pooling": compile_temporal_pooling,
     "channel_norm": compile_channel_norm,
+    "residual_norm": compile_residual_norm,
     "bias_gelu": compile_bias_gelu,
     "bias_residual": compile_bias_residual,
     "sample_vmf": compile_sample_vmf,
     "conv3x3": compile_conv3x3,
     "exchange_down": compile_exchange,
     "exchange_up": compile_exchange,
+    "exchange_up_norm": compile_exchange_up_norm,
 }
 """For each operator with tile settings: launch its kernels, forward and backward, at an entry's settings."""
 

@@ -1,13 +1,9 @@
 """Kernels on a GPU: python -m benchmarks.gpu [--only NAMES] [--budget-s S] [--out DIR] [--commit SHA]
 
-Runs from a bare checkout with torch, Triton and NumPy. Correctness first, at full shapes: in bf16 an output's error
-against fp32 is at most twice, a gradient's at most three times that of the naive reference in bf16, and 20 repeats are bit
-equal; an operator that fails is not timed. Then timings, the most valuable rows first: each row is written as it is
-measured, rows that the budget left out are listed. Results: DIR/DATE-COMMIT.csv and .md, by default in
-benchmarks/results/GPU. Without a GPU it says so, writes nothing, and exits 0.
-
-Timing: inputs rotate over sets that together exceed four times the L2 cache, median and 20/80 % quantiles of single calls,
-and beside it the mean of a CUDA graph of one call per set, which hides launches.
+Runs from a bare checkout with torch, Triton and NumPy. Correctness first (`benchmarks/timing.py` says how): an operator
+that fails is not timed. Then timings, the most valuable rows first: each row is written as it is measured, rows that the
+budget left out are listed. Results: DIR/DATE-COMMIT.csv and .md, by default in benchmarks/results/GPU. Without a GPU it says
+so, writes nothing, and exits 0.
 """
 
 import argparse
@@ -15,7 +11,6 @@ import csv
 import dataclasses
 import datetime
 import gc
-import itertools
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,17 +19,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from aef.kernels import tuning
 from benchmarks import roofline
-from benchmarks.kernels import Arguments, Case, Contender, cases, leaves, run
+from benchmarks.kernels import Case, cases
+from benchmarks.timing import MODES, Timing, calls_of, check, input_sets, ladder, time_calls
 
 RESULTS = Path(__file__).parent / "results"
-OUTPUT_FACTOR, GRADIENT_FACTOR, REPEATS = 2.0, 3.0, 20
-CALLS = 60
-L2_MULTIPLE = 4
-MODES = ("forward", "backward", "both")
 PRESETS = ("large", "base", "small", "tiny")
 
 
@@ -109,139 +100,6 @@ class Sheet:
             )
         lines += ["", "## Not run", "", *(f"- {name}" for name in unrun or ["nothing: every row was run"])]
         self.text_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-# --- correctness -----------------------------------------------------------------------------------------------------
-
-
-def check(case: Case, device: torch.device) -> str | None:
-    """Why the case's kernel must not be timed, or None."""
-    torch.manual_seed(0)
-    arguments = case.make(device, torch.bfloat16)
-    wide = tuple(_widen(one) for one in arguments)
-    ours, reference = case.contenders["ours"], case.contenders["reference"]
-    exact = reference(*wide)
-    cotangent = torch.randn_like(exact)
-    wanted = (exact, *torch.autograd.grad(exact, leaves(wide), cotangent))
-    plain, found = (_results(one, arguments, cotangent) for one in (reference, ours))
-    for index, (truth, eager, fast) in enumerate(zip(wanted, plain, found)):
-        name, factor = ("output", OUTPUT_FACTOR) if index == 0 else (f"gradient {index - 1}", GRADIENT_FACTOR)
-        allowed, error = factor * _error(eager, truth) + 1e-6, _error(fast, truth)
-        if not error <= allowed:  # also where it is not a number
-            return f"{name}: error {error:.2e} exceeds {allowed:.2e}, {factor:g} times the reference's in bf16"
-    for _ in range(REPEATS):
-        again = _results(ours, arguments, cotangent)
-        if not all(torch.equal(one, other) for one, other in zip(again, found)):
-            return f"{REPEATS} repeats are not bit equal"
-    return None
-
-
-def _widen(argument):
-    if not isinstance(argument, Tensor) or not argument.is_floating_point():
-        return argument
-    return argument.detach().float().requires_grad_(argument.requires_grad)
-
-
-def _results(contender: Contender, arguments: Arguments, cotangent: Tensor) -> tuple[Tensor, ...]:
-    out = contender(*arguments)
-    return (out.detach(), *torch.autograd.grad(out, leaves(arguments), cotangent.to(out.dtype)))
-
-
-def _error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.float() - wanted.float()).norm() / wanted.float().norm().clamp(min=1e-30)).item()
-
-
-# --- timing ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Microseconds of single calls, of calls in a graph, and peak memory above the inputs."""
-
-    median: float
-    low: float
-    high: float
-    graph: float | None
-    peak_mb: float
-
-
-def time_calls(calls: list[Callable[[], object]], capturable: bool = True) -> Timing:
-    """Time one call after another, each on another set of inputs."""
-    for call in calls[:3] * 2:
-        call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(CALLS)]
-    for (begin, end), call in zip(pairs, itertools.cycle(calls)):
-        begin.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    peak = (torch.cuda.max_memory_allocated() - before) / 1e6
-    times = sorted(begin.elapsed_time(end) * 1e3 for begin, end in pairs)
-    low, median, high = (times[int(share * (len(times) - 1))] for share in (0.2, 0.5, 0.8))
-    return Timing(median, low, high, _time_graph(calls) if capturable else None, peak)
-
-
-def _time_graph(calls: list[Callable[[], object]]) -> float | None:
-    """Mean µs per call of a CUDA graph of all calls; None where it cannot be captured."""
-    stream = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    try:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for call in calls:
-                call()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
-                call()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    times = []
-    for _ in range(12):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
-    return sorted(times)[len(times) // 2]
-
-
-def input_sets(case: Case, device: torch.device) -> list[Arguments]:
-    """Enough sets of inputs that one after another they miss the L2 cache."""
-    first = case.make(device, torch.bfloat16)
-    size = sum(one.numel() * one.element_size() for one in first if isinstance(one, Tensor))
-    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 50_000_000)
-    count = min(16, max(2, -(-L2_MULTIPLE * cache // max(size, 1)) + 1))
-    return [first, *(case.make(device, torch.bfloat16) for _ in range(count - 1))]
-
-
-def calls_of(contender: Contender, sets: list[Arguments], mode: str) -> list[Callable[[], object]]:
-    """One call per set of inputs, in one of MODES."""
-    cotangent = torch.randn_like(contender(*sets[0]).detach())
-    if mode == "backward":
-        outs = [(contender(*one), leaves(one)) for one in sets]
-        return [lambda o=o, x=x: torch.autograd.grad(o, x, cotangent, retain_graph=True) for o, x in outs]
-    given = cotangent if mode == "both" else None
-    return [lambda one=one: run(contender, one, given) for one in sets]
-
-
-def ladder(case: Case) -> Iterator[tuple[str, Contender, bool]]:
-    """(name, contender, whether a graph may be captured): the plain ones, and those that a user's compiler would give."""
-    for name, contender in case.contenders.items():
-        compiled = torch.compile(contender, dynamic=False) if name == "flex compiled" else contender
-        yield name, compiled, name != "reference"
-    eager = next(
-        (one for one in ("eager matmul", "eager", "matmul chain", "sdpa padded") if one in case.contenders), None
-    )
-    if eager:
-        yield f"compiled {eager}", torch.compile(case.contenders[eager], dynamic=False, fullgraph=True), True
-        tuned = torch.compile(case.contenders[eager], dynamic=False, mode="max-autotune-no-cudagraphs")
-        yield f"max-autotune {eager}", tuned, True
 
 
 def time_case(case: Case, device: torch.device, sheet: Sheet, identity: dict, deadline: float) -> list[str]:

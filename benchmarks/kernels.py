@@ -19,8 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aef import kernels
 from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
-from aef.kernels.channel_norm.reference import EPS, channel_norm_reference
-from aef.kernels.exchange.reference import exchange_down_reference, exchange_up_add_reference
+from aef.kernels.channel_norm.reference import EPS, channel_norm_reference, residual_norm_reference
+from aef.kernels.exchange.reference import (
+    exchange_down_reference,
+    exchange_up_add_reference,
+    exchange_up_norm_reference,
+)
 from aef.kernels.precision_conv.reference import conv3x3_reference
 from aef.kernels.space_attention.library import attend_products, attend_sdpa
 from aef.kernels.space_attention.library import attend_varlen as attend_varlen_pixels
@@ -33,7 +37,7 @@ from aef.kernels.vmf.reference import sample_vmf_reference
 from benchmarks import roofline
 
 Arguments = tuple
-Contender = Callable[..., Tensor]
+Contender = Callable[..., Tensor | tuple[Tensor, ...]]
 LARGEST_SWING = 0.15
 
 
@@ -57,6 +61,16 @@ class Case:
 def leaves(arguments: Arguments) -> list[Tensor]:
     """The arguments that get gradients."""
     return [one for one in arguments if isinstance(one, Tensor) and one.requires_grad]
+
+
+def as_outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a contender returned; some have several outputs."""
+    return found if isinstance(found, tuple) else (found,)
+
+
+def cotangents_of(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Random gradients of the outputs."""
+    return tuple(torch.randn_like(one) for one in outputs)
 
 
 def offsets(lengths: list[int], device: torch.device) -> Tensor:
@@ -175,16 +189,35 @@ def _eager_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
 
 
+def _with_norm(state: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return state, _eager_norm(state, weight, bias)
+
+
+def _with_channel_norm(state: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return state, kernels.channel_norm(state, weight, bias)
+
+
 def _point_wise(operator: str, rows: int, channels: int, value: int) -> Case:
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         x, residual = (_random(rows, channels, device=device, dtype=dtype) for _ in range(2))
-        weight, bias = (_random(channels, device=device, dtype=dtype) for _ in range(2))
-        return {"channel_norm": (x, weight, bias), "bias_gelu": (x, bias), "bias_residual": (x, bias, residual)}[
-            operator
-        ]
+        weight, bias, added = (_random(channels, device=device, dtype=dtype) for _ in range(3))
+        return {
+            "channel_norm": (x, weight, bias),
+            "residual_norm": (x, added, residual, weight, bias),
+            "bias_gelu": (x, bias),
+            "bias_residual": (x, bias, residual),
+        }[operator]
 
     contenders: dict[str, dict[str, Contender]] = {
         "channel_norm": {"reference": channel_norm_reference, "eager": _eager_norm, "ours": kernels.channel_norm},
+        "residual_norm": {
+            "reference": residual_norm_reference,
+            "eager": lambda x, added, residual, weight, bias: _with_norm(x + added + residual, weight, bias),
+            "two operators": lambda x, added, residual, weight, bias: _with_channel_norm(
+                kernels.bias_residual(x, added, residual), weight, bias
+            ),
+            "ours": kernels.residual_norm,
+        },
         "bias_gelu": {
             "reference": bias_gelu_reference,
             "eager": lambda x, bias: F.gelu(x + bias),
@@ -244,8 +277,9 @@ def _precision(frames: int, side: int, channels: int, value: int) -> Case:
 
 
 def _exchange(operator: str, frames: int, side: int, fine: int, coarse: int, kernel: int, value: int) -> Case:
-    """One step between a level of `side`² pixels and the next coarser; upwards it is merged into the finer state."""
-    upwards = operator == "exchange_up"
+    """One step between a level of `side`² pixels and the next coarser; upwards it is merged into the finer state, of which
+    `exchange_up_norm` gives the LayerNorm too."""
+    upwards, normed = operator != "exchange_down", operator == "exchange_up_norm"
 
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         states = _random(frames, side, side, fine, device=device, dtype=dtype)
@@ -254,17 +288,31 @@ def _exchange(operator: str, frames: int, side: int, fine: int, coarse: int, ker
         bias = _random(fine if upwards else coarse, device=device, dtype=dtype)
         if not upwards:
             return states, weight, bias
-        return _random(frames, side // 2, side // 2, coarse, device=device, dtype=dtype), weight, bias, states
+        norm = [_random(fine, device=device, dtype=dtype) for _ in range(2)] if normed else []
+        return _random(frames, side // 2, side // 2, coarse, device=device, dtype=dtype), weight, bias, states, *norm
 
     # PyTorch's own convolution on channels-last views is the reference as well as the best stock rung.
-    contenders: dict[str, Contender] = (
-        {"reference": exchange_up_add_reference, "eager": exchange_up_add_reference, "ours": kernels.exchange_up_add}
-        if upwards
-        else {"reference": exchange_down_reference, "eager": exchange_down_reference, "ours": kernels.exchange_down}
-    )
+    contenders: dict[str, dict[str, Contender]] = {
+        "exchange_down": {
+            "reference": exchange_down_reference,
+            "eager": exchange_down_reference,
+            "ours": kernels.exchange_down,
+        },
+        "exchange_up": {
+            "reference": exchange_up_add_reference,
+            "eager": exchange_up_add_reference,
+            "ours": kernels.exchange_up_add,
+        },
+        "exchange_up_norm": {
+            "reference": exchange_up_norm_reference,
+            "eager": lambda *a: _with_norm(exchange_up_add_reference(*a[:4]), *a[4:]),
+            "two operators": lambda *a: _with_channel_norm(kernels.exchange_up_add(*a[:4]), *a[4:]),
+            "ours": kernels.exchange_up_norm,
+        },
+    }
     shape = f"{frames}x{side}x{side}, {fine}-{coarse}, {kernel}x{kernel}"
-    work = roofline.exchange(frames, side, fine, coarse, kernel)
-    return Case(operator, shape, make, contenders, work, value)
+    work = (roofline.exchange_up_norm if normed else roofline.exchange)(frames, side, fine, coarse, kernel)
+    return Case(operator, shape, make, contenders[operator], work, value)
 
 
 def _space(frames: int, pixels: int, heads: int, channels: int, value: int) -> Case:
@@ -292,7 +340,7 @@ def cases(size: str) -> Iterator[Case]:
         yield _pooling([103], [10], 4096, 8, 128, 6)
         yield _pooling([32], [10], 4096, 8, 128, 5)
         yield _pooling([103, 47], [10, 1], 4096, 8, 128, 4)
-        for operator in ("channel_norm", "bias_gelu", "bias_residual"):
+        for operator in ("channel_norm", "residual_norm", "bias_gelu", "bias_residual"):
             yield _point_wise(operator, 64 * 4096, 128, 5)
             yield _point_wise(operator, 64 * 256, 2048 if operator == "bias_gelu" else 512, 4)
         for frames, value in ((64, 9), (256, 7), (128, 5), (32, 5)):
@@ -300,6 +348,8 @@ def cases(size: str) -> Iterator[Case]:
         for operator in ("exchange_down", "exchange_up"):
             for side, fine, coarse in ((64, 128, 256), (32, 256, 512), (16, 512, 1024)):
                 yield _exchange(operator, 64, side, fine, coarse, 3, 6)
+        for kernel, value in ((3, 7), (2, 5)):
+            yield _exchange("exchange_up_norm", 64, 64, 128, 256, kernel, value)
         yield _space(150, 64, 16, 64, 4)
         yield _sampling(11 * 16384, 3)
         return
@@ -309,44 +359,44 @@ def cases(size: str) -> Iterator[Case]:
     yield _attention([103, 47], 64, 4, 64, 1)
     yield _pooling([62, 29], [5, 1], 64, 4, 48, 1)
     yield _pooling([16, 7], [2, 1], 1024, 8, 64, 1)
-    for operator in ("channel_norm", "bias_gelu", "bias_residual"):
+    for operator in ("channel_norm", "residual_norm", "bias_gelu", "bias_residual"):
         yield _point_wise(operator, 23040, 48, 1)
         yield _point_wise(operator, 1440, 256, 1)
     yield _precision(64, 8, 32, 1)
-    for operator in ("exchange_down", "exchange_up"):
+    for operator in ("exchange_down", "exchange_up", "exchange_up_norm"):
         yield _exchange(operator, 64, 8, 32, 64, 3, 1)
     yield _space(350, 1, 2, 32, 1)
     yield _space(23, 16, 8, 64, 1)
     yield _sampling(7680, 1)
 
 
-def run(contender: Contender, arguments: Arguments, cotangent: Tensor | None) -> None:
-    """One forward, and one backward if a cotangent is given."""
-    if cotangent is None:
+def run(contender: Contender, arguments: Arguments, cotangents: tuple[Tensor, ...] | None) -> None:
+    """One forward, and one backward if cotangents are given."""
+    if cotangents is None:
         with torch.no_grad():
             contender(*arguments)
     else:
-        torch.autograd.grad(contender(*arguments), leaves(arguments), cotangent)
+        torch.autograd.grad(as_outputs(contender(*arguments)), leaves(arguments), cotangents)
 
 
 def time_on_cpu(case: Case, dtype: torch.dtype, repeats: int) -> dict[tuple[str, str], float]:
     """Median CPU seconds of each contender that runs, by turns: {(contender, "forward" | "both"): s}."""
     arguments = case.make(torch.device("cpu"), dtype)
-    cotangent = torch.randn_like(case.contenders["ours"](*arguments))
+    cotangents = cotangents_of(as_outputs(case.contenders["ours"](*arguments)))
     times: dict[tuple[str, str], list[float]] = {}
-    usable = {name: one for name, one in case.contenders.items() if _runs(one, arguments, cotangent)}
+    usable = {name: one for name, one in case.contenders.items() if _runs(one, arguments, cotangents)}
     for _ in range(repeats):
         for name, contender in usable.items():
-            for mode, one in (("forward", None), ("both", cotangent)):
+            for mode, one in (("forward", None), ("both", cotangents)):
                 begin = time.process_time()
                 run(contender, arguments, one)
                 times.setdefault((name, mode), []).append(time.process_time() - begin)
     return {key: statistics.median(found) for key, found in times.items()}
 
 
-def _runs(contender: Contender, arguments: Arguments, cotangent: Tensor) -> bool:
+def _runs(contender: Contender, arguments: Arguments, cotangents: tuple[Tensor, ...]) -> bool:
     try:
-        run(contender, arguments, cotangent)
+        run(contender, arguments, cotangents)
     except (RuntimeError, NotImplementedError):  # no such backend on this device
         return False
     return True

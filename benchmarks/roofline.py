@@ -82,6 +82,12 @@ def bias_residual(rows: int, channels: int, itemsize: int = 2) -> Direction:
     return _both(Work(0, 3 * tensor), Work(0, tensor))
 
 
+def residual_norm(rows: int, channels: int, itemsize: int = 2) -> Direction:
+    """Forward reads branch and residual, writes state and norm; backward reads both gradients and the state, writes one."""
+    tensor = rows * channels * itemsize
+    return _both(Work(0, 4 * tensor), Work(0, 4 * tensor))
+
+
 def sample_vmf(rows: int, dimension: int, itemsize: int = 4) -> Direction:
     """Forward reads the mean and writes the sample; backward reads mean and gradient and writes one."""
     tensor = rows * dimension * itemsize
@@ -136,6 +142,14 @@ def exchange(frames: int, side: int, fine: int, coarse: int, kernel: int = 3, it
     return _both(Work(flops, tensors), Work(2 * flops, 2 * tensors))
 
 
+def exchange_up_norm(frames: int, side: int, fine: int, coarse: int, kernel: int = 3, itemsize: int = 2) -> Direction:
+    """Forward reads the coarse and the fine state and writes the merged one and its norm; backward reads their gradients,
+    the merged and the coarse state, and writes the gradients of the fine and the coarse one."""
+    flops = exchange(frames, side, fine, coarse, kernel, itemsize)["forward"].flops
+    state, coarser = frames * side**2 * fine * itemsize, frames * (side // 2) ** 2 * coarse * itemsize
+    return _both(Work(flops, 3 * state + coarser), Work(2 * flops, 4 * state + 2 * coarser))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h200")
@@ -145,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         "time_attention 103+47, B=8": time_attention([103, 47] * 8, 256, 8, 64),
         "temporal_pooling 103+47, 10+1 periods": temporal_pooling([103, 47], [10, 1], 4096, 8, 128),
         "channel_norm 128 at 64², 32 frames": channel_norm(32 * 4096, 128),
+        "residual_norm 128 at 64², 32 frames": residual_norm(32 * 4096, 128),
         "bias_gelu 2048 at 16², 32 frames": bias_gelu(32 * 256, 2048),
         "bias_residual 512 at 16², 32 frames": bias_residual(32 * 256, 512),
         "sample_vmf 11 targets of 128²": sample_vmf(11 * 16384, 64),
@@ -152,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         "precision operator 128 at 64², 32 frames": precision_operator(32, 64, 128),
         "space_attention 64 pixels, 32 frames": space_attention(32, 64, 16, 64),
         "exchange 128–256 at 64², 32 frames": exchange(32, 64, 128, 256),
+        "… merged upwards, with the norm": exchange_up_norm(32, 64, 128, 256),
         "block of the paper's widths, 43+21 frames": block([43, 21], 64, (128, 256, 512, 1024), 64, 4),
     }
     print(f"{'operator':40s} {'forward µs':>11s} {'backward µs':>12s} {'FLOP/byte':>10s}")

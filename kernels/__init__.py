@@ -6,8 +6,8 @@ Each folder holds one operator: `reference.py` is its specification in plain PyT
 """
 
 from .activation.op import bias_gelu, bias_residual
-from .channel_norm.op import channel_norm
-from .exchange.op import exchange_down, exchange_up_add
+from .channel_norm.op import channel_norm, residual_norm
+from .exchange.op import exchange_down, exchange_up_add, exchange_up_norm
 from .precision_conv.op import Activated, conv3x3, conv3x3_gelu
 from .space_attention.op import space_attention
 from .temporal_pooling.op import temporal_pooling
@@ -23,6 +23,8 @@ __all__ = [
     "conv3x3_gelu",
     "exchange_down",
     "exchange_up_add",
+    "exchange_up_norm",
+    "residual_norm",
     "sample_vmf",
     "space_attention",
     "temporal_pooling",

@@ -10,7 +10,7 @@ matrix exists. With a k×k kernel, stride S and padding P,
 Each is the other's data gradient, with the same weight where it lies. A transposed output of stride 2 has four phases
 (even or odd row, even or odd column), each a plain product over the taps that reach it: of 3×3 taps 1, 2, 2 and 4.
 What surrounds a convolution happens on the accumulator: bias, GELU, the residual or the state into which a pyramid step
-merges, the slope of a GELU in backward.
+merges and, where a tile holds all channels of its pixels, the LayerNorm of that state; the slope of a GELU in backward.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from . import dispatch
 from .activation.forward import gelu
+from .channel_norm.forward import normalize
+from .channel_norm.reference import EPS
 from .runtime import compute_type, dot_precision, dot_type, jit, kernel, power_of_two, processors, tl
 
 PADDING = {2: 0, 3: 1}
@@ -53,10 +55,10 @@ def gather(image, frame, row, column, channel, valid, height, width, CHANNELS: t
 
 @kernel
 def implicit_gemm(
-    x, weight, bias, other, out, before, rows, height, width, x_height, x_width,
+    x, weight, bias, other, scale, shift, out, second, rows, height, width, x_height, x_width,
     K: tl.constexpr, N: tl.constexpr, SIDE: tl.constexpr, PAD: tl.constexpr, STRIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, KEEP: tl.constexpr, MERGE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr, EPSILON: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(N, BLOCK_N)
@@ -97,14 +99,21 @@ def implicit_gemm(
     place = pixel[:, None] * N + n[None, :]
     inside = valid[:, None] & (n < N)[None, :]
     if KEEP:
-        tl.store(before + place, total.to(before.dtype.element_ty), mask=inside)
+        tl.store(second + place, total.to(second.dtype.element_ty), mask=inside)
     if GELU:
         total = gelu(total)
     if MERGE == "add":
         total += tl.load(other + place, mask=inside, other=0.0).to(ACC)
     if MERGE == "slope":
         total *= gelu_slope(tl.load(other + place, mask=inside, other=0.0).to(ACC))
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+    rounded = total.to(out.dtype.element_ty)
+    tl.store(out + place, rounded, mask=inside)
+    if NORM:
+        # Of the state as it was stored: backward takes its statistics from there. Columns beyond N are zero.
+        normal, _ = normalize(rounded.to(ACC), N, BLOCK_N, EPSILON)
+        normal *= tl.load(scale + n, mask=n < N, other=0.0).to(ACC)[None, :]
+        normal += tl.load(shift + n, mask=n < N, other=0.0).to(ACC)[None, :]
+        tl.store(second + place, normal.to(second.dtype.element_ty), mask=inside)
 
 
 @kernel
@@ -156,11 +165,13 @@ def convolve(
     keep: bool = False,
     merge: str = "",
     other: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the product: `x` (F, h, w, K) and `weight` as in the module's formulas → (out, before), each (F, ·, ·, N).
+    """Launch the product: `x` (F, h, w, K) and `weight` as in the module's formulas → (out, second), each (F, ·, ·, N).
 
     `out` = epilogue(convolution + bias): GELU if `gelu`; then `merge` "add" adds `other`, "slope" multiplies by
-    GELU′(other). `before` is what went into the GELU if `keep`, else empty.
+    GELU′(other). `second` is what went into the GELU if `keep`, LN(out) for `norm` = (scale, shift), which takes a tile
+    as wide as N, else empty.
     """
     config = PRODUCT | dict(config)
     x, weight = x.contiguous(), weight.to(x.dtype).contiguous()
@@ -168,15 +179,17 @@ def convolve(
     frames, x_height, x_width, inputs = x.shape
     side, outputs = weight.shape[1], weight.shape[3] if transposed else weight.shape[0]
     height, width = (x_height, x_width) if transposed else (x_height // stride, x_width // stride)
-    scale = stride if transposed else 1
-    out = torch.empty(frames, height * scale, width * scale, outputs, dtype=x.dtype, device=x.device)
-    before = torch.empty_like(out) if keep else out.new_empty(0)
+    step = stride if transposed else 1
+    out = torch.empty(frames, height * step, width * step, outputs, dtype=x.dtype, device=x.device)
+    scale, shift = (None, None) if norm is None else (one.contiguous() for one in norm)
+    second = torch.empty_like(out) if keep or norm is not None else out.new_empty(0)
     if out.numel():
-        rows, block_n = frames * height * width, min(config["outputs"], power_of_two(outputs, 16))
+        rows, whole = frames * height * width, power_of_two(outputs, 16)
+        block_n = min(config["outputs"], whole) if norm is None else whole
         implicit_gemm.launch(
             x.device,
-            (math.ceil(rows / config["rows"]) * math.ceil(outputs / block_n), scale**2),
-            *(x, weight, bias, other, out, before if keep else None),
+            (math.ceil(rows / config["rows"]) * math.ceil(outputs / block_n), step**2),
+            *(x, weight, bias, other, scale, shift, out, second if second.numel() else None),
             *(rows, height, width, x_height, x_width),
             K=inputs,
             N=outputs,
@@ -188,12 +201,14 @@ def convolve(
             GELU=gelu,
             KEEP=keep,
             MERGE=merge,
+            NORM=norm is not None,
+            EPSILON=EPS,
             BLOCK_M=config["rows"],
             BLOCK_N=block_n,
             BLOCK_K=min(config["inputs"], power_of_two(inputs, 16)),
             **_types(x, config),
         )
-    return out, before
+    return out, second
 
 
 def convolution_weight_gradient(

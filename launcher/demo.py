@@ -32,17 +32,24 @@ def main(argv: list[str] | None = None) -> int:
     chips = Path(arguments.data) if arguments.data else out / "chips"
     out.mkdir(parents=True, exist_ok=True)
     session = _Session(out / "commands.txt")
+    learning = []
     if not arguments.data:
         session.call("synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed)
         # Its chips carry captions: the model learns words too, by a text tower that needs no download.
         session.call("text", "--encode", chips, "--tower", "tiny")
+        # A caption holds for the year. Over drawn periods a text and its place know each other by the period they share;
+        # texts of one crop over one period differ by their words alone (docs/results/text.md).
+        learning += ["data.text_period=support", "data.texts_per_sample=4", "objective.text_weight=0.01"]
+        # A crop must be large enough to hold several captions; the rest keeps a step of such crops as short.
+        learning += ["data.chip_px=16", "train.global_batch=6", "train.micro_batch=6", "data.crops_per_chip=1"]
+        learning += ["data.frame_budget=0.4", "data.budget_spread=0.5", "model.decoder_width=128"]
     held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.held_out)
     given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
     if held_out:
         given.append(f"data.held_out_places=[{','.join(held_out)}]")
     if dates:
         given.append(f"data.withheld={out / 'withheld.csv'}")
-    given += [f"train.seed={arguments.seed}", *arguments.settings]
+    given += [*learning, f"train.seed={arguments.seed}", *arguments.settings]
     session.call("train", "--config", "small", "--data", chips, "--out", out / "run", "--resume", "auto", *given)
     session.call(
         "report", "--checkpoint", out / "run", "--data", chips, "--out", out / "report.html",

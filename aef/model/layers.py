@@ -1,13 +1,15 @@
 """Layers of which every part of the model is built. States decide the type: parameters are cast to the operand's.
 
 The fused operators take whole parameters; a module hands over only its own, inside its own forward, because ZeRO-3
-gathers a module's parameters just for that call. No parameter is 0-dimensional and convolution weights are contiguous
+gathers a module's parameters just for that call. Where one operator needs those of two modules, one calls the other: a
+`ChannelNorm` the layer that makes the state it reads. No parameter is 0-dimensional and convolution weights are contiguous
 OHWI, because DeepSpeed flattens parameters (a permuted view is channels-last for cuDNN all the same).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -58,32 +60,46 @@ class LinearGelu(nn.Module):
         return kernels.bias_gelu(F.linear(x, self.weight.to(x.dtype)), self.bias)
 
 
+Merge = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+"""A layer that ends a branch: (residual, (scale, shift) of the norm that reads its state) → (state, LN(state))."""
+
+
 class LinearResidual(nn.Module):
-    """residual + x W^T + b: the projection that ends a residual branch."""
+    """residual + x W^T + b: the projection that ends a residual branch; with `norm` a `Merge`."""
 
     def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
         super().__init__()
         self.weight = new_weight(outputs, inputs, fan_in=max(1, round(inputs / gain**2)))
         self.bias = new_bias(outputs)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return kernels.bias_residual(F.linear(x, self.weight.to(x.dtype)), self.bias, residual)
+    def forward(
+        self, x: Tensor, residual: Tensor, norm: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        y = F.linear(x, self.weight.to(x.dtype))
+        if norm is None:
+            return kernels.bias_residual(y, self.bias, residual)
+        return kernels.residual_norm(y, self.bias, residual, *norm)
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of one pixel or token, statistics in fp32."""
+    """LayerNorm over the channels of one pixel or token, statistics in fp32.
+
+    With `merge`, the layer that makes the state which is to be normalised from `x`: (state, LN(state)), in one pass.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = new_bias(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.channel_norm(x, self.weight, self.bias)
+    def forward(self, x: Tensor, merge: Merge | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        if merge is None:
+            return kernels.channel_norm(x, self.weight, self.bias)
+        return merge(x, (self.weight, self.bias))
 
 
 class ResidualMlp(nn.Module):
-    """x + W2 GELU(W1 LN(x)): the pre-norm MLP of a transformer layer."""
+    """x + W2 GELU(W1 LN(x)): the pre-norm MLP of a transformer layer; with `merge` of the state that it makes from x."""
 
     def __init__(self, width: int, ratio: int, *, gain: float = 1.0) -> None:
         super().__init__()
@@ -91,8 +107,11 @@ class ResidualMlp(nn.Module):
         self.expand = LinearGelu(width, ratio * width)
         self.contract = LinearResidual(ratio * width, width, gain=gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.contract(self.expand(self.norm(x)), x)
+    def forward(self, x: Tensor, merge: Merge | None = None) -> Tensor:
+        if merge is None:
+            return self.contract(self.expand(self.norm(x)), x)
+        x, normal = self.norm(x, merge)
+        return self.contract(self.expand(normal), x)
 
 
 class Conv3x3(nn.Module):
@@ -141,7 +160,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O).
+    """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O). With `norm` a `Merge`.
 
     Where `into` has an odd side, the last row of up(x) is left away.
 
@@ -161,7 +180,11 @@ class Up(nn.Module):
         if zero:
             nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor, into: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, into: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if norm is not None:  # the finest merge, whose sides are even
+            return kernels.exchange_up_norm(x, self.weight, self.bias, into, *norm)
         if into is None or into.shape[1:3] == (2 * x.shape[1], 2 * x.shape[2]):
             return kernels.exchange_up_add(x, self.weight, self.bias, into)
         rows, columns = into.shape[1:3]

@@ -19,19 +19,24 @@ The last layer before each merge starts at zero: at first, blocks are three inde
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .layers import Down, Up
+from .layers import ChannelNorm, Down, Up
 
 
 class States(NamedTuple):
-    """What flows between blocks: precision (F, L/2, L/2, C_P), time (F, L/8, L/8, C_T), space (F, L/16, L/16, C_S)."""
+    """What flows between blocks: precision (F, L/2, L/2, C_P), time (F, L/8, L/8, C_T), space (F, L/16, L/16, C_S).
+
+    normal: the LayerNorm of `precision` that the next block reads, where the merge that made the state wrote it too.
+    """
 
     precision: Tensor
     time: Tensor
     space: Tensor
+    normal: Tensor | None = None
 
 
 def level_widths(precision: int, time: int, space: int) -> tuple[int, int, int, int]:
@@ -67,15 +72,27 @@ class Exchange(nn.Module):
         self.up4 = Up(eighth, quarter, kernel)
         self.up2 = Up(quarter, half, kernel, zero=True)
 
-    def forward(self, states: States) -> States:
-        precision, time, space = states
+    def forward(self, states: States, reader: ChannelNorm | None = None) -> States:
+        """`reader`: the next block's norm of the precision state, which the finest merge then writes as well."""
+        precision, time, space, _ = states
         lowered = self.down8(self.down4(precision))
         added = self.up8(space, into=time)
+        raised, normal = _half_of(precision, self.up4(added)), None
+        if reader is None:
+            precision = self.up2(raised, into=precision)
+        else:
+            precision, normal = reader(precision, partial(self.up2, raised))
         return States(
-            precision=self.up2(self.up4(added), into=precision),
+            precision=precision,
             time=added + lowered,
             space=space + self.down16(time + lowered),
+            normal=normal,
         )
+
+
+def _half_of(finer: Tensor, raised: Tensor) -> Tensor:
+    """`raised` at half the sides of `finer`: it comes from an eighth, and has a row too many where the quarter is odd."""
+    return raised[:, : finer.shape[1] // 2, : finer.shape[2] // 2]
 
 
 class Ascent(nn.Module):
@@ -96,4 +113,4 @@ class Ascent(nn.Module):
 
     def forward(self, states: States) -> Tensor:
         added = self.up8(states.space, into=states.time)
-        return self.up2(self.up4(added), into=states.precision)
+        return self.up2(_half_of(states.precision, self.up4(added)), into=states.precision)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,16 @@ from .layers import ChannelNorm, Conv3x3, Conv3x3Gelu, Linear, LinearResidual, R
 from .pyramid import Ascent, Descent, Exchange, States, level_widths
 
 POSITION_OCTAVES = 6
+COMPILED: dict[str, Any] = {"dynamic": None}
+GRAPHED: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"}
+GRAPHED_LENGTHS = 64
 
 
 class PrecisionOperator(nn.Module):
-    """x + conv(GELU(conv(LN(x)))) over (F, H, W, C), LayerNorm over the channels of each pixel."""
+    """x + conv(GELU(conv(LN(x)))) over (F, H, W, C), LayerNorm over the channels of each pixel.
+
+    `normal` is LN(x) where it is known already: the merge that made x writes it with this operator's own norm.
+    """
 
     def __init__(self, width: int, convs: int, *, gain: float) -> None:
         super().__init__()
@@ -41,8 +48,8 @@ class PrecisionOperator(nn.Module):
         self.inner = nn.ModuleList(Conv3x3Gelu(width, width) for _ in range(convs - 1))
         self.last = Conv3x3(width, width, gain=gain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = kernels.Activated(self.norm(x), None)
+    def forward(self, x: Tensor, normal: Tensor | None = None) -> Tensor:
+        y = kernels.Activated(self.norm(x) if normal is None else normal, None)
         for conv in self.inner:
             y = conv(y)
         return self.last(y.value, residual=x, before=y.before)
@@ -72,7 +79,7 @@ class TimeOperator(nn.Module):
         qkv = self.qkv(self.norm(x)).unflatten(-1, split)  # (F, P, 3, H, D)
         table = self.qkv(self.time(timecode)).unflatten(-1, split)  # (F, 3, H, D)
         attended = kernels.time_attention(qkv, table, cu_frames, max_frames)
-        x = self.mlp(self.out(attended.flatten(-2), x))
+        x = self.mlp(x, partial(self.out, attended.flatten(-2)))
         return x.view(frames, height, width, channels)
 
 
@@ -91,7 +98,7 @@ class SpaceOperator(nn.Module):
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, N, C)
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_width))
-        x = self.mlp(self.out(kernels.space_attention(qkv).flatten(-2), x))
+        x = self.mlp(x, partial(self.out, kernels.space_attention(qkv).flatten(-2)))
         return x.view(frames, height, width, channels)
 
 
@@ -134,14 +141,23 @@ class Block(nn.Module):
         self.exchange = Exchange(widths, config.pyramid_kernel)
 
     def forward(
-        self, precision: Tensor, time: Tensor, space: Tensor, timecode: Tensor, cu_frames: Tensor, max_frames: int
+        self,
+        precision: Tensor,
+        time: Tensor,
+        space: Tensor,
+        normal: Tensor | None,
+        timecode: Tensor,
+        cu_frames: Tensor,
+        max_frames: int,
+        reader: ChannelNorm | None = None,
     ) -> States:
+        """`reader`: the norm with which the next block reads the precision state, to be written with it."""
         operated = States(
-            self.precision(precision),
+            self.precision(precision, normal),
             self.time(time, timecode, cu_frames, max_frames),
             self.space(space),
         )
-        return self.exchange(operated)
+        return self.exchange(operated, reader)
 
 
 class Encoder(nn.Module):
@@ -154,10 +170,13 @@ class Encoder(nn.Module):
         self.position = Position(config.space_width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.ascent = Ascent(widths, config.pyramid_kernel)
-        self.checkpointing = config.checkpointing
-        if config.compile:
+        self.checkpointing, self.graphs = config.checkpointing, config.cuda_graphs
+        if self.graphs:
+            # A graph per length: with `data.frame_bucket` they are few, but more than torch's limit of recompilations.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHED_LENGTHS)
+        if config.compile or self.graphs:
             for block in self.blocks:
-                block.compile(dynamic=None)
+                block.compile(**(GRAPHED if self.graphs else COMPILED))
 
     def forward(self, precision: Tensor, timecode: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
         """Project, exchange, repeat.
@@ -170,17 +189,26 @@ class Encoder(nn.Module):
         Returns:
             (F, L/2, L/2, C_P): one map per frame, like the input.
         """
+        if self.graphs and torch.is_grad_enabled():
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs wrote may be overwritten
         states = self.descent(precision)
         states = states._replace(space=self.position(states.space))
         timecode = timecode.to(precision.dtype)
-        for block in self.blocks:
+        # A merge writes the next block's norm where backward keeps that anyway. Where it is recomputed, or nothing is
+        # kept, the block that reads it makes it, and it lives no longer than there.
+        keeping = self.checkpointing == "none" and torch.is_grad_enabled()
+        readers = [block.precision.norm if keeping else None for block in self.blocks[1:]]
+        for block, reader in zip(self.blocks, [*readers, None]):
             run = self._remembering(block)
-            states = run(*states, timecode, cu_frames, max_frames)
+            states = run(*states, timecode, cu_frames, max_frames, reader)
         return self.ascent(states)
 
     def _remembering(self, block: nn.Module) -> Callable[..., States]:
         """The block, with as much recomputation in backward as `model.checkpointing` asks for."""
-        if self.checkpointing == "none" or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            # Graphs are recorded for the lengths of training; maps and evaluation have others, each for a few calls.
+            return block.forward if self.graphs else block
+        if self.checkpointing == "none":
             return block
         if self.checkpointing == "full":
             return partial(checkpoint, block, use_reentrant=False)
@@ -188,7 +216,7 @@ class Encoder(nn.Module):
         return partial(checkpoint, block, use_reentrant=False, context_fn=contexts)
 
 
-RECOMPUTED = ("channel_norm", "bias_gelu", "bias_residual")
+RECOMPUTED = ("channel_norm", "bias_gelu", "bias_residual", "residual_norm")
 PRODUCTS = (
     "mm",
     "addmm",

@@ -31,7 +31,7 @@ from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
     "data": {"workers", "cache_chips", "skip_bad"},
-    "model": {"checkpointing", "compile"},
+    "model": {"checkpointing", "compile", "cuda_graphs"},
     "train": {
         "steps",
         "micro_batch",

@@ -70,7 +70,7 @@ def resolve(
 
     Raises:
         ConfigError: as `read_configuration`; bf16 at stage 0 (DeepSpeed takes another, worse path there); a batch that
-            does not spread evenly over the ranks.
+            does not spread evenly over the ranks; `model.cuda_graphs` where graphs cannot be replayed.
     """
     found = read_configuration(choice, ranks, on_gpu)
     zero = found.setdefault("zero_optimization", {})
@@ -91,6 +91,8 @@ def resolve(
             f"--deepspeed-config: only bf16.enabled and bucket sizes may be auto, found {', '.join(left)}"
         )
     micro, count = micro_batches(config, ranks)
+    if config.model.cuda_graphs:
+        _require_graphs(config, stage, on_gpu, config.train.global_batch // ranks if count > 1 else 0)
     found.update(
         train_micro_batch_size_per_gpu=micro,
         gradient_accumulation_steps=count,
@@ -103,6 +105,29 @@ def resolve(
     if universal:
         found.setdefault("checkpoint", {})["load_universal"] = True
     return found
+
+
+def _require_graphs(config: Config, stage: int, on_gpu: bool, accumulated: int) -> None:
+    """Refuse `model.cuda_graphs` where a recorded graph would not fit the next step; says what to set.
+
+    ``accumulated``: samples of a rank's step where it takes several micro-batches, else 0.
+    """
+    problems = {
+        "graphs are recorded on an NVIDIA GPU, and none is here: set model.cuda_graphs=false": not on_gpu,
+        "ZeRO-3 gathers weights at new addresses, and a graph keeps its own: take --deepspeed-config zero2, or "
+        "model.compile=true instead": stage == 3,
+        "every number of frames would be a graph of its own: set data.frame_bucket, for example to 32": (
+            not config.data.frame_bucket
+        ),
+        "recomputing a block in backward has not been proven with graphs: set model.checkpointing=none": (
+            config.model.checkpointing != "none"
+        ),
+        "a graph would overwrite the gradients of the micro-batch before: set train.micro_batch="
+        f"{accumulated} or model.cuda_graphs=false": accumulated > 0,
+    }
+    found = next((words for words, holds in problems.items() if holds), None)
+    if found:
+        raise ConfigError(f"model.cuda_graphs: {found}")
 
 
 def micro_batches(config: Config, ranks: int) -> tuple[int, int]:

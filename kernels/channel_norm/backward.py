@@ -2,6 +2,9 @@
 
     dx = (g − mean(g) − x̂ mean(g x̂)) / √(var + ε),  g = dy · weight;   dweight = Σ dy x̂,  dbias = Σ dy
 
+Behind a residual branch x is a state that is read elsewhere too: what comes back from there is added in the same pass,
+dx += dstate, and Σ dx is the gradient of the branch's bias.
+
 Each program walks over its rows and leaves one partial sum of the parameters' gradients: no atomics, so it repeats.
 """
 
@@ -19,13 +22,14 @@ PROGRAMS_PER_PROCESSOR = 4
 
 @kernel
 def channel_norm_backward(
-    gradient, x, weight, d_x, d_weight, d_bias, rows,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, ACC: tl.constexpr,
+    gradient, d_state, x, weight, d_x, d_weight, d_bias, d_added, rows,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)
     scale = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(ACC)
-    sum_weight, sum_bias = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
+    sum_weight, sum_bias, sum_added = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
         normal, inverse = normalize(load_rows(x, row, rows, WIDTH, BLOCK, ACC), WIDTH, BLOCK, EPSILON)
@@ -35,20 +39,43 @@ def channel_norm_backward(
         scaled = d_y * scale[None, :]
         along = tl.sum(scaled * normal, 1) / WIDTH
         result = (scaled - (tl.sum(scaled, 1) / WIDTH)[:, None] - normal * along[:, None]) * inverse[:, None]
+        if RESIDUAL:
+            result += load_rows(d_state, row, rows, WIDTH, BLOCK, ACC)
+            sum_added += tl.sum(result, 0)
         inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
         tl.store(d_x + row[:, None] * WIDTH + column[None, :], result.to(d_x.dtype.element_ty), mask=inside)
     tl.store(d_weight + program * WIDTH + column, sum_weight, mask=column < WIDTH)
     tl.store(d_bias + program * WIDTH + column, sum_bias, mask=column < WIDTH)
+    if RESIDUAL:
+        tl.store(d_added + program * WIDTH + column, sum_added, mask=column < WIDTH)
 
 
 def norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, config: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the backward kernel: `gradient` (..., C) → gradients of x, weight and bias, in their dtypes."""
+    d_x, sums = _launch(gradient, None, x, weight, config)
+    return d_x, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
+
+
+def merge_and_norm_backward(
+    d_state: Tensor, d_normal: Tensor, state: Tensor, scale: Tensor, config: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the backward kernel behind a residual branch: gradients of both outputs → that of the branch and of the
+    residual, which are the same, and of the branch's bias, scale and shift (fp32 at least)."""
+    d_x, (d_scale, d_shift, d_bias) = _launch(d_normal, d_state.contiguous(), state, scale, config)
+    return d_x, d_bias, d_scale, d_shift
+
+
+def _launch(
+    gradient: Tensor, d_state: Tensor | None, x: Tensor, weight: Tensor, config: Mapping[str, Any]
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradient of x, and the sums over rows: of weight, bias and, with `d_state`, of dx."""
     gradient, x, weight = gradient.contiguous(), x.contiguous(), weight.contiguous()
     rows, settings = plan(x, config)
-    programs = min(PROGRAMS_PER_PROCESSOR * processors(x), -(-rows // settings["ROWS"]))
+    programs, residual = min(PROGRAMS_PER_PROCESSOR * processors(x), -(-rows // settings["ROWS"])), d_state is not None
     d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
-    d_weight, d_bias = torch.empty(2, programs, x.shape[-1], dtype=wide, device=x.device)
-    channel_norm_backward.launch(x.device, (programs,), gradient, x, weight, d_x, d_weight, d_bias, rows, **settings)
-    return d_x, d_weight.sum(dim=0).to(weight.dtype), d_bias.sum(dim=0).to(bias.dtype)
+    partial = torch.empty(3 if residual else 2, programs, x.shape[-1], dtype=wide, device=x.device)
+    arguments = (gradient, d_state, x, weight, d_x, partial[0], partial[1], partial[2] if residual else None, rows)
+    channel_norm_backward.launch(x.device, (programs,), *arguments, RESIDUAL=residual, **settings)
+    return d_x, [one.sum(dim=0) for one in partial]

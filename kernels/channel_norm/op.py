@@ -1,13 +1,14 @@
-"""The public function of the channel LayerNorm."""
+"""The public functions of the channel LayerNorm: alone, and with the end of the residual branch that it reads."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import dispatch
+from ..activation import op as activation
 from ..arguments import check_float, match_shape
-from .backward import norm_backward
-from .forward import norm
+from .backward import merge_and_norm_backward, norm_backward
+from .forward import merge_and_norm, norm
 from .reference import EPS
 
 WIDEST_ROW = 8192
@@ -44,13 +45,41 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return channel_norm_operator(x, weight, bias)
 
 
+def residual_norm(x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The end of a residual branch and the LayerNorm that reads the state it leaves: `bias_residual`, `channel_norm`.
+
+        state = x + bias + residual;   normal = channel_norm(state, scale, shift)
+
+    Args:
+        x, residual: (..., C) of one dtype; the state is rounded to it before it is normalised.
+        bias, scale, shift: (C,), of any floating dtype.
+
+    Returns:
+        (state, normal), each like `x`.
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device.
+    """
+    activation.check_arguments(x, bias, residual)
+    check_arguments(x, scale, shift)
+    if dispatch.backend("residual_norm", x, channels=x.shape[-1]) == "torch":
+        return _by_two_operators(x, bias, residual, scale, shift)
+    return residual_norm_operator(x, bias, residual, scale, shift)
+
+
+def _by_two_operators(x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    state = activation.bias_residual(x, bias, residual)
+    return state, channel_norm(state, scale, shift)
+
+
 def _triton_refusal(case: dispatch.Case) -> str | None:
     if case.sizes["channels"] > WIDEST_ROW:
         return f"rows of {case.sizes['channels']} channels exceed the kernel's tile of {WIDEST_ROW}"
     return dispatch.triton_refusal(case)
 
 
-dispatch.register("channel_norm", triton=_triton_refusal)
+for _name in ("channel_norm", "residual_norm"):
+    dispatch.register(_name, triton=_triton_refusal)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -82,13 +111,18 @@ def channel_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias: Ten
     chosen = dispatch.choose("channel_norm", x, channels=x.shape[-1])
     if chosen.backend == "triton":
         return norm_backward(gradient, x, weight, bias, chosen.config)
+    d_x, d_weight, d_bias = _layer_norm_backward(gradient, x, weight)
+    return d_x.to(x.dtype).contiguous(), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+
+
+def _layer_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias in fp32 at least; the bias itself does not enter."""
     wide, shape = torch.promote_types(x.dtype, torch.float32), x.shape[-1:]
-    x_wide, scale, shift = x.to(wide), weight.to(wide), bias.to(wide)
-    _, mean, inverse = torch.ops.aten.native_layer_norm(x_wide, shape, scale, shift, EPS)
-    found = torch.ops.aten.native_layer_norm_backward(
-        gradient.to(wide), x_wide, shape, mean, inverse, scale, shift, [True, True, True]
+    x, weight = x.to(wide), weight.to(wide)
+    _, mean, inverse = torch.ops.aten.native_layer_norm(x, shape, weight, None, EPS)
+    return torch.ops.aten.native_layer_norm_backward(
+        gradient.to(wide), x, shape, mean, inverse, weight, torch.zeros_like(weight), [True, True, True]
     )
-    return found[0].to(x.dtype).contiguous(), found[1].to(weight.dtype), found[2].to(bias.dtype)
 
 
 @channel_norm_backward.register_fake
@@ -105,3 +139,57 @@ def _backward(ctx, gradient: Tensor):
 
 
 channel_norm_operator.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("aef::residual_norm", mutates_args=())
+def residual_norm_operator(
+    x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`residual_norm` as one opaque operator; the state is what is kept for backward."""
+    chosen = dispatch.choose("residual_norm", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        return merge_and_norm(x, bias, residual, scale, shift, chosen.config)
+    state, normal = _by_two_operators(x, bias, residual, scale, shift)
+    return state.contiguous(), normal.contiguous()
+
+
+@residual_norm_operator.register_fake
+def _(x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    activation.check_arguments(x, bias, residual)
+    check_arguments(x, scale, shift)
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.custom_op("aef::residual_norm_backward", mutates_args=())
+def residual_norm_backward(
+    d_state: Tensor, d_normal: Tensor, state: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of branch and residual (one tensor for both), and of bias, scale and shift (fp32 at least)."""
+    chosen = dispatch.choose("residual_norm", state, channels=state.shape[-1])
+    if chosen.backend == "triton":
+        return merge_and_norm_backward(d_state, d_normal, state, scale, chosen.config)
+    d_x, d_scale, d_shift = _layer_norm_backward(d_normal, state, scale)
+    d_x = d_x + d_state
+    return d_x.to(state.dtype).contiguous(), d_x.flatten(0, -2).sum(dim=0), d_scale, d_shift
+
+
+@residual_norm_backward.register_fake
+def _(d_state: Tensor, d_normal: Tensor, state: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(state.dtype, torch.float32)
+    d_bias, d_scale, d_shift = (state.new_empty(state.shape[-1], dtype=wide) for _ in range(3))
+    return state.new_empty(state.shape), d_bias, d_scale, d_shift
+
+
+def _save_state(ctx, inputs, output) -> None:
+    _, bias, _, scale, shift = inputs
+    ctx.dtypes = [one.dtype for one in (bias, scale, shift)]
+    ctx.save_for_backward(output[0], scale)
+
+
+def _state_backward(ctx, d_state: Tensor, d_normal: Tensor):
+    d_x, *sums = residual_norm_backward(d_state, d_normal, *ctx.saved_tensors)
+    d_bias, d_scale, d_shift = (one.to(dtype) for one, dtype in zip(sums, ctx.dtypes))
+    return d_x, d_bias, d_x, d_scale, d_shift
+
+
+residual_norm_operator.register_autograd(_state_backward, setup_context=_save_state)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..activation.reference import bias_residual_reference
+
 EPS = 1e-6
 
 
@@ -13,3 +15,11 @@ def channel_norm_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     variance = centred.square().mean(dim=-1, keepdim=True)
     normal = centred * torch.rsqrt(variance + EPS)
     return (normal * weight.to(wide.dtype) + bias.to(wide.dtype)).to(x.dtype)
+
+
+def residual_norm_reference(
+    x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`state = x + bias + residual`, rounded to `x`'s dtype, and `channel_norm(state, scale, shift)`."""
+    state = bias_residual_reference(x, bias, residual)
+    return state, channel_norm_reference(state, scale, shift)

@@ -1,7 +1,15 @@
-"""Tuned PyTorch path of the exchange with 2×2 kernels: windows do not overlap, so each step is one matrix product."""
+"""Tuned PyTorch paths of the exchange.
+
+With 2×2 kernels windows do not overlap, and each step is one matrix product. On a GPU a merge whose state is normalised
+is the library's bare convolution and one pass.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..channel_norm.op import residual_norm
+from .reference import UP_PADDING
 
 
 def down_by_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -23,3 +31,13 @@ def up_by_product(x: Tensor, weight: Tensor, bias: Tensor, into: Tensor | None) 
         return windows.reshape(frames, 2 * height, 2 * width, -1)
     merged = into.reshape(windows.shape) + windows
     return merged.view(frames, 2 * height, 2 * width, -1)
+
+
+def up_norm_by_passes(
+    x: Tensor, weight: Tensor, bias: Tensor, into: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`exchange_up_norm` by `F.conv_transpose2d` without a bias, then bias, merge and norm in one pass."""
+    image, kernel = x.permute(0, 3, 1, 2), weight.to(x.dtype).permute(0, 3, 1, 2)
+    padding, output_padding = UP_PADDING[weight.shape[1]]
+    up = F.conv_transpose2d(image, kernel, stride=2, padding=padding, output_padding=output_padding)
+    return residual_norm(up.permute(0, 2, 3, 1), bias, into, scale, shift)

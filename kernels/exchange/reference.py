@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..channel_norm.reference import channel_norm_reference
+
 DOWN_PADDING = {2: 0, 3: 1, 4: 1}
 UP_PADDING = {2: (0, 0), 3: (1, 1), 4: (1, 0)}  # kernel size → (padding, output padding)
 
@@ -24,3 +26,11 @@ def exchange_up_add_reference(x: Tensor, weight: Tensor, bias: Tensor, into: Ten
     up = F.conv_transpose2d(image, kernel, bias.to(x.dtype), stride=2, padding=padding, output_padding=output_padding)
     up = up.permute(0, 2, 3, 1)
     return up if into is None else into + up
+
+
+def exchange_up_norm_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, into: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`state = exchange_up_add(x, weight, bias, into)` and `channel_norm(state, scale, shift)`."""
+    state = exchange_up_add_reference(x, weight, bias, into)
+    return state, channel_norm_reference(state, scale, shift)

@@ -52,23 +52,28 @@ def relative_error(found, wanted):
     return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
 
 
+def as_tuple(outputs):
+    """The outputs of an operator that may have one or several."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
 @pytest.fixture
 def assert_agrees():
     """`assert_agrees(function, reference, leaves, rest=(), tolerance=1e-5)`: outputs and every gradient agree.
 
-    `leaves` are the differentiable arguments (None where one is absent), `rest` the others. The cotangent is not
-    contiguous: kernels must cope.
+    `leaves` are the differentiable arguments (None where one is absent), `rest` the others. A function may have several
+    outputs. Cotangents are not contiguous: kernels must cope.
     """
 
     def compare(function, reference, leaves, rest=(), tolerance=1e-5):
         present = [leaf for leaf in leaves if leaf is not None]
-        wanted = reference(*leaves, *rest)
-        cotangent = torch.randn(*wanted.shape, 2, dtype=wanted.dtype)[..., 0]
-        expected = (wanted, *torch.autograd.grad(wanted, present, cotangent))
-        out = function(*leaves, *rest)
-        found = (out, *torch.autograd.grad(out, present, cotangent))
-        for index, (one, other) in enumerate(zip(found, expected)):
-            name = "output" if index == 0 else f"gradient of argument {index - 1}"
+        wanted = as_tuple(reference(*leaves, *rest))
+        cotangents = [torch.randn(*one.shape, 2, dtype=one.dtype)[..., 0] for one in wanted]
+        expected = (*wanted, *torch.autograd.grad(wanted, present, cotangents))
+        out = as_tuple(function(*leaves, *rest))
+        found = (*out, *torch.autograd.grad(out, present, cotangents))
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            name = f"output {index}" if index < len(out) else f"gradient of argument {index - len(out)}"
             assert one.shape == other.shape, name
             assert one.dtype == other.dtype, name
             assert relative_error(one, other) <= tolerance, f"{name}: {relative_error(one, other):.1e}"

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from aef.kernels.activation.backward import activate_backward
-from aef.kernels.channel_norm.backward import norm_backward
+from aef.kernels.channel_norm.backward import merge_and_norm_backward, norm_backward
+from aef.kernels.channel_norm.forward import merge_and_norm
 from aef.kernels.temporal_pooling.backward import pool_backward
 from aef.kernels.temporal_pooling.forward import pool
 from aef.kernels.time_attention.backward import attend_backward
@@ -57,6 +58,8 @@ def test_sizes_of_one_which_the_compiler_takes_for_constants_compile_too():
         pool_backward(meta(1, 1, 1, 16), *pooled, {})
         pool(*pooled, {})
         norm_backward(meta(1, 16), meta(1, 16), meta(16), meta(16), {})
+        merge_and_norm(meta(1, 16), meta(16), meta(1, 16), meta(16), meta(16), {})
+        merge_and_norm_backward(meta(1, 16), meta(1, 16), meta(1, 16), meta(16), {})
         activate_backward(meta(1, 1), meta(1, 1), meta(1), {})
         sample_backward(meta(1, 64), meta(1, 64), 20.0, (1, 1), meta(1, dtype=torch.int64), {})
-    assert len(driver.binaries) == 9
+    assert len(driver.binaries) == 11

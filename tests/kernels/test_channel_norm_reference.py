@@ -1,11 +1,11 @@
-"""The reference of the channel LayerNorm against `F.layer_norm`."""
+"""The references of the channel LayerNorm, alone and behind a residual branch, against `F.layer_norm`."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import channel_norm
-from aef.kernels.channel_norm.reference import channel_norm_reference
+from aef.kernels import channel_norm, residual_norm
+from aef.kernels.channel_norm.reference import channel_norm_reference, residual_norm_reference
 
 
 @pytest.mark.parametrize("function", [channel_norm_reference, channel_norm])
@@ -22,6 +22,20 @@ def test_equals_layer_norm_forward_and_backward(function, shape):
     for one, other in zip(
         torch.autograd.grad(out, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent)
     ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("function", [residual_norm_reference, residual_norm])
+def test_behind_a_residual_branch_both_the_state_and_its_norm_are_given(function):
+    torch.manual_seed(0)
+    x, residual = (torch.randn(2, 7, 16, dtype=torch.float64).requires_grad_() for _ in range(2))
+    bias, scale, shift = (torch.randn(16, dtype=torch.float64).requires_grad_() for _ in range(3))
+    leaves = (x, bias, residual, scale, shift)
+    found, state = function(*leaves), x + bias + residual
+    expected = (state, F.layer_norm(state, (16,), scale, shift, eps=1e-6))
+    cotangents = [torch.randn_like(state) for _ in range(2)]
+    gradients = (torch.autograd.grad(outputs, leaves, cotangents) for outputs in (found, expected))
+    for one, other in zip((*found, *next(gradients)), (*expected, *next(gradients)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
@@ -45,3 +59,11 @@ def test_statistics_of_half_precision_input_are_kept_in_fp32():
 def test_bad_input_is_refused_with_a_clear_line(arguments, words):
     with pytest.raises(ValueError, match=words):
         channel_norm(*arguments)
+
+
+def test_a_norm_of_another_width_than_the_state_is_refused():
+    x, bias = torch.zeros(2, 8), torch.zeros(8)
+    with pytest.raises(ValueError, match="weight: expected C = 8"):
+        residual_norm(x, bias, x, torch.ones(7), bias)
+    with pytest.raises(ValueError, match="residual: expected"):
+        residual_norm(x, bias, x[:1], bias, bias)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from aef.kernels import conv3x3, conv3x3_gelu, exchange_down, exchange_up_add, implicit_gemm
-from aef.kernels.exchange.reference import exchange_down_reference, exchange_up_add_reference
+from aef.kernels import conv3x3, conv3x3_gelu, exchange_down, exchange_up_add, exchange_up_norm, implicit_gemm
+from aef.kernels.exchange.reference import (
+    exchange_down_reference,
+    exchange_up_add_reference,
+    exchange_up_norm_reference,
+)
 from aef.kernels.precision_conv.reference import conv3x3_reference
 from aef.kernels.runtime import KERNELS
 
@@ -98,6 +102,25 @@ def test_exchange_up_agrees_with_the_reference(size, merged, triton_kernels, ass
     assert launches() > before
 
 
+@KERNEL_SIZES
+@pytest.mark.parametrize("fine", [16, 20, 48])
+def test_a_merge_writes_the_norm_of_its_state(size, fine, triton_kernels, assert_agrees):
+    torch.manual_seed(0)
+    leaves = (random(2, 3, 5, 20), random(20, size, size, fine), random(fine), random(2, 6, 10, fine))
+    norms = KERNELS["channel_norm_forward"].launches
+    before = launches()
+    assert_agrees(exchange_up_norm, exchange_up_norm_reference, (*leaves, random(fine), random(fine)))
+    assert launches() > before
+    assert KERNELS["channel_norm_forward"].launches == norms  # on the accumulator, not in a pass of its own
+
+
+def test_the_norm_of_a_large_mean_keeps_its_digits(triton_kernels, assert_agrees):
+    torch.manual_seed(0)
+    into = (random(1, 4, 4, 16).detach() + 100).requires_grad_()
+    leaves = (random(1, 2, 2, 16), random(16, 3, 3, 16), random(16), into, random(16), random(16))
+    assert_agrees(exchange_up_norm, exchange_up_norm_reference, leaves, tolerance=1e-4)
+
+
 def test_small_tiles_walk_over_rows_channels_and_chunks(poisoned, monkeypatch):
     """Many tiles in every direction, and a weight gradient of several partial sums."""
     monkeypatch.setattr(implicit_gemm, "processors", lambda tensor: 12)
@@ -125,6 +148,8 @@ def test_gradcheck_in_double_precision(triton_kernels):
     assert torch.autograd.gradcheck(exchange_down, down, fast_mode=True)
     up = (random(1, 1, 2, 2, dtype=torch.float64), weight, random(3, dtype=torch.float64), down[0])
     assert torch.autograd.gradcheck(exchange_up_add, up, fast_mode=True)
+    norm = (random(3, dtype=torch.float64), random(3, dtype=torch.float64))
+    assert torch.autograd.gradcheck(exchange_up_norm, (*up, *norm), fast_mode=True)
 
 
 def test_4x4_steps_stay_with_the_library(triton_kernels):

@@ -5,7 +5,7 @@ import torch
 
 from aef import kernels
 from aef.kernels import dispatch, tuning
-from aef.kernels.exchange.op import exchange_down_operator, exchange_up_operator
+from aef.kernels.exchange.op import exchange_down_operator, exchange_up_norm_operator, exchange_up_operator
 from aef.kernels.implicit_gemm import FRAME_BUCKETS, convolution_sizes
 from aef.kernels.precision_conv.library import conv3x3_by_passes
 from aef.kernels.precision_conv.op import conv3x3_operator
@@ -22,6 +22,10 @@ def conv_inputs():
     return random(1, 3, 4, 5), random(6, 3, 3, 5), random(6), random(1, 3, 4, 6)
 
 
+def up_inputs():
+    return random(1, 2, 3, 5), random(5, 3, 3, 4), random(4), random(1, 4, 6, 4)
+
+
 OPERATORS = {
     "conv3x3": (conv3x3_operator, lambda: (*conv_inputs(), None, True, True)),
     # The gradient goes to the GELU's input, so its output takes none.
@@ -30,7 +34,8 @@ OPERATORS = {
         lambda: (torch.randn(1, 3, 4, 5), *conv_inputs()[1:3], None, random(1, 3, 4, 5), False, False),
     ),
     "down": (exchange_down_operator, lambda: (random(1, 4, 6, 5), random(4, 3, 3, 5), random(4))),
-    "up": (exchange_up_operator, lambda: (random(1, 2, 3, 5), random(5, 3, 3, 4), random(4), random(1, 4, 6, 4))),
+    "up": (exchange_up_operator, lambda: up_inputs()),
+    "up with the norm": (exchange_up_norm_operator, lambda: (*up_inputs(), random(4), random(4))),
 }
 
 
@@ -52,6 +57,17 @@ def test_operators_agree_with_the_public_functions():
     leaves = (x, weight, bias, residual)
     torch.testing.assert_close(
         torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent)
+    )
+
+
+def test_the_merge_with_its_norm_agrees_as_an_operator_with_the_public_function():
+    torch.manual_seed(0)
+    leaves = (*up_inputs(), random(4), random(4))
+    found, wanted = exchange_up_norm_operator(*leaves), kernels.exchange_up_norm(*leaves)
+    cotangents = [torch.randn_like(one) for one in wanted]
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, cotangents), torch.autograd.grad(wanted, leaves, cotangents)
     )
 
 
@@ -111,6 +127,8 @@ def test_the_bare_convolution_with_point_wise_passes_is_the_same_function(gelu, 
         ("exchange_down", 3, "torch"),
         ("exchange_up", 3, "torch"),
         ("exchange_up", 4, "torch"),
+        ("exchange_up_norm", 3, "torch"),
+        ("exchange_up_norm", 2, "triton"),
         ("exchange_down", 2, "triton"),
         ("exchange_up", 2, "triton"),
     ],
@@ -128,6 +146,8 @@ def test_dispatch_says_why_a_kernel_did_not_run():
         case = dispatch.Case(torch.device("cpu"), torch.float32, sizes)
         return dispatch.decide(request, "exchange_up", case).reason
 
+    wide = dispatch.Case(torch.device("cpu"), torch.float32, convolution_sizes((1, 8, 8), 16, 192, 3))
+    assert "192 channels of a pixel exceed a tile" in dispatch.decide("triton", "exchange_up_norm", wide).reason
     assert "4×4 stay with the library" in decide(convolution_sizes((1, 8, 8), 16, 16, 4))
     assert "pixels or more" in decide(convolution_sizes((2**20, 64, 64), 16, 16, 3))
     assert "its tuned path is the fastest" in decide(convolution_sizes((1, 8, 8), 16, 16, 3), "auto")

@@ -4,8 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import exchange_down, exchange_up_add
-from aef.kernels.exchange.reference import exchange_down_reference, exchange_up_add_reference
+from aef.kernels import exchange_down, exchange_up_add, exchange_up_norm
+from aef.kernels.exchange.eager import up_norm_by_passes
+from aef.kernels.exchange.reference import (
+    exchange_down_reference,
+    exchange_up_add_reference,
+    exchange_up_norm_reference,
+)
 
 SIZES = pytest.mark.parametrize("size", [2, 3, 4])
 
@@ -66,6 +71,22 @@ def test_up_equals_scattered_taps(function, sides, size):
     assert_same_with_gradients(out, up_by_taps(x, weight, bias, into, size), (x, weight, bias, into))
 
 
+@SIZES
+@pytest.mark.parametrize("function", [exchange_up_norm_reference, exchange_up_norm, up_norm_by_passes])
+def test_a_merge_gives_its_state_and_the_norm_of_it(function, size):
+    """Also by the passes that run around cuDNN, here around the CPU's convolution."""
+    torch.manual_seed(0)
+    x, weight, bias = random(2, 3, 5, 5), random(5, size, size, 4), random(4)
+    into, scale, shift = random(2, 6, 10, 4), random(4), random(4)
+    leaves = (x, weight, bias, into, scale, shift)
+    found, state = function(*leaves), up_by_taps(x, weight, bias, into, size)
+    expected = (state, F.layer_norm(state, (4,), scale, shift, eps=1e-6))
+    cotangents = [torch.randn_like(state) for _ in range(2)]
+    gradients = (torch.autograd.grad(outputs, leaves, cotangents) for outputs in (found, expected))
+    for one, other in zip((*found, *next(gradients)), (*expected, *next(gradients)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_up_is_the_adjoint_of_down():
     torch.manual_seed(0)
     fine, coarse, weight = random(2, 6, 4, 3), random(2, 3, 2, 5), random(5, 3, 3, 3)
@@ -87,6 +108,16 @@ def test_up_is_the_adjoint_of_down():
         (
             lambda: exchange_up_add(random(1, 2, 2, 5), random(5, 3, 3, 4), random(4), random(1, 4, 4, 4).float()),
             "into: expected torch.float64",
+        ),
+        (
+            lambda: exchange_up_norm(random(1, 2, 2, 5), random(5, 3, 3, 4), random(4), None, random(4), random(4)),
+            "into: expected a state to merge into",
+        ),
+        (
+            lambda: exchange_up_norm(
+                random(1, 2, 2, 5), random(5, 3, 3, 4), random(4), random(1, 4, 4, 4), random(5), random(4)
+            ),
+            "weight: expected C = 4",
         ),
     ],
 )

@@ -38,6 +38,7 @@ def calls():
         "time_attention": (ops.time_attention, kernels.time_attention, attention),
         "temporal_pooling": (ops.temporal_pooling, kernels.temporal_pooling, pooling),
         "channel_norm": (ops.channel_norm, kernels.channel_norm, (x, weight, bias)),
+        "residual_norm": (ops.residual_norm, kernels.residual_norm, (x, bias, random(6, 16), weight, random(16))),
         "bias_gelu": (ops.bias_gelu, kernels.bias_gelu, (x, bias)),
         "bias_residual": (ops.bias_residual, kernels.bias_residual, (x, bias, random(6, 16))),
         "sample_vmf": (ops.sample_vmf, kernels.sample_vmf, (mean, 20.0, (7, 3), counter)),
@@ -73,9 +74,10 @@ def test_operator_gives_what_the_public_function_gives(name):
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
     found, wanted = operator(*flat(name, arguments)), function(*arguments)
     torch.testing.assert_close(found, wanted)
-    cotangent = torch.randn_like(wanted)
+    found, wanted = (one if isinstance(one, tuple) else (one,) for one in (found, wanted))
+    cotangents = [torch.randn_like(one) for one in wanted]
     for one, other in zip(
-        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent)
+        torch.autograd.grad(found, leaves, cotangents), torch.autograd.grad(wanted, leaves, cotangents)
     ):
         torch.testing.assert_close(one, other)
 
@@ -86,7 +88,9 @@ def test_fake_has_the_shape_and_strides_of_the_result(name):
     real = operator(*flat(name, arguments))
     meta = [one.to("meta") if isinstance(one, torch.Tensor) else one for one in flat(name, arguments)]
     fake = operator(*meta)
-    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+    real, fake = (one if isinstance(one, tuple) else (one,) for one in (real, fake))
+    described = [[(one.shape, one.dtype, one.stride()) for one in outputs] for outputs in (fake, real)]
+    assert described[0] == described[1]
 
 
 @EACH
@@ -94,8 +98,13 @@ def test_compiles_into_one_graph_forward_and_backward(name):
     _, function, arguments = calls()[name]
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
     torch.compiler.reset()
-    compiled = torch.compile(lambda *a: function(*a).square().sum(), fullgraph=True, dynamic=False, backend="aot_eager")
-    found, wanted = compiled(*arguments), function(*arguments).square().sum()
+
+    def loss(*arguments):
+        out = function(*arguments)
+        return sum(one.square().sum() for one in (out if isinstance(out, tuple) else (out,)))
+
+    found = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
+    wanted = loss(*arguments)
     torch.testing.assert_close(found, wanted)
     for one, other in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves)):
         torch.testing.assert_close(one, other)

@@ -4,15 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import bias_gelu, bias_residual, channel_norm, sample_vmf
+from aef.kernels import bias_gelu, bias_residual, channel_norm, residual_norm, sample_vmf
 from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
-from aef.kernels.channel_norm.reference import channel_norm_reference
+from aef.kernels.channel_norm.reference import channel_norm_reference, residual_norm_reference
 from aef.kernels.vmf.reference import sample_vmf_reference
 
 pytestmark = pytest.mark.interp
 
 OPERATORS = {
     "channel_norm": (channel_norm, channel_norm_reference, lambda x, a, b: (x, a, b)),
+    "residual_norm": (residual_norm, residual_norm_reference, lambda x, a, b: (x, a, x.flip(0) + 1, b, a - b)),
     "bias_gelu": (bias_gelu, bias_gelu_reference, lambda x, a, b: (x, a)),
     "bias_residual": (bias_residual, bias_residual_reference, lambda x, a, b: (x, a, x.flip(0) + 1)),
 }

@@ -22,6 +22,8 @@ def test_the_demo_leaves_chips_a_run_and_one_page(folder):
     page = (folder / "report.html").read_text()
     assert "a synthetic Earth (rendered, not observed)" in page and page.count("data:image/png;base64,") >= 4
     assert "aef synthesize" in page and "aef train --config small" in page
+    assert "data.text_period=support data.texts_per_sample=4" in (folder / "commands.txt").read_text()
+    assert json.loads((folder / "run" / "text_tower.json").read_text())["name"] == "tiny"
     assert (folder / "withheld.csv").read_text().startswith("place,source,time_utc\n")
 
 

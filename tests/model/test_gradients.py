@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aef.model.stp import Block
 from aef.sources import BUILT_IN
 from aef.timecode import TIMECODE_WIDTH
 
@@ -140,11 +141,26 @@ def test_an_engine_that_casts_the_parameters_decides_the_operands(make_model, ma
     assert all(gradient.isfinite().all() for gradient in gradients(cast, batch).values())
 
 
+def test_graphs_are_recorded_for_each_length_and_only_where_there_is_a_gradient(make_model, make_batch, monkeypatch):
+    asked, called = [], []
+    monkeypatch.setattr(Block, "compile", lambda self, **settings: asked.append(settings))
+    model, batch = make_model(cuda_graphs=True), make_batch(1, text_dim=8)
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}] * model.config.blocks
+    for block in model.encoder.blocks:  # hooks belong to what `compile` replaces, not to `forward`
+        block.register_forward_hook(lambda *arguments: called.append(1))
+    with torch.no_grad():
+        expected = model.embed(batch)
+    assert called == []
+    torch.testing.assert_close(model.embed(batch), expected)
+    assert len(called) == model.config.blocks
+
+
 @pytest.mark.long
-def test_compiled_blocks_equal_eager_blocks(make_model, make_batch):
+@pytest.mark.parametrize("setting", ["compile", "cuda_graphs"])
+def test_compiled_blocks_equal_eager_blocks(make_model, make_batch, setting):
     batch = make_batch(2, text_dim=8)
     expected = gradients(make_model(awake=True).train(), batch)
-    compiled = make_model(awake=True, compile=True).train()
+    compiled = make_model(awake=True, **{setting: True}).train()
     assert list(compiled.state_dict()) == list(make_model().state_dict())
     for name, gradient in gradients(compiled, batch).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)

@@ -11,13 +11,12 @@ from aef.data.synthetic.landscape import Scene
 
 LICENCE = "CC0-1.0"
 DAY_MS = 86_400_000
-FIELDS_DESCRIBED = 8
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")  # fmt: skip
 
 
 def texts(scene: Scene) -> list[TextPoint]:
-    """One text about the land and a few about fields, each true of its year."""
+    """One text about the land and one about every field, each true of its year."""
     rng = scene.stream("texts")
     found = []
     left, top = scene.site.left_top
@@ -29,7 +28,7 @@ def texts(scene: Scene) -> list[TextPoint]:
         found.append(
             TextPoint(left + middle, top - middle, middle, *span, _about_land(scene, year), "synthetic", LICENCE)
         )
-        for number in rng.permutation(numbers)[:FIELDS_DESCRIBED]:
+        for number in rng.permutation(numbers):
             rows, cols = np.nonzero(ids == number + 1)
             at = int(np.argmin(np.hypot(rows - rows.mean(), cols - cols.mean())))
             x, y = left + PIXEL_M * (cols[at] + 0.5), top - PIXEL_M * (rows[at] + 0.5)
