@@ -170,13 +170,13 @@ def compile_entry(entry: tuning.Entry, arch: int) -> list[Binary]:
     return driver.binaries
 
 
-def table(rows: list[tuple[str, tuning.Entry, Binary]]) -> str:
+def table(rows: list[tuple[str, tuning.Entry, Binary]], archs: list[int]) -> str:
     """The Markdown table of compiled kernels."""
     lines = [
         "# Every shipped kernel configuration, compiled without a GPU",
         "",
-        f"Triton {triton.__version__}, bf16, by `python -m benchmarks.aot`. Registers per thread; stack above 0 would "
-        "be spills; shared memory in KiB.",
+        f"Triton {triton.__version__}, bf16, by `python -m benchmarks.aot --arch {' '.join(map(str, archs))}`. "
+        "Registers per thread; stack above 0 would be spills; shared memory in KiB.",
         "",
         "| table | kernel | sizes | sm | warps | registers | stack | shared | matrix products |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"sm_{arch} {name} {entry.operator}: compiled", flush=True)
     if arguments.write and not failed:
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
-        arguments.write.write_text(table(rows), encoding="utf-8")
+        arguments.write.write_text(table(rows, arguments.arch), encoding="utf-8")
     return int(failed)
 
 

@@ -20,8 +20,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
 WIDE = {"elements": 1 << 18}
 GEMM = {"forward": {"rows": 1024}, "data": {"rows": 1024}, "weight": {"rows": 512}}
 TILES = {
-    **dict.fromkeys(("channel_norm", "bias_gelu", "bias_residual"), WIDE),
-    **dict.fromkeys(("conv3x3", "exchange_down", "exchange_up"), GEMM),
+    **dict.fromkeys(("channel_norm", "residual_norm", "bias_gelu", "bias_residual"), WIDE),
+    **dict.fromkeys(("conv3x3", "exchange_down", "exchange_up", "exchange_up_norm"), GEMM),
     "sample_vmf": {"rows": 1024},
 }
 # Segments of more than 16 frames would take minutes. A bound of 24 over tiles of 16 runs the kernels made for them.

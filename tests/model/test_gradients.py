@@ -155,6 +155,23 @@ def test_graphs_are_recorded_for_each_length_and_only_where_there_is_a_gradient(
     assert len(called) == model.config.blocks
 
 
+@pytest.mark.parametrize("with_reader", [False, True], ids=["last block", "inner block"])
+def test_a_block_compiles_into_one_graph(make_model, with_reader):
+    block, following = make_model(awake=True).encoder.blocks
+    shapes = ((3, 8, 8, 16), (3, 2, 2, 32), (3, 1, 1, 32), (3, 8, 8, 16))
+    states = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    rest = (torch.randn(3, TIMECODE_WIDTH), torch.tensor([0, 2, 3], dtype=torch.int32), 8)
+    reader = following.precision.norm if with_reader else None
+    compiled = torch.compile(block, fullgraph=True, dynamic=False, backend="aot_eager")
+    found, wanted = (run(*states, *rest, reader) for run in (compiled, block))
+    assert (found.normal is not None) == with_reader
+    gradients = []
+    for outputs in (found, wanted):
+        present = [one for one in outputs if one is not None]
+        gradients.append((*present, *torch.autograd.grad([one.square().sum() for one in present], states)))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("setting", ["compile", "cuda_graphs"])
 def test_compiled_blocks_equal_eager_blocks(make_model, make_batch, setting):
