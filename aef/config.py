@@ -76,7 +76,9 @@ class DataConfig:
     period_beyond_days: float = setting(0.0, "how far a period may reach beyond the support, at most 183", "days")
     target_by_clear_weight: bool = setting(True, "draw target frames in proportion to their clear weight")
     twin_minutes: float = setting(60.0, "frames of a source this close to its target leave the input with it", "min")
-    crops_per_chip: int = setting(1, "samples in a row of a chip that was read: small crops cost less than reading", least=1)
+    crops_per_chip: int = setting(
+        1, "samples in a row of a chip that was read: small crops cost less than reading", least=1
+    )
     crop_jitter: bool = setting(True, "random crop position; otherwise the centre")
     line_gap: bool = setting(True, "Sentinel-1 line gap (sources that declare it)")
     texts_per_sample: int = setting(
