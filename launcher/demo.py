@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         # A crop must be large enough to hold several captions; the rest keeps a step of such crops as short.
         learning += ["data.chip_px=16", "train.global_batch=6", "train.micro_batch=6", "data.crops_per_chip=1"]
         learning += ["data.frame_budget=0.4", "data.budget_spread=0.5", "model.decoder_width=128"]
+        learning += ["train.weight_decay=0.01"]
     held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.held_out)
     given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
     if held_out:
