@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aef.data.chips import Chip
+from aef.data.chips import PIXEL_M, Chip
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
@@ -18,6 +18,7 @@ from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
+from aef.sources import Source
 
 REFERENCE = "linear interpolation"
 """The naive predictor that model errors are divided by."""
@@ -136,7 +137,8 @@ def withheld_tasks(
 ) -> list[WithheldTask]:
     """One task per encoded source that has judged frames at every place of the list that `chips` hold.
 
-    A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it.
+    A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are the
+    bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
     tasks = []
     for name in model.targets:
@@ -144,10 +146,8 @@ def withheld_tasks(
         holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
         if name not in model.inputs or not holding:
             continue
-        cell_px = round(source.native_resolution_m / 10)
-        fits = cell_px >= 1 and all(c.height % cell_px == 0 and c.width % cell_px == 0 for c in holding)
         bands = _observed_bands(holding, name, source.band_names)
-        task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=cell_px if fits else 1)
+        task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
         if bands and all(len(task.frames(series)[1]) for series in task.observations()[0]):
             tasks.append(task)
     return tasks
@@ -159,6 +159,24 @@ def _observed_bands(chips: Sequence[Chip], name: str, bands: tuple[str, ...]) ->
     for chip in chips:
         seen &= np.broadcast_to(chip.sources[name].valid.any(axis=(0, 2, 3)), len(bands))
     return tuple(band for band, one in zip(bands, seen) if one)
+
+
+def _cell_px(chips: Sequence[Chip], source: Source, bands: Sequence[str]) -> int:
+    """Pixels of the chip's grid along a pixel of the product: of its native resolution, or 2 where the values say so."""
+    native = round(source.native_resolution_m / PIXEL_M)
+    if native > 1 and all(c.height % native == 0 and c.width % native == 0 for c in chips):
+        return native
+    index = [source.band_names.index(band) for band in bands]
+    return 2 if all(_repeats(chip.sources[source.name].values[:, index], 2) for chip in chips) else 1
+
+
+def _repeats(values: np.ndarray, cell: int) -> bool:
+    """Whether (T, B, H, W) values are the same within every cell of cell × cell pixels."""
+    height, width = values.shape[2:]
+    if height % cell or width % cell:
+        return False
+    blocks = values.reshape(*values.shape[:2], height // cell, cell, width // cell, cell)
+    return bool((blocks == blocks[:, :, :, :1, :, :1]).all())
 
 
 def judge_withheld(

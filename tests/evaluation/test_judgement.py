@@ -1,5 +1,7 @@
 """A whole judgement of an untrained model: every table is made, and none of it flatters."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import EMBEDDING, judge_labels, year_of
-from aef.evaluation.judgement import REFERENCE, judge, mean_of_runs
+from aef.evaluation.judgement import REFERENCE, judge, mean_of_runs, withheld_tasks
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
@@ -78,6 +80,17 @@ def test_every_table_is_made_and_an_untrained_model_does_not_beat_interpolation(
     low, high = probes.interval
     assert low <= probes.difference <= high
     assert 0.99 < judgement.health["norm"] < 1.01 and set(judgement.health) >= {"uniformity", "effective_rank"}
+
+
+def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):
+    fine, coarse = a_chip(0), a_chip(1)
+    optical = coarse.sources["sentinel2"]
+    repeated = optical.values[:, :, ::2, ::2].repeat(2, axis=2).repeat(2, axis=3)
+    coarse.sources["sentinel2"] = dataclasses.replace(optical, values=repeated)
+    for chips, expected in (([coarse], 2), ([fine], 1), ([fine, coarse], 1)):
+        dates = WithheldDates({("c0", "sentinel2"): [START], ("c1", "sentinel2"): [START]})
+        (task,) = withheld_tasks(model, chips, dates, dates)
+        assert task.cell_px == expected
 
 
 def test_tables_print_and_figures_are_plain_numbers(judgement):
