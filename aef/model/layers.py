@@ -184,6 +184,7 @@ class Up(nn.Module):
         self, x: Tensor, into: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         if norm is not None:  # the finest merge, whose sides are even
+            assert into is not None
             return kernels.exchange_up_norm(x, self.weight, self.bias, into, *norm)
         if into is None or into.shape[1:3] == (2 * x.shape[1], 2 * x.shape[2]):
             return kernels.exchange_up_add(x, self.weight, self.bias, into)
