@@ -42,6 +42,7 @@ class ModelConfig:
     embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere", least=2)
     kappa: float = setting(8000.0, "fixed concentration of the von Mises-Fisher bottleneck")
     decoder_width: int = setting(512, "width of the two hidden layers of an implicit decoder", least=1)
+    decoder_gate: bool = setting(False, "metadata and time also multiply a decoder's first layer (paper: no)")
     text_dim: int = setting(0, "width of the frozen text tower's vectors; 0: no text head")
     text_width: int = setting(512, "width of the two hidden layers of the text head", least=1)
     compute_dtype: Literal["float32", "bfloat16"] = setting("float32", "type to which our modules cast matmul operands")
@@ -223,8 +224,9 @@ SMALL = Config(
         time_width=64,
         space_width=64,
         head_width=32,
+        summary_heads=16,
         summary_width=96,
-        decoder_width=256,
+        decoder_gate=True,
         pyramid_kernel=2,
         period_bias=True,
     ),
@@ -237,7 +239,6 @@ SMALL = Config(
         targets_per_source=3,
         periods_per_sample=4,
     ),
-    objective=ObjectiveConfig(consistency_weight=0.05),
     train=TrainConfig(
         steps=3000,
         global_batch=24,

@@ -84,7 +84,9 @@ class AEF(nn.Module):
         self.summary = Summary(config)
         self.head = Head(config.summary_width, dim)
         self.bottleneck = Bottleneck(config.kappa)
-        self.decoders = nn.ModuleDict({name: Decoder(registry[name], dim, config.decoder_width) for name in targets})
+        self.decoders = nn.ModuleDict(
+            {name: Decoder(registry[name], dim, config.decoder_width, gated=config.decoder_gate) for name in targets}
+        )
         self.text_head = TextHead(config) if config.text_dim else None
 
     @property

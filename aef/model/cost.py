@@ -148,10 +148,14 @@ def _encoder(config: ModelConfig, side_px: int, segment_frames: int) -> int:
 
 
 def _resampling(config: ModelConfig, side_px: int) -> int:
+    """Operations of one chain down and one up, each of three resamplings; from one pixel to one, of a single tap."""
     widths = level_widths(config.precision_width, config.time_width, config.space_width)
-    pixels = [_pixels(side_px, by) for by in (4, 8, 16)]
-    products = sum(n * fine * coarse for n, fine, coarse in zip(pixels, widths, widths[1:]))
-    return 2 * 2 * config.pyramid_kernel**2 * products
+    pixels = [_pixels(side_px, by) for by in (2, 4, 8, 16)]
+    products = sum(
+        coarse * (1 if fine == 1 else config.pyramid_kernel**2) * into * out
+        for fine, coarse, into, out in zip(pixels, pixels[1:], widths, widths[1:])
+    )
+    return 2 * 2 * products
 
 
 def _summary(config: ModelConfig, side_px: int) -> int:
@@ -166,4 +170,5 @@ def _summary(config: ModelConfig, side_px: int) -> int:
 def _decoder(config: ModelConfig, metadata: int, channels: int, side_px: int) -> int:
     width, dim = config.decoder_width, config.embedding_dim
     pixels = 2 * side_px**2 * width * (dim + width + channels)
-    return pixels + 2 * width * (metadata + UNIT_CODE_WIDTH)
+    layers = 2 if config.decoder_gate else 1  # of the context, one row per target
+    return pixels + 2 * layers * width * (metadata + UNIT_CODE_WIDTH)

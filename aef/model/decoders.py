@@ -2,6 +2,10 @@
 
 Paper section 3: two hidden layers of width 512 applied to every pixel of the L × L grid; the input is the sampled
 embedding ⊕ sensor metadata ⊕ the sinusoidal code of the target time normalised to [0, 1) inside the summary period.
+
+With `gated` (ours, off in `large`) metadata and time also multiply what the first layer makes of the embedding. What was
+seen at time x is close to Σ_k w_k(x) · v_k, an interpolation between parts v_k of the embedding; a sum of the two inputs
+has to learn that product from its hidden layers (docs/results/learning.md).
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from .layers import Linear, LinearGelu, at_least_float
 class Decoder(nn.Module):
     """Embedding, sensor metadata and time → the bands of one source (logits for a categorical one), pixel by pixel."""
 
-    def __init__(self, source: Source, embedding_dim: int, width: int) -> None:
+    def __init__(self, source: Source, embedding_dim: int, width: int, *, gated: bool = False) -> None:
         super().__init__()
         self.metadata = source.metadata
         context = source.metadata_width + UNIT_CODE_WIDTH
         # The first layer acts on embedding ⊕ context; its context part is the same for all pixels of a target.
         self.embedding = Linear(embedding_dim, width, bias=False)
         self.context = Linear(context, width)
+        self.gate = Linear(context, width) if gated else None
         self.hidden = LinearGelu(width, width)
         self.out = Linear(width, source.decoded_channels)
 
@@ -46,7 +51,11 @@ class Decoder(nn.Module):
         context = torch.cat((encode_metadata(self.metadata, metadata), encode_unit(position)), dim=-1)
         # A unit vector's components are of order 1/√D; the layer wants inputs of order 1, like those of the context.
         scaled = embedding * math.sqrt(embedding.shape[-1])
-        first = self.embedding(scaled.to(dtype)) + self.context(context.to(dtype))[:, None]
+        first = self.embedding(scaled.to(dtype))
+        context = context.to(dtype)[:, None]
+        if self.gate is not None:
+            first = first * (1 + self.gate(context))
+        first = first + self.context(context)
         out = self.out(self.hidden(F.gelu(first)))
         return out.to(at_least_float(dtype))
 

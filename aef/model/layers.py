@@ -139,10 +139,20 @@ class Conv3x3Gelu(nn.Module):
         return kernels.conv3x3_gelu(x.value, self.weight, self.bias, x.before)
 
 
+ONE_PIXEL = (1, 1)
+
+
+def _tap(weight: Tensor) -> Tensor:
+    """(rows, columns) of a (rows, k, k, columns) resampling: the tap between a level of one pixel and the next coarser one."""
+    first = (weight.shape[1] - 1) // 2
+    return weight[:, first, first]
+
+
 class Down(nn.Module):
     """Learned halving of the sides, (F, H, W, I) → (F, ⌈H/2⌉, ⌈W/2⌉, O); weight (O, k, k, I).
 
-    An odd side, as small crops have it at the coarse levels, is first extended by a row of zeros.
+    An odd side, as small crops have it at the coarse levels, is first extended by a row of zeros. A single pixel meets one
+    tap of the kernel, so it is multiplied by that one only.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
@@ -153,6 +163,8 @@ class Down(nn.Module):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:3] == ONE_PIXEL:
+            return F.linear(x, _tap(self.weight).to(x.dtype), self.bias.to(x.dtype))
         odd_rows, odd_columns = x.shape[1] % 2, x.shape[2] % 2
         if odd_rows or odd_columns:
             x = F.pad(x, (0, 0, 0, odd_columns, 0, odd_rows))
@@ -186,6 +198,8 @@ class Up(nn.Module):
         if norm is not None:  # the finest merge, whose sides are even
             assert into is not None
             return kernels.exchange_up_norm(x, self.weight, self.bias, into, *norm)
+        if into is not None and into.shape[1:3] == ONE_PIXEL:
+            return into + F.linear(x, _tap(self.weight).to(x.dtype).T, self.bias.to(x.dtype))
         if into is None or into.shape[1:3] == (2 * x.shape[1], 2 * x.shape[2]):
             return kernels.exchange_up_add(x, self.weight, self.bias, into)
         rows, columns = into.shape[1:3]

@@ -82,18 +82,23 @@ class Summary(nn.Module):
 class PeriodBias(nn.Module):
     """What the pooling logits gain by where a frame lies relative to the valid period; one row per (period, frame).
 
-        −exp(s_h) · |t − (t_s + c_h L)| / √((0.08 L)² + (8 d)²)  +  MLP(relative position)
+        −exp(s_h) · |t − (t_s + c_h L)| / √((a L)² + (8 d)²)  +  MLP(relative position)
 
     L is the period's length; heads start with their centres c_h spread over −0.05…1.05, so that each looks at its own
-    part of the period and the softmax interpolates between the frames near it. Not in the paper (docs/fidelity.md).
+    part of the period and the softmax interpolates between the frames near it. a is half the distance between two
+    centres: with wider kernels than that, heads smooth a year away that their number could resolve
+    (docs/results/learning.md). Not in the paper (docs/fidelity.md).
     """
 
     HIDDEN = 32
+    REACH = 0.05
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.sharpness = nn.Parameter(torch.zeros(heads))
-        self.centre = nn.Parameter(torch.linspace(-0.05, 1.05, heads) if heads > 1 else torch.full((1,), 0.5))
+        first, last = -self.REACH, 1 + self.REACH
+        self.centre = nn.Parameter(torch.linspace(first, last, heads) if heads > 1 else torch.full((1,), 0.5))
+        self.width = (last - first) / max(heads - 1, 1) / 2
         self.hidden = LinearGelu(4, self.HIDDEN)
         self.out = Linear(self.HIDDEN, heads, bias=False)
         nn.init.zeros_(self.out.weight)
@@ -104,7 +109,7 @@ class PeriodBias(nn.Module):
         dtype = at_least_float(self.sharpness.dtype)
         start, end = (batch.periods[row] - batch.frame_time_ms[frame, None]).to(dtype).div(DAY_MS).unbind(-1)
         length = end - start  # days, like the rest
-        width = torch.sqrt((0.08 * length) ** 2 + 8.0**2)
+        width = torch.sqrt((self.width * length) ** 2 + 8.0**2)
         offset = (-start[:, None] - self.centre.to(dtype) * length[:, None]) / width[:, None]
         within = -start / length
         outside = (within - within.clamp(0, 1)) * length / width

@@ -112,10 +112,14 @@ def plan(
         frames * (per_frame + element * PROJECTOR_STATES * half)
         + fields
         * (
-            element * (6 + 2 * m.mlp_ratio) * (d.chip_px // 2) ** 2 * m.summary_width
+            element
+            * (d.chip_px // 2) ** 2
+            * ((6 + 2 * m.mlp_ratio) * m.summary_width + m.summary_heads * m.precision_width)
             + 4 * FIELD_STATES * whole * m.embedding_dim
         )
-        + decoded * whole * (element * DECODER_STATES * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
+        + decoded
+        * whole
+        * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
     outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
     states = _states(count, stage, precision, ranks, settings)

@@ -11,10 +11,9 @@ from aef.sources import BUILT_IN
 from aef.training import planner
 from aef.training.bench import random_batch
 
-# Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept, and of `small` at its own 4 px a quarter
-# less of 6 MB a sample, because padded coarse levels are not counted; nobody plans for them.
+# Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
 CASES = {
-    "small": ("data.chip_px=16", "train.micro_batch=1", "train.global_batch=1"),
+    "small": ("train.micro_batch=1", "train.global_batch=1"),
     "base": ("data.chip_px=16", "data.frame_budget=0.1", "train.micro_batch=1", "model.compute_dtype=float32"),
     "large": ("data.chip_px=16", "data.frame_budget=0.05", "model.blocks=1"),
 }
