@@ -238,6 +238,7 @@ SMALL = Config(
         time_jitter_days=20.0,
         targets_per_source=3,
         periods_per_sample=4,
+        period_beyond_days=183.0,
     ),
     train=TrainConfig(
         steps=3000,
