@@ -1,7 +1,8 @@
-"""What a device can do by its datasheet, and what it has been used for."""
+"""What a device can do by its datasheet, what it has been used for, and how a CPU keeps its memory."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 
@@ -26,6 +27,23 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in DENSE_BF16_FLOPS.items() if known in name), None)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, for the next step that asks for the same: False where that is not glibc's to say.
+
+    A step on a CPU frees its activations in backward. By default glibc hands large blocks back to the system, which clears
+    and maps every page again at the next step (docs/results/training.md says what that costs). No block is mapped on its
+    own any more, however large, and the heap is never trimmed; the peak stays what it was.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another system, or another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_memory_gb(device: torch.device) -> float:

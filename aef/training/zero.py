@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from aef.config import Config, ConfigError
 
 from .checkpoint import RESTART
+from .devices import keep_freed_memory
 from .distributed import Ranks
 
 SHIPPED = Path(__file__).parents[1] / "launcher" / "configs" / "deepspeed"
@@ -162,6 +163,8 @@ class Engine:
         self.config, self.configuration, self.ranks = config, configuration, ranks
         self.stage, self.precision = stage_of(configuration), precision_of(configuration)
         self.micro_batches = micro_batches(config, ranks.size)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         model = model.to(ranks.device)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=_adam(model, config), config=configuration, dist_init_required=False

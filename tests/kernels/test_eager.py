@@ -105,6 +105,17 @@ def test_point_wise_operators(channels, dtype):
         assert_as_near_as_the_reference(function, reference, leaves, (), dtype, factor=5)
 
 
+def test_a_half_precision_norm_sums_the_gradients_of_its_parameters_in_fp32():
+    torch.manual_seed(0)
+    leaves = (random(20_000, 64, dtype=torch.bfloat16), *(random(64, dtype=torch.float32) for _ in range(2)))
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    cotangent = torch.randn(20_000, 64).bfloat16()
+    found = torch.autograd.grad(kernels.channel_norm(*leaves), leaves, cotangent)
+    wanted = torch.autograd.grad(channel_norm_reference(*wide), wide, cotangent.double())
+    for one, other in zip(found[1:], wanted[1:]):
+        assert relative_error(one, other) < 1e-4
+
+
 @pytest.mark.parametrize(("kappa", "dimension"), [(8000.0, 64), (5.0, 64), (0.5, 3), (100.0, 13)])
 def test_sample_vmf_draws_the_reference_sample(kappa, dimension):
     generator = torch.Generator().manual_seed(0)

@@ -187,7 +187,8 @@ class Dense:
 
     def bias(self, times, start, end):
         length = (end - start) / DAY_MS
-        width = math.sqrt((0.08 * length) ** 2 + 64)
+        spacing = 1.1 / (self.config.summary_heads - 1)
+        width = math.sqrt((spacing / 2 * length) ** 2 + 64)
         rows = []
         for time in times.tolist():
             u = (time - start) / (end - start)
