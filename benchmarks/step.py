@@ -50,7 +50,7 @@ PUBLIC_SMALL = (
 
 
 def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
-    """Forward, objective, backward and Adam without an engine."""
+    """Forward, objective, backward and Adam without an engine; like one, it keeps the memory that a step freed."""
     import torch
 
     from aef.data.normalize import Statistics
@@ -58,8 +58,11 @@ def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
     from aef.objective.objective import Objective
     from aef.sources import BUILT_IN
     from aef.training.bench import random_batch
+    from aef.training.devices import keep_freed_memory
     from aef.training.planner import sources_of
 
+    if device == "cpu":
+        keep_freed_memory()
     inputs, targets = sources_of(config, BUILT_IN)
     found = Statistics.identity(BUILT_IN, dict.fromkeys((*inputs, *targets)))
     torch.manual_seed(0)
