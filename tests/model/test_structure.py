@@ -338,7 +338,7 @@ def test_levels_of_one_pixel_are_resampled_by_the_tap_that_meets_them(kernel):
     torch.testing.assert_close(up(coarse, into=fine), fine + raised[:, :1, :1])
 
 
-# --- layers -------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------------------------
 
 
 def test_channel_norm_keeps_float32_statistics_of_half_precision_states():
