@@ -76,6 +76,11 @@ def coordinates(chip: Chip) -> np.ndarray:
     return np.stack([a * column + b * row + c, d * column + e * row + f])
 
 
+def over_window(name: str) -> str:
+    """The name of a feature set averaged by `window_mean`."""
+    return f"{name}, 3×3"
+
+
 def window_mean(field: np.ndarray) -> np.ndarray:
     """Mean over the 3×3 window around each pixel, of what lies inside the chip: (D, h, w) → (D, h, w)."""
     padded = np.pad(field, ((0, 0), (1, 1), (1, 1)))
@@ -125,5 +130,5 @@ def baseline_fields(
     fields = {"coordinates": [coordinates(chip).astype(np.float64) for chip in chips]}
     for name, parts in stacked.items():
         fields[name] = [np.concatenate(part) for part in parts]
-        fields[f"{name}, 3×3"] = [window_mean(field) for field in fields[name]]
+        fields[over_window(name)] = [window_mean(field) for field in fields[name]]
     return fields

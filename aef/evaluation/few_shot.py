@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.evaluation.embeddings import EMBEDDING
 from aef.evaluation.features import baseline_fields
 from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
 from aef.evaluation.probes import Scores, better, bootstrap, probe
 from aef.mapping.field import observed_span
 from aef.mapping.trained import TrainedModel
 from aef.timecode import Period
-
-EMBEDDING = "embedding"
-"""How the names of our own feature sets begin; all others are baselines."""
 
 KINDS = ("ridge", "kNN-3")
 """Features are judged by the better of these."""

@@ -1,6 +1,7 @@
 """Are few labels enough on places that training never saw, and is that for the right reason?
 
-The gain is the balanced accuracy of the embedding minus that of the best hand-made feature set. It must shrink when the
+The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embeddings`; without a name, one
+vector for the year) minus that of the best hand-made one. It must shrink when the
 chips are destroyed as they are embedded, without retraining: frames that trade their dates leave no season, pixels that
 move away from their neighbours (their labels with them) leave no field.
 """
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.evaluation.embeddings import EMBEDDING, OURS, feature_sets, periods_of
 from aef.evaluation.features import baseline_fields
-from aef.evaluation.few_shot import EMBEDDING, ProbeResult, compare, shots_name, year_of
+from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
+from aef.timecode import Period
 
 SHOTS = (10, None)
 MOST_PIXELS = 8_000
@@ -51,7 +54,7 @@ CONDITIONS = (
 
 @dataclass(frozen=True)
 class Gain:
-    """The embedding's lead over one baseline, with its 95 % interval over units."""
+    """The lead of one of the embedding's feature sets over one baseline, with its 95 % interval over units."""
 
     baseline: str
     difference: float
@@ -67,28 +70,32 @@ class Proof:
     pixels: int
     results: dict[int | None, dict[str, ProbeResult]]
 
-    def gain(self, shots: int | None) -> Gain:
-        """Embedding minus the best baseline, on chips as they were observed."""
-        return self._against(shots, INTACT, INTACT)
+    def gain(self, shots: int | None, name: str = EMBEDDING) -> Gain:
+        """The embedding minus the best baseline, on chips as they were observed."""
+        return self._against(shots, name, INTACT, INTACT)
 
-    def shuffled(self, shots: int | None, condition: str) -> tuple[Gain, Gain]:
+    def shuffled(self, shots: int | None, condition: str, name: str = EMBEDDING) -> tuple[Gain, Gain]:
         """What the embedding of shuffled chips leads by: over the best baseline of intact chips, and over that of the
         same shuffled chips."""
-        return self._against(shots, condition, INTACT), self._against(shots, condition, condition)
+        return self._against(shots, name, condition, INTACT), self._against(shots, name, condition, condition)
 
-    def removed(self, shots: int | None, condition: str) -> float | None:
+    def removed(self, shots: int | None, condition: str, name: str = EMBEDDING) -> float | None:
         """Share of the gain that a shuffle removes, against the intact baseline; None where there is no gain."""
-        gain = self.gain(shots).difference
-        return None if gain <= 0 else 1 - self.shuffled(shots, condition)[0].difference / gain
+        gain = self.gain(shots, name).difference
+        return None if gain <= 0 else 1 - self.shuffled(shots, condition, name)[0].difference / gain
 
-    def _against(self, shots: int | None, condition: str, reference: str) -> Gain:
+    def _against(self, shots: int | None, name: str, condition: str, reference: str) -> Gain:
         from aef.evaluation.probes import bootstrap
 
         ours, theirs = self.results[shots][condition], self.results[shots][reference]
-        name = theirs.best_baseline
-        assert name is not None
-        one, other = ours.scores[EMBEDDING][1], theirs.scores[name][1]
-        return Gain(name, one.balanced_accuracy - other.balanced_accuracy, bootstrap(one, other))
+        baseline = theirs.best_baseline
+        assert baseline is not None
+        one, other = ours.scores[name][1], theirs.scores[baseline][1]
+        return Gain(baseline, one.balanced_accuracy - other.balanced_accuracy, bootstrap(one, other))
+
+    def names(self, shots: int | None) -> list[str]:
+        """The embedding's feature sets that were judged."""
+        return [name for name in OURS if name in self.results[shots][INTACT].scores]
 
     @property
     def conditions(self) -> list[str]:
@@ -111,17 +118,22 @@ class Proof:
         return "\n\n".join(parts)
 
     def _sentences(self, shots: int | None) -> list[str]:
-        gain = self.gain(shots)
-        lines = [f"Embedding - best baseline ({gain.baseline}): **{signed(gain.difference, gain.interval)}**."]
-        for condition in self.conditions[1:]:
-            intact, same = self.shuffled(shots, condition)
-            share = self.removed(shots, condition)
-            words = "there is no gain to remove" if share is None else f"removes {share:.0%} of the gain"
-            lines.append(
-                f"{condition.capitalize()}: {words}; {signed(intact.difference, intact.interval)} to the same baseline of "
-                f"intact chips, {signed(same.difference, same.interval)} to the best one of shuffled chips "
-                f"({same.baseline})."
-            )
+        best = self.gain(shots).baseline
+        lines = []
+        for name in self.names(shots):
+            gain = self.gain(shots, name)
+            parts = [
+                f"{name[0].upper()}{name[1:]} - best baseline ({best}): **{signed(gain.difference, gain.interval)}**"
+            ]
+            for condition in self.conditions[1:]:
+                intact, same = self.shuffled(shots, condition, name)
+                share = self.removed(shots, condition, name)
+                words = "no gain to remove" if share is None else f"removes {share:.0%} of the gain"
+                parts.append(
+                    f"{condition}: {words}, {signed(intact.difference, intact.interval)} to that baseline, "
+                    f"{signed(same.difference, same.interval)} to the best of shuffled chips ({same.baseline})"
+                )
+            lines.append("; ".join(parts) + ".")
         return lines
 
     def figures(self) -> dict[str, Any]:
@@ -146,14 +158,19 @@ class Proof:
                 condition: {name: result.accuracy(name) for name in result.scores}
                 for condition, result in self.results[shots].items()
             },
-            "gain": numbers(self.gain(shots)),
-            "shuffles": {
-                condition: {
-                    "removed": self.removed(shots, condition),
-                    "to_intact_baseline": numbers(self.shuffled(shots, condition)[0]),
-                    "to_shuffled_baseline": numbers(self.shuffled(shots, condition)[1]),
+            "gains": {
+                name: {
+                    **numbers(self.gain(shots, name)),
+                    "shuffles": {
+                        condition: {
+                            "removed": self.removed(shots, condition, name),
+                            "to_intact_baseline": numbers(self.shuffled(shots, condition, name)[0]),
+                            "to_shuffled_baseline": numbers(self.shuffled(shots, condition, name)[1]),
+                        }
+                        for condition in self.conditions[1:]
+                    },
                 }
-                for condition in self.conditions[1:]
+                for name in self.names(shots)
             },
         }
 
@@ -209,11 +226,11 @@ def prove(
         def restored(fields: Sequence[np.ndarray], condition: Condition = condition) -> list[np.ndarray]:
             return [condition.restore(field, chip, seed + n) for n, (field, chip) in enumerate(zip(fields, chips))]
 
-        periods = {name: [year_of(model, chip, name) for chip in chips] for name in names}
-        embedded = _embed(model, changed, periods, partial(progress, condition.name))
+        years = {name: [year_of(model, chip, name) for chip in chips] for name in names}
+        embedded = _embed(model, changed, years, partial(progress, condition.name))
         for name in names:
             others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
-            ours = {EMBEDDING: restored(embedded[name])}
+            ours = {key: restored([sets[key] for sets in embedded[name]]) for key in OURS}
             baselines = {key: restored(fields) for key, fields in others.items()}
             for count in shots:
                 results[name][count][condition.name] = compare(
@@ -223,14 +240,14 @@ def prove(
 
 
 def _embed(
-    model: TrainedModel, chips: Sequence[Chip], periods: dict[str, list], progress: Callable[[], None]
-) -> dict[str, list[np.ndarray]]:
-    """Fields by label, all periods of a chip in one pass of the encoder."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in periods}
+    model: TrainedModel, chips: Sequence[Chip], years: dict[str, list[Period]], progress: Callable[[], None]
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Feature sets of every chip by label, all periods of a chip in one pass of the encoder."""
+    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
     for number, chip in enumerate(chips):
-        wanted = list(dict.fromkeys(of_chip[number] for of_chip in periods.values()))
-        fields = dict(zip(wanted, model.embed_array(chip, wanted)[0]))
-        for name, of_chip in periods.items():
-            found[name].append(fields[of_chip[number]])
+        periods = periods_of([of_chip[number] for of_chip in years.values()])
+        embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
+        for name, of_chip in years.items():
+            found[name].append(feature_sets(of_chip[number], embedded))
         progress()
     return found

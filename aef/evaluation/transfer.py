@@ -1,7 +1,7 @@
 """Real labels at a place that the encoder never saw: probes fitted and tested inside the place, beside every baseline.
 
-The embedding is judged over the year of the label as one vector, and as four vectors of 91 days side by side, which keep
-apart what a year blends. Few fields give wide intervals: the table says how many there are.
+The embedding is judged over the year of the label as in `aef.evaluation.embeddings`. Few fields give wide intervals: the
+table says how many there are.
 """
 
 from __future__ import annotations
@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.evaluation.embeddings import OURS, feature_sets, periods_of
 from aef.evaluation.features import baseline_fields
-from aef.evaluation.few_shot import EMBEDDING, ProbeResult, compare, shots_name, year_of
+from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import bootstrap
 from aef.evaluation.proof import SHOTS
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
-from aef.timecode import DAY_MS, Period
-
-QUARTERS, QUARTER_DAYS = 4, 91
-QUARTERLY = f"{EMBEDDING}, {QUARTERS} of {QUARTER_DAYS} d"
-OURS = (EMBEDDING, QUARTERLY)
 
 
 @dataclass(frozen=True)
@@ -103,12 +99,6 @@ class PlaceResult:
         }
 
 
-def quarters(year: Period) -> list[Period]:
-    """Four consecutive periods of 91 days from the start of a year."""
-    starts = [year.start_ms + k * QUARTER_DAYS * DAY_MS for k in range(QUARTERS)]
-    return [Period(start, start + QUARTER_DAYS * DAY_MS) for start in starts]
-
-
 def judge_place(
     model: TrainedModel,
     chips: Sequence[Chip],
@@ -137,9 +127,10 @@ def judge_place(
     years = {chip.id: year_of(model, chip, task.label) for chip in chips}
     ours: dict[str, list[np.ndarray]] = {name: [] for name in OURS}
     for chip in chips:
-        whole, *parts = model.embed_array(chip, [years[chip.id], *quarters(years[chip.id])])[0]
-        ours[EMBEDDING].append(whole)
-        ours[QUARTERLY].append(np.concatenate(parts))
+        periods = periods_of([years[chip.id]])
+        embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
+        for name, field in feature_sets(years[chip.id], embedded).items():
+            ours[name].append(field)
     baselines = baseline_fields(chips, model.registry, lambda chip: years[chip.id])
     legend = next(chip.labels[task.label].legend for chip in chips if task.label in chip.labels)
     codes = pixels.labelled.classes.tolist()

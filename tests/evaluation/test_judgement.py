@@ -9,7 +9,8 @@ import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
-from aef.evaluation.few_shot import EMBEDDING, judge_labels, year_of
+from aef.evaluation.embeddings import EMBEDDING
+from aef.evaluation.few_shot import judge_labels, year_of
 from aef.evaluation.judgement import REFERENCE, judge, mean_of_runs, withheld_tasks
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import ProbeError

@@ -1,5 +1,6 @@
 """The proof on unseen places: paired shuffles, what a gain is, and what is refused."""
 
+import itertools
 import json
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.normalize import Statistics
-from aef.evaluation.few_shot import EMBEDDING, compare
+from aef.evaluation.embeddings import EMBEDDING, OURS, feature_sets, periods_of, quarters
+from aef.evaluation.few_shot import compare
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.proof import INTACT, PIXELS, TIME, Proof, ProofError, prove, require_unseen
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS, parse_time
+from aef.timecode import DAY_MS, Period, parse_time
 
 START = parse_time("2019-01-01")
 SIDE, FRAMES = 24, 16
@@ -106,10 +108,10 @@ def test_baselines_of_single_pixels_do_not_know_their_neighbours(proof):
     )
 
 
-def test_every_baseline_is_judged_per_pixel_and_over_a_window(proof):
+def test_embeddings_and_baselines_are_judged_per_pixel_and_over_a_window(proof):
     names = ("annual mean and s.d.", "seasonal composites", "harmonic", "raw series")
     assert set(proof.results[5][INTACT].scores) == {
-        EMBEDDING, "coordinates", *names, *(f"{name}, 3×3" for name in names),
+        *OURS, "coordinates", *names, *(f"{name}, 3×3" for name in names),
     }  # fmt: skip
 
 
@@ -117,10 +119,13 @@ def test_tables_and_figures_say_the_same(proof):
     figures = json.loads(json.dumps(proof.figures(), allow_nan=False))
     numbers = figures["shots"]["5-shot"]
     assert figures["units"] == 45 and figures["places"] == 5
-    assert numbers["shuffles"][TIME]["removed"] == proof.removed(5, TIME)
+    assert [numbers["gains"][name]["shuffles"][TIME]["removed"] for name in OURS] == [
+        proof.removed(5, TIME, name) for name in OURS
+    ]
     text = proof.markdown()
     assert (
-        f"{numbers['gain']['difference']:+.3f}" in text and f"removes {proof.removed(5, TIME):.0%} of the gain" in text
+        all(f"{numbers['gains'][name]['difference']:+.3f}" in text for name in OURS)
+        and f"removes {proof.removed(5, TIME):.0%} of the gain" in text
     )
 
 
@@ -132,6 +137,21 @@ def test_without_a_gain_there_is_no_share_of_it(chips, proof):
     assert result.best == 1 and result.difference < -0.3
     lost = Proof("crop", 5, 2880, {5: {INTACT: result, TIME: result}})
     assert lost.removed(5, TIME) is None and "no gain to remove" in lost.markdown()
+    assert lost.names(5) == [EMBEDDING]
+
+
+def test_a_year_is_judged_as_one_vector_and_as_four_and_over_a_window():
+    year = Period(START, START + 365 * DAY_MS)
+    parts = quarters(year)
+    assert periods_of([year, year]) == [year, *parts] and {p.length_ms for p in parts} == {91 * DAY_MS}
+    assert all(one.end_ms == other.start_ms for one, other in itertools.pairwise(parts))
+    embedded = {period: np.full((2, 3, 3), k, float) for k, period in enumerate((year, *parts))}
+    embedded[year][0, 1, 1] = 9
+    sets = feature_sets(year, embedded)
+    assert list(sets) == list(OURS)
+    assert [sets[name].shape[0] for name in OURS] == [2, 2, 8, 8]
+    assert sets[OURS[2]][:, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert sets[OURS[1]][0].tolist() == [[2.25, 1.5, 2.25], [1.5, 1, 1.5], [2.25, 1.5, 2.25]]
 
 
 def test_drawn_pixels_are_some_of_all(chips):
