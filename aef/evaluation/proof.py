@@ -80,9 +80,12 @@ class Proof:
         return self._against(shots, name, condition, INTACT), self._against(shots, name, condition, condition)
 
     def removed(self, shots: int | None, condition: str, name: str = EMBEDDING) -> float | None:
-        """Share of the gain that a shuffle removes, against the intact baseline; None where there is no gain."""
-        gain = self.gain(shots, name).difference
-        return None if gain <= 0 else 1 - self.shuffled(shots, condition, name)[0].difference / gain
+        """Share of the gain that a shuffle removes, against the intact baseline; None where the gain's interval does not
+        lie above 0: a share of a gain that may be none says nothing."""
+        gain = self.gain(shots, name)
+        if gain.interval[0] <= 0:
+            return None
+        return 1 - self.shuffled(shots, condition, name)[0].difference / gain.difference
 
     def _against(self, shots: int | None, name: str, condition: str, reference: str) -> Gain:
         from aef.evaluation.probes import bootstrap
