@@ -1,7 +1,8 @@
 """The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.features`.
 
-A year is judged as one vector, and as four vectors of 91 days side by side, which keep apart what a year blends; each per
-pixel and, as every baseline, over a 3×3 window.
+A year is judged as one vector; as four vectors of 91 days side by side, which keep apart what a year blends; and as the
+series that the model decodes from twelve vectors of 30 days, a cloudless view in units of the sensor, whose directions
+weigh as much as what they change in an image. Each per pixel and, as every baseline, over a 3×3 window.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aef.evaluation.features import over_window, window_mean
+from aef.data.chips import Chip
+from aef.evaluation.features import observed_sources, over_window, window_mean
+from aef.mapping.trained import TrainedModel
 from aef.timecode import DAY_MS, Period
 
 EMBEDDING = "embedding"
@@ -18,21 +21,52 @@ EMBEDDING = "embedding"
 
 QUARTERS, QUARTER_DAYS = 4, 91
 QUARTERLY = f"{EMBEDDING}, {QUARTERS} of {QUARTER_DAYS} d"
-OURS = (EMBEDDING, over_window(EMBEDDING), QUARTERLY, over_window(QUARTERLY))
+MONTHS, MONTH_DAYS = 12, 30
+DECODED = f"{EMBEDDING}, {MONTHS} of {MONTH_DAYS} d, decoded"
+OURS = tuple(form for name in (EMBEDDING, QUARTERLY, DECODED) for form in (name, over_window(name)))
 
 
 def quarters(year: Period) -> list[Period]:
     """Four consecutive periods of 91 days from the start of a year."""
-    starts = [year.start_ms + k * QUARTER_DAYS * DAY_MS for k in range(QUARTERS)]
-    return [Period(start, start + QUARTER_DAYS * DAY_MS) for start in starts]
+    return _consecutive(year, QUARTERS, QUARTER_DAYS)
 
 
-def periods_of(years: Sequence[Period]) -> list[Period]:
-    """What must be embedded for `feature_sets` of some years, each period once."""
-    return list(dict.fromkeys(period for year in years for period in (year, *quarters(year))))
+def _consecutive(year: Period, count: int, days: int) -> list[Period]:
+    starts = [year.start_ms + k * days * DAY_MS for k in range(count)]
+    return [Period(start, start + days * DAY_MS) for start in starts]
 
 
-def feature_sets(year: Period, embedded: dict[Period, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fields (64, h, w) by period → the four feature sets of a year: (64, h, w) and (256, h, w)."""
-    whole, parts = embedded[year], np.concatenate([embedded[quarter] for quarter in quarters(year)])
-    return dict(zip(OURS, (whole, window_mean(whole), parts, window_mean(parts))))
+def decoded_source(model: TrainedModel, chips: Sequence[Chip]) -> str | None:
+    """The first source that the model decodes and every chip holds as an input: what `DECODED` is a series of."""
+    observed = observed_sources(chips, model.registry)
+    return next((name for name in model.targets if name in observed), None)
+
+
+def feature_sets(
+    model: TrainedModel, chip: Chip, years: Sequence[Period], decoded: str | None
+) -> dict[Period, dict[str, np.ndarray]]:
+    """Every feature set of some years of a chip, all vectors from one pass of the encoder.
+
+    Args:
+        model, chip: the model need not know the chip.
+        years: periods of a year.
+        decoded: source of the decoded series; None: there is none.
+
+    Returns:
+        year → name → (64, h, w), (256, h, w) or (12 C, h, w).
+    """
+    periods = list(dict.fromkeys(period for year in years for period in (year, *quarters(year))))
+    embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
+    found = {}
+    for year in dict.fromkeys(years):
+        fields = {EMBEDDING: embedded[year], QUARTERLY: np.concatenate([embedded[part] for part in quarters(year)])}
+        if decoded is not None:
+            months = _consecutive(year, MONTHS, MONTH_DAYS)
+            requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
+            fields[DECODED] = np.concatenate(model.reconstruct(chip, decoded, requests, standardized=True))
+        found[year] = {form: field for name, whole in fields.items() for form, field in _both(name, whole)}
+    return found
+
+
+def _both(name: str, field: np.ndarray) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
+    return (name, field), (over_window(name), window_mean(field))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import EMBEDDING, OURS, feature_sets, periods_of
+from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets
 from aef.evaluation.features import baseline_fields
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
@@ -233,7 +233,7 @@ def prove(
         embedded = _embed(model, changed, years, partial(progress, condition.name))
         for name in names:
             others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
-            ours = {key: restored([sets[key] for sets in embedded[name]]) for key in OURS}
+            ours = {key: restored([sets[key] for sets in embedded[name]]) for key in embedded[name][0]}
             baselines = {key: restored(fields) for key, fields in others.items()}
             for count in shots:
                 results[name][count][condition.name] = compare(
@@ -245,12 +245,12 @@ def prove(
 def _embed(
     model: TrainedModel, chips: Sequence[Chip], years: dict[str, list[Period]], progress: Callable[[], None]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Feature sets of every chip by label, all periods of a chip in one pass of the encoder."""
+    """Feature sets of every chip by label."""
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
+    source = decoded_source(model, chips)
     for number, chip in enumerate(chips):
-        periods = periods_of([of_chip[number] for of_chip in years.values()])
-        embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
+        sets = feature_sets(model, chip, [of_chip[number] for of_chip in years.values()], source)
         for name, of_chip in years.items():
-            found[name].append(feature_sets(of_chip[number], embedded))
+            found[name].append(sets[of_chip[number]])
         progress()
     return found

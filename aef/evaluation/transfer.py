@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import OURS, feature_sets, periods_of
+from aef.evaluation.embeddings import OURS, decoded_source, feature_sets
 from aef.evaluation.features import baseline_fields
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
@@ -67,7 +67,9 @@ class PlaceResult:
             best = result.best_baseline
             assert best is not None
             differences = [
-                f"{name} {signed(result.accuracy(name) - result.best, result.interval_to(best, name))}" for name in OURS
+                f"{name} {signed(result.accuracy(name) - result.best, result.interval_to(best, name))}"
+                for name in OURS
+                if name in result.scores
             ]
             lines.append(f"{shots_name(shots)}, minus the best baseline ({best}): {'; '.join(differences)}.")
         title = (
@@ -92,6 +94,7 @@ class PlaceResult:
                             "interval": list(result.interval_to(result.best_baseline, name)),
                         }
                         for name in OURS
+                        if name in result.scores
                     },
                 }
                 for shots, result in self.results.items()
@@ -125,12 +128,11 @@ def judge_place(
     """
     pixels = labelled_pixels(chips, task.label, classes=task.classes, min_units=min_units)
     years = {chip.id: year_of(model, chip, task.label) for chip in chips}
-    ours: dict[str, list[np.ndarray]] = {name: [] for name in OURS}
+    source = decoded_source(model, chips)
+    ours: dict[str, list[np.ndarray]] = {}
     for chip in chips:
-        periods = periods_of([years[chip.id]])
-        embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
-        for name, field in feature_sets(years[chip.id], embedded).items():
-            ours[name].append(field)
+        for name, field in feature_sets(model, chip, [years[chip.id]], source)[years[chip.id]].items():
+            ours.setdefault(name, []).append(field)
     baselines = baseline_fields(chips, model.registry, lambda chip: years[chip.id])
     legend = next(chip.labels[task.label].legend for chip in chips if task.label in chip.labels)
     codes = pixels.labelled.classes.tolist()

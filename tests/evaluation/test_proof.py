@@ -9,7 +9,7 @@ import pytest
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.normalize import Statistics
-from aef.evaluation.embeddings import EMBEDDING, OURS, feature_sets, periods_of, quarters
+from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets, quarters
 from aef.evaluation.few_shot import compare
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.proof import INTACT, PIXELS, TIME, Proof, ProofError, prove, require_unseen
@@ -47,7 +47,7 @@ def a_chip(number: int) -> Chip:
 class Phenologist:
     """A model that knows its trade: the season of each pixel's neighbourhood, as a direction in 64 dimensions."""
 
-    inputs = ("sentinel2",)
+    inputs = targets = ("sentinel2",)
     registry = BUILT_IN
     statistics = Statistics.identity(BUILT_IN, ["sentinel2"])
 
@@ -62,6 +62,10 @@ class Phenologist:
         field = np.zeros((64, SIDE, SIDE), np.float32)
         field[:2] = smooth / np.linalg.norm(smooth, axis=0)
         return np.stack([field] * len(periods)), self.inputs
+
+    def reconstruct(self, chip, source, requests, *, standardized):
+        (field,), _ = self.embed_array(chip, [requests[0][1]])
+        return np.stack([field[:2]] * len(requests))
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +144,40 @@ def test_without_a_gain_there_is_no_share_of_it(chips, proof):
     assert lost.names(5) == [EMBEDDING]
 
 
-def test_a_year_is_judged_as_one_vector_and_as_four_and_over_a_window():
-    year = Period(START, START + 365 * DAY_MS)
-    parts = quarters(year)
-    assert periods_of([year, year]) == [year, *parts] and {p.length_ms for p in parts} == {91 * DAY_MS}
-    assert all(one.end_ms == other.start_ms for one, other in itertools.pairwise(parts))
-    embedded = {period: np.full((2, 3, 3), k, float) for k, period in enumerate((year, *parts))}
-    embedded[year][0, 1, 1] = 9
-    sets = feature_sets(year, embedded)
-    assert list(sets) == list(OURS)
-    assert [sets[name].shape[0] for name in OURS] == [2, 2, 8, 8]
+class Counter(Phenologist):
+    """Says which period it was asked about: the k-th field holds k, but for one brighter pixel of the first."""
+
+    def embed_array(self, chip, periods):
+        self.embedded = periods
+        fields = np.tile(np.arange(len(periods), dtype=float)[:, None, None, None], (1, 2, SIDE, SIDE))
+        fields[0, 0, 1, 1] = 9
+        return fields, self.inputs
+
+    def reconstruct(self, chip, source, requests, *, standardized):
+        self.asked = source, requests, standardized
+        return np.tile(np.arange(len(requests), dtype=float)[:, None, None, None], (1, 5, SIDE, SIDE))
+
+
+def test_a_year_is_judged_as_one_vector_as_four_and_as_the_decoded_series_each_over_a_window(chips):
+    year, model = Period(START, START + 365 * DAY_MS), Counter()
+    (sets,) = feature_sets(model, chips[0], [year, year], "sentinel2").values()
+    assert list(sets) == list(OURS) and [sets[name].shape[0] for name in OURS] == [2, 2, 8, 8, 60, 60]
+    assert model.embedded == [year, *quarters(year)] and {p.length_ms for p in quarters(year)} == {91 * DAY_MS}
+    assert all(one.end_ms == other.start_ms for one, other in itertools.pairwise(quarters(year)))
+    assert sets[OURS[1]][0, :3, :3].tolist() == [[2.25, 1.5, 1.5], [1.5, 1, 1], [1.5, 1, 1]]
     assert sets[OURS[2]][:, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert sets[OURS[1]][0].tolist() == [[2.25, 1.5, 2.25], [1.5, 1, 1.5], [2.25, 1.5, 2.25]]
+    assert sets[OURS[4]][::5, 0, 0].tolist() == list(range(12))
+    source, requests, standardized = model.asked
+    assert source == "sentinel2" and standardized and all(period.contains(time) for time, period in requests)
+    assert [(time - START) / DAY_MS for time, _ in requests] == [15 + 30 * month for month in range(12)]
+
+
+def test_a_model_that_decodes_no_input_has_no_decoded_series(chips):
+    model = Counter()
+    model.targets = ("glo30", "landsat")
+    assert decoded_source(model, chips) is None and decoded_source(Phenologist(), chips) == "sentinel2"
+    year = Period(START, START + 365 * DAY_MS)
+    assert list(feature_sets(model, chips[0], [year], None)[year]) == list(OURS[:4])
 
 
 def test_drawn_pixels_are_some_of_all(chips):
