@@ -2,10 +2,10 @@
 
     aef prove --checkpoint RUN --data CHIPS --out results/proof
 
-Probes of 10 and of all labels on embeddings and on every baseline (annual statistics, seasonal composites, harmonics, raw
-series, each per pixel and over a 3 x 3 window), split by field, on the same pixels. Then once more with frames shuffled
-in time and with pixels shuffled across fields as the chips are embedded. Writes PATH.md and PATH.json. Places that the run
-trained on are refused.
+Probes of 10 and of all labels on the embedding of a year, on four of 91 days, on the series decoded from twelve of 30
+days, and on every baseline (annual statistics, seasonal composites, harmonics, raw series), each per pixel and over a
+3 x 3 window, split by field, on the same pixels. Then once more with frames shuffled in time and with pixels shuffled
+across fields as the chips are embedded. Writes PATH.md and PATH.json. Places that the run trained on are refused.
 """
 
 from __future__ import annotations
