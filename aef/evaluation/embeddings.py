@@ -1,8 +1,8 @@
 """The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.features`.
 
 A year is judged as one vector; as four vectors of 91 days side by side, which keep apart what a year blends; and as the
-series that the model decodes from twelve vectors of 30 days, a cloudless view in units of the sensor, whose directions
-weigh as much as what they change in an image. Each per pixel and, as every baseline, over a 3×3 window.
+series that the model decodes from twelve vectors of 30 days: a cloudless view in the sensor's standardised bands, where a
+direction of the embedding weighs as much as what it changes in an image. Each per pixel and, as every baseline, over a 3×3 window.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def decoded_source(model: TrainedModel, chips: Sequence[Chip]) -> str | None:
 def feature_sets(
     model: TrainedModel, chip: Chip, years: Sequence[Period], decoded: str | None
 ) -> dict[Period, dict[str, np.ndarray]]:
-    """Every feature set of some years of a chip, all vectors from one pass of the encoder.
+    """Every feature set of some years of a chip: years and quarters from one pass of the encoder, the decoded series of a
+    year from one more.
 
     Args:
         model, chip: the model need not know the chip.
@@ -54,6 +55,9 @@ def feature_sets(
 
     Returns:
         year → name → (64, h, w), (256, h, w) or (12 C, h, w).
+
+    Raises:
+        EmbeddingError: a year lies more than six months outside the chip's observations, or `decoded` is not decoded.
     """
     periods = list(dict.fromkeys(period for year in years for period in (year, *quarters(year))))
     embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))

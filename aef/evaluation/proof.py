@@ -1,9 +1,9 @@
 """Are few labels enough on places that training never saw, and is that for the right reason?
 
 The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embeddings`; without a name, one
-vector for the year) minus that of the best hand-made one. It must shrink when the
-chips are destroyed as they are embedded, without retraining: frames that trade their dates leave no season, pixels that
-move away from their neighbours (their labels with them) leave no field.
+vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are embedded,
+without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours (their labels
+with them) leave no field.
 """
 
 from __future__ import annotations
