@@ -43,7 +43,9 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
     assert set(numbers["balanced_accuracy"]["frames shuffled in time"]) == set(
         numbers["balanced_accuracy"]["as observed"]
     )
-    assert f"{numbers['gain']['difference']:+.3f}" in text and text.rstrip() in capsys.readouterr().out
+    assert {"embedding", "embedding, 4 of 91 d", "embedding, 12 of 30 d, decoded"} <= set(numbers["gains"])
+    assert all(f"{gain['difference']:+.3f}" in text for gain in numbers["gains"].values())
+    assert text.rstrip() in capsys.readouterr().out
     assert call(prove, *options, "--places", "synthetic_0_00000") == 1
     assert "1 places were training places of the run (synthetic_0_00000)" in capsys.readouterr().err
     assert call(prove, *options, "--places", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
