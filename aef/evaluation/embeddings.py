@@ -61,16 +61,14 @@ def feature_sets(
     """
     periods = list(dict.fromkeys(period for year in years for period in (year, *quarters(year))))
     embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
-    found = {}
+    found: dict[Period, dict[str, np.ndarray]] = {}
     for year in dict.fromkeys(years):
         fields = {EMBEDDING: embedded[year], QUARTERLY: np.concatenate([embedded[part] for part in quarters(year)])}
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)
             requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
             fields[DECODED] = np.concatenate(model.reconstruct(chip, decoded, requests, standardized=True))
-        found[year] = {form: field for name, whole in fields.items() for form, field in _both(name, whole)}
+        found[year] = {}
+        for name, field in fields.items():
+            found[year] |= {name: field, over_window(name): window_mean(field)}
     return found
-
-
-def _both(name: str, field: np.ndarray) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
-    return (name, field), (over_window(name), window_mean(field))
