@@ -5,7 +5,8 @@ process CPU time, peak memory, parameters and operations. Each contender is a pr
 a clock that swings hits all of them, and a matrix product before and after says whether it swung too far.
 
 Case public-small: the widths of github.com/Brayden-Zhang/alphaearth-foundations (64/256/512, 6 blocks, 16 frames of 64 px,
-one source, teacher and student), side by side with that implementation's own step where --public names its `src` folder.
+one source, teacher and student), side by side with that implementation's own step where --public names its `src` folder:
+in fp32, as its training runs, and for our bf16 also under torch's bf16 autocast, which it does not use by itself.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
 
     from aef.data.normalize import Statistics
     from aef.model.aef import AEF
+    from aef.objective.coupling import Coupling
     from aef.objective.objective import Objective
     from aef.sources import BUILT_IN
     from aef.training.bench import random_batch
@@ -68,15 +70,17 @@ def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
     torch.manual_seed(0)
     model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(device)
     objective = Objective(config.objective, BUILT_IN, found, targets, data=config.data)
-    batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch).to(device)
+    drawn = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
+    batch = drawn.to(device)
     adam = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
-        objective(model(batch), batch).total.backward()
+        coupling = Coupling.of(batch)
+        objective(model(batch), batch, coupling=coupling).total.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    return step, _describe(config, batch, model)
+    return step, _describe(config, drawn, model)
 
 
 def engine_step(config) -> tuple[Callable[[], None], dict]:
@@ -91,7 +95,7 @@ def engine_step(config) -> tuple[Callable[[], None], dict]:
 
 
 def public_step(source: str, bf16: bool) -> tuple[Callable[[], None], dict]:
-    """One step of the public implementation, as its own training loop takes it."""
+    """One step of the public implementation, as its own training loop takes it; `bf16` puts it under torch's autocast."""
     import torch
 
     sys.path.insert(0, source)
@@ -284,17 +288,22 @@ def _public_small(options: argparse.Namespace) -> list[dict]:
     for dtype in options.dtype:
         settings = [*PUBLIC_SMALL, f"model.compute_dtype={dtype}"]
         contenders = {"bare": ["bare", "small", "-", *settings], "engine": ["engine", "small", "-", *settings]}
-        if options.public:
-            contenders["public"] = ["public", "small", options.public, *settings]
+        if options.public:  # settings: the last one given for a name holds
+            public = ["public", "small", options.public, *settings]
+            contenders["public"] = [*public, "model.compute_dtype=float32"]
+            if dtype == "bfloat16":
+                contenders["public under autocast"] = public
         title = f"public-small, {dtype}"
         report = measure(f"{title}, public commit {options.public_commit or 'not named'}", contenders, options.rounds)
         results = report["results"]
-        if "public" in results:
-            ours, theirs = results["bare"], results["public"]
+        ours = results["bare"]
+        report["ratios"] = {}
+        for name in (name for name in results if name.startswith("public")):
+            theirs = results[name]
             ratio = (ours["teacher_frames"] / ours["cpu_s"]) / (theirs["frames"] / theirs["cpu_s"])
-            print(f"  ratio of frames/s: {ratio:.2f}")
-            report["ratio"] = ratio
-        else:
+            print(f"  ratio of frames/s, bare to {name}: {ratio:.2f}")
+            report["ratios"][name] = ratio
+        if not options.public:
             print("  ratio UNMEASURED: --public names no checkout")
         reports.append(report)
     return reports

@@ -171,16 +171,15 @@ class TargetBlock(_Movable):
 
 @dataclass
 class TextBlock(_Movable):
-    """K texts: vector (K, D), pixel (K, 2) int64 row and col, radius_px (K,), period_row (K,), sample (K,),
-    identity (K,) int64 (equal texts are not negatives of each other), item_weight (K,) (0 for the dummy)."""
+    """K texts: vector (K, D), pixel (K, 2) int64 row and col, radius_px (K,), period_row (K,), sample (K,); identity, K
+    numbers for the host (equal texts are not negatives of each other), None for the dummy."""
 
     vector: Tensor
     pixel: Tensor
     radius_px: Tensor
     period_row: Tensor
     sample: Tensor
-    identity: Tensor
-    item_weight: Tensor
+    identity: list[int | None]
 
 
 @dataclass
@@ -191,7 +190,10 @@ class Batch(_Movable):
     frame_time_ms (F,) and frame_segment (F,) int64; support_start_ms (S,) int64; periods (Q, 2) int64;
     period_segment (Q,) int32; pairs, the number of (period, frame of its segment) pairs, a Python int, so that a bias
     per pair needs no synchronisation; teacher_row, student_row (B,) int64 rows of the consistency summaries;
-    consistency_weight (B,) float32; sample_hash, place_hash, global_index (B,) int64; key (seed, epoch).
+    consistency_weight (B,) float32; sample_hash (B,) int64; key (seed, epoch).
+
+    What only the host reads stays with it: places, a hash of each sample's place, and global_index, each sample's number in
+    the global order.
     """
 
     side_px: int
@@ -210,8 +212,8 @@ class Batch(_Movable):
     consistency_weight: Tensor
     text: TextBlock
     sample_hash: Tensor
-    place_hash: Tensor
-    global_index: Tensor
+    places: list[int]
+    global_index: list[int]
     sample_ids: list[str]
     key: tuple[int, int] = (0, 0)
 
@@ -289,8 +291,8 @@ class Collator:
             consistency_weight=torch.tensor(weights, dtype=torch.float32),
             text=text,
             sample_hash=torch.tensor([s.hash for s in samples]),
-            place_hash=torch.tensor([stable_hash(s.place, 62) for s in samples]),
-            global_index=torch.tensor([s.global_index for s in samples]),
+            places=[stable_hash(s.place, 62) for s in samples],
+            global_index=[s.global_index for s in samples],
             sample_ids=[s.id for s in samples],
             key=self.key,
         )
@@ -374,8 +376,9 @@ class Collator:
 
     def _pack_texts(self, samples: Sequence[Sample], periods: _Periods) -> TextBlock:
         found = [(index, text) for index, sample in enumerate(samples) for text in sample.texts]
-        weight = 1.0 if found else 0.0
+        identity: list[int | None] = [text.identity for _, text in found]
         if not found:
+            identity = [None]
             found = [(0, Text(np.zeros(self.text_dim, np.float32), 0, 0, 0.0, _shared_period(samples[0]), 0))]
         return TextBlock(
             vector=_stack([np.asarray(text.vector, np.float32) for _, text in found]),
@@ -383,8 +386,7 @@ class Collator:
             radius_px=torch.tensor([text.radius_px for _, text in found], dtype=torch.float32),
             period_row=torch.tensor([periods.add(text.period, index, 0) for index, text in found]),
             sample=torch.tensor([index for index, _ in found]),
-            identity=torch.tensor([text.identity for _, text in found], dtype=torch.int64),
-            item_weight=torch.full((len(found),), weight),
+            identity=identity,
         )
 
 

@@ -32,9 +32,18 @@ def disc_mean(mean: Tensor, period_row: Tensor, pixel: Tensor, radius_px: Tensor
     return F.normalize(total, dim=-1, eps=1e-6)
 
 
-def info_nce(
-    text: Tensor, place: Tensor, identity: Tensor, scale: Tensor, world: World, counts: Sequence[int]
-) -> Tensor | None:
+def same_texts(identity: Sequence[int], first: int, count: int) -> Tensor | None:
+    """Which texts of all ranks are the same as each of this rank's, rows ``first`` to ``first + count``, themselves
+    excepted: (count, all) bool. None (on every rank) where there are fewer than two different texts."""
+    if len(set(identity)) < 2:
+        return None
+    everyone = torch.tensor(identity, dtype=torch.int64)
+    same = everyone[first : first + count, None] == everyone[None, :]
+    same[torch.arange(count), torch.arange(first, first + count)] = False
+    return same
+
+
+def info_nce(text: Tensor, place: Tensor, same: Tensor, scale: Tensor, world: World, counts: Sequence[int]) -> Tensor:
     """Symmetric InfoNCE of this rank's K rows against the rows of all ranks.
 
     ½ (−log softmax_j(s t_k · m_j)_k − log softmax_j(s m_k · t_j)_k); rows j ≠ k of the same identity (the same text) are
@@ -42,23 +51,16 @@ def info_nce(
 
     Args:
         text, place: (K, D) unit vectors of the text and of its place; K may be 0 on this rank.
-        identity: (K,) int64 hash of the text.
+        same: (K, texts of all ranks) bool, as `same_texts` gives it.
         scale: (1,) inverse temperature.
         counts: rows per rank.
 
     Returns:
-        (K,) values, or None (on every rank) where there are fewer than two different texts.
+        (K,) values.
     """
-    if sum(counts) < 2:
-        return None
-    everyone = world.gather(identity, counts)
-    if bool((everyone == everyone[0]).all()):
-        return None
     vectors = world.gather(torch.cat((text, place), 1), counts)
     all_text, all_place = vectors.chunk(2, dim=1)
     row = torch.arange(len(text), device=text.device) + sum(counts[: world.rank])
-    same = identity[:, None] == everyone[None, :]
-    same[torch.arange(len(text), device=text.device), row] = False
 
     def cross_entropy(from_: Tensor, to: Tensor) -> Tensor:
         return F.cross_entropy((scale * (from_ @ to.T)).masked_fill(same, -torch.inf), row, reduction="none")

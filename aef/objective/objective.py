@@ -22,9 +22,10 @@ from aef.data.normalize import Standardizer, Statistics
 from aef.kernels.vmf.philox import WORD, philox4x32
 from aef.objective.consistency import consistency
 from aef.objective.contrastive import disc_mean, info_nce
+from aef.objective.coupling import Coupling
 from aef.objective.grid import expand_cells
 from aef.objective.reconstruction import cell_px, radius_px, reconstruction_error
-from aef.objective.uniformity import partner_fields, uniformity_channels, uniformity_pairs
+from aef.objective.uniformity import uniformity_channels, uniformity_pairs
 from aef.objective.world import World
 from aef.sources import Registry, Source
 
@@ -113,38 +114,40 @@ class Objective:
             if not source.classes
         }
 
-    def __call__(self, output: Predictions, batch: Batch, *, world: World | None = None) -> Losses:
+    def __call__(
+        self, output: Predictions, batch: Batch, *, world: World | None = None, coupling: Coupling | None = None
+    ) -> Losses:
         """Losses of one packed batch.
 
         Args:
             output: the model's output for this batch.
             batch: this rank's samples, at least one.
             world: the ranks that share the global batch; None: the running process group.
+            coupling: what `Coupling.of` said of this batch before the forward pass, so that nothing here waits for the
+                device; None: settle it now.
 
         Raises:
             ValueError: a reconstruction is missing or not of the source's shape.
         """
-        world = world or World.current()
-        has_text = batch.text.item_weight > 0
-        counts = world.gather_counts([batch.samples, int(has_text.sum())], output.mean.device)
-        samples, texts = [list(column) for column in zip(*counts)]
+        coupling = coupling or Coupling.of(batch, world)
+        world = coupling.world
         # Sums over the global batch become means, and the later mean over ranks is undone.
-        scale = world.size / sum(samples)
+        scale = world.size / sum(coupling.samples)
 
         errors, present = self._source_errors(output.reconstructions, batch)
         per_row = self._weigh_sources(errors, present)
         teacher = output.mean.index_select(0, batch.teacher_row)
         student = output.mean.index_select(0, batch.student_row)
         agreement = consistency(teacher, student) * batch.consistency_weight
-        uniform = self._uniformity(teacher, batch, world, samples)
-        aligned = self._text(output, batch, has_text, world, texts)
+        uniform = self._uniformity(teacher, coupling)
+        aligned = self._text(output, batch, coupling)
 
         c = self.config
         parts = {
             "reconstruction": (c.reconstruction_weight, per_row.sum() * scale),
             "consistency": (c.consistency_weight, agreement.sum() * scale),
             "uniformity": (c.uniformity_weight, None if uniform is None else uniform * world.size),
-            "text": (c.text_weight, None if aligned is None else aligned.sum() * world.size / sum(texts)),
+            "text": (c.text_weight, None if aligned is None else aligned.sum() * world.size / sum(coupling.texts)),
         }
         total = sum((weight * value for weight, value in parts.values() if value is not None), start=_idle(output))
         return self._report(total, {name: value for name, (_, value) in parts.items()}, errors, present, world)
@@ -219,25 +222,23 @@ class Objective:
 
     # --- the other terms ---------------------------------------------------------------------------------------------
 
-    def _uniformity(self, teacher: Tensor, batch: Batch, world: World, samples: list[int]) -> Tensor | None:
+    def _uniformity(self, teacher: Tensor, coupling: Coupling) -> Tensor | None:
         """This rank's part of the uniformity of the global batch."""
-        partner = partner_fields(teacher, batch.global_index, batch.place_hash, world, samples)
-        if partner is None:
+        if coupling.partners is None:
             return None
+        partner, samples = coupling.partners.fields(teacher, coupling.world), sum(coupling.samples)
         if self.config.uniformity == "channels":
-            return uniformity_channels(teacher, partner, world, sum(samples))
-        return uniformity_pairs(teacher, partner).sum() / sum(samples)
+            return uniformity_channels(teacher, partner, coupling.world, samples)
+        return uniformity_pairs(teacher, partner).sum() / samples
 
-    def _text(
-        self, output: Predictions, batch: Batch, has_text: Tensor, world: World, texts: list[int]
-    ) -> Tensor | None:
+    def _text(self, output: Predictions, batch: Batch, coupling: Coupling) -> Tensor | None:
         """InfoNCE of this rank's rows with text."""
-        if sum(texts) < 2:
+        if coupling.same_text is None:
             return None
-        rows = has_text.nonzero()[:, 0]
-        block = batch.text
+        rows, block = coupling.text_rows, batch.text
         place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
-        return info_nce(output.text[rows], place, block.identity[rows], output.logit_scale.exp(), world, texts)
+        scale = output.logit_scale.exp()
+        return info_nce(output.text[rows], place, coupling.same_text, scale, coupling.world, coupling.texts)
 
     def _report(
         self, total: Tensor, terms: Mapping[str, Tensor | None], errors: Tensor, present: Tensor, world: World

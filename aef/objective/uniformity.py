@@ -9,6 +9,7 @@ it is rotated: that would pair neighbouring pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,35 +36,58 @@ def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | N
     return [following[i] for i in range(len(place))] if found is not None else None
 
 
-def partner_fields(
-    mean: Tensor, global_index: Tensor, place: Tensor, world: World, counts: Sequence[int]
-) -> Tensor | None:
-    """Each sample's partner field (B, H, W, D), from whichever rank holds it; None where there is only one place.
+@dataclass(frozen=True)
+class Partners:
+    """Where each of this rank's samples finds its partner, and which fields travel for it, each once.
 
-    Args:
-        mean: (B, H, W, D) this rank's fields.
-        global_index, place: (B,) int64.
-        counts: samples per rank.
+    rows (sent,) int64 of this rank's fields in the order in which they are sent, send[q] of them to rank q; receive[q] rows
+    come from rank q; index (B,) int64, each sample's partner among what came.
     """
-    known = world.gather(torch.stack((global_index, place), 1), counts).tolist()
-    partner = partners(*zip(*known))
-    if partner is None:
-        return None
-    first = [sum(counts[:rank]) for rank in range(world.size)]
-    owner = [rank for rank, count in enumerate(counts) for _ in range(count)]
 
-    def wanted(asking: int, holding: int) -> list[int]:
-        """Local rows of rank ``holding`` that rank ``asking`` needs, each once."""
-        rows = {partner[i] for i in range(first[asking], first[asking] + counts[asking])}
-        return sorted(row - first[holding] for row in rows if owner[row] == holding)
+    rows: Tensor
+    send: list[int]
+    receive: list[int]
+    index: Tensor
 
-    incoming = [wanted(world.rank, rank) for rank in range(world.size)]
-    outgoing = [wanted(rank, world.rank) for rank in range(world.size)]
-    received = world.exchange(mean, outgoing, [len(rows) for rows in incoming])
-    arrived = [first[rank] + row for rank, rows in enumerate(incoming) for row in rows]
-    own = range(first[world.rank], first[world.rank] + counts[world.rank])
-    index = torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64, device=mean.device)
-    return received.index_select(0, index)
+    @classmethod
+    def of(
+        cls,
+        global_index: Sequence[int],
+        place: Sequence[int],
+        world: World,
+        counts: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> Partners | None:
+        """Partners over all ranks' samples, in rank order, ``counts`` per rank; None where there is only one place."""
+        partner = partners(global_index, place)
+        if partner is None:
+            return None
+        first = [sum(counts[:rank]) for rank in range(world.size)]
+        owner = [rank for rank, count in enumerate(counts) for _ in range(count)]
+
+        def wanted(asking: int, holding: int) -> list[int]:
+            """Local rows of rank ``holding`` that rank ``asking`` needs, each once."""
+            rows = {partner[i] for i in range(first[asking], first[asking] + counts[asking])}
+            return sorted(row - first[holding] for row in rows if owner[row] == holding)
+
+        incoming = [wanted(world.rank, rank) for rank in range(world.size)]
+        outgoing = [wanted(rank, world.rank) for rank in range(world.size)]
+        arrived = [first[rank] + row for rank, rows in enumerate(incoming) for row in rows]
+        own = range(first[world.rank], first[world.rank] + counts[world.rank])
+        return cls(
+            rows=torch.tensor([row for rows in outgoing for row in rows], dtype=torch.int64, device=device),
+            send=[len(rows) for rows in outgoing],
+            receive=[len(rows) for rows in incoming],
+            index=torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64, device=device),
+        )
+
+    def fields(self, mean: Tensor, world: World) -> Tensor:
+        """Each sample's partner field, from whichever rank holds it: (B, H, W, D) → (B, H, W, D), differentiable.
+
+        The gradients of fields that travelled return and are added where they came from.
+        """
+        received = world.exchange(mean.index_select(0, self.rows), self.send, self.receive)
+        return received.index_select(0, self.index)
 
 
 def uniformity_pairs(mean: Tensor, partner: Tensor) -> Tensor:

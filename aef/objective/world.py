@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,13 @@ class World:
             return cls()
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
-    def gather_counts(self, counts: Sequence[int], device: torch.device) -> list[list[int]]:
-        """Small numbers of every rank: [rank][which]."""
+    def share(self, value: T) -> list[T]:
+        """A small picklable value of every rank, in rank order."""
         if self.size == 1:
-            return [list(counts)]
-        own = torch.tensor(counts, dtype=torch.int64, device=device)
-        everyone = own.new_empty(self.size * len(counts))
-        dist.all_gather_into_tensor(everyone, own, group=self.group)
-        return everyone.view(self.size, len(counts)).tolist()
+            return [value]
+        everyone: list[T] = [value] * self.size
+        dist.all_gather_object(everyone, value, group=self.group)
+        return everyone
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows (n_r, ...) of every rank in rank order, differentiable; ``counts`` are the n_r.
@@ -46,16 +48,9 @@ class World:
         """
         return rows if self.size == 1 else _Gather.apply(rows, self, tuple(counts))
 
-    def exchange(self, rows: Tensor, send: Sequence[Sequence[int]], receive: Sequence[int]) -> Tensor:
-        """Send ``rows[send[q]]`` to rank q, get ``receive[q]`` rows from it, in rank order; differentiable.
-
-        Only the rows asked for travel, and their gradients return and are added where they came from.
-        """
-        index = torch.tensor([row for rows_to in send for row in rows_to], dtype=torch.int64, device=rows.device)
-        outgoing = rows.index_select(0, index)
-        if self.size == 1:
-            return outgoing
-        return _Exchange.apply(outgoing, self, tuple(len(rows_to) for rows_to in send), tuple(receive))
+    def exchange(self, rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+        """Send the next ``send[q]`` rows to rank q, get ``receive[q]`` rows from it, in rank order; differentiable."""
+        return rows if self.size == 1 else _Exchange.apply(rows, self, tuple(send), tuple(receive))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks; not differentiable."""

@@ -14,7 +14,7 @@ The result equals one large batch up to rounding; the price is one more forward 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,29 +24,34 @@ from aef.model.aef import Output
 
 
 class CachedOutputs:
-    """The outputs of all micro-batches of a step, joined into one batch for the objective.
+    """The micro-batches of a step as one batch, and their outputs as one output, for the objective.
 
-    Use: ``output, batch = cache.joined()``; backward from the objective; then ``cache.replay(k, output_k)`` is a scalar
-    whose gradient is micro-batch ``k``'s part.
+    Use: ``cache = CachedOutputs(batches)`` before any of them runs; ``cache.join(outputs)`` belongs to ``cache.batch``;
+    backward from the objective; then ``cache.replay(k, output_k)`` is a scalar whose gradient is micro-batch ``k``'s part.
+
+    Attributes:
+        batch: all samples; frames, which no loss reads, stay behind.
     """
 
-    def __init__(self, outputs: Sequence[Output], batches: Sequence[Batch]) -> None:
-        self._batches = batches
-        self._leaves = [_leaves(output) for output in outputs]
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        names = batches[0].targets
+        self._kept = {name: _kept([batch.targets[name] for batch in batches]) for name in names}
+        self._leaves: list[Output] = []
+        self.batch = _join(batches, self._kept)
 
-    def joined(self) -> tuple[Output, Batch]:
-        """One output and one batch over all samples; frames, which no loss reads, stay behind."""
-        keep = {name: _kept(blocks) for name, blocks in self._blocks().items()}
-        output = Output(
+    def join(self, outputs: Sequence[Output]) -> Output:
+        """One output for all samples."""
+        self._leaves = [_leaves(output) for output in outputs]
+        return Output(
             mean=torch.cat([leaf.mean for leaf in self._leaves]),
             reconstructions={
-                name: torch.cat([self._leaves[k].reconstructions[name] for k in kept]) for name, kept in keep.items()
+                name: torch.cat([self._leaves[k].reconstructions[name] for k in kept])
+                for name, kept in self._kept.items()
             },
             text=torch.cat([leaf.text for leaf in self._leaves]),
             # One parameter, equal in all micro-batches: the mean hands each of them its share of the gradient.
             logit_scale=torch.stack([leaf.logit_scale for leaf in self._leaves]).mean(0),
         )
-        return output, join(self._batches)
 
     def replay(self, index: int, output: Output) -> Tensor:
         """Σ ⟨cached gradient, output⟩: a scalar with the gradient of the whole batch's loss through this micro-batch."""
@@ -56,11 +61,8 @@ class CachedOutputs:
             total = total + (found * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)).sum()
         return total
 
-    def _blocks(self) -> dict[str, list[TargetBlock]]:
-        return {name: [batch.targets[name] for batch in self._batches] for name in self._batches[0].targets}
 
-
-def join(batches: Sequence[Batch]) -> Batch:
+def _join(batches: Sequence[Batch], kept: Mapping[str, Sequence[int]]) -> Batch:
     """Micro-batches as one batch without frames: samples, periods and targets in order, indices moved along."""
     first = batches[0]
     samples = _offsets([batch.samples for batch in batches])
@@ -77,15 +79,16 @@ def join(batches: Sequence[Batch]) -> Batch:
         periods=cat("periods"),
         period_segment=cat("period_segment", segments),
         targets={
-            name: _join_targets([batch.targets[name] for batch in batches], samples, rows) for name in first.targets
+            name: _join_targets([batch.targets[name] for batch in batches], kept[name], samples, rows)
+            for name in first.targets
         },
         teacher_row=cat("teacher_row", rows),
         student_row=cat("student_row", rows),
         consistency_weight=cat("consistency_weight"),
         text=_join_texts([batch.text for batch in batches], samples, rows),
         sample_hash=cat("sample_hash"),
-        place_hash=cat("place_hash"),
-        global_index=cat("global_index"),
+        places=[place for batch in batches for place in batch.places],
+        global_index=[index for batch in batches for index in batch.global_index],
         sample_ids=[name for batch in batches for name in batch.sample_ids],
     )
 
@@ -95,8 +98,9 @@ def _kept(blocks: Sequence[TargetBlock]) -> list[int]:
     return [k for k, block in enumerate(blocks) if bool((block.item_weight > 0).any())] or [0]
 
 
-def _join_targets(blocks: Sequence[TargetBlock], samples: Sequence[int], rows: Sequence[int]) -> TargetBlock:
-    kept = _kept(blocks)
+def _join_targets(
+    blocks: Sequence[TargetBlock], kept: Sequence[int], samples: Sequence[int], rows: Sequence[int]
+) -> TargetBlock:
     wide = max(blocks[k].valid.shape[-1] for k in kept)
     fields: dict[str, Tensor] = {}
     for field in dataclasses.fields(TargetBlock):
@@ -110,17 +114,13 @@ def _join_targets(blocks: Sequence[TargetBlock], samples: Sequence[int], rows: S
 
 
 def _join_texts(blocks: Sequence[TextBlock], samples: Sequence[int], rows: Sequence[int]) -> TextBlock:
-    moved = {"sample": samples, "period_row": rows}
     return TextBlock(
-        **{
-            field.name: torch.cat(
-                [
-                    getattr(block, field.name) + moved.get(field.name, [0] * len(blocks))[k]
-                    for k, block in enumerate(blocks)
-                ]
-            )
-            for field in dataclasses.fields(TextBlock)
-        }
+        vector=torch.cat([block.vector for block in blocks]),
+        pixel=torch.cat([block.pixel for block in blocks]),
+        radius_px=torch.cat([block.radius_px for block in blocks]),
+        period_row=torch.cat([block.period_row + first for block, first in zip(blocks, rows, strict=True)]),
+        sample=torch.cat([block.sample + first for block, first in zip(blocks, samples, strict=True)]),
+        identity=[identity for block in blocks for identity in block.identity],
     )
 
 

@@ -29,6 +29,7 @@ from aef.config import Config
 from aef.data.collate import Batch
 from aef.model.aef import Output
 from aef.model.cost import Work, step_flops
+from aef.objective.coupling import Coupling
 from aef.objective.objective import Losses, Objective
 from aef.run import Run, build_model, load_state, read_weights
 
@@ -70,17 +71,19 @@ class Step:
 def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
     """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
     if len(batches) == 1:
+        coupling = Coupling.of(batches[0])
         outputs = [engine(batches[0])]
         with record_function(OBJECTIVE):
-            losses = objective(outputs[0], batches[0])
+            losses = objective(outputs[0], batches[0], coupling=coupling)
         engine.backward(_poisoned(losses), last=True)
     else:
         # Uniformity and text couple the whole batch: cache outputs, take losses once, replay with their gradients.
+        cache = CachedOutputs(batches)
+        coupling = Coupling.of(cache.batch)
         with torch.no_grad():
             outputs = [engine(batch) for batch in batches]
-        cache = CachedOutputs(outputs, batches)
         with record_function(OBJECTIVE):
-            losses = objective(*cache.joined())
+            losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
         _poisoned(losses).backward()
         for k, batch in enumerate(batches):
             engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)

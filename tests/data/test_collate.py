@@ -212,7 +212,9 @@ def test_a_source_without_target_has_one_dummy_of_weight_zero(make_samples, pack
 
 def test_texts_follow_their_samples_and_none_is_one_dummy(samples, pack):
     batch = pack(samples, text_dim=8)
-    assert batch.text.sample.tolist() == [0, 1] and batch.text.item_weight.tolist() == [1, 1]
+    assert batch.text.sample.tolist() == [0, 1] and batch.text.identity == [
+        one.texts[0].identity for one in samples[:2]
+    ]
     for row, sample in enumerate(samples[:2]):
         assert np.array_equal(batch.text.vector[row].numpy(), sample.texts[0].vector)
         assert tuple(batch.periods[int(batch.text.period_row[row])].tolist()) == sample.texts[0].period
@@ -224,7 +226,7 @@ def test_texts_follow_their_samples_and_none_is_one_dummy(samples, pack):
     for sample in samples:
         sample.texts = ()
     empty = pack(samples, text_dim=8).text
-    assert empty.vector.shape == (1, 8) and empty.item_weight.tolist() == [0]
+    assert empty.vector.shape == (1, 8) and empty.identity == [None]
 
 
 def test_a_sample_keeps_its_hash_and_another_epoch_has_another(samples, pack):

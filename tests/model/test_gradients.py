@@ -22,7 +22,8 @@ def loss_of(model, batch):
             error = (reconstruction - 0.3).square().mean(-1)
         total = total + (error.mean((1, 2)) * block.item_weight).mean()
     aligned = (output.text * teacher[batch.text.sample, 4, 4]).sum(-1) * output.logit_scale.exp()
-    return total - 0.01 * (aligned * batch.text.item_weight).mean()
+    given = torch.tensor([float(identity is not None) for identity in batch.text.identity])
+    return total - 0.01 * (aligned * given).mean()
 
 
 def gradients(model, batch):

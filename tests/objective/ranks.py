@@ -95,8 +95,8 @@ def run(case, indices, world):
     for s, p, found in zip(segment, batch.periods.tolist(), mean):
         if found.grad.any():  # summaries of dummies and of targets are not read
             gradients[f"mean {indices[s // 2]} {s % 2} {p[1]}"] = found.grad
-    for s, weight, found in zip(batch.text.sample.tolist(), batch.text.item_weight.tolist(), text):
-        if weight and found.grad.any():
+    for s, identity, found in zip(batch.text.sample.tolist(), batch.text.identity, text):
+        if identity is not None and found.grad.any():
             gradients[f"text {indices[s]}"] = found.grad
     for name, leaves in reconstructions.items():
         block = batch.targets[name]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from aef.objective.consistency import consistency
-from aef.objective.contrastive import disc_mean, info_nce
+from aef.objective.contrastive import disc_mean, info_nce, same_texts
 from aef.objective.uniformity import partners, uniformity_channels, uniformity_pairs
 from aef.objective.world import World
 
@@ -112,13 +112,13 @@ def clip_loss(text, place, scale):
 
 def test_info_nce_is_the_standard_clip_loss():
     text, place, scale = unit(5, 8), unit(5, 8, seed=1), torch.tensor([14.3], dtype=torch.float64)
-    found = info_nce(text, place, torch.arange(5), scale, ALONE, [5])
+    found = info_nce(text, place, same_texts(range(5), 0, 5), scale, ALONE, [5])
     assert found.mean().item() == pytest.approx(clip_loss(text, place, scale).item())
 
 
 def test_rows_of_the_same_text_are_not_negatives_of_each_other():
     text, place, scale = unit(4, 8), unit(4, 8, seed=1), torch.tensor([10.0], dtype=torch.float64)
-    found = info_nce(text, place, torch.tensor([3, 9, 3, 5]), scale, ALONE, [4])
+    found = info_nce(text, place, same_texts([3, 9, 3, 5], 0, 4), scale, ALONE, [4])
     without = [0, 1, 3]
     alone = clip_loss_row(text[without], place[without], scale, 0)
     assert found[0].item() == pytest.approx(alone)
@@ -131,9 +131,13 @@ def clip_loss_row(text, place, scale, row):
 
 
 def test_fewer_than_two_different_texts_give_no_loss():
-    scale = torch.ones(1)
-    assert info_nce(unit(1, 8), unit(1, 8), torch.tensor([1]), scale, ALONE, [1]) is None
-    assert info_nce(unit(3, 8), unit(3, 8), torch.tensor([4, 4, 4]), scale, ALONE, [3]) is None
+    assert same_texts([], 0, 0) is None and same_texts([1], 0, 1) is None
+    assert same_texts([4, 4, 4], 0, 3) is None and same_texts([4, 4, 4], 2, 0) is None
+
+
+def test_a_rank_knows_which_texts_of_the_others_are_its_own():
+    assert same_texts([4, 7, 4, 4], 2, 2).tolist() == [[True, False, False, True], [True, False, True, False]]
+    assert same_texts([4, 7], 2, 0).shape == (0, 2)  # a rank without texts
 
 
 def test_the_contrastive_term_passes_finite_differences():
@@ -142,6 +146,6 @@ def test_the_contrastive_term_passes_finite_differences():
     pixel, radius = torch.tensor([[0, 0], [3, 1], [2, 2]]), torch.tensor([0.0, 1.0, 1.5])
 
     def term(t, m, s):
-        return info_nce(t, disc_mean(m, torch.arange(3), pixel, radius), torch.tensor([1, 2, 1]), s, ALONE, [3])
+        return info_nce(t, disc_mean(m, torch.arange(3), pixel, radius), same_texts([1, 2, 1], 0, 3), s, ALONE, [3])
 
     assert torch.autograd.gradcheck(term, (text, field, scale))
