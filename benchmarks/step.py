@@ -20,7 +20,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aef.config import Config
+    from aef.data.collate import Batch
+    from aef.model.aef import AEF
+    from aef.objective.objective import Objective
 
 RESULTS = Path(__file__).parent / "results"
 LARGEST_SWING = 0.15
@@ -50,37 +58,54 @@ PUBLIC_SMALL = (
 # --- contenders: each runs in a process of its own -------------------------------------------------------------------
 
 
-def bare_step(config, device: str = "cpu") -> tuple[Callable[[], None], dict]:
-    """Forward, objective, backward and Adam without an engine; like one, it keeps the memory that a step freed."""
+@dataclass(frozen=True)
+class Built:
+    """A preset's model, its objective, and a batch of random values of its usual size, on one device."""
+
+    model: AEF
+    objective: Objective
+    batch: Batch
+    about: dict[str, Any]
+
+
+def build(config: Config, device: str = "cpu") -> Built:
     import torch
 
     from aef.data.normalize import Statistics
     from aef.model.aef import AEF
-    from aef.objective.coupling import Coupling
     from aef.objective.objective import Objective
     from aef.sources import BUILT_IN
     from aef.training.bench import random_batch
-    from aef.training.devices import keep_freed_memory
     from aef.training.planner import sources_of
 
-    if device == "cpu":
-        keep_freed_memory()
     inputs, targets = sources_of(config, BUILT_IN)
     found = Statistics.identity(BUILT_IN, dict.fromkeys((*inputs, *targets)))
     torch.manual_seed(0)
     model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(device)
     objective = Objective(config.objective, BUILT_IN, found, targets, data=config.data)
-    drawn = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
-    batch = drawn.to(device)
-    adam = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
+    return Built(model, objective, batch.to(device), _describe(config, batch, model))
+
+
+def bare_step(config: Config, device: str = "cpu") -> tuple[Callable[[], None], dict[str, Any]]:
+    """Forward, objective, backward and Adam without an engine; like one, it keeps the memory that a step freed."""
+    import torch
+
+    from aef.objective.coupling import Coupling
+    from aef.training.devices import keep_freed_memory
+
+    if device == "cpu":
+        keep_freed_memory()
+    built = build(config, device)
+    adam = torch.optim.Adam(built.model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
-        coupling = Coupling.of(batch)
-        objective(model(batch), batch, coupling=coupling).total.backward()
+        coupling = Coupling.of(built.batch)
+        built.objective(built.model(built.batch), built.batch, coupling=coupling).total.backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    return step, _describe(config, drawn, model)
+    return step, built.about
 
 
 def engine_step(config) -> tuple[Callable[[], None], dict]:

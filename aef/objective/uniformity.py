@@ -8,6 +8,7 @@ it is rotated: that would pair neighbouring pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,6 @@ class Partners:
         place: Sequence[int],
         world: World,
         counts: Sequence[int],
-        device: torch.device | str = "cpu",
     ) -> Partners | None:
         """Partners over all ranks' samples, in rank order, ``counts`` per rank; None where there is only one place."""
         partner = partners(global_index, place)
@@ -75,11 +75,16 @@ class Partners:
         arrived = [first[rank] + row for rank, rows in enumerate(incoming) for row in rows]
         own = range(first[world.rank], first[world.rank] + counts[world.rank])
         return cls(
-            rows=torch.tensor([row for rows in outgoing for row in rows], dtype=torch.int64, device=device),
+            rows=torch.tensor([row for rows in outgoing for row in rows], dtype=torch.int64),
             send=[len(rows) for rows in outgoing],
             receive=[len(rows) for rows in incoming],
-            index=torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64, device=device),
+            index=torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64),
         )
+
+    def to(self, device: torch.device) -> Partners:
+        """On a device, without waiting for it."""
+        rows, index = (one.to(device, non_blocking=True) for one in (self.rows, self.index))
+        return dataclasses.replace(self, rows=rows, index=index)
 
     def fields(self, mean: Tensor, world: World) -> Tensor:
         """Each sample's partner field, from whichever rank holds it: (B, H, W, D) → (B, H, W, D), differentiable.

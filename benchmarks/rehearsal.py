@@ -1,0 +1,183 @@
+"""What would happen on a GPU, on one that is not there: python -m benchmarks.rehearsal [steps] [gpu] [--write FILE]
+
+`standin_gpu.py` says what its tensors are: shapes without data. Nothing is timed.
+
+steps  Two training steps of each preset in bf16 for an H200, with every way of recomputation, by PyTorch's kernels
+       (`AEF_KERNELS=torch`, "tuned eager") and by what the H200's table chooses. Where the host waits for the GPU within
+       the second step, and the bytes of tensors alive: kept per frame between forward and backward, and at the peak.
+gpu    `python -m benchmarks.gpu` from end to end: every case, contender and mode, the blocks, the steps, and the files. Only
+       the values are not compared, and what torch.compile would make is left out.
+
+Exit status 1 where a step waits or a row would not run.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from aef.config import PRESETS, Config
+from benchmarks import gpu, standin_gpu, timing
+from benchmarks.block import kernels_from
+
+BACKENDS = {"torch": "tuned eager", "auto": "ours"}
+RECOMPUTED = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A preset's step with one way of recomputation and one choice of kernels. Bytes; waits by line of the project."""
+
+    preset: str
+    checkpointing: str
+    backend: str
+    frames: int
+    kept: int
+    peak: int
+    predicted: int
+    waits: dict[str, int]
+
+    @property
+    def kept_per_frame(self) -> float:
+        return self.kept / self.frames
+
+
+def steps(preset: str) -> Iterator[Found]:
+    """Two steps each, of one micro-batch; memory and waits are the second's, when every table and moment exists."""
+    from aef.objective.coupling import Coupling
+    from benchmarks.step import build
+
+    for checkpointing in RECOMPUTED:
+        model = dataclasses.replace(PRESETS[preset].model, compute_dtype="bfloat16", checkpointing=checkpointing)
+        config = dataclasses.replace(PRESETS[preset], model=model)
+        for backend in BACKENDS:
+            with standin_gpu.standin_gpu() as device, kernels_from(backend), _without_initial_weights():
+                built = build(config, "cuda")
+                adam = torch.optim.Adam(built.model.parameters(), lr=1e-6, fused=True)
+                for _ in range(2):
+                    device.waits.clear()
+                    before = device.allocated
+                    device.reset_peak()
+                    coupling = Coupling.of(built.batch)
+                    total = built.objective(built.model(built.batch), built.batch, coupling=coupling).total
+                    kept = device.allocated - before
+                    total.backward()
+                    adam.step()
+                    adam.zero_grad(set_to_none=True)
+                    del total, coupling
+                yield Found(
+                    *(preset, checkpointing, backend, built.batch.total_frames, kept, device.peak - before),
+                    _predicted(config),
+                    dict(device.waits),
+                )
+
+
+def _predicted(config: Config) -> int:
+    from aef.model.cost import activation_bytes_per_frame
+
+    return activation_bytes_per_frame(config.model, config.data.chip_px)
+
+
+@contextlib.contextmanager
+def _without_initial_weights() -> Iterator[None]:
+    """Weights are drawn on the host, for nothing here."""
+    with mock.patch.object(torch.nn.init, "trunc_normal_", lambda tensor, **settings: tensor):
+        yield
+
+
+def report(found: list[Found]) -> str:
+    """Markdown: memory by preset and way, ours beside tuned eager."""
+    lines = [
+        "# Memory of a training step, counted without a GPU",
+        "",
+        f"PyTorch {torch.__version__}, bf16, kernels as an H200's table chooses them, by `python -m benchmarks.rehearsal "
+        "steps`. Bytes of tensors alive, as the program makes and drops them, one micro-batch; what an operator allocates "
+        "inside itself and an allocator's rounding are not in it. Kept: between forward and backward, per frame (teacher "
+        "and student), of encoder, summaries, decoders and losses together. Peak: above weights and moments.",
+        "",
+        "| preset | recomputed | frames | kept a frame, tuned eager | ours | of tuned eager, none | of the same | planned | peak, tuned eager | ours |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    by = {(one.preset, one.checkpointing, one.backend): one for one in found}
+    for preset in dict.fromkeys(one.preset for one in found):
+        whole = by[preset, "none", "torch"].kept_per_frame
+        for way in RECOMPUTED:
+            eager, ours = by[preset, way, "torch"], by[preset, way, "auto"]
+            lines.append(
+                f"| {preset} | {way} | {ours.frames} | {_megabytes(eager.kept_per_frame)} | "
+                f"{_megabytes(ours.kept_per_frame)} | {ours.kept_per_frame / whole:.0%} | "
+                f"{ours.kept / eager.kept:.0%} | {_megabytes(ours.predicted)} | {eager.peak / 1e9:.2f} GB | "
+                f"{ours.peak / 1e9:.2f} GB |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def rehearse_gpu(arguments: list[str]) -> tuple[int, list[str]]:
+    """Run `benchmarks.gpu` without values, times and compilers: how many rows there were, and what would not run."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(standin_gpu.standin_gpu())
+        stack.enter_context(_without_initial_weights())
+        stack.enter_context(mock.patch.object(timing, "_error", lambda found, wanted: 0.0))
+        stack.enter_context(mock.patch.object(torch, "equal", lambda one, other: one.shape == other.shape))
+        stack.enter_context(mock.patch.object(torch, "compile", lambda call, **settings: call))
+        stack.enter_context(mock.patch.object(gpu, "count_launches", lambda call: (call(), (0, 0.0))[1]))
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        gpu.main(["--out", str(out), "--commit", "rehearsal", "--budget-s", "1e9", *arguments])
+        (sheet,) = out.glob("*.csv")
+        (text,) = out.glob("*.md")
+        rows = len(sheet.read_text(encoding="utf-8").splitlines()) - 1
+        failed = text.read_text(encoding="utf-8").split("## Not run")[1].strip().splitlines()
+    return rows, [line for line in failed if "every row was run" not in line]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=("steps", "gpu"), default=("steps", "gpu"), help="default: both")
+    parser.add_argument("--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="of `steps`")
+    parser.add_argument("--only", nargs="+", help="of `gpu`: as its own --only")
+    parser.add_argument("--write", type=Path, help="Markdown file for the memory of `steps`")
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(arguments)
+    problem = standin_gpu.problem()
+    if problem:
+        print(f"no rehearsal: {problem}")
+        return 0
+    if not standin_gpu.loaded():
+        return standin_gpu.restart("benchmarks.rehearsal", arguments)
+    os.environ.pop("LD_PRELOAD")  # for this process only, not for its own
+    failed = False
+    if "steps" in options.what:
+        found = []
+        for preset in options.preset:
+            for one in steps(preset):
+                found.append(one)
+                failed |= bool(one.waits)
+                print(
+                    f"{preset}, recomputing {one.checkpointing}, {BACKENDS[one.backend]}: "
+                    f"{_megabytes(one.kept_per_frame)} a frame, peak {one.peak / 1e9:.2f} GB, "
+                    f"waits {one.waits or 'nowhere'}",
+                    flush=True,
+                )
+        if options.write:
+            options.write.write_text(report(found), encoding="utf-8")
+    if "gpu" in options.what:
+        rows, unrun = rehearse_gpu(["--only", *options.only] if options.only else [])
+        failed |= bool(unrun)
+        print(f"benchmarks.gpu: {rows} rows would run", *unrun, sep="\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
