@@ -183,6 +183,17 @@ def _nothing(*arguments: Any, **settings: Any) -> Iterator[None]:
     yield
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+    """`scaled_dot_product_attention` by the backend that a GPU would take: a CPU build asks no GPU and takes products."""
+    if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+    bias = None
+    if attn_mask is not None:
+        bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+        bias = bias.expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
+
+
 @contextlib.contextmanager
 def standin_gpu() -> Iterator[StandInGpu]:
     """Within the block `torch.cuda` speaks of one H200. Raises `RuntimeError` in a process without the library."""
@@ -207,6 +218,7 @@ def standin_gpu() -> Iterator[StandInGpu]:
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: gpu.read(tensor)))
         stack.enter_context(mock.patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(_Literals())
