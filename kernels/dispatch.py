@@ -97,7 +97,7 @@ def decide(request: str, operator: str, case: Case) -> Choice:
         return Choice(request, f"{request}, as AEF_KERNELS={request} asks", config)
     if case.device.type != "cuda":
         return Choice("torch", f"PyTorch: on a {case.device.type} device its tuned path is the fastest")
-    refused = []
+    refused: list[str] = []
     for entry in entries:
         failed = refusals[entry.backend](case) if entry.backend in refusals else None
         if failed is None:

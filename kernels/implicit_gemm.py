@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -211,6 +211,14 @@ def convolve(
     return out, second
 
 
+@overload
+def convolution_weight_gradient(
+    coarse: Tensor, fine: Tensor, side: int, stride: int, config: Mapping[str, Any], *, bias: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def convolution_weight_gradient(
+    coarse: Tensor, fine: Tensor, side: int, stride: int, config: Mapping[str, Any], *, bias: Literal[False]
+) -> tuple[Tensor, None]: ...
 def convolution_weight_gradient(
     coarse: Tensor, fine: Tensor, side: int, stride: int, config: Mapping[str, Any], *, bias: bool
 ) -> tuple[Tensor, Tensor | None]:

@@ -51,7 +51,7 @@ class Kernel:
 
     def __init__(self, function: Callable) -> None:
         self.name, self.launches = function.__name__, 0
-        self.jitted = jit(function)
+        self.jitted: Any = jit(function)  # Triton's type, which a machine without Triton does not have
 
     def launch(self, device: torch.device, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
         """Run on `device`'s current stream; a grid with an empty side launches nothing."""

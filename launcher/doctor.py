@@ -62,7 +62,7 @@ NEEDS = {
     "throughput": (("deepspeed",), {"matplotlib": "the picture"}),
     "train": (
         ("deepspeed",),
-        {"matplotlib": "figures", "sklearn": "probes in validation", "tensorboard": "--tensorboard"},
+        {"matplotlib": "figures", "sklearn": "validation", "tensorboard": "--tensorboard"},
     ),
 }
 

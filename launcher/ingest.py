@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         for place in places:
             print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
-            for rule in (*recipe.inputs, *recipe.labels):
+            for rule in recipe.rules:
                 files = place.of(rule)
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
         return 0

@@ -7,6 +7,8 @@ gives a field (D, h, w). A feature set stacks them over sources.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
 
@@ -87,7 +89,7 @@ def window_mean(field: np.ndarray) -> np.ndarray:
     inside = np.pad(np.ones(field.shape[1:], field.dtype), 1)
     height, width = field.shape[1:]
     shifted = [(slice(None), slice(i, i + height), slice(j, j + width)) for i in range(3) for j in range(3)]
-    return sum(padded[s] for s in shifted) / sum(inside[s[1:]] for s in shifted)
+    return reduce(add, (padded[s] for s in shifted)) / reduce(add, (inside[s[1:]] for s in shifted))
 
 
 def observed_sources(chips: Sequence[Chip], registry: Registry) -> dict[str, tuple[str, ...]]:
@@ -100,7 +102,7 @@ def _common_bands(chips: Sequence[Chip], source: Source) -> tuple[str, ...]:
     shares = []
     for chip in chips:
         valid = chip.sources[source.name].valid
-        seen = valid.any(axis=(2, 3))  # (T, C or 1)
+        seen = np.any(valid, axis=(2, 3))  # (T, C or 1)
         shares.append(np.broadcast_to(seen, (len(seen), source.channels)).mean(axis=0))
     common = np.min(shares, axis=0) >= 0.5
     return tuple(band for band, keep in zip(source.band_names, common) if keep)

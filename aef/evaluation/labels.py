@@ -113,8 +113,8 @@ def _units(chip: Chip, label: Label, unit: Unit) -> np.ndarray:
         return np.ones(label.values.shape, np.int64)
     if unit == "block":
         side = round(BLOCK_M / abs(chip.transform[0]))
-        row, column = np.indices(label.values.shape)
-        return 1 + (row // side) * 1000 + column // side
+        block = np.indices(label.values.shape) // side
+        return 1 + block[0] * 1000 + block[1]
     if label.fields is not None:
         return label.fields.astype(np.int64)
     units = np.zeros(label.values.shape, np.int64)

@@ -80,7 +80,7 @@ def linear(series: ClearSeries) -> Predictor:
         rows, columns = np.indices(left.shape)
         value = series.values[left, :, rows, columns] * (1 - share)[..., None]
         value = value + series.values[right, :, rows, columns] * share[..., None]  # (h, w, B)
-        seen = series.clear.any(axis=0)
+        seen = np.any(series.clear, axis=0)
         return np.moveaxis(np.where(seen[..., None], value, 0), -1, 0)
 
     return predict

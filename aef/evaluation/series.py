@@ -84,7 +84,7 @@ def clear_series(chip: Chip, source: Source, *, bands: Sequence[str] = (), cell_
 def clear_pixels(series: SourceSeries, bands: Sequence[int]) -> np.ndarray:
     """(T, H, W) bool: every chosen band observed, and not weighted out."""
     valid = series.valid if series.valid.shape[1] == 1 else series.valid[:, list(bands)]
-    clear = valid.all(axis=1)
+    clear = np.all(valid, axis=1)
     return clear if series.weight is None else clear & (series.weight[:, 0] > 0)
 
 

@@ -37,8 +37,8 @@ def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
     order = pixel_order(chip, seed)
     side = (chip.height, chip.width)
 
-    def moved(array: np.ndarray | None) -> np.ndarray | None:
-        if array is None or array.shape[-2:] != side:
+    def moved(array: np.ndarray) -> np.ndarray:
+        if array.shape[-2:] != side:
             return array
         flat = array.reshape(*array.shape[:-2], -1)
         return flat[..., order].reshape(array.shape)
@@ -46,11 +46,12 @@ def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
     def shuffled(series: SourceSeries) -> SourceSeries:
         if series.transform is not None or series.row is not None:
             return series
-        changes = {name: moved(getattr(series, name)) for name in ("values", "valid", "weight")}
-        return dataclasses.replace(series, **changes)
+        weight = None if series.weight is None else moved(series.weight)
+        return dataclasses.replace(series, values=moved(series.values), valid=moved(series.valid), weight=weight)
 
     def relabelled(label: Label) -> Label:
-        return dataclasses.replace(label, values=moved(label.values), fields=moved(label.fields))
+        fields = None if label.fields is None else moved(label.fields)
+        return dataclasses.replace(label, values=moved(label.values), fields=fields)
 
     return dataclasses.replace(
         chip,

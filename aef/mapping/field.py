@@ -53,8 +53,8 @@ def windows(side_px: int, window_px: int) -> list[Window]:
 
 def observed_span(chip: Chip, inputs: Sequence[str]) -> Period:
     """From the first to just after the last frame of the model's input sources. Raises EmbeddingError if there is none."""
-    times = [chip.sources[name].time_ms for name in inputs if name in chip.sources]
-    times = [t for t in times if t is not None and len(t)]
+    held = [chip.sources[name].time_ms for name in inputs if name in chip.sources]
+    times = [t for t in held if t is not None and len(t)]
     if not times:
         raise EmbeddingError(
             f"chip {chip.id}: holds no frame of any input of the model ({', '.join(inputs)}); it holds "

@@ -41,7 +41,7 @@ def quantize(vectors: np.ndarray, *, axis: int = 0) -> np.ndarray:
     return codes
 
 
-def dequantize(codes: np.ndarray, *, axis: int = 0, dtype: type = np.float32) -> np.ndarray:
+def dequantize(codes: np.ndarray, *, axis: int = 0, dtype: type[np.floating] = np.float32) -> np.ndarray:
     """int8 → components in [−1, 1]; no data becomes NaN. Norms are 1.000 with a standard deviation of 0.002;
     renormalise where exact length matters.
 

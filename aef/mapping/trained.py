@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import xarray
 
 PeriodLike = str | tuple[str, str] | Period
+One = TypeVar("One", bound=PeriodLike)
+"""What a list of periods holds."""
+
 FRAME_PIXELS = 2**19
 """Frames x pixels encoded at once: about 0.3 GB at the width of `small`; a single window may exceed it."""
 
@@ -54,7 +57,7 @@ class TrainedModel:
     def embed(
         self,
         chip: Chip | str | os.PathLike,
-        period: PeriodLike | Iterable[PeriodLike],
+        period: PeriodLike | list[One],
         *,
         leave_out: Sequence[str] = (),
     ) -> xarray.DataArray:
@@ -78,7 +81,7 @@ class TrainedModel:
 
         chip = self._open(chip)
         single = not isinstance(period, list)
-        periods = [_period(one) for one in ([period] if single else period)]  # type: ignore[union-attr, list-item]
+        periods = [_period(one) for one in period] if isinstance(period, list) else [_period(period)]
         if not periods:
             raise EmbeddingError(f"chip {chip.id}: expected at least one period, found an empty list")
         vectors, used = self.embed_array(chip, periods, leave_out=leave_out)

@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
 from .checkpoint import Checkpoints, Position, State, require_same_model, write_checkpoint
-from .curves import write_validation_figure
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -45,8 +45,10 @@ from .opening import Opening, open_run
 from .phases import PREFIX
 from .schedule import learning_rate
 from .signals import StopSignals
-from .validation import OF, Validation
 from .zero import Engine, resolve
+
+if TYPE_CHECKING:
+    from .validation import Validation
 
 OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
 
@@ -133,7 +135,7 @@ class Trainer:
 
     Raises:
         ConfigError, ChipError, StatisticsError, RunError, CheckpointError: bad input, one line each.
-        ModuleNotFoundError: DeepSpeed is not installed, or TensorBoard where it is wanted.
+        ModuleNotFoundError: DeepSpeed is not installed, or what TensorBoard or validation needs where they are wanted.
     """
 
     def __init__(
@@ -149,6 +151,8 @@ class Trainer:
         quiet: bool = False,
     ) -> None:
         config.validate()
+        if config.train.validate_every:
+            import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
         self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
         opened: Opening = open_run(
@@ -337,6 +341,9 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as
         ``RUN/figures/validation.png``. Collective."""
+        from .curves import write_validation_figure
+        from .validation import OF
+
         figures: dict[str, Any] = {}
         # From stage 3 on a forward pass needs every rank.
         if self.ranks.is_first or self.engine.stage == 3:
@@ -353,6 +360,9 @@ class Trainer:
 
     @cached_property
     def validation(self) -> Validation:
+        """What measures; only runs that validate need the extra [eval] for it."""
+        from .validation import Validation
+
         return Validation(self.run, self.data)
 
     def _stop(self, received: str | None) -> None:

@@ -111,9 +111,8 @@ def conv3x3_operator(
     """`conv3x3` as one opaque operator → (y, the GELU's input if `keep`, else empty). Backward of a GELU wants it kept."""
     chosen = dispatch.choose("conv3x3", x, **_sizes(x, weight))
     if chosen.backend == "triton":
-        merge = "" if residual is None else "add"
-        epilogue = {"bias": bias, "gelu": gelu, "keep": keep, "merge": merge, "other": residual}
-        return convolve(x, weight, chosen.config.get("forward", {}), **epilogue)
+        config, merge = chosen.config.get("forward", {}), "" if residual is None else "add"
+        return convolve(x, weight, config, bias=bias, gelu=gelu, keep=keep, merge=merge, other=residual)
     z = conv3x3_by_library(x, weight, bias, False, None)
     y = torch.nn.functional.gelu(z) if gelu else z
     return y if residual is None else y + residual, z if keep else z.new_empty(0)

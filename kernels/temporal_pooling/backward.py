@@ -171,8 +171,8 @@ def pool_backward(
         d_query = states.new_zeros(plan.chunks, periods, heads, channels, dtype=wide)
         d_bias = states.new_zeros(plan.chunks if pairs else 1, pairs, heads, dtype=wide)
         log_sum, delta = states.new_empty(2, periods if not plan.settings["SINGLE"] else 0, pixels, heads, dtype=wide)
-        inputs = (gradient, states, table.to(states.dtype).contiguous(), query, bias)
-        inputs = (*inputs, plan.order, plan.first, plan.first_pair, cu_frames)
+        tensors = (gradient, states, table.to(states.dtype).contiguous(), query, bias)
+        inputs = (*tensors, plan.order, plan.first, plan.first_pair, cu_frames)
         sizes = (frames, max_frames, pixels, heads, plan.chunk)
         temporal_pooling_backward_query.launch(
             states.device,

@@ -33,10 +33,11 @@ class EagerTemporalPooling(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         states, table, query, bias, *kept = ctx.saved_tensors
-        pooled = [Pooled(*place, x, weights) for place, x, weights in zip(ctx.places, kept[0::2], kept[1::2])]
+        saved = zip(ctx.places, kept[0::2], kept[1::2])
+        pooled = [Pooled(start, rows, pairs, x, weights) for (start, rows, pairs), x, weights in saved]
         gradients = pooling_backward(gradient, states, query, bias, pooled)
         inputs = (states, table, query, bias)
-        cast = [None if one is None else g.to(one.dtype) for g, one in zip(gradients, inputs)]
+        cast = [None if g is None else g.to(one.dtype) for g, one in zip(gradients, inputs)]
         return *cast, None, None
 
 

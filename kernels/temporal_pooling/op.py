@@ -169,7 +169,7 @@ def temporal_pooling_backward(
         plan = _host_plan(states, bias, period_segment, cu_frames, max_frames)
         _, pooled = pooling_forward(states, table, query, bias, *plan)
         d_states, d_table, d_query, d_bias = pooling_backward(gradient, states, query, bias, pooled)
-    d_bias = query.new_empty(0) if d_bias is None else d_bias.to(bias.dtype)
+    d_bias = query.new_empty(0) if bias is None or d_bias is None else d_bias.to(bias.dtype)
     return d_states, d_table.to(table.dtype), d_query.to(query.dtype), d_bias
 
 

@@ -28,8 +28,8 @@ def attend_padded(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
     mask = seen.repeat_interleave(pixels, dim=0)[:, None, None]  # (S·P, 1, 1, T)
     heads_first = summed[rows].permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (3, S·P, H, T, D)
     parts = [
-        F.scaled_dot_product_attention(*one, attn_mask=one_mask)
-        for one, one_mask in zip(heads_first.split(SEQUENCES, dim=1), mask.split(SEQUENCES))
+        F.scaled_dot_product_attention(query, key, value, attn_mask=one_mask)
+        for (query, key, value), one_mask in zip(heads_first.split(SEQUENCES, dim=1), mask.split(SEQUENCES))
     ]
     padded = torch.cat(parts).unflatten(0, (segments, pixels)).permute(0, 3, 1, 2, 4)  # (S, T, P, H, D)
     segment, step = _place(cu_frames, qkv.shape[0])

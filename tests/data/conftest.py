@@ -137,3 +137,9 @@ def build_chip(
 def make_chip():
     """`make_chip(name, side=16, sources=all nine, frames={source: T}, days=365, registry=BUILT_IN)` → `Chip`."""
     return build_chip
+
+
+@pytest.fixture
+def chip(make_chip):
+    """One chip of all nine sources."""
+    return make_chip("place")

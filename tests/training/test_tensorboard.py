@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -120,11 +122,23 @@ def test_the_figure_has_a_panel_for_everything_that_was_measured(tmp_path, monke
 
 
 def test_a_run_without_matplotlib_says_so_and_goes_on(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     said = write_validation_figure(Run(tmp_path, None, None, None, (), ()), [{"step": 1, "norm": 1.0}])
     assert "aef-engine[eval]" in said and not (tmp_path / "figures").exists()
+
+
+def test_only_a_run_that_validates_needs_what_evaluation_needs():
+    lacking = "import sys; sys.modules.update(dict.fromkeys(['scipy', 'sklearn', 'matplotlib']))"
+    subprocess.run([sys.executable, "-c", f"{lacking}; from aef.training import Trainer"], check=True)
+
+
+def test_a_run_that_cannot_validate_is_refused_before_it_begins(chips, tmp_path, make_config, monkeypatch):
+    from aef.training import Trainer
+
+    monkeypatch.setitem(sys.modules, "aef.training.validation", None)
+    with pytest.raises(ModuleNotFoundError):
+        Trainer(make_config(steps=4, validate_every=2), chips, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_figures_are_valid_json(tmp_path):

@@ -177,8 +177,7 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
             rest.append(path)
         else:
             groups.setdefault(name, []).append(path)
-    rules: list[Input | LabelRule] = [*recipe.inputs, *recipe.labels]
-    shared = [rule.glob for rule in rules if rule.match == "overlap"]
+    shared = [rule.glob for rule in recipe.rules if rule.match == "overlap"]
     common = [path for path in files if any(fnmatch(path.relative_to(root).as_posix(), glob) for glob in shared)]
     wanted = [rule.glob for rule in recipe.inputs if rule.match == "group" and rule.role != "qa"]
     names = sorted(
@@ -206,8 +205,7 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
 
 def _refuse_orphans(recipe: Recipe, root: Path, rest: list[Path], groups: dict[str, list[Path]]) -> None:
     """An input whose files all lie outside every place would be missing from the chips without a word."""
-    rules: list[Input | LabelRule] = [*recipe.inputs, *recipe.labels]
-    for rule in (rule for rule in rules if rule.match == "group"):
+    for rule in (rule for rule in recipe.rules if rule.match == "group"):
         orphans = [path for path in rest if fnmatch(path.relative_to(root).as_posix(), rule.glob)]
         placed = any(
             fnmatch(path.relative_to(root).as_posix(), rule.glob.format(place=escape(name)))

@@ -357,5 +357,10 @@ class Recipe:
     sources: tuple[Source, ...] = ()
     registry: Registry = field(default_factory=lambda: BUILT_IN)
 
+    @property
+    def rules(self) -> tuple[Input | LabelRule, ...]:
+        """All that name files: inputs, then labels."""
+        return *self.inputs, *self.labels
+
     def input(self, name: str) -> Input:
         return next(item for item in self.inputs if item.name == name)
