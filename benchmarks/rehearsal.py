@@ -60,7 +60,7 @@ def steps(preset: str) -> Iterator[Found]:
         config = dataclasses.replace(PRESETS[preset], model=model)
         for backend in BACKENDS:
             with standin_gpu.standin_gpu() as device, kernels_from(backend), _without_initial_weights():
-                built = build(config, "cuda")
+                built = build(config, "cuda", torch.bfloat16)  # as the engine holds them on a GPU
                 adam = torch.optim.Adam(built.model.parameters(), lr=1e-6, fused=True)
                 for _ in range(2):
                     device.waits.clear()

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from aef.config import Config
     from aef.data.collate import Batch
     from aef.model.aef import AEF
@@ -68,7 +70,8 @@ class Built:
     about: dict[str, Any]
 
 
-def build(config: Config, device: str = "cpu") -> Built:
+def build(config: Config, device: str = "cpu", weights: torch.dtype | None = None) -> Built:
+    """`weights`: their type; None: fp32, as they are made."""
     import torch
 
     from aef.data.normalize import Statistics
@@ -81,7 +84,7 @@ def build(config: Config, device: str = "cpu") -> Built:
     inputs, targets = sources_of(config, BUILT_IN)
     found = Statistics.identity(BUILT_IN, dict.fromkeys((*inputs, *targets)))
     torch.manual_seed(0)
-    model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(device)
+    model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(weights).to(device)
     objective = Objective(config.objective, BUILT_IN, found, targets, data=config.data)
     batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
     return Built(model, objective, batch.to(device), _describe(config, batch, model))
