@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aef import kernels
-from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
+from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference, gelu_linear_reference
 from aef.kernels.channel_norm.reference import EPS, channel_norm_reference, residual_norm_reference
 from aef.kernels.exchange.reference import (
     exchange_down_reference,
@@ -201,10 +201,12 @@ def _point_wise(operator: str, rows: int, channels: int, value: int) -> Case:
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         x, residual = (_random(rows, channels, device=device, dtype=dtype) for _ in range(2))
         weight, bias, added = (_random(channels, device=device, dtype=dtype) for _ in range(3))
+        product = _random(-(-channels // 4), channels, device=device, dtype=dtype, scale=channels**-0.5)
         return {
             "channel_norm": (x, weight, bias),
             "residual_norm": (x, added, residual, weight, bias),
             "bias_gelu": (x, bias),
+            "gelu_linear": (x, bias, product),
             "bias_residual": (x, bias, residual),
         }[operator]
 
@@ -222,6 +224,11 @@ def _point_wise(operator: str, rows: int, channels: int, value: int) -> Case:
             "reference": bias_gelu_reference,
             "eager": lambda x, bias: F.gelu(x + bias),
             "ours": kernels.bias_gelu,
+        },
+        "gelu_linear": {
+            "reference": gelu_linear_reference,
+            "eager": lambda x, bias, weight: F.linear(F.gelu(x + bias), weight),
+            "ours": kernels.gelu_linear,
         },
         "bias_residual": {
             "reference": bias_residual_reference,
@@ -269,7 +276,7 @@ def _precision(frames: int, side: int, channels: int, value: int) -> Case:
 
     def ours(x, scale, shift, first, first_bias, last, last_bias):
         inner = kernels.conv3x3_gelu(kernels.channel_norm(x, scale, shift), first, first_bias)
-        return kernels.conv3x3(inner.value, last, last_bias, residual=x, before=inner.before)
+        return kernels.conv3x3(inner, last, last_bias, residual=x)
 
     contenders: dict[str, Contender] = {"reference": reference, "eager": eager, "ours": ours}
     work = roofline.precision_operator(frames, side, channels)
@@ -340,6 +347,7 @@ def cases(size: str) -> Iterator[Case]:
         yield _pooling([103], [10], 4096, 8, 128, 6)
         yield _pooling([32], [10], 4096, 8, 128, 5)
         yield _pooling([103, 47], [10, 1], 4096, 8, 128, 4)
+        yield _point_wise("gelu_linear", 64 * 256, 2048, 5)
         for operator in ("channel_norm", "residual_norm", "bias_gelu", "bias_residual"):
             yield _point_wise(operator, 64 * 4096, 128, 5)
             yield _point_wise(operator, 64 * 256, 2048 if operator == "bias_gelu" else 512, 4)
@@ -362,6 +370,7 @@ def cases(size: str) -> Iterator[Case]:
     for operator in ("channel_norm", "residual_norm", "bias_gelu", "bias_residual"):
         yield _point_wise(operator, 23040, 48, 1)
         yield _point_wise(operator, 1440, 256, 1)
+    yield _point_wise("gelu_linear", 1440, 256, 1)
     yield _precision(64, 8, 32, 1)
     for operator in ("exchange_down", "exchange_up", "exchange_up_norm"):
         yield _exchange(operator, 64, 8, 32, 64, 3, 1)

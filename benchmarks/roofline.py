@@ -76,6 +76,14 @@ def bias_gelu(rows: int, channels: int, itemsize: int = 2) -> Direction:
     return channel_norm(rows, channels, itemsize)
 
 
+def gelu_linear(rows: int, channels: int, itemsize: int = 2) -> Direction:
+    """`bias_gelu` and a product to a quarter of the channels; backward writes the GELU's output once more."""
+    flops, tensor = 2 * rows * channels * -(-channels // 4), rows * channels * itemsize
+    narrow = rows * -(-channels // 4) * itemsize
+    # GELU: read and write; product: read, write. Backward: dy twice, the slope's three passes and its output, read again.
+    return _both(Work(flops, 3 * tensor + narrow), Work(2 * flops, 6 * tensor + 2 * narrow))
+
+
 def bias_residual(rows: int, channels: int, itemsize: int = 2) -> Direction:
     """Forward reads two tensors and writes one; backward reads dy for the bias's sum."""
     tensor = rows * channels * itemsize

@@ -5,8 +5,8 @@ Never import top-level `kernels`: the operators would register twice.
 Each folder holds one operator: `reference.py` is its specification in plain PyTorch, `op.py` the public function.
 """
 
-from .activation.op import bias_gelu, bias_residual
-from .channel_norm.op import channel_norm, residual_norm
+from .activation.op import bias_gelu, bias_residual, gelu_linear
+from .channel_norm.op import Normalized, channel_norm, norm_linear, residual_norm
 from .exchange.op import exchange_down, exchange_up_add, exchange_up_norm
 from .precision_conv.op import Activated, conv3x3, conv3x3_gelu
 from .space_attention.op import space_attention
@@ -16,6 +16,7 @@ from .vmf.op import sample_vmf
 
 __all__ = [
     "Activated",
+    "Normalized",
     "bias_gelu",
     "bias_residual",
     "channel_norm",
@@ -24,6 +25,8 @@ __all__ = [
     "exchange_down",
     "exchange_up_add",
     "exchange_up_norm",
+    "gelu_linear",
+    "norm_linear",
     "residual_norm",
     "sample_vmf",
     "space_attention",

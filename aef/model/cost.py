@@ -101,24 +101,26 @@ def step_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
     return (1 + BACKWARD_PER_FORWARD) * forward_flops(config, registry, work)
 
 
-def activation_bytes_per_frame(config: ModelConfig, side_px: int) -> int:
+def activation_bytes_per_frame(config: ModelConfig, side_px: int, *, on_gpu: bool = False) -> int:
     """Memory that the encoder needs per frame between forward and backward, with `config.checkpointing` as it is.
 
     With A = pixels × width elements, the state of a path in one frame, a block keeps (10 + 2 r) A of the time and of the
     space path (norms, qkv, attention, hidden layer before and after GELU; MLP ratio r) and (2 + 2 n) A of the precision
-    path (n convolutions, and the quarter level). Selective checkpointing keeps what products wrote, (8 + r) A and
-    (3 + n) A, full checkpointing the states between blocks; both need one block in full while they recompute it. The
-    first and the last resampling add one precision state, two where 2×2 windows are gathered.
+    path (n convolutions, and the quarter level). A GPU's kernels make a GELU's output again in backward, selective
+    checkpointing makes the norms again too, on any device: (10 + r) A and (3 + n) A, then (8 + r) A and (2 + n) A. Full
+    checkpointing keeps the states between blocks, and needs one block in full while it recomputes it. The first and the
+    last resampling add one precision state, two where 2×2 windows are gathered.
     """
     element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
     precision = _pixels(side_px, 2) * config.precision_width
     transformers = _pixels(side_px, 8) * config.time_width + _pixels(side_px, 16) * config.space_width
     ratio, convs = config.mlp_ratio, config.precision_convs
-    block = (10 + 2 * ratio) * transformers + (2 + 2 * convs) * precision
+    gelus = (0, 0) if on_gpu else (ratio, convs - 1)  # outputs kept: of the MLPs, of the precision path
+    block = (10 + ratio + gelus[0]) * transformers + (3 + convs + gelus[1]) * precision
     chains = (2 if config.pyramid_kernel == 2 else 1) * precision
     kept = {
         "none": config.blocks * block,
-        "selective": config.blocks * ((8 + ratio) * transformers + (3 + convs) * precision) + block,
+        "selective": config.blocks * ((8 + ratio) * transformers + (2 + convs) * precision),
         "full": config.blocks * (transformers + precision) + block,
     }
     return element * (kept[config.checkpointing] + chains)

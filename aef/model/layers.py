@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,58 +44,93 @@ class Linear(nn.Module):
         self.weight = new_weight(outputs, inputs, fan_in=max(1, round(inputs / gain**2)))
         self.bias = new_bias(outputs) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | kernels.Normalized) -> Tensor:
+        if isinstance(x, kernels.Normalized):
+            y = multiply(x, self.weight)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
+def multiply(x: Tensor | kernels.Normalized, weight: Tensor) -> Tensor:
+    """x W^T in x's type."""
+    if isinstance(x, kernels.Normalized):
+        return kernels.norm_linear(x, weight.to(x.value.dtype))
+    return F.linear(x, weight.to(x.dtype))
+
+
 class LinearGelu(nn.Module):
-    """GELU(x W^T + b): (..., I) → (..., O)."""
+    """GELU(x W^T + b): (..., I) → (..., O). With `reader`, the layer that multiplies it next: what that makes of x W^T and
+    b, so that the GELU's output need not be kept."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = new_weight(outputs, inputs, fan_in=inputs)
         self.bias = new_bias(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.bias_gelu(F.linear(x, self.weight.to(x.dtype)), self.bias)
+    def forward(
+        self, x: Tensor | kernels.Normalized, reader: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        y = multiply(x, self.weight)
+        return kernels.bias_gelu(y, self.bias) if reader is None else reader(y, self.bias)
 
 
+Reader = Callable[[Tensor, "Tensor | kernels.Normalized"], Any]
+"""A layer that reads a norm: (state, LN(state)) → what it makes of them."""
 Merge = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 """A layer that ends a branch: (residual, (scale, shift) of the norm that reads its state) → (state, LN(state))."""
 
 
 class LinearResidual(nn.Module):
-    """residual + x W^T + b: the projection that ends a residual branch; with `norm` a `Merge`."""
+    """residual + x W^T + b: the projection that ends a residual branch; with `norm` a `Merge`, and with `before_bias` of
+    GELU(x + before_bias) instead of x."""
 
     def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
         super().__init__()
         self.weight = new_weight(outputs, inputs, fan_in=max(1, round(inputs / gain**2)))
         self.bias = new_bias(outputs)
+        self.remake = False
 
     def forward(
-        self, x: Tensor, residual: Tensor, norm: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        norm: tuple[Tensor, Tensor] | None = None,
+        before_bias: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        y = F.linear(x, self.weight.to(x.dtype))
+        weight = self.weight.to(x.dtype)
+        if before_bias is None:
+            y = F.linear(x, weight)
+        else:
+            y = kernels.gelu_linear(x, before_bias, weight, remake=self.remake)
         if norm is None:
             return kernels.bias_residual(y, self.bias, residual)
         return kernels.residual_norm(y, self.bias, residual, *norm)
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of one pixel or token, statistics in fp32.
+    """LayerNorm over the channels of one pixel or token, statistics in fp32: LN(x).
 
-    With `merge`, the layer that makes the state which is to be normalised from `x`: (state, LN(state)), in one pass.
+    With `merge`, the layer that makes the state which is to be normalised from `x`: (state, LN(state)), in one pass. With
+    `reader`: what that makes of the two. It is called inside, so that whoever gathers the parameters of layers (ZeRO-3)
+    has gathered this one's for its backward, which needs them where the norm is made again (`remake`) instead of kept.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = new_bias(width)
+        self.remake = False
 
-    def forward(self, x: Tensor, merge: Merge | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, merge: Merge | None = None, reader: Reader | None = None) -> Any:
         if merge is None:
-            return kernels.channel_norm(x, self.weight, self.bias)
-        return merge(x, (self.weight, self.bias))
+            state, normal = x, kernels.channel_norm(x, self.weight, self.bias)
+        else:
+            state, normal = merge(x, (self.weight, self.bias))
+        if reader is None:
+            return normal if merge is None else (state, normal)
+        if self.remake and torch.is_grad_enabled():
+            return reader(state, kernels.Normalized(normal, state, self.weight, self.bias))
+        return reader(state, normal)
 
 
 class ResidualMlp(nn.Module):
@@ -108,10 +143,10 @@ class ResidualMlp(nn.Module):
         self.contract = LinearResidual(ratio * width, width, gain=gain)
 
     def forward(self, x: Tensor, merge: Merge | None = None) -> Tensor:
-        if merge is None:
-            return self.contract(self.expand(self.norm(x)), x)
-        x, normal = self.norm(x, merge)
-        return self.contract(self.expand(normal), x)
+        return self.norm(x, merge, self._of_norm)
+
+    def _of_norm(self, x: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
+        return self.expand(normal, lambda hidden, bias: self.contract(hidden, x, before_bias=bias))
 
 
 class Conv3x3(nn.Module):
@@ -122,9 +157,8 @@ class Conv3x3(nn.Module):
         self.weight = new_weight(outputs, 3, 3, inputs, fan_in=max(1, round(9 * inputs / gain**2)))
         self.bias = new_bias(outputs)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, before: Tensor | None = None) -> Tensor:
-        """`before`: what went into the GELU whose output `x` is, where it was kept (`kernels.conv3x3`)."""
-        return kernels.conv3x3(x, self.weight, self.bias, False, residual, before)
+    def forward(self, x: Tensor | kernels.Activated | kernels.Normalized, residual: Tensor | None = None) -> Tensor:
+        return kernels.conv3x3(x, self.weight, self.bias, False, residual)
 
 
 class Conv3x3Gelu(nn.Module):
@@ -132,11 +166,19 @@ class Conv3x3Gelu(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.remake = False
         self.weight = new_weight(outputs, 3, 3, inputs, fan_in=9 * inputs)
         self.bias = new_bias(outputs)
 
-    def forward(self, x: kernels.Activated) -> kernels.Activated:
-        return kernels.conv3x3_gelu(x.value, self.weight, self.bias, x.before)
+    def forward(self, x: Tensor | kernels.Activated | kernels.Normalized) -> kernels.Activated:
+        return kernels.conv3x3_gelu(x, self.weight, self.bias, remake=self.remake)
+
+
+def remake_operands(module: nn.Module) -> None:
+    """Selective recomputation: in `module`, outputs of LayerNorms and GELUs are made again in backward, not kept."""
+    for layer in module.modules():
+        if isinstance(layer, ChannelNorm | LinearResidual | Conv3x3Gelu):
+            layer.remake = True
 
 
 ONE_PIXEL = (1, 1)

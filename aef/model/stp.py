@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from aef import kernels
 from aef.config import ModelConfig
 from aef.timecode import TIMECODE_WIDTH
 
-from .layers import ChannelNorm, Conv3x3, Conv3x3Gelu, Linear, LinearResidual, ResidualMlp
+from .layers import ChannelNorm, Conv3x3, Conv3x3Gelu, Linear, LinearResidual, ResidualMlp, remake_operands
 from .pyramid import Ascent, Descent, Exchange, States, level_widths
 
 POSITION_OCTAVES = 6
@@ -49,10 +49,13 @@ class PrecisionOperator(nn.Module):
         self.last = Conv3x3(width, width, gain=gain)
 
     def forward(self, x: Tensor, normal: Tensor | None = None) -> Tensor:
-        y = kernels.Activated(self.norm(x) if normal is None else normal, None)
+        return self.norm(x, reader=self._of_norm) if normal is None else self._of_norm(x, normal)
+
+    def _of_norm(self, x: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
+        y = normal
         for conv in self.inner:
             y = conv(y)
-        return self.last(y.value, residual=x, before=y.before)
+        return self.last(y, residual=x)
 
 
 class TimeOperator(nn.Module):
@@ -76,11 +79,14 @@ class TimeOperator(nn.Module):
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, P, C)
         split = (3, self.heads, self.head_width)
-        qkv = self.qkv(self.norm(x)).unflatten(-1, split)  # (F, P, 3, H, D)
+        qkv = self.norm(x, reader=self._project).unflatten(-1, split)  # (F, P, 3, H, D)
         table = self.qkv(self.time(timecode)).unflatten(-1, split)  # (F, 3, H, D)
         attended = kernels.time_attention(qkv, table, cu_frames, max_frames)
         x = self.mlp(x, partial(self.out, attended.flatten(-2)))
         return x.view(frames, height, width, channels)
+
+    def _project(self, state: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
+        return self.qkv(normal)
 
 
 class SpaceOperator(nn.Module):
@@ -97,9 +103,12 @@ class SpaceOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, N, C)
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, self.head_width))
+        qkv = self.norm(x, reader=self._project).unflatten(-1, (3, self.heads, self.head_width))
         x = self.mlp(x, partial(self.out, kernels.space_attention(qkv).flatten(-2)))
         return x.view(frames, height, width, channels)
+
+    def _project(self, state: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
+        return self.qkv(normal)
 
 
 class Position(nn.Module):
@@ -171,6 +180,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.ascent = Ascent(widths, config.pyramid_kernel)
         self.checkpointing, self.graphs = config.checkpointing, config.cuda_graphs
+        if self.checkpointing == "selective":
+            remake_operands(self.blocks)
         if self.graphs:
             # A graph per length: with `data.frame_bucket` they are few, but more than torch's limit of recompilations.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHED_LENGTHS)
@@ -208,32 +219,4 @@ class Encoder(nn.Module):
         if not torch.is_grad_enabled():
             # Graphs are recorded for the lengths of training; maps and evaluation have others, each for a few calls.
             return block.forward if self.graphs else block
-        if self.checkpointing == "none":
-            return block
-        if self.checkpointing == "full":
-            return partial(checkpoint, block, use_reentrant=False)
-        contexts = partial(create_selective_checkpoint_contexts, keep_products)
-        return partial(checkpoint, block, use_reentrant=False, context_fn=contexts)
-
-
-RECOMPUTED = ("channel_norm", "bias_gelu", "bias_residual", "residual_norm")
-PRODUCTS = (
-    "mm",
-    "addmm",
-    "convolution",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-)
-
-
-def keep_products(context, operator, *args, **kwargs) -> CheckpointPolicy:
-    """Selective checkpointing: keep matrix products, convolutions and attention; recompute what is point-wise.
-
-    Batched products belong to attention paths that save what they need themselves, and write in place.
-    """
-    name = operator._schema.name.split("::")[-1]
-    fused = operator.namespace == "aef" and not name.startswith(RECOMPUTED)
-    kept = fused or (operator.namespace == "aten" and name in PRODUCTS)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+        return partial(checkpoint, block, use_reentrant=False) if self.checkpointing == "full" else block

@@ -104,7 +104,7 @@ def plan(
         m = dataclasses.replace(m, compute_dtype="bfloat16")
     teacher, student = frames_per_sample(config, registry, inputs)
     frames = teacher + student
-    per_frame = cost.activation_bytes_per_frame(m, d.chip_px)
+    per_frame = cost.activation_bytes_per_frame(m, d.chip_px, on_gpu=on_gpu)
     fields, decoded = _fields_per_sample(config, registry, targets)
     element = 2 if m.compute_dtype == "bfloat16" else 4
     half, whole = (d.chip_px // 2) ** 2 * m.precision_width, d.chip_px**2

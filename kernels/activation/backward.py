@@ -2,6 +2,8 @@
 
     dx = dy (Φ(z) + z φ(z)),  z = x + bias;   dbias = Σ dx
 
+With KEEP it also writes z Φ(z), which forward had thrown away: all it takes is there.
+
 `bias_residual` needs no kernel here: both its gradients are dy itself, and the bias's is its sum.
 """
 
@@ -19,8 +21,9 @@ PROGRAMS_PER_PROCESSOR = 4
 
 @kernel
 def bias_gelu_backward(
-    gradient, x, bias, d_x, d_bias, rows, width, BLOCK: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
-):
+    gradient, x, bias, d_x, d_bias, value, rows, width,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     shift = tl.load(bias + column, mask=column < width, other=0.0).to(ACC)
     total = tl.zeros([BLOCK], ACC)
@@ -32,17 +35,22 @@ def bias_gelu_backward(
         result = tl.load(gradient + place, mask=inside, other=0.0).to(ACC) * (below + z * density)
         total += tl.sum(result, 0)
         tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
+        if KEEP:
+            tl.store(value + place, (z * below).to(value.dtype.element_ty), mask=inside)
     tl.store(d_bias + tl.program_id(0) * width + column, total, mask=column < width)
 
 
-def activate_backward(gradient: Tensor, x: Tensor, bias: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Launch `bias_gelu_backward`: `gradient` (..., C) → gradients of x and bias, in their dtypes."""
+def activate_backward(
+    gradient: Tensor, x: Tensor, bias: Tensor, config: Mapping[str, Any], *, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Launch `bias_gelu_backward`: `gradient` (..., C) → gradients of x and bias, in their dtypes, and GELU(x + bias) if
+    `keep`."""
     gradient, x = gradient.contiguous(), x.contiguous()
     (tiles, columns), sizes, settings = plan(x, config)
     programs = min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // max(columns, 1)))
     d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
+    value = torch.empty_like(x) if keep else None
     d_bias = torch.empty(programs, x.shape[-1], dtype=wide, device=x.device)
-    bias_gelu_backward.launch(
-        x.device, (programs, columns), gradient, x, bias.contiguous(), d_x, d_bias, *sizes, **settings
-    )
-    return d_x, d_bias.sum(dim=0).to(bias.dtype)
+    pointers = (gradient, x, bias.contiguous(), d_x, d_bias, d_x if value is None else value)
+    bias_gelu_backward.launch(x.device, (programs, columns), *pointers, *sizes, KEEP=keep, **settings)
+    return d_x, d_bias.sum(dim=0).to(bias.dtype), value

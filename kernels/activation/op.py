@@ -26,6 +26,14 @@ def check_arguments(x: Tensor, bias: Tensor, residual: Tensor | None = None) -> 
             )
 
 
+def check_linear(x: Tensor, bias: Tensor, weight: Tensor) -> None:
+    """As `check_arguments`, with the weight of the product that follows."""
+    check_arguments(x, bias)
+    match_shape({"C": x.shape[-1]}, "weight", weight, "O C")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        raise ValueError(f"weight: expected {x.dtype} on {x.device} like x, found {weight.dtype} on {weight.device}")
+
+
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """Exact (erf) GELU of `x + bias`: `z Φ(z)`, `z = x + bias`.
 
@@ -38,6 +46,23 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     if dispatch.backend("bias_gelu", x, channels=x.shape[-1]) == "torch":
         return _gelu(x, bias)
     return bias_gelu_operator(x, bias)
+
+
+def gelu_linear(x: Tensor, bias: Tensor, weight: Tensor, *, remake: bool = False) -> Tensor:
+    """`bias_gelu(x, bias) W^T`: the second product of an MLP, which keeps `x` for backward and not the GELU's output.
+
+    Backward makes that output again in the pass that computes the GELU's slope, for one write more. PyTorch's path, where
+    that takes a pass of its own, keeps it unless told to `remake` it.
+
+    `x` (..., C), `bias` (C,) of any floating dtype, `weight` (O, C) of `x`'s → (..., O) like `x`.
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device.
+    """
+    check_linear(x, bias, weight)
+    if not remake and dispatch.backend("bias_gelu", x, channels=x.shape[-1]) == "torch":
+        return F.linear(_gelu(x, bias), weight)
+    return gelu_linear_operator(x, bias, weight)
 
 
 def bias_residual(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -84,7 +109,8 @@ def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tenso
     """Gradients of `x` and `bias`."""
     chosen = dispatch.choose("bias_gelu", x, channels=x.shape[-1])
     if chosen.backend == "triton":
-        return activate_backward(gradient, x, bias, chosen.config)
+        d_x, d_bias, _ = activate_backward(gradient, x, bias, chosen.config)
+        return d_x, d_bias
     d_x = torch.ops.aten.gelu_backward(gradient, x + bias.to(x.dtype))
     return d_x.contiguous(), _sum_rows(d_x).to(bias.dtype)
 
@@ -109,12 +135,57 @@ def _(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@torch.library.custom_op("aef::gelu_linear", mutates_args=())
+def gelu_linear_operator(x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+    """`gelu_linear` as one opaque operator; only its arguments are kept for backward."""
+    return F.linear(bias_gelu_operator(x, bias), weight)
+
+
+@gelu_linear_operator.register_fake
+def _(x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+    check_linear(x, bias, weight)
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("aef::gelu_linear_backward", mutates_args=())
+def gelu_linear_backward(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `bias` and `weight`; the GELU's output is made again beside its slope."""
+    d_x, d_bias, value = activation_gradients(gradient @ weight, x, bias)
+    return d_x, d_bias, gradient.flatten(0, -2).T @ value.flatten(0, -2)
+
+
+@gelu_linear_backward.register_fake
+def _(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), bias.new_empty(bias.shape), weight.new_empty(weight.shape)
+
+
+def activation_gradients(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x` and `bias`, and `bias_gelu(x, bias)` itself, for products that kept only what went into it."""
+    chosen = dispatch.choose("bias_gelu", x, channels=x.shape[-1])
+    if chosen.backend == "triton":
+        d_x, d_bias, value = activate_backward(gradient, x, bias, chosen.config, keep=True)
+        assert value is not None
+        return d_x, d_bias, value
+    z = x + bias.to(x.dtype)
+    d_x = torch.ops.aten.gelu_backward(gradient, z).contiguous()
+    return d_x, _sum_rows(d_x).to(bias.dtype), F.gelu(z)
+
+
 def _save_arguments(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gelu_backward(ctx, gradient: Tensor):
-    return bias_gelu_backward(gradient, *ctx.saved_tensors)
+def _save_without_zeros(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # where a product takes the gradient of what went in, none comes here
+    ctx.save_for_backward(*inputs)
+
+
+def _gelu_backward(ctx, gradient: Tensor | None):
+    return (None, None) if gradient is None else bias_gelu_backward(gradient, *ctx.saved_tensors)
+
+
+def _gelu_linear_backward(ctx, gradient: Tensor):
+    return gelu_linear_backward(gradient, *ctx.saved_tensors)
 
 
 def _save_bias_dtype(ctx, inputs, output) -> None:
@@ -130,5 +201,6 @@ def _sum_rows(gradient: Tensor) -> Tensor:
     return gradient.reshape(-1, gradient.shape[-1]).sum(dim=0, dtype=wide)
 
 
-bias_gelu_operator.register_autograd(_gelu_backward, setup_context=_save_arguments)
+bias_gelu_operator.register_autograd(_gelu_backward, setup_context=_save_without_zeros)
+gelu_linear_operator.register_autograd(_gelu_linear_backward, setup_context=_save_arguments)
 bias_residual_operator.register_autograd(_residual_backward, setup_context=_save_bias_dtype)

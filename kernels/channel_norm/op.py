@@ -1,5 +1,7 @@
 """The public functions of the channel LayerNorm: alone, and with the end of the residual branch that it reads."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +47,32 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if dispatch.backend("channel_norm", x, channels=x.shape[-1]) == "torch":
         return _layer_norm(x, weight, bias)
     return channel_norm_operator(x, weight, bias)
+
+
+class Normalized(NamedTuple):
+    """A LayerNorm's output, `channel_norm(state, scale, shift)`, for a product that makes it again in backward."""
+
+    value: Tensor
+    state: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+def norm_linear(x: Normalized, weight: Tensor) -> Tensor:
+    """`x.value W^T`, a product that keeps the state for backward and not its norm: the state is kept anyway.
+
+    Backward makes the norm again, one pass of a read and a write. `weight` (O, C) of the norm's dtype → (..., O).
+
+    Raises:
+        ValueError: wrong rank, shape, dtype or device.
+    """
+    check_arguments(x.state, x.scale, x.shift)
+    match_shape({"C": x.value.shape[-1]}, "weight", weight, "O C")
+    if weight.dtype != x.value.dtype or weight.device != x.value.device:
+        raise ValueError(
+            f"weight: expected {x.value.dtype} on {x.value.device} like the norm, found {weight.dtype} on {weight.device}"
+        )
+    return norm_linear_operator(*x, weight)
 
 
 def residual_norm(x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +165,43 @@ def _backward(ctx, gradient: Tensor):
 
 
 channel_norm_operator.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("aef::norm_linear", mutates_args=())
+def norm_linear_operator(normal: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+    """`norm_linear` as one opaque operator, differentiable in `normal` and `weight`; `normal` is not kept."""
+    return F.linear(normal, weight)
+
+
+@norm_linear_operator.register_fake
+def _(normal: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+    return normal.new_empty(*normal.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("aef::norm_linear_backward", mutates_args=())
+def norm_linear_backward(
+    gradient: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the norm and of `weight`."""
+    normal = channel_norm_operator(state, scale, shift)
+    return gradient @ weight, gradient.flatten(0, -2).T @ normal.flatten(0, -2)
+
+
+@norm_linear_backward.register_fake
+def _(gradient: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return state.new_empty(state.shape), weight.new_empty(weight.shape)
+
+
+def _save_state_only(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward_of_norm(ctx, gradient: Tensor):
+    d_normal, d_weight = norm_linear_backward(gradient, *ctx.saved_tensors)
+    return d_normal, None, None, None, d_weight
+
+
+norm_linear_operator.register_autograd(_backward_of_norm, setup_context=_save_state_only)
 
 
 @torch.library.custom_op("aef::residual_norm", mutates_args=())

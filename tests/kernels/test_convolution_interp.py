@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from aef.kernels import conv3x3, conv3x3_gelu, exchange_down, exchange_up_add, exchange_up_norm, implicit_gemm
+from aef.kernels import (
+    Normalized,
+    channel_norm,
+    conv3x3,
+    conv3x3_gelu,
+    exchange_down,
+    exchange_up_add,
+    exchange_up_norm,
+    implicit_gemm,
+)
+from aef.kernels.channel_norm.reference import channel_norm_reference
 from aef.kernels.exchange.reference import (
     exchange_down_reference,
     exchange_up_add_reference,
@@ -62,7 +72,7 @@ def test_a_chain_of_convolutions_gives_its_gradient_before_the_gelu(triton_kerne
     def chain(x, first, bias, last, residual):
         inner = conv3x3_gelu(x, first, bias)
         assert inner.before is not None
-        return conv3x3(inner.value, last, x.new_ones(16), residual=residual, before=inner.before)
+        return conv3x3(inner, last, x.new_ones(16), residual=residual)
 
     def reference(x, first, bias, last, residual):
         return conv3x3_reference(conv3x3_reference(x, first, bias, True), last, x.new_ones(16), False, residual)
@@ -70,12 +80,28 @@ def test_a_chain_of_convolutions_gives_its_gradient_before_the_gelu(triton_kerne
     assert_agrees(chain, reference, (x, first, bias, random(16, 3, 3, 20), residual))
 
 
+def test_bare_convolutions_make_their_operands_again(triton_kernels, assert_agrees):
+    x, first, bias, _ = make_leaves(1, (5, 3), 16, 16)
+
+    def chain(x, scale, shift, first, bias, last):
+        normal = Normalized(channel_norm(x, scale, shift), x, scale, shift)
+        return conv3x3(conv3x3_gelu(normal, first, bias), last, bias)
+
+    def reference(x, scale, shift, first, bias, last):
+        inner = conv3x3_reference(channel_norm_reference(x, scale, shift), first, bias, True)
+        return conv3x3_reference(inner, last, bias)
+
+    before = launches()
+    assert_agrees(chain, reference, (x, random(16), random(16), first, bias, random(16, 3, 3, 16)))
+    assert launches() > before
+
+
 def test_a_chain_whose_middle_is_also_used_elsewhere_adds_both_gradients(triton_kernels, assert_agrees):
     x, first, bias, _ = make_leaves(1, (2, 3), 16, 16)
 
     def chain(x, first, bias, last):
         inner = conv3x3_gelu(x, first, bias)
-        return conv3x3(inner.value, last, bias, before=inner.before) + 2 * inner.value
+        return conv3x3(inner, last, bias) + 2 * inner.value
 
     def reference(x, first, bias, last):
         inner = conv3x3_reference(x, first, bias, True)

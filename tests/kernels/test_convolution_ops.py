@@ -8,7 +8,7 @@ from aef.kernels import dispatch, tuning
 from aef.kernels.exchange.op import exchange_down_operator, exchange_up_norm_operator, exchange_up_operator
 from aef.kernels.implicit_gemm import FRAME_BUCKETS, convolution_sizes
 from aef.kernels.precision_conv.library import conv3x3_by_passes
-from aef.kernels.precision_conv.op import conv3x3_operator
+from aef.kernels.precision_conv.op import conv3x3_of_gelu_operator, conv3x3_of_norm_operator, conv3x3_operator
 from aef.kernels.precision_conv.reference import conv3x3_reference
 
 HOPPER = "NVIDIA H200"
@@ -32,6 +32,14 @@ OPERATORS = {
     "conv3x3 of a GELU": (
         conv3x3_operator,
         lambda: (torch.randn(1, 3, 4, 5), *conv_inputs()[1:3], None, random(1, 3, 4, 5), False, False),
+    ),
+    "bare of a GELU": (
+        conv3x3_of_gelu_operator,
+        lambda: (torch.randn(1, 3, 4, 5), random(6, 3, 3, 5), random(1, 3, 4, 5), random(5)),
+    ),
+    "bare of a norm": (
+        conv3x3_of_norm_operator,
+        lambda: (random(1, 3, 4, 5), torch.randn(1, 3, 4, 5), *torch.randn(2, 5), random(6, 3, 3, 5)),
     ),
     "down": (exchange_down_operator, lambda: (random(1, 4, 6, 5), random(4, 3, 3, 5), random(4))),
     "up": (exchange_up_operator, lambda: up_inputs()),
@@ -102,6 +110,71 @@ def test_a_chain_compiles_into_one_graph():
     )
 
 
+# --- operands that backward makes again ------------------------------------------------------------------------------
+
+
+def chain_leaves():
+    torch.manual_seed(0)
+    state, scale, shift = random(2, 5, 4, 8), random(8), random(8)
+    return state, scale, shift, random(6, 3, 3, 8), random(6), random(8, 3, 3, 6), random(8)
+
+
+def remade_chain(state, scale, shift, first, first_bias, last, last_bias):
+    """A precision operator that keeps neither LN(x) nor the GELU's output."""
+    normal = kernels.Normalized(kernels.channel_norm(state, scale, shift), state, scale, shift)
+    inner = kernels.conv3x3_gelu(normal, first, first_bias, remake=True)
+    return kernels.conv3x3(inner, last, last_bias, residual=state)
+
+
+def kept_chain(state, scale, shift, first, first_bias, last, last_bias):
+    inner = conv3x3_reference(kernels.channel_norm(state, scale, shift), first, first_bias, True)
+    return conv3x3_reference(inner, last, last_bias, False, state)
+
+
+def test_what_backward_makes_again_changes_nothing_but_what_is_kept():
+    leaves = chain_leaves()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        found = remade_chain(*leaves)
+    wanted = kept_chain(*leaves)
+    torch.testing.assert_close(found, wanted)
+    cotangent = torch.randn_like(wanted)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    state, scale, shift, first, first_bias, *_ = leaves
+    normal = kernels.channel_norm(state, scale, shift)
+    inner = kernels.conv3x3(normal, first, first_bias, True)
+    for operand in (normal, inner):
+        assert not any(one.shape == operand.shape and torch.allclose(one, operand) for one in kept)
+
+
+def test_a_middle_of_a_remade_chain_may_be_used_elsewhere():
+    state, _, _, first, bias, last, _ = leaves = chain_leaves()
+
+    def chain(convolve):
+        inner = kernels.conv3x3_gelu(state, first, bias, remake=convolve)
+        value = inner.value if convolve else conv3x3_reference(state, first, bias, True)
+        out = kernels.conv3x3(inner, last, leaves[6]) if convolve else conv3x3_reference(value, last, leaves[6])
+        return out.sum() + value.square().sum()
+
+    wanted = [state, first, bias, last]
+    for one, other in zip(torch.autograd.grad(chain(True), wanted), torch.autograd.grad(chain(False), wanted)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_remade_chain_compiles_into_one_graph():
+    leaves = chain_leaves()
+    torch.compiler.reset()
+    compiled = torch.compile(remade_chain, fullgraph=True, backend="aot_eager", dynamic=False)
+    found, wanted = compiled(*leaves), remade_chain(*leaves)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(wanted.sum(), leaves), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("gelu", [False, True], ids=["linear", "gelu"])
 @pytest.mark.parametrize("merged", [False, True], ids=["plain", "residual"])
 def test_the_bare_convolution_with_point_wise_passes_is_the_same_function(gelu, merged):
@@ -162,4 +235,4 @@ def test_frames_are_told_apart_by_buckets():
 def test_a_pre_activation_of_another_shape_is_refused():
     x, weight, bias, _ = conv_inputs()
     with pytest.raises(ValueError, match="before: expected torch"):
-        kernels.conv3x3(x, weight, bias, before=x[:, :2])
+        kernels.conv3x3(kernels.Activated(x, x[:, :2]), weight, bias)

@@ -40,9 +40,20 @@ def calls():
         "channel_norm": (ops.channel_norm, kernels.channel_norm, (x, weight, bias)),
         "residual_norm": (ops.residual_norm, kernels.residual_norm, (x, bias, random(6, 16), weight, random(16))),
         "bias_gelu": (ops.bias_gelu, kernels.bias_gelu, (x, bias)),
+        "gelu_linear": (ops.gelu_linear, kernels.gelu_linear, (x, bias, random(5, 16))),
+        "norm_linear": (ops.norm_linear, _norm_linear, (x, torch.randn(6, 16), *constants(2, 16), random(5, 16))),
         "bias_residual": (ops.bias_residual, kernels.bias_residual, (x, bias, random(6, 16))),
         "sample_vmf": (ops.sample_vmf, kernels.sample_vmf, (mean, 20.0, (7, 3), counter)),
     }
+
+
+def constants(count, size):
+    """Of a norm: its gradients are not the product's."""
+    return (torch.randn(size) for _ in range(count))
+
+
+def _norm_linear(normal, state, scale, shift, weight):
+    return kernels.norm_linear(kernels.Normalized(normal, state, scale, shift), weight)
 
 
 NAMES = list(calls())

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import bias_gelu, bias_residual, channel_norm, residual_norm, sample_vmf
-from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference
+from aef.kernels import bias_gelu, bias_residual, channel_norm, gelu_linear, residual_norm, sample_vmf
+from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference, gelu_linear_reference
 from aef.kernels.channel_norm.reference import channel_norm_reference, residual_norm_reference
 from aef.kernels.vmf.reference import sample_vmf_reference
 
@@ -15,6 +15,7 @@ OPERATORS = {
     "channel_norm": (channel_norm, channel_norm_reference, lambda x, a, b: (x, a, b)),
     "residual_norm": (residual_norm, residual_norm_reference, lambda x, a, b: (x, a, x.flip(0) + 1, b, a - b)),
     "bias_gelu": (bias_gelu, bias_gelu_reference, lambda x, a, b: (x, a)),
+    "gelu_linear": (gelu_linear, gelu_linear_reference, lambda x, a, b: (x, a, x.new_ones(3, 1) * b)),
     "bias_residual": (bias_residual, bias_residual_reference, lambda x, a, b: (x, a, x.flip(0) + 1)),
 }
 EACH = pytest.mark.parametrize("name", OPERATORS)
@@ -23,7 +24,7 @@ EACH = pytest.mark.parametrize("name", OPERATORS)
 def make_leaves(name, shape, dtype=torch.float32):
     torch.manual_seed(0)
     x, a, b = (torch.randn(*one, 2, dtype=dtype)[..., 0] for one in (shape, shape[-1:], shape[-1:]))
-    return tuple(leaf.requires_grad_() for leaf in OPERATORS[name][2](x, a, b))
+    return tuple(leaf.detach().requires_grad_() for leaf in OPERATORS[name][2](x, a, b))
 
 
 @EACH

@@ -72,7 +72,7 @@ def saved_bytes(encoder, *arguments):
 
 
 @pytest.mark.parametrize(("preset", "side_px"), [("tiny", 32), ("small", 32), ("small", 64)])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_activation_memory_is_what_autograd_keeps(preset, side_px, checkpointing):
     config = dataclasses.replace(PRESETS[preset].model, checkpointing=checkpointing, blocks=4)
     frames = 6
@@ -95,6 +95,8 @@ def test_checkpointing_needs_less_memory_the_more_it_recomputes():
         for kind in ("full", "selective", "none")
     ]
     assert kinds == sorted(kinds) and kinds[0] < 0.3 * kinds[2]
+    on_gpu = cost.activation_bytes_per_frame(LARGE.model, 128, on_gpu=True)
+    assert kinds[1] < on_gpu < kinds[2]
 
 
 def test_the_work_of_a_batch_counts_its_frames_and_summaries(make_batch):
