@@ -40,6 +40,9 @@ HALVES = (
 )
 
 
+RECOMPUTED = {"checkpoint": "full", "remake": "selective"}
+
+
 def samples_of(step):
     """The global batch of one step; the poisoned one holds a NaN that claims to be valid."""
     found = []
@@ -60,7 +63,7 @@ def build_config(case):
     return dataclasses.replace(
         tiny,
         model=dataclasses.replace(
-            base.model, text_dim=TEXT_DIM, checkpointing="full" if "checkpoint" in case else "none", inputs=INPUTS
+            base.model, text_dim=TEXT_DIM, checkpointing=next((kind for word, kind in RECOMPUTED.items() if word in case), "none"), inputs=INPUTS
         ),
         objective=dataclasses.replace(tiny.objective, text_weight=0.1),
         train=dataclasses.replace(

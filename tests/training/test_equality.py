@@ -14,8 +14,8 @@ from aef.training.zero import shipped_names
 TOLERANCE = 1e-4
 SCRIPT = Path(__file__).with_name("ranks.py")
 # Pairwise over stage, checkpointing, accumulation and how far ZeRO-3 shards; sharded without checkpointing too, where a
-# merge takes the parameters of the norm that reads its state.
-SELECTED = ("0+checkpoint", "1", "2+micro", "3+checkpoint+micro+sharded", "3+sharded")
+# merge takes the parameters of the norm that reads its state, and with operands made again, which need them in backward.
+SELECTED = ("0+checkpoint", "1", "2+micro", "3+checkpoint+micro+sharded", "3+sharded", "3+remake+sharded")
 MATRIX = [
     "+".join([stage, *(["checkpoint"] if checkpoint else []), *(["micro"] if micro else [])])
     for stage, checkpoint, micro in product("0123", (False, True), (False, True))
