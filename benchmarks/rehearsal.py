@@ -42,7 +42,7 @@ class Found:
     frames: int
     kept: int
     peak: int
-    predicted: int
+    planned: int
     waits: dict[str, int]
 
     @property
@@ -75,15 +75,16 @@ def steps(preset: str) -> Iterator[Found]:
                     del total, coupling
                 yield Found(
                     *(preset, checkpointing, backend, built.batch.total_frames, kept, device.peak - before),
-                    _predicted(config),
+                    _planned(config),
                     dict(device.waits),
                 )
 
 
-def _predicted(config: Config) -> int:
-    from aef.model.cost import activation_bytes_per_frame
+def _planned(config: Config) -> int:
+    from aef.sources import BUILT_IN
+    from aef.training.planner import plan, sources_of
 
-    return activation_bytes_per_frame(config.model, config.data.chip_px)
+    return round(plan(config, BUILT_IN, *sources_of(config, BUILT_IN), ranks=1, on_gpu=True).activations)
 
 
 @contextlib.contextmanager
@@ -101,7 +102,8 @@ def report(found: list[Found]) -> str:
         f"PyTorch {torch.__version__}, bf16, kernels as an H200's table chooses them, by `python -m benchmarks.rehearsal "
         "steps`. Bytes of tensors alive, as the program makes and drops them, one micro-batch; what an operator allocates "
         "inside itself and an allocator's rounding are not in it. Kept: between forward and backward, per frame (teacher "
-        "and student), of encoder, summaries, decoders and losses together. Peak: above weights and moments.",
+        "and student), by encoder, summaries, decoders and losses together; planned: what `aef throughput --dry-run` "
+        "expects of ours. Peak: above weights and moments.",
         "",
         "| preset | recomputed | frames | kept a frame, tuned eager | ours | of tuned eager, none | of the same | planned | peak, tuned eager | ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -114,7 +116,7 @@ def report(found: list[Found]) -> str:
             lines.append(
                 f"| {preset} | {way} | {ours.frames} | {_megabytes(eager.kept_per_frame)} | "
                 f"{_megabytes(ours.kept_per_frame)} | {ours.kept_per_frame / whole:.0%} | "
-                f"{ours.kept / eager.kept:.0%} | {_megabytes(ours.predicted)} | {eager.peak / 1e9:.2f} GB | "
+                f"{ours.kept / eager.kept:.0%} | {_megabytes(ours.planned / ours.frames)} | {eager.peak / 1e9:.2f} GB | "
                 f"{ours.peak / 1e9:.2f} GB |"
             )
     return "\n".join(lines) + "\n"
