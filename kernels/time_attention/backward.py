@@ -79,6 +79,8 @@ def time_attention_backward_query(
     d_qkv += start * pixels * 3 * heads * HEAD
     gradient += start * pixels * heads * HEAD
     table += start * 3 * heads * HEAD
+    log_sum += start * pixels * heads
+    delta += start * pixels * heads
     side = heads * HEAD
     first_head = tl.program_id(2) * heads_per_program
     column = tl.arange(0, BLOCK_D)
@@ -113,8 +115,8 @@ def time_attention_backward_query(
             total = tl.where(cut, float("nan"), tl.where(valid, total, 1.0))
             row_delta = weighted / total
             row_log_sum = tl.where(valid, highest, 0.0) + tl.log2(total)
-            tl.store(log_sum + (start * pixels + row) * heads + head, row_log_sum, mask=valid)
-            tl.store(delta + (start * pixels + row) * heads + head, row_delta, mask=valid)
+            tl.store(log_sum + row * heads + head, row_log_sum, mask=valid)
+            tl.store(delta + row * heads + head, row_delta, mask=valid)
             d_query = tl.zeros([ROWS, BLOCK_D], ACC)
             for block in range(0, blocks):
                 key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, factor, pixels, ROWS)
@@ -143,6 +145,8 @@ def time_attention_backward_key(
     d_qkv += start * pixels * 3 * heads * HEAD
     gradient += start * pixels * heads * HEAD
     table += start * 3 * heads * HEAD
+    log_sum += start * pixels * heads
+    delta += start * pixels * heads
     side = heads * HEAD
     first_head = tl.program_id(2) * heads_per_program
     column = tl.arange(0, BLOCK_D)
@@ -164,8 +168,8 @@ def time_attention_backward_key(
                 d_out = tl.load(
                     gradient + (row * side)[:, None] + (place + column)[None, :], mask=inside, other=0.0
                 ).to(DOT)
-                row_log_sum = tl.load(log_sum + (start * pixels + row) * heads + head, mask=valid, other=0.0)
-                row_delta = tl.load(delta + (start * pixels + row) * heads + head, mask=valid, other=0.0)
+                row_log_sum = tl.load(log_sum + row * heads + head, mask=valid, other=0.0)
+                row_delta = tl.load(delta + row * heads + head, mask=valid, other=0.0)
                 scores = masked_scores(query, key, pixel, key_pixel, valid, key_valid, SCALE, ACC, PRECISION)
                 weights = tl.exp2(scores - row_log_sum[:, None])
                 d_value += tl.dot(tl.trans(weights.to(DOT)), d_out, input_precision=PRECISION, out_dtype=ACC)
