@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 
 from aef.config import PRESETS, Config
-from benchmarks import gpu, standin_gpu, timing
+from benchmarks import gpu, gpu_tasks, standin_gpu, timing
 from benchmarks.block import kernels_from
 
 BACKENDS = {"torch": "tuned eager", "auto": "ours"}
@@ -126,22 +126,26 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
-def rehearse_gpu(arguments: list[str]) -> tuple[int, list[str]]:
+def rehearse_gpu(only: list[str] | None) -> tuple[int, list[str]]:
     """Run `benchmarks.gpu` without values, times and compilers: how many rows there were, and what would not run."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(standin_gpu.standin_gpu())
         stack.enter_context(_without_initial_weights())
+        stack.enter_context(mock.patch.object(timing, "CALLS", 1))
+        stack.enter_context(mock.patch.object(timing, "REPEATS", 1))
         stack.enter_context(mock.patch.object(timing, "_error", lambda found, wanted: 0.0))
         stack.enter_context(mock.patch.object(torch, "equal", lambda one, other: one.shape == other.shape))
-        stack.enter_context(mock.patch.object(torch, "compile", lambda call, **settings: call))
-        stack.enter_context(mock.patch.object(gpu, "count_launches", lambda call: (call(), (0, 0.0))[1]))
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        gpu.main(["--out", str(out), "--commit", "rehearsal", "--budget-s", "1e9", *arguments])
-        (sheet,) = out.glob("*.csv")
-        (text,) = out.glob("*.md")
-        rows = len(sheet.read_text(encoding="utf-8").splitlines()) - 1
-        failed = text.read_text(encoding="utf-8").split("## Not run")[1].strip().splitlines()
-    return rows, [line for line in failed if "every row was run" not in line]
+        stack.enter_context(mock.patch.object(gpu_tasks, "count_launches", lambda call: (call(), (0, 0.0))[1]))
+        sheet = gpu.Sheet(Path(stack.enter_context(tempfile.TemporaryDirectory())), "rehearsal")
+        device = torch.device("cuda", 0)
+        identity = gpu_tasks.identity_of(device, "rehearsal")
+
+        def perform(task: gpu_tasks.Task) -> Iterator[gpu_tasks.Event]:
+            return iter(()) if task.compiled else gpu_tasks.perform(task, device, identity)
+
+        gpu.run(sheet, perform, only, float("inf"))
+        failed = sheet.text_path.read_text(encoding="utf-8").split("## Not run")[1].strip().splitlines()
+    return len(sheet.rows), [line for line in failed if "every row was run" not in line]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -175,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.write:
             options.write.write_text(report(found), encoding="utf-8")
     if "gpu" in options.what:
-        rows, unrun = rehearse_gpu(["--only", *options.only] if options.only else [])
+        rows, unrun = rehearse_gpu(options.only)
         failed |= bool(unrun)
         print(f"benchmarks.gpu: {rows} rows would run", *unrun, sep="\n")
     return int(failed)
