@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 import torch
-from rasterio.transform import Affine, rowcol
+from rasterio.transform import rowcol
 from rasterio.transform import xy as raster_xy
 from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.mapping.field import observed_span
-from aef.mapping.files import SUFFIX, read_field
+from aef.mapping.files import SUFFIX, read_field, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
@@ -214,20 +213,8 @@ def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
 
 
 def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
-    """A similarity map as a float32 GeoTIFF, atomically."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tif")
-    height, width = map_.shape
-    affine: Affine = field.rio.transform()
-    options = {"dtype": "float32", "count": 1, "nodata": float("nan"), "compress": "zstd", "predictor": 3}
-    try:
-        with rasterio.open(
-            temporary, "w", driver="GTiff", height=height, width=width, crs=field.rio.crs, transform=affine, **options
-        ) as file:
-            file.write(map_, 1)
-            file.set_band_description(1, "cosine similarity")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A similarity map as a float32 GeoTIFF, atomically. Raises OSError where it cannot be written."""
+    write_geotiff(path, map_[None].astype(np.float32), field, descriptions=["cosine similarity"])
 
 
 def write_places(path: Path, places: Sequence[Found]) -> None:
