@@ -287,9 +287,9 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         RunError: the folder is missing, foreign, partial or of a newer version of this software.
     """
     run = Run.read(path)
-    state, step = read_weights(run.path / WEIGHTS)
+    weights = read_weights(run.path / WEIGHTS)
     model = build_model(run)
-    load_state(model, state, run.path / WEIGHTS)
+    load_state(model, weights.state, run.path / WEIGHTS)
     model.eval().to(device)
     return TrainedModel(
         model=model,
@@ -298,6 +298,6 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         statistics=run.statistics,
         inputs=run.inputs,
         targets=run.targets,
-        version=f"{run.config.preset}@{step}",
+        version=f"{run.config.preset}@{weights.step}",
         device=torch.device(device),
     )

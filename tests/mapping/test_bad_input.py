@@ -74,6 +74,12 @@ def newer_weights(run):
     save_file(load_file(run / "model.safetensors"), run / "model.safetensors", {"format_version": "2", "step": "7"})
 
 
+def a_flipped_bit(run):
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-1001] ^= 1
+    (run / "model.safetensors").write_bytes(content)
+
+
 DAMAGE = {
     "another program's folder": (lambda run: (run / "config.json").write_text('["layers"]'), "not the description"),
     "a description without inputs": (
@@ -91,6 +97,7 @@ DAMAGE = {
         lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:2000]),
         "is damaged",
     ),
+    "a flipped bit in the weights": (a_flipped_bit, "is damaged .its weights have another SHA-256"),
     "settings not copied": (lambda run: (run / "config.yaml").unlink(), "the run is partial"),
     "sources not copied": (lambda run: (run / "sources.yaml").unlink(), "the run is partial"),
 }
