@@ -54,6 +54,19 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         return FAILED
 
 
+def _warnings_as_lines(name: str, others: Callable[..., None]) -> Callable[..., None]:
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not category.__module__.startswith("aef."):
+            others(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"aef {name}: warning: {message}", file=sys.stderr)
+
+    return show
+
+
 def _describe(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):

@@ -165,6 +165,14 @@ def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
     assert (best["chip"], best["row"], best["col"]) == ("b", "7", "3")
 
 
+def test_a_pixel_may_lie_west_of_greenwich(trained, tmp_path, capsys):
+    run, chips = trained
+    options = ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "o")]
+    assert run_command(main, [*options, "--at", "-87.0,47.8"]) == 1
+    assert "no field holds -87, 47.8 (longitude, latitude)" in capsys.readouterr().err
+    assert run_command(main, [*options, "--at", "-.5,47", "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
