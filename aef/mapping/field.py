@@ -1,9 +1,10 @@
 """A chip → an embedding field: one unit vector per 10 m pixel and valid period, from any trained model.
 
 The model sees the chip through windows of the side that it was trained on. Windows overlap, and each pixel is taken
-from the window in which it lies farthest from the border (paper section 6: 128 px windows that keep their central
-96 px, of which neighbours share none). All frames of the support are encoded, without a budget (paper, v2.1), once for
-all periods of one support.
+from the window in which it lies farthest from the border: of 128 px an inner window gives its central 96 px. (The paper
+tiles at 960 m and buffers by 160 m: windows of 128 px at a pitch of 96 px, of which 8 px a side are trimmed. 112 px
+remain, neighbours overlap by 16 px, and how they are merged is not stated.) All frames of the support are encoded,
+without a budget (paper, v2.1), once for all periods of one support.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BEYOND_MS = 183 * DAY_MS
 """How far a valid period may lie outside the observations (paper: 6 months)."""
 
 MARGIN = 1 / 8
-"""Share of a window's side that is trimmed at an inner border: 16 of the paper's 128 px."""
+"""Share of a window's side that is trimmed at an inner border: 16 of 128 px, which gives the paper's pitch of 96 px."""
 
 
 class EmbeddingError(ValueError):
