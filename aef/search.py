@@ -30,12 +30,12 @@ from rasterio.warp import transform as warp
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.mapping.field import observed_span
-from aef.mapping.files import SUFFIX, read_field, write_geotiff
+from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
-from aef.timecode import DAY_MS, Period, parse_period
+from aef.timecode import Period, parse_period
 
 if TYPE_CHECKING:
     import xarray
@@ -71,11 +71,10 @@ def embed_fields(
 ) -> Iterator[xarray.DataArray]:
     """The embedding field of every chip, one at a time, over one valid period; None: over the last year of each chip."""
     wanted = parse_period(period) if isinstance(period, str) else period
-    length = round(model.config.data.support_days * DAY_MS)
     for path in chips.files:
         chip = model.read(path)
         end_ms = observed_span(chip, model.inputs).end_ms
-        yield model.embed(chip, wanted or Period(end_ms - length, end_ms))
+        yield model.embed(chip, wanted or Period(end_ms - model.support_ms, end_ms))
 
 
 def field_files(folder: str | os.PathLike) -> list[Path]:
@@ -85,6 +84,15 @@ def field_files(folder: str | os.PathLike) -> list[Path]:
     if not paths:
         raise SearchError(f"{folder}: holds no embedding fields: `aef embed --out {folder}` makes some")
     return paths
+
+
+def require_fields_of(model: TrainedModel, paths: Iterable[Path]) -> None:
+    """Raises SearchError where a field's file says that another model made it: its text head knows nothing of them."""
+    made_by = model.made_by()
+    for path in paths:
+        difference = made_by.other_model(read_tags(path)[1])
+        if difference:
+            raise SearchError(f"{path}: {difference}: give the run that made the fields, or embed them with this one")
 
 
 def read_fields(paths: Iterable[Path]) -> Iterator[xarray.DataArray]:

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
     model = aef.load(arguments.checkpoint)
     fields, total, what = _fields(arguments, model)
+    if arguments.fields and arguments.text is not None:
+        search.require_fields_of(model, search.field_files(arguments.fields))
     if arguments.dry_run:
         print(f"would search {what}")
         return 0

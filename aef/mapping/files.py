@@ -19,6 +19,7 @@ from xarray.backends import NetCDF4DataStore
 
 from aef.atomic import writing
 from aef.data.chips import Chip
+from aef.mapping.field import MadeBy
 from aef.mapping.quantize import NODATA, dequantize, quantize
 from aef.timecode import Period
 
@@ -30,8 +31,12 @@ class DamagedFieldError(ValueError):
     """A file that cannot be opened or read to its end; one line."""
 
 
+class OtherFieldError(ValueError):
+    """A file that holds another field than the one expected in its place; one line."""
+
+
 def as_data_array(
-    vectors: np.ndarray, chip: Chip, periods: Sequence[Period], sources: Sequence[str], version: str, *, single: bool
+    vectors: np.ndarray, chip: Chip, periods: Sequence[Period], sources: Sequence[str], made_by: MadeBy, *, single: bool
 ) -> xarray.DataArray:
     """(period, band, y, x) vectors of a chip → a labelled array with pixel-centre coordinates, CRS and provenance."""
     affine = Affine(*chip.transform)
@@ -51,7 +56,7 @@ def as_data_array(
             "chip": chip.id,
             "place": chip.place,
             "sources": ", ".join(sources),
-            "model_version": version,
+            **made_by.tags,
             "synthetic": int(chip.synthetic),
         },
     )
@@ -168,6 +173,27 @@ def read_tags(path: str | os.PathLike) -> tuple[Format, dict[str, str]]:
         if isinstance(file, xarray.Dataset):
             return "netcdf", {key: str(value) for key, value in file["embedding"].attrs.items()}
         return "int8" if file.dtypes[0] == "int8" else "float", file.tags()
+
+
+def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy) -> bool:
+    """Whether a file holds a whole field in this format by this maker. One that is damaged or has gaps counts as absent.
+
+    Raises:
+        OtherFieldError: it holds a field of another model, with other sources left out or in another format.
+        ValueError: it is not an embedding field.
+    """
+    path = Path(path)
+    if not path.exists():
+        return False
+    try:
+        found, tags = read_tags(path)
+        difference = f"expected format {form}, found {found}" if found != form else made_by.difference(tags)
+        if difference:
+            raise OtherFieldError(f"{path}: holds another field: {difference}")
+        # A model gives every pixel a vector; GDAL reads a block that was never written as no data.
+        return bool(np.isfinite(read_field(path).values).all())
+    except DamagedFieldError:
+        return False
 
 
 @contextmanager

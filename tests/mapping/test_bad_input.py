@@ -119,6 +119,14 @@ def test_a_period_must_end_after_it_starts(model, period):
     one_line("must end after it starts", lambda: model.embed(a_chip(sentinel1=a_year()), period))
 
 
+@pytest.mark.parametrize("period", [(1, 2), None, 2018, [3], ("2018-01-01", 5), {"start": "2018-01-01"}])
+def test_what_is_no_period_is_said_to_be_none(model, period):
+    one_line(
+        r'expected a period like \("2018-01-01", "2019-01-01"\), found ',
+        lambda: model.embed(a_chip(sentinel1=a_year()), period),
+    )
+
+
 def test_a_period_may_reach_six_months_beyond_the_observations_and_no_more(model):
     chip = a_chip(sentinel1=a_year())
     first, last = (int(t) for t in chip.sources["sentinel1"].time_ms[[0, -1]])

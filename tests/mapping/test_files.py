@@ -8,18 +8,20 @@ import pytest
 import rasterio
 
 from aef.data.chips import Chip
+from aef.mapping.field import MadeBy
 from aef.mapping.files import DamagedFieldError, as_data_array, read_field, write_field
 from aef.mapping.picture import pca_rgb, similarity
 from aef.timecode import parse_period
 
 YEAR = parse_period("2018-01-01/2019-01-01")
+SMALL = MadeBy("small@20", "0" * 64)
 
 
-def a_field(side=(5, 7), single=True, periods=(YEAR,)):
+def a_field(side=(5, 7), single=True, periods=(YEAR,), made_by=SMALL):
     chip = Chip("c", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), *side, 3.0, 51.0, {})
     x = np.random.default_rng(1).normal(size=(len(periods), 64, *side)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return as_data_array(x, chip, list(periods), ["sentinel2"], "small@20", single=single)
+    return as_data_array(x, chip, list(periods), ["sentinel2"], made_by, single=single)
 
 
 def test_coordinates_are_pixel_centres_and_provenance_travels():
