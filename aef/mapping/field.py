@@ -133,8 +133,8 @@ def warn_of_long(period: Period, length_ms: int) -> None:
     """Warn of a period far longer than the supports of training (`length_ms`)."""
     if period.length_ms > FAR_LONGER * length_ms:
         warnings.warn(
-            f"the period {period} is {period.length_ms / DAY_MS:.0f} days long and the model learnt periods of up to "
-            f"{length_ms / DAY_MS:.0f} days: how good its field is, nothing tells; embed each year for itself",
+            f"the period {period} is {period.length_ms / DAY_MS:.0f} days long, but the model was trained on periods of up "
+            f"to {length_ms / DAY_MS:.0f} days: its field may be poor; embed shorter periods, such as each year by itself",
             LongPeriodWarning,
             stacklevel=3,
         )

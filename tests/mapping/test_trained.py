@@ -60,7 +60,7 @@ def test_a_field_tells_what_it_was_made_by(model, run):
 
 
 def test_a_period_far_longer_than_the_support_is_warned_of(model):
-    with pytest.warns(LongPeriodWarning, match="is 608 days long and the model learnt periods of up to 365 days"):
+    with pytest.warns(LongPeriodWarning, match="is 608 days long, but the model was trained on periods of up to 365"):
         model.embed(a_chip(), ("2017-08-01", "2019-04-01"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", LongPeriodWarning)
