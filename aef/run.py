@@ -7,6 +7,7 @@ config.yaml          the resolved settings
 config.json          format and software version, preset, encoded and decoded sources
 sources.yaml         the registry entries of those sources
 stats.json           the normalisation statistics that the model was trained with
+withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
 model.safetensors    fp32 weights, with the step they are from
 text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
 log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
@@ -17,6 +18,7 @@ Everything here is YAML, JSON or safetensors: nothing is unpickled.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
-TEXT_TOWER = "text_tower.json"
+TEXT_TOWER, WITHHELD = "text_tower.json", "withheld.csv"
 
 
 class RunError(ValueError):
@@ -75,7 +77,8 @@ class Run:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Run:
-        """Read a description.
+        """Read a description. ``config.data.withheld`` is the run's own copy of the list, where it holds one: the file
+        that the settings name may have changed since, or lie elsewhere.
 
         Raises:
             RunError: not a run folder, one of a newer format, or a partial one.
@@ -90,7 +93,7 @@ class Run:
         try:
             return cls(
                 path,
-                load_config(str(path / SETTINGS)),
+                with_own_list(load_config(str(path / SETTINGS)), path),
                 Registry(read_sources(path / SOURCES_FILE)),
                 Statistics.read(path / STATISTICS),
                 tuple(entries["inputs"]),
@@ -98,6 +101,13 @@ class Run:
             )
         except (KeyError, TypeError) as error:
             raise RunError(f"{path / DESCRIPTION}: not the description of a run ({error})") from error
+
+
+def with_own_list(config: Config, run: Path) -> Config:
+    """The settings with ``data.withheld`` as the run's own copy of the list, where there is one."""
+    if config.data.withheld is None or not (run / WITHHELD).is_file():
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, withheld=str(run / WITHHELD)))
 
 
 def _description(path: Path) -> Mapping[str, Any]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
+from aef.data.dataset import read_withheld
 from aef.data.normalize import FILE_NAME, Statistics
 from aef.data.withheld import WithheldDates
-from aef.run import DESCRIPTION, TEXT_TOWER, Run, RunError, input_and_target_names
-from aef.settings_file import registry_of
+from aef.run import DESCRIPTION, SETTINGS, TEXT_TOWER, WITHHELD, Run, RunError, input_and_target_names, with_own_list
+from aef.settings_file import load_config, registry_of
 from aef.sources import Registry
 from aef.text.cache import FOLDER, VectorCache, find_vectors
 from aef.text.tower import TowerError, TowerIdentity
@@ -87,7 +88,7 @@ def open_run(
 
     def decide() -> list[str | None]:
         if (out / DESCRIPTION).exists():
-            return _reopen(config, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
+            return _reopen(config, data, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
             raise RunError(f"--resume {resume}: {out} holds no run")
         create_run(config, data, out, say)
@@ -104,8 +105,11 @@ def open_run(
 
 
 def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
-    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from."""
+    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
+    a copy of the dates that it withholds."""
     run = describe_run(config, data, out, say)
+    if config.data.withheld is not None:
+        _keep_list(config.data.withheld, out)
     run.write()
     vectors = find_vectors(data) if run.config.model.text_dim else None
     if vectors is not None:
@@ -128,12 +132,36 @@ def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str,
 def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
     registry, (inputs, targets) = find_sources(config, data)
-    statistics = _statistics(config, ChipFolder(data, registry), say)
+    folder = ChipFolder(data, registry)
+    _require_choices(config, folder)
+    statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
             statistics.require(registry[name])
     model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
     return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
+
+
+def _require_choices(config: Config, folder: ChipFolder) -> None:
+    """Refuse before anything is written what sampling or the first validation would stumble over: places that cannot be
+    held out, dates that cannot be withheld or judged. Raises ChipError, ConfigError, WithheldError."""
+    folder.without(config.data.held_out_places)
+    read_withheld(folder, config.data)
+    if config.train.validate_set is not None:
+        if config.data.withheld is None:
+            raise ConfigError(
+                f"train.validate_set: expected none without data.withheld, whose rows it picks, found "
+                f"{config.train.validate_set!r}"
+            )
+        WithheldDates.read(config.data.withheld, config.train.validate_set)
+
+
+def _keep_list(listed: str, out: Path) -> None:
+    """Copy the list of withheld dates into the run, which reads only its own from then on. Atomic."""
+    content = Path(listed).read_bytes()
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out / WITHHELD) as stream:
+        stream.write(content)
 
 
 def _text_dim(config: Config, data: Path) -> int:
@@ -193,12 +221,17 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
 # --- an existing run -------------------------------------------------------------------------------------------------
 
 
-def _reopen(config: Config, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
+def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
     """Choose the checkpoint, refuse what cannot be continued, cut the log back. Rank 0 only."""
     if resume is None:
         raise RunError(f"{out} already holds a run: go on with --resume auto, or choose another --out")
     run = Run.read(out)
-    _refuse_changes(run.config, config)
+    stored = load_config(str(out / SETTINGS))
+    config = _same_list(stored, config, out, say)
+    _refuse_changes(stored, config)
+    _require_choices(with_own_list(config, out), ChipFolder(data, run.registry))
+    if config.data.withheld is not None and not (out / WITHHELD).exists():
+        _keep_list(config.data.withheld, out)
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     checkpoints.clear_partial()
     checkpoint = _choose(checkpoints, resume, say)
@@ -232,6 +265,19 @@ def _choose(checkpoints: Checkpoints, resume: str, say: Say) -> Path | None:
             "run's own are read; take --init-from model.safetensors for weights of another run"
         )
     return checkpoints.trusted(path)
+
+
+def _same_list(stored: Config, now: Config, out: Path, say: Say) -> Config:
+    """The settings with the list of withheld dates as the run calls it, where the list named now holds the run's dates."""
+    given, own = now.data.withheld, out / WITHHELD
+    if given is None or stored.data.withheld is None or not own.exists():
+        return now
+    same = Path(given).is_file() and Path(given).read_bytes() == own.read_bytes()
+    if given == stored.data.withheld and not same:
+        say(f"{given} is not what it was when the run began: the run keeps its copy, {own}")
+    if not same:
+        return now
+    return dataclasses.replace(now, data=dataclasses.replace(now.data, withheld=stored.data.withheld))
 
 
 def _refuse_changes(stored: Config, now: Config) -> None:
