@@ -17,7 +17,7 @@ from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
 from aef.data.dataset import read_withheld
-from aef.data.normalize import FILE_NAME, Statistics
+from aef.data.normalize import FILE_NAME, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
 from aef.run import DESCRIPTION, SETTINGS, TEXT_TOWER, WITHHELD, Run, RunError, input_and_target_names, with_own_list
 from aef.settings_file import load_config, registry_of
@@ -188,24 +188,25 @@ def text_vectors(run: Run, data: Path) -> VectorCache | None:
 
 def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
-    path = folder.path / FILE_NAME
-    absent = not path.exists()
+    path, weighting = folder.path / FILE_NAME, config.data.statistics
+    if weighting == "given":
+        return Statistics.read(path)
     held_out = set(config.data.held_out_places)
-    if not absent:
-        found = Statistics.read(path)
-        seen = held_out & set(found.places)
-        if not seen and found.weighting in (config.data.statistics, "identity"):
-            return found
-        why = f"hold {', '.join(sorted(seen))}" if seen else f"are over {found.weighting} pixels"
-        say(f"{path}: its statistics {why}, this run takes its own")
-    else:
-        say(f"{path} is absent: taking statistics over the training places")
-    places = {place for place in folder.places() if place} - held_out
+    places = {place for place in folder.places() if place} - held_out if held_out else None
     withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    absent = not path.exists()
+    if absent:
+        say(f"{path} is absent: taking statistics over the training places")
+    else:
+        found = Statistics.read(path)
+        why = _unfit(found, held_out, weighting, TakenOver.of(folder, places, withheld))
+        if why is None:
+            return found
+        say(f"{path}: its statistics are {why}: this run takes its own")
     taken = Statistics.of_chips(
         folder,
         folder.registry,
-        weighting=config.data.statistics,
+        weighting=weighting,
         places=places,
         withheld=withheld,
         skip_bad=config.data.skip_bad,
@@ -216,6 +217,21 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
         except OSError as error:
             say(f"{path}: cannot be written ({error.strerror}); the statistics are kept in the run only")
     return taken
+
+
+def _unfit(found: Statistics, held_out: set[str], weighting: str, over: TakenOver) -> str | None:
+    """Why statistics do not serve a run over ``over``, or None. Those of unknown origin are trusted."""
+    seen = sorted(held_out & set(found.places))
+    if seen:
+        return f"of {', '.join(seen)} too, held out here"
+    if found.weighting not in (weighting, "identity"):
+        return f"over {found.weighting} pixels"
+    if found.taken_over not in (None, over):
+        return (
+            f"of other chips, values or withheld dates ({found.taken_over.chips} chips, here {over.chips}; `aef stats` takes "
+            "them again for all runs, data.statistics=given uses them on purpose)"
+        )
+    return None
 
 
 # --- an existing run -------------------------------------------------------------------------------------------------

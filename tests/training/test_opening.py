@@ -1,13 +1,19 @@
 """What a run remembers of its data when it opens, and what it refuses then rather than later."""
 
 import dataclasses
+import json
+import os
+import shutil
 
 import pytest
 
 import aef
 from aef.config import ConfigError
+from aef.data.chips import ChipFolder, read_chip, write_chip
+from aef.data.normalize import Statistics
 from aef.data.withheld import WithheldError
 from aef.run import Run
+from aef.sources import BUILT_IN
 from aef.training import Trainer
 
 LIST = "place,time_utc,set\nplace0,2018-03-01,tune\nplace1,2018-04-01,report\n"
@@ -114,3 +120,70 @@ def test_a_set_that_the_list_lacks_is_refused_when_a_run_is_resumed(chips, tmp_p
     train(configure(data, validate_set="tune"), chips, run, steps=1)
     with pytest.raises(WithheldError, match="no row has 'tuna'"):
         Trainer(configure(data, validate_set="tuna"), chips, run, resume="auto", quiet=True)
+
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def scaled(chip, factor):
+    """The same place as if its files had been read with another scale."""
+    chip.sources["sentinel2"].values[:] *= factor
+    return chip
+
+
+def statistics_of(run):
+    return Run.read(run).statistics
+
+
+@pytest.mark.parametrize("change", ["values", "more chips", "withheld dates"])
+def test_statistics_of_another_training_set_are_not_used_and_it_is_said(
+    change, chips, tmp_path, configure, listed, capsys
+):
+    before, file = Statistics.read(chips / "stats.json"), (chips / "stats.json").read_bytes()
+    folder = ChipFolder(chips, BUILT_IN)
+    if change == "values":
+        for path in folder.files:
+            write_chip(path, scaled(read_chip(path, BUILT_IN), 0.1), BUILT_IN)
+    elif change == "more chips":
+        shutil.copy(folder.files[0], chips / "another.npz")
+    data = {"withheld": str(listed)} if change == "withheld dates" else {}
+    with Trainer(configure(data), chips, tmp_path / "run"):
+        pass
+    said, found = capsys.readouterr().err, statistics_of(tmp_path / "run")
+    count = 6 if change == "more chips" else 5
+    assert f"of other chips, values or withheld dates (5 chips, here {count}; `aef stats`" in said
+    assert found.taken_over.chips == count and found.taken_over != before.taken_over
+    assert change == "withheld dates" or found["sentinel2"] != before["sentinel2"]
+    assert (chips / "stats.json").read_bytes() == file  # another run may share it on purpose
+
+
+def test_statistics_of_the_same_chips_serve_wherever_they_lie(chips, tmp_path, configure, capsys):
+    for path in chips.glob("*.npz"):
+        os.utime(path, (0, 0))
+    moved = chips.rename(tmp_path / "moved")
+    with Trainer(configure(), moved, tmp_path / "run"):
+        pass
+    assert "takes its own" not in capsys.readouterr().err
+    assert (tmp_path / "run" / "stats.json").read_bytes() == (moved / "stats.json").read_bytes()
+
+
+@pytest.mark.parametrize("origin", ["given", "unknown"])
+def test_statistics_that_are_given_or_of_unknown_origin_are_used_as_they_are(origin, chips, tmp_path, configure):
+    file = chips / "stats.json"
+    if origin == "unknown":  # written by an earlier version
+        entries = json.loads(file.read_text())
+        del entries["taken_over"]
+        file.write_text(json.dumps(entries))
+    before = Statistics.read(file)
+    path = chips / "place0.npz"
+    write_chip(path, scaled(read_chip(path, BUILT_IN), 0.1), BUILT_IN)
+    with Trainer(configure({"statistics": "given"} if origin == "given" else {}), chips, tmp_path / "run"):
+        pass
+    assert dict(statistics_of(tmp_path / "run")) == dict(before)
+
+
+def test_statistics_that_should_be_given_and_are_absent_are_one_line(chips, tmp_path, configure):
+    (chips / "stats.json").unlink()
+    with pytest.raises(FileNotFoundError, match="make it with `aef stats --data"):
+        Trainer(configure({"statistics": "given"}), chips, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
