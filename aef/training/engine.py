@@ -35,7 +35,7 @@ from aef.objective.objective import Losses, Objective
 from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
-from .checkpoint import Checkpoints, Position, State, require_same_model, write_checkpoint
+from .checkpoint import Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -319,6 +319,7 @@ class Trainer:
             precision=self.engine.precision,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
+            chips=ChipNames.of(self.loader.steps.chips.folder, self.loader.steps.chips.index),
         )
         path = write_checkpoint(self.checkpoints, self.engine, state, self.ranks)
         if self.ranks.is_first:

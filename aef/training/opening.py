@@ -15,19 +15,29 @@ from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
-from aef.data.chips import ChipFolder
+from aef.data.chips import ChipError, ChipFolder
 from aef.data.dataset import read_withheld
 from aef.data.normalize import FILE_NAME, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
-from aef.run import DESCRIPTION, SETTINGS, TEXT_TOWER, WITHHELD, Run, RunError, input_and_target_names, with_own_list
+from aef.run import (
+    DESCRIPTION,
+    SETTINGS,
+    TEXT_TOWER,
+    WEIGHTS,
+    WITHHELD,
+    Run,
+    RunError,
+    input_and_target_names,
+    with_own_list,
+)
 from aef.settings_file import load_config, registry_of
 from aef.sources import Registry
 from aef.text.cache import FOLDER, VectorCache, find_vectors
 from aef.text.tower import TowerError, TowerIdentity
 
-from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, Position, State, restore_generator
+from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, Position, State, restore_generator
 from .distributed import Ranks
-from .log import StepLog
+from .log import StepLog, read_events
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
@@ -124,7 +134,11 @@ def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str,
     folder = ChipFolder(data, registry)
     found: dict[str, None] = {}
     for index in range(len(folder)):
-        found.update(dict.fromkeys(folder.header(index)["sources"]))
+        try:
+            found.update(dict.fromkeys(folder.header(index)["sources"]))
+        except ChipError:
+            if not config.data.skip_bad:
+                raise
     inputs, targets = input_and_target_names(config, list(found), registry)
     return registry, (tuple(inputs), tuple(targets))
 
@@ -245,23 +259,26 @@ def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: Stat
     stored = load_config(str(out / SETTINGS))
     config = _same_list(stored, config, out, say)
     _refuse_changes(stored, config)
-    _require_choices(with_own_list(config, out), ChipFolder(data, run.registry))
+    folder = ChipFolder(data, run.registry)
+    _require_choices(with_own_list(config, out), folder)
     if config.data.withheld is not None and not (out / WITHHELD).exists():
         _keep_list(config.data.withheld, out)
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     checkpoints.clear_partial()
     checkpoint = _choose(checkpoints, resume, say)
-    text_dim = run.config.model.text_dim
-    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets, text_dim=text_dim)
-    dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     step, universal = 0, None
     if checkpoint is not None:
         state = State.read(checkpoint / STATE)
         step = state.position.step
+        _require_same_chips(state, folder, config, checkpoint)
         if _needs_universal(state, now, checkpoint):
             universal = _convert(checkpoint, state, say)
     else:
+        _require_untrained(out)
         say(f"{out} holds no checkpoint yet: starting at step 0")
+    text_dim = run.config.model.text_dim
+    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets, text_dim=text_dim)
+    dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     dropped = StepLog(out).cut_back(step)
     if checkpoint is not None:
         say(f"going on from {checkpoint.name}" + (f"; {dropped} later log lines dropped" if dropped else ""))
@@ -308,6 +325,31 @@ def _refuse_changes(stored: Config, now: Config) -> None:
                 changed.append(f"{section}.{item.name} {a!r} → {b!r}")
     if changed:
         raise ConfigError(f"a resumed run keeps its settings, but {'; '.join(changed)}: use a new --out (--init-from)")
+
+
+def _require_same_chips(state: State, folder: ChipFolder, config: Config, checkpoint: Path) -> None:
+    """Raises CheckpointError where the folder's training chips are not those that the run has learnt from: another number
+    or order of chips gives other samples from here on, and what was held out may have been seen."""
+    now = ChipNames.of(folder, folder.without(config.data.held_out_places))
+    if state.chips not in (None, now):
+        raise CheckpointError(
+            f"{checkpoint}: the run trains on {state.chips.count} chips, {folder.path} holds {now.count} of other names: give "
+            "it its own chips again, or start a new run on these with --init-from model.safetensors"
+        )
+
+
+def _require_untrained(out: Path) -> None:
+    """Raises RunError where checkpoints have been written and are gone: starting again would overwrite what they left.
+
+    A run that was killed before its first one has nothing to lose.
+    """
+    weights = out / WEIGHTS
+    written = [event["step"] for event in read_events(out) if event.get("event") == "checkpoint"]
+    if written or weights.exists():
+        raise RunError(
+            f"{out}: checkpoints/ is empty, though the run has written some{f', up to step {max(written)}' if written else ''}: "
+            f"it cannot go on; start a new one with another --out{f' and --init-from {weights}' if weights.exists() else ''}"
+        )
 
 
 def _needs_universal(state: State, now: State, checkpoint: Path) -> bool:

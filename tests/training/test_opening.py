@@ -9,12 +9,14 @@ import pytest
 
 import aef
 from aef.config import ConfigError
-from aef.data.chips import ChipFolder, read_chip, write_chip
+from aef.data.chips import ChipError, ChipFolder, read_chip, write_chip
 from aef.data.normalize import Statistics
 from aef.data.withheld import WithheldError
-from aef.run import Run
+from aef.run import Run, RunError
 from aef.sources import BUILT_IN
 from aef.training import Trainer
+from aef.training.checkpoint import CheckpointError, Checkpoints, fingerprint
+from aef.training.log import read_validations
 
 LIST = "place,time_utc,set\nplace0,2018-03-01,tune\nplace1,2018-04-01,report\n"
 
@@ -187,3 +189,68 @@ def test_statistics_that_should_be_given_and_are_absent_are_one_line(chips, tmp_
     with pytest.raises(FileNotFoundError, match="make it with `aef stats --data"):
         Trainer(configure({"statistics": "given"}), chips, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+# --- chips that change, checkpoints that go --------------------------------------------------------------------------
+
+
+def test_a_run_is_not_resumed_on_other_chips(chips, tmp_path, configure):
+    run = tmp_path / "run"
+    train(configure(), chips, run, steps=1)
+    log = (run / "log.jsonl").read_text()
+    shutil.copy(chips / "place0.npz", chips / "place5.npz")
+    with pytest.raises(
+        CheckpointError, match=r"the run trains on 5 chips, .*/chips holds 6 of other names: give it its"
+    ):
+        train(configure(), chips, run, resume="auto")
+    (chips / "place1.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"the run trains on 5 chips, .*/chips holds 5 of other names"):
+        train(configure(), chips, run, resume="auto")
+    assert (run / "log.jsonl").read_text() == log
+    (chips / "place5.npz").rename(chips / "place1.npz")
+    train(configure(), chips.rename(tmp_path / "moved"), run, resume="auto")
+
+
+def test_a_run_whose_checkpoints_are_from_an_earlier_version_goes_on(chips, tmp_path, configure):
+    run = tmp_path / "run"
+    train(configure(), chips, run, steps=1)
+    (checkpoint,) = Checkpoints(run, keep=2).all()
+    entries = json.loads((checkpoint / "state.json").read_text())
+    assert entries.pop("chips")["count"] == 5
+    (checkpoint / "state.json").write_text(json.dumps(entries))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["state.json"] = fingerprint(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert train(configure(), chips, run, resume="auto").position.step == 2
+
+
+def test_a_trained_run_without_checkpoints_is_not_started_again(chips, tmp_path, configure):
+    run = tmp_path / "run"
+    train(configure(), chips, run)
+    shutil.rmtree(run / "checkpoints")
+    before = {name: (run / name).read_bytes() for name in ("log.jsonl", "model.safetensors")}
+    words = rf"checkpoints/ is empty, .* up to step 2: it cannot go on; .* --init-from {run / 'model.safetensors'}"
+    with pytest.raises(RunError, match=words):
+        train(configure(), chips, run, resume="auto")
+    assert {name: (run / name).read_bytes() for name in before} == before
+    (run / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"start a new one with another --out$"):
+        train(configure(), chips, run, resume="auto")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(chips, tmp_path, configure):
+    run, config = tmp_path / "run", configure(checkpoint_every=100)
+    train(config, chips, run, steps=1)
+    assert train(config, chips, run, resume="auto").position.step == 2
+
+
+def test_a_damaged_chip_can_be_skipped_from_the_first_look_to_validation(chips, tmp_path, configure):
+    damaged = chips / "place1.npz"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    with pytest.raises(ChipError, match=r"place1\.npz: is damaged or not a chip"):
+        Trainer(configure(), chips, tmp_path / "stops", quiet=True)
+    trainer = train(configure({"skip_bad": True}, validate_every=1), chips, tmp_path / "run")
+    assert trainer.position.step == 2
+    found = statistics_of(tmp_path / "run")
+    assert found.skipped == 1 and found.places == ("place0", "place2", "place3", "place4")
+    assert len(read_validations(tmp_path / "run")) == 2
