@@ -28,6 +28,7 @@ from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.collate import Batch
+from aef.kernels.dispatch import requested
 from aef.model.aef import Output
 from aef.model.cost import Work, step_flops
 from aef.objective.coupling import Coupling
@@ -151,6 +152,7 @@ class Trainer:
         quiet: bool = False,
     ) -> None:
         config.validate()
+        requested()  # a wrong AEF_KERNELS is said before anything is written
         if config.train.validate_every:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
