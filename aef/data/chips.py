@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import struct
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -124,10 +125,14 @@ def _opened(path: Path) -> Iterator[Any]:
     except ChipError as error:
         raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
     except _DAMAGE as error:
-        why = " ".join(str(error).split())[:120]
-        raise ChipError(
-            f"is damaged or not a chip ({type(error).__name__}: {why}): make it again", file=path
-        ) from error
+        raise ChipError(f"is damaged or not a chip ({_why(path, error)}): make it again", file=path) from error
+
+
+def _why(path: Path, error: BaseException) -> str:
+    """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
+    if not zipfile.is_zipfile(path):
+        return "not a whole .npz archive"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
 
 
 def read_chip(
@@ -217,11 +222,16 @@ class ChipFolder:
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        NotADirectoryError: it is a file.
         ChipError: it holds no chip.
     """
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
         self.path, self.registry = Path(path), registry
+        if self.path.is_file():
+            raise NotADirectoryError(
+                f"{self.path}: expected a folder of chips, found a file: give the folder it lies in"
+            )
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder of chips")
         self.files = sorted(p for p in self.path.glob("*.npz") if not p.name.startswith("."))

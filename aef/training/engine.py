@@ -392,6 +392,8 @@ class Trainer:
             + (f" = {ranks.size} x {count} x {micro}, cache and replay: one more forward" if count > 1 else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
+        if opened.checkpoint and opened.position.step >= t.steps:
+            words.append(f"already at step {opened.position.step}, nothing is left of train.steps={t.steps}")
         self.display.say("\n".join(words))
         if ranks.is_first:
             self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)

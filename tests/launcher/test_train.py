@@ -80,7 +80,7 @@ def test_a_wrong_word_for_the_kernels_is_one_line_and_leaves_nothing(chips, tmp_
     ("arguments", "words"),
     [
         (["--config", "smal"], "unknown config 'smal': expected tiny, small, base, large, xlarge or a .yaml file"),
-        (["train.step=5"], "unknown setting train.step: did you mean steps?"),
+        (["train.step=5"], "unknown setting train.step: did you mean train.steps?"),
         (["train.steps=many"], "train.steps: expected int, found 'many'"),
         (["--deepspeed-config", "zero9"], "--deepspeed-config zero9: expected single, zero1"),
         (["data.chip_px=18"], "data.chip_px: expected a positive multiple of 4, found 18"),
@@ -100,6 +100,8 @@ def test_wrong_data_are_one_line_and_leave_nothing(chips, tmp_path, capsys):
     assert "holds no chip (*.npz): make some with `aef synthesize`" in line
     line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "absent", "--out", run_folder)
     assert "absent: no such folder of chips" in line
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips / "place1.npz", "--out", run_folder)
+    assert line.endswith("place1.npz: expected a folder of chips, found a file: give the folder it lies in")
     (chips / "place1.npz").write_bytes((chips / "place1.npz").read_bytes()[:3000])
     line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", run_folder)
     assert "place1.npz: is damaged or not a chip" in line
@@ -148,6 +150,8 @@ def test_a_run_through_the_command(chips, tmp_path, capsys):
     assert "already holds a run" in error_of(capsys, train, *arguments)
     assert call(train, *arguments, "--resume", "auto", "--quiet") == 0
     assert capsys.readouterr().err == ""
+    assert call(train, *arguments, "--resume", "auto", "train.steps=2") == 0
+    assert "already at step 3, nothing is left of train.steps=2" in capsys.readouterr().err
 
 
 def test_a_profile_names_every_phase_of_a_step(chips, tmp_path, capfd):
