@@ -7,9 +7,9 @@ config.yaml          the resolved settings
 config.json          format and software version, preset, encoded and decoded sources
 sources.yaml         the registry entries of those sources
 stats.json           the normalisation statistics that the model was trained with
-withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
 model.safetensors    fp32 weights, with the step they are from
 text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
+withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
 log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
 ==================== ==================================================================================================
 
@@ -18,11 +18,10 @@ Everything here is YAML, JSON or safetensors: nothing is unpickled.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,7 @@ def with_own_list(config: Config, run: Path) -> Config:
     """The settings with ``data.withheld`` as the run's own copy of the list, where there is one."""
     if config.data.withheld is None or not (run / WITHHELD).is_file():
         return config
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, withheld=str(run / WITHHELD)))
+    return replace(config, data=replace(config.data, withheld=str(run / WITHHELD)))
 
 
 def _description(path: Path) -> Mapping[str, Any]:
