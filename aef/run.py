@@ -9,6 +9,7 @@ sources.yaml         the registry entries of those sources
 stats.json           the normalisation statistics that the model was trained with
 model.safetensors    fp32 weights, with the step they are from and their SHA-256
 text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
+withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
 log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
 ==================== ==================================================================================================
 
@@ -21,7 +22,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
-TEXT_TOWER = "text_tower.json"
+TEXT_TOWER, WITHHELD = "text_tower.json", "withheld.csv"
 
 
 class RunError(ValueError):
@@ -76,7 +77,8 @@ class Run:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Run:
-        """Read a description.
+        """Read a description. ``config.data.withheld`` is the run's own copy of the list, where it holds one: the file
+        that the settings name may have changed since, or lie elsewhere.
 
         Raises:
             RunError: not a run folder, one of a newer format, or a partial one.
@@ -91,7 +93,7 @@ class Run:
         try:
             return cls(
                 path,
-                load_config(str(path / SETTINGS)),
+                with_own_list(load_config(str(path / SETTINGS)), path),
                 Registry(read_sources(path / SOURCES_FILE)),
                 Statistics.read(path / STATISTICS),
                 tuple(entries["inputs"]),
@@ -99,6 +101,13 @@ class Run:
             )
         except (KeyError, TypeError) as error:
             raise RunError(f"{path / DESCRIPTION}: not the description of a run ({error})") from error
+
+
+def with_own_list(config: Config, run: Path) -> Config:
+    """The settings with ``data.withheld`` as the run's own copy of the list, where there is one."""
+    if config.data.withheld is None or not (run / WITHHELD).is_file():
+        return config
+    return replace(config, data=replace(config.data, withheld=str(run / WITHHELD)))
 
 
 def _description(path: Path) -> Mapping[str, Any]:
