@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from aef.kernels import tuning
-from benchmarks.gpu_tasks import PRESETS, Event, Row, Task
+from benchmarks.gpu_tasks import MICRO_BATCHES, Event, Row, Task
 from benchmarks.kernels import cases
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,7 @@ def tasks_of(only: list[str] | None) -> list[Task]:
         *(Task("check", name) for name in names),
         *(Task("time", name) for name in names),
         *(Task("block") for part in parts if part == "block"),
-        *(Task("steps", preset) for part in parts if part == "steps" for preset in PRESETS),
+        *(Task("steps", preset) for part in parts if part == "steps" for preset in MICRO_BATCHES),
         *(Task("questions") for part in parts if part == "questions"),
         *(Task("block", compiled=True) for part in parts if part == "block"),
         *(Task("time", name, compiled=True) for name in names),

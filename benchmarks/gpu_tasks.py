@@ -8,6 +8,7 @@ their own, which says so and ends; the next task gets a new one, and no more tha
 import dataclasses
 import datetime
 import gc
+import itertools
 import json
 import os
 import sys
@@ -25,7 +26,9 @@ from benchmarks.block import RUNGS, block_rungs
 from benchmarks.kernels import Case, cases
 from benchmarks.timing import MODES, Timing, calls_of, check, input_sets, ladder, time_calls
 
-PRESETS = ("large", "base", "small", "tiny")
+MICRO_BATCHES = {"large": (1, 2, 4, 5, 6), "base": (1, 4, 8), "small": (24, 96), "tiny": (2,)}
+"""Samples of a step, by preset, in the order in which presets are timed."""
+STEPS = 8
 Event = dict[str, Any]
 """{"row": …}, {"unrun": text}, {"verdict": [case, text]}, and at a task's end {"done": whether the process can go on}."""
 
@@ -182,13 +185,46 @@ def _questions(task: Task, device: torch.device, identity: dict, deadline: float
 
 
 def _steps(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    step, about = preset_step(task.name)
-    launches, host_ms = count_launches(step)
-    timing = time_calls([step], capturable=False)
-    shape = f"{task.name}: {about['frames']} frames of {about['side_px']} px"
-    row = make_row("step", shape, "plain", "both", timing, roofline.Work(about["gflop"] * 1e9, 0.0), identity)
-    note = f"{launches} launches, issued in {host_ms:.1f} ms, {about['parameters']} parameters"
-    yield _event(dataclasses.replace(row, note=note))
+    """A preset's plain step with ever more samples, until they no longer fit: bf16 weights, fp32 masters."""
+    step, limits = preset_step(task.name), limits_of(identity["gpu"])
+    for samples in MICRO_BATCHES[task.name]:
+        shape = f"{task.name}, {samples} sample{'s' * (samples > 1)}"
+        if time.monotonic() > deadline:
+            yield {"unrun": f"step {shape}: out of time"}
+            continue
+        try:
+            step.draw(samples)
+            launches, host_ms = count_launches(step)
+            timing = time_calls([step], capturable=False, calls_timed=STEPS)
+            shares = phase_shares(step)
+        except torch.OutOfMemoryError:
+            yield {"unrun": f"step {shape}: does not fit"}
+            return
+        about, seconds = step.about, timing.median * 1e-6
+        work = roofline.Work(about["gflop"] * 1e9, 0.0)
+        row = make_row("step", f"{shape}: {about['frames']} frames", "plain", "both", timing, work, identity)
+        peak = "" if limits is None else f"{work.flops / seconds / limits.matrix:.0%} of the matrix peak, "
+        note = (
+            f"{samples / seconds:.2f} samples/s, {timing.peak_mb / about['frames']:.1f} MB a frame at the peak, {peak}"
+            + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+            + f", {launches} launches issued in {host_ms:.1f} ms"
+        )
+        yield _event(dataclasses.replace(row, note=note))
+
+
+def phase_shares(step: Callable[..., object]) -> dict[str, float]:
+    """Which part of a step's time on the device each phase takes."""
+    events = [("", torch.cuda.Event(enable_timing=True))]
+    events[0][1].record()
+
+    def mark(phase: str) -> None:
+        events.append((phase, torch.cuda.Event(enable_timing=True)))
+        events[-1][1].record()
+
+    step(mark)
+    torch.cuda.synchronize()
+    whole = events[0][1].elapsed_time(events[-1][1])
+    return {after[0]: before[1].elapsed_time(after[1]) / whole for before, after in itertools.pairwise(events)}
 
 
 _KINDS = {"check": _check, "time": _time, "block": _block, "questions": _questions, "steps": _steps}
@@ -231,13 +267,15 @@ def questions(device: torch.device) -> Iterator[tuple[str, str, list[Callable[[]
     yield "read from L2", "16 MiB", [resident.sum], roofline.Work(0, 2.0**24)
 
 
-def preset_step(preset: str) -> tuple[Callable[[], object], dict]:
-    """A preset's plain step: forward, objective, backward and Adam of one micro-batch."""
+def preset_step(preset: str) -> Any:
+    """A preset's plain step with bf16 weights."""
     from aef.config import PRESETS as SETTINGS
-    from benchmarks.step import bare_step
+    from benchmarks.step import PlainStep
 
-    model = dataclasses.replace(SETTINGS[preset].model, compute_dtype="bfloat16")
-    return bare_step(dataclasses.replace(SETTINGS[preset], model=model), "cuda")
+    config = SETTINGS[preset]
+    model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+    train = dataclasses.replace(config.train, micro_batch=1)
+    return PlainStep(dataclasses.replace(config, model=model, train=train), "cuda", torch.bfloat16)
 
 
 def count_launches(call: Callable[[], object]) -> tuple[int, float]:

@@ -27,6 +27,7 @@ import torch
 from aef.config import PRESETS, Config
 from benchmarks import gpu, gpu_tasks, standin_gpu, timing
 from benchmarks.block import kernels_from
+from benchmarks.step import PlainStep
 
 BACKENDS = {"torch": "tuned eager", "auto": "ours"}
 RECOMPUTED = ("none", "selective", "full")
@@ -52,32 +53,25 @@ class Found:
 
 def steps(preset: str) -> Iterator[Found]:
     """Two steps each, of one micro-batch; memory and waits are the second's, when every table and moment exists."""
-    from aef.objective.coupling import Coupling
-    from benchmarks.step import build
-
     for checkpointing in RECOMPUTED:
         model = dataclasses.replace(PRESETS[preset].model, compute_dtype="bfloat16", checkpointing=checkpointing)
         config = dataclasses.replace(PRESETS[preset], model=model)
         for backend in BACKENDS:
             with standin_gpu.standin_gpu() as device, kernels_from(backend), _without_initial_weights():
-                built = build(config, "cuda", torch.bfloat16)  # as the engine holds them on a GPU
-                adam = torch.optim.Adam(built.model.parameters(), lr=1e-6, fused=True)
-                for _ in range(2):
-                    device.waits.clear()
-                    before = device.allocated
-                    device.reset_peak()
-                    coupling = Coupling.of(built.batch)
-                    total = built.objective(built.model(built.batch), built.batch, coupling=coupling).total
-                    kept = device.allocated - before
-                    total.backward()
-                    adam.step()
-                    adam.zero_grad(set_to_none=True)
-                    del total, coupling
-                yield Found(
-                    *(preset, checkpointing, backend, built.batch.total_frames, kept, device.peak - before),
-                    _planned(config),
-                    dict(device.waits),
-                )
+                step = PlainStep(config, "cuda", torch.bfloat16)  # as the engine holds them on a GPU
+                step()
+                kept, peak = _bytes(step, device)
+                frames, waits = step.batch.total_frames, dict(device.waits)
+                yield Found(preset, checkpointing, backend, frames, kept, peak, _planned(config), waits)
+
+
+def _bytes(step: PlainStep, device: standin_gpu.StandInGpu) -> tuple[int, int]:
+    """What a step keeps between forward and backward, and its peak."""
+    before, alive = device.allocated, {}
+    device.waits.clear()
+    device.reset_peak()
+    step(lambda phase: alive.update({phase: device.allocated - before}))
+    return alive["objective"], device.peak - before
 
 
 def _planned(config: Config) -> int:

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from aef.config import Config
-    from aef.data.collate import Batch
-    from aef.model.aef import AEF
-    from aef.objective.objective import Objective
 
 RESULTS = Path(__file__).parent / "results"
 LARGEST_SWING = 0.15
@@ -60,55 +56,80 @@ PUBLIC_SMALL = (
 # --- contenders: each runs in a process of its own -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Built:
-    """A preset's model, its objective, and a batch of random values of its usual size, on one device."""
+class PlainStep:
+    """Forward, objective, backward and Adam of a preset without an engine, on random values: call it for one step.
 
-    model: AEF
-    objective: Objective
-    batch: Batch
-    about: dict[str, Any]
+    Weights of another type than fp32 have fp32 masters, as in an engine. `about` says what a step works on.
+    """
+
+    def __init__(self, config: Config, device: str = "cpu", weights: torch.dtype | None = None) -> None:
+        import torch
+
+        from aef.data.normalize import Statistics
+        from aef.model.aef import AEF
+        from aef.objective.objective import Objective
+        from aef.sources import BUILT_IN
+        from aef.training.planner import sources_of
+
+        self.config, self.device = config, device
+        self.inputs, self.targets = sources_of(config, BUILT_IN)
+        found = Statistics.identity(BUILT_IN, dict.fromkeys((*self.inputs, *self.targets)))
+        torch.manual_seed(0)
+        model = AEF(config.model, BUILT_IN, found, inputs=self.inputs, targets=self.targets)
+        self.model = model.to(weights).to(device)
+        self.objective = Objective(config.objective, BUILT_IN, found, self.targets, data=config.data)
+        self.parameters = list(self.model.parameters())
+        wide = weights in (None, torch.float32)
+        self.masters = self.parameters if wide else [one.detach().float().requires_grad_() for one in self.parameters]
+        self.adam = torch.optim.Adam(self.masters, lr=1e-6, fused=True)
+        self.draw(config.train.micro_batch)
+
+    def draw(self, samples: int) -> None:
+        """Go on with a batch of so many samples."""
+        from aef.sources import BUILT_IN
+        from aef.training.bench import random_batch
+
+        batch = random_batch(self.config, BUILT_IN, self.inputs, self.targets, samples)
+        self.batch, self.about = batch.to(self.device), _describe(self.config, batch, self.model)
+
+    def __call__(self, mark: Callable[[str], None] = lambda phase: None) -> None:
+        """One step; `mark` is called at the end of each phase."""
+        from aef.objective.coupling import Coupling
+
+        coupling = Coupling.of(self.batch)
+        output = self.model(self.batch)
+        mark("forward")
+        total = self.objective(output, self.batch, coupling=coupling).total
+        del output
+        mark("objective")
+        total.backward()
+        mark("backward")
+        self.update()
+        mark("optimizer")
+
+    def update(self) -> None:
+        """Adam on the masters, and the weights after them."""
+        import torch
+
+        if self.masters is not self.parameters:
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                assert parameter.grad is not None
+                master.grad = parameter.grad.float()
+        self.adam.step()
+        if self.masters is not self.parameters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
+        for one in (*self.masters, *self.parameters):
+            one.grad = None
 
 
-def build(config: Config, device: str = "cpu", weights: torch.dtype | None = None) -> Built:
-    """`weights`: their type; None: fp32, as they are made."""
-    import torch
-
-    from aef.data.normalize import Statistics
-    from aef.model.aef import AEF
-    from aef.objective.objective import Objective
-    from aef.sources import BUILT_IN
-    from aef.training.bench import random_batch
-    from aef.training.planner import sources_of
-
-    inputs, targets = sources_of(config, BUILT_IN)
-    found = Statistics.identity(BUILT_IN, dict.fromkeys((*inputs, *targets)))
-    torch.manual_seed(0)
-    model = AEF(config.model, BUILT_IN, found, inputs=inputs, targets=targets).to(weights).to(device)
-    objective = Objective(config.objective, BUILT_IN, found, targets, data=config.data)
-    batch = random_batch(config, BUILT_IN, inputs, targets, config.train.micro_batch)
-    return Built(model, objective, batch.to(device), _describe(config, batch, model))
-
-
-def bare_step(config: Config, device: str = "cpu") -> tuple[Callable[[], None], dict[str, Any]]:
-    """Forward, objective, backward and Adam without an engine; like one, it keeps the memory that a step freed."""
-    import torch
-
-    from aef.objective.coupling import Coupling
+def bare_step(config: Config) -> tuple[Callable[[], None], dict[str, Any]]:
+    """A plain step on a CPU; like an engine, it keeps the memory that a step freed."""
     from aef.training.devices import keep_freed_memory
 
-    if device == "cpu":
-        keep_freed_memory()
-    built = build(config, device)
-    adam = torch.optim.Adam(built.model.parameters(), lr=1e-6, fused=True)
-
-    def step() -> None:
-        coupling = Coupling.of(built.batch)
-        built.objective(built.model(built.batch), built.batch, coupling=coupling).total.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-
-    return step, built.about
+    keep_freed_memory()
+    step = PlainStep(config)
+    return step, step.about
 
 
 def engine_step(config) -> tuple[Callable[[], None], dict]:

@@ -77,14 +77,17 @@ class Timing:
     peak_mb: float
 
 
-def time_calls(calls: list[Callable[[], object]], capturable: bool = True) -> Timing:
-    """Time one call after another, each on another set of inputs."""
+def time_calls(calls: list[Callable[[], object]], capturable: bool = True, calls_timed: int | None = None) -> Timing:
+    """Time one call after another, each on another set of inputs; so many in all (default: CALLS)."""
     for call in calls[:3] * 2:
         call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(CALLS)]
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(calls_timed or CALLS)
+    ]
     for (begin, end), call in zip(pairs, itertools.cycle(calls)):
         begin.record()
         call()
