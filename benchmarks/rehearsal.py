@@ -75,8 +75,9 @@ def _bytes(step: PlainStep, device: standin_gpu.StandInGpu) -> tuple[int, int]:
 
 
 def _planned(config: Config) -> int:
+    from aef.data.random_batch import sources_of
     from aef.sources import BUILT_IN
-    from aef.training.planner import plan, sources_of
+    from aef.training.planner import plan
 
     return round(plan(config, BUILT_IN, *sources_of(config, BUILT_IN), ranks=1, on_gpu=True).activations)
 

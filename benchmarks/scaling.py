@@ -21,6 +21,7 @@ from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config
+from aef.data.random_batch import frames_per_sample, sources_of
 from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops, parameters
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
@@ -71,8 +72,8 @@ class Prediction:
 
 def sample_flops(config: Config) -> float:
     """Forward operations of one sample at full budgets, the student at what its drops leave on average."""
-    inputs, targets = planner.sources_of(config, BUILT_IN)
-    teacher, student = planner.frames_per_sample(config, BUILT_IN, inputs)
+    inputs, targets = sources_of(config, BUILT_IN)
+    teacher, student = frames_per_sample(config, BUILT_IN, inputs)
     budgets = {name: max(1, round(config.data.frame_budget * BUILT_IN[name].frame_budget)) for name in inputs}
     frames = {name: round(count * (1 + student / teacher)) for name, count in budgets.items()}
     decoded = len(targets) * config.data.targets_per_source
@@ -90,14 +91,14 @@ def sample_flops(config: Config) -> float:
 
 @lru_cache
 def _parameters(config: Config) -> int:
-    return parameters(config.model, BUILT_IN, *planner.sources_of(config, BUILT_IN))
+    return parameters(config.model, BUILT_IN, *sources_of(config, BUILT_IN))
 
 
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
 ) -> tuple[int, planner.Plan]:
     """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two."""
-    inputs, targets = planner.sources_of(config, BUILT_IN)
+    inputs, targets = sources_of(config, BUILT_IN)
     best: tuple[int, planner.Plan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
     for size in sizes:

@@ -66,10 +66,10 @@ class PlainStep:
         import torch
 
         from aef.data.normalize import Statistics
+        from aef.data.random_batch import sources_of
         from aef.model.aef import AEF
         from aef.objective.objective import Objective
         from aef.sources import BUILT_IN
-        from aef.training.planner import sources_of
 
         self.config, self.device = config, device
         self.inputs, self.targets = sources_of(config, BUILT_IN)
@@ -86,8 +86,8 @@ class PlainStep:
 
     def draw(self, samples: int) -> None:
         """Go on with a batch of so many samples."""
+        from aef.data.random_batch import random_batch
         from aef.sources import BUILT_IN
-        from aef.training.bench import random_batch
 
         batch = random_batch(self.config, BUILT_IN, self.inputs, self.targets, samples)
         self.batch, self.about = batch.to(self.device), _describe(self.config, batch, self.model)

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from aef.atomic import writing
@@ -232,6 +231,8 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
 
 def require_same_model(checkpoint: Path, model: nn.Module) -> None:
     """Raises CheckpointError where the checkpoint's weights have other names or shapes than the model's."""
+    from safetensors import safe_open
+
     with safe_open(checkpoint / WEIGHTS, "pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

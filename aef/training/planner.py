@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aef.config import Config
+from aef.data.random_batch import frames_per_sample, sources_of
 from aef.model import cost
 from aef.sources import BUILT_IN, Registry
 
@@ -62,25 +63,6 @@ class Plan:
     @property
     def model_bytes(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.buckets
-
-
-def sources_of(config: Config, registry: Registry) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Encoded and decoded sources of a run without data: as set, else those that the registry enables."""
-    enabled = [name for name, source in registry.items() if source.enabled]
-    inputs = config.model.inputs or tuple(name for name in enabled if registry[name].role == "input")
-    return tuple(inputs), config.model.targets or tuple(enabled)
-
-
-def frames_per_sample(config: Config, registry: Registry, inputs: Sequence[str]) -> tuple[float, float]:
-    """Expected frames of the teacher (its budgets, thinned by their spread) and of the student (after its drops)."""
-    d = config.data
-    drop, forecast, backcast = (odds / sum(d.student_strategies) for odds in d.student_strategies)
-    teacher = student = 0.0
-    for source in (registry[name] for name in inputs):
-        frames = max(1, round(d.frame_budget * (1 - d.budget_spread / 2) * source.frame_budget))
-        teacher += frames
-        student += frames * (1 - source.source_drop) * (drop * (1 - source.frame_drop) + (forecast + backcast) / 2)
-    return teacher, student
 
 
 def plan(

@@ -42,3 +42,20 @@ def test_the_benchmarks_of_a_gpu_run_from_end_to_end():
     said = rehearse("gpu", "--only", "time_attention", "gelu_linear", "residual_norm", "sample_vmf")
     rows = int(re.search(r"benchmarks.gpu: (\d+) rows would run\n$", said).group(1))
     assert rows >= 90
+
+
+BARE = """
+import sys
+for name in ("deepspeed", "safetensors", "yaml", "rasterio", "matplotlib", "ee", "open_clip", "requests"):
+    sys.modules[name] = None
+import benchmarks.gpu, benchmarks.gpu_tasks
+from aef.config import PRESETS
+from benchmarks.step import PlainStep
+
+PlainStep(PRESETS["tiny"])()
+"""
+
+
+def test_they_need_a_bare_checkout_with_torch_triton_and_numpy_only():
+    done = subprocess.run([sys.executable, "-c", BARE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from aef.data.normalize import Statistics
+from aef.data.random_batch import random_batch, sources_of
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import planner
-from aef.training.bench import random_batch
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
 CASES = {
@@ -44,14 +44,14 @@ def kept_bytes(config, inputs, targets):
 @pytest.mark.parametrize("preset", CASES)
 def test_predicted_activations_are_what_autograd_keeps(preset):
     config = load_config(preset, CASES[preset])
-    inputs, targets = planner.sources_of(config, BUILT_IN)
+    inputs, targets = sources_of(config, BUILT_IN)
     predicted = planner.plan(config, BUILT_IN, inputs, targets).activations
     assert predicted == pytest.approx(kept_bytes(config, inputs, targets), rel=0.15)
 
 
 def plan(preset, *settings, **options):
     config = load_config(preset, settings)
-    return planner.plan(config, BUILT_IN, *planner.sources_of(config, BUILT_IN), **options)
+    return planner.plan(config, BUILT_IN, *sources_of(config, BUILT_IN), **options)
 
 
 def test_sharding_divides_what_it_should():
