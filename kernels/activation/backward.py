@@ -29,13 +29,15 @@ def bias_gelu_backward(
     total = tl.zeros([SPREAD, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         place, inside, _ = tile_places(tile, rows, width, BLOCK, ROWS)
-        z = tl.load(x + place, mask=inside, other=0.0).to(ACC) + shift[None, :]
+        before = tl.load(x + place, mask=inside, other=0.0)
+        d_y = tl.load(gradient + place, mask=inside, other=0.0)  # now, so that both loads are under way together
+        z = before.to(ACC) + shift[None, :]
         below, bell = gaussian(z)
-        result = tl.load(gradient + place, mask=inside, other=0.0).to(ACC) * (below + z * (bell * 0.3989422804014327))
-        total += fold_rows(result, SPREAD)
-        tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
         if KEEP:
             tl.store(value + place, (z * below).to(value.dtype.element_ty), mask=inside)
+        result = d_y.to(ACC) * (below + z * (bell * 0.3989422804014327))
+        total += fold_rows(result, SPREAD)
+        tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
     tl.store(d_bias + tl.program_id(0) * width + column, tl.sum(total, 0), mask=column < width)
 
 
