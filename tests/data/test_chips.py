@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -268,6 +269,13 @@ def test_a_folder_gives_its_chips_in_sorted_order(tmp_path, make_chip):
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     refused(lambda: ChipFolder(tmp_path, BUILT_IN), str(tmp_path), "holds no chip")
     refused(lambda: ChipFolder(tmp_path / "none", BUILT_IN), "no such folder", error=FileNotFoundError)
+
+
+def test_two_files_of_one_chip_are_refused_where_chips_are_listed(tmp_path, make_chip):
+    write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "a copy.npz")
+    line = refused(lambda: ChipFolder(tmp_path, BUILT_IN).places(), "two files hold the chip 'a'", "remove one of them")
+    assert "a.npz" in line and "a copy.npz" in line
 
 
 def test_the_place_of_an_unreadable_chip_is_unknown(tmp_path, make_chip):
