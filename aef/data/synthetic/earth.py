@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from aef.data.synthetic.texts import texts
 from aef.sources import BUILT_IN
 
 LICENCE = "CC0-1.0"
+PREFIX = "synthetic_"
 FIRST_YEAR = 2019
 LEAST_PX = 16
 SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
@@ -84,9 +86,19 @@ def generate(
     return Earth(seed, chip_px, years, tuple(sources)).chip(place)
 
 
+def place_name(seed: int, place: int) -> str:
+    """The name of a synthetic place and of its chip."""
+    return f"{PREFIX}{seed}_{place:05d}"
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether a place bears the name of a synthetic one."""
+    return re.fullmatch(rf"{PREFIX}\d+_\d{{5,}}", name) is not None
+
+
 def render_chip(scene: Scene, sources: Sequence[str]) -> Chip:
     """Every source of a scene that exists there, with labels and texts."""
-    name = f"synthetic_{scene.seed}_{scene.place:05d}"
+    name = place_name(scene.seed, scene.place)
     rendered = {}
     for key in sources:
         series = SOURCES[key](scene)
