@@ -37,6 +37,7 @@ __all__ = [
     "TextPoint",
     "read_chip",
     "read_chip_header",
+    "require_free",
     "validate",
     "write_chip",
 ]
@@ -69,6 +70,21 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
     with atomic.writing(path) as stream:
         (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return path
+
+
+def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
+    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
+
+    Chips that are written again lose the texts that were attached to them.
+    """
+    wanted = list(ids)
+    held = [f"{name}.npz" for name in wanted if (Path(folder) / f"{name}.npz").exists()]
+    if held:
+        raise ChipError(
+            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
+            "another folder, or write them again with --overwrite, which loses attached texts",
+            file=folder,
+        )
 
 
 def _header(chip: Chip) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from aef.data import plausibility
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.earthengine import checks
-from aef.earthengine.checks import survey, table
+from aef.data.plausibility import survey, table, wrong_scale
 from aef.earthengine.decode import bytes_per_pixel
 from aef.earthengine.estimate import ALLOWANCES_H, estimate
 from aef.earthengine.fetch import SLAB_BANDS, SLAB_BYTES
@@ -124,10 +124,33 @@ def test_a_wrong_scale_is_seen(tmp_path):
     assert set(found) == set(BUILT_IN["sentinel2"].band_names) and "wrong unit or scale" in found["B3"]
 
 
+def test_an_offset_shows_on_one_chip_already(tmp_path):
+    folder = write_chips(tmp_path / "c", lambda v: v + 1000, count=1)
+    assert "offset of processing baseline" in suspicions(folder)["B2"]
+
+
+def test_a_source_is_of_the_wrong_scale_when_all_its_bands_are():
+    def rows(*medians, source="mine", unit="reflectance x 10000"):
+        return [
+            plausibility.BandSurvey(source, f"B{n}", unit, 1, 1.0, m, m, m, m, m, (0, 1e5))
+            for n, m in enumerate(medians)
+        ]
+
+    assert "expected band medians of 100 to 12000 reflectance x 10000, found 0.03 to 0.4" in wrong_scale(
+        rows(0.03, 0.4)
+    )
+    assert wrong_scale(rows(300, 12)) is None  # water is dark in the infrared
+    assert wrong_scale(rows(float("nan"))) is None and wrong_scale(rows(0.1, unit="m")) is None
+    assert "sentinel1" in wrong_scale(rows(0.1, 0.02, source="sentinel1", unit="dB"))  # linear power
+    assert "landsat" in wrong_scale(
+        [*rows(0.2, 0.1, unit="reflectance"), *rows(800, source="landsat", unit="reflectance")]
+    )
+
+
 def test_the_table_reads_a_bounded_number_of_chips(tmp_path, monkeypatch):
     folder, read = write_chips(tmp_path / "c", count=30), []
-    real = checks.read_chip
-    monkeypatch.setattr(checks, "read_chip", lambda path, registry: read.append(path) or real(path, registry))
+    real = plausibility.read_chip
+    monkeypatch.setattr(plausibility, "read_chip", lambda path, registry: read.append(path) or real(path, registry))
     survey(folder, BUILT_IN, most=7)
     assert len(read) == 7 and read[0].name == "c0.npz" and len(set(read)) == 7
 
@@ -143,12 +166,13 @@ def test_the_table_reads_a_bounded_number_of_chips(tmp_path, monkeypatch):
 )
 def test_every_source_with_ordered_bands_has_a_rule_against_swaps(source, upper, lower):
     rows = [
-        checks.BandSurvey(source, band, "", 9, 1.0, low, low, low, low, low, (0, 1))
+        plausibility.BandSurvey(source, band, "", 9, 1.0, low, low, low, low, low, (0, 1))
         for band, low in ((upper, 1.0), (lower, 2.0))
     ]
-    assert any("swapped" in row.suspicion for row in checks._judged(rows))
+    assert any("swapped" in row.suspicion for row in plausibility._judged(rows))
     assert not any(
-        "swapped" in row.suspicion for row in checks._judged([rows[0], checks.dataclasses.replace(rows[1], median=0.5)])
+        "swapped" in row.suspicion
+        for row in plausibility._judged([rows[0], plausibility.dataclasses.replace(rows[1], median=0.5)])
     )
 
 

@@ -155,7 +155,13 @@ class Decoder:
 
     def _read(self, raster: Raster, variable: str, step: int) -> np.ndarray:
         self.used.add(variable)
-        return raster.read(variable, step)
+        values = raster.read(variable, step)
+        if values.dtype.kind not in "biuf":
+            raise raster.refuse(
+                f"{variable} holds {values.dtype}: expected whole or real numbers; of complex values write the amplitude or power "
+                "into a raster first"
+            )
+        return values
 
     def _outside(self, raw: Mapping[str, np.ndarray]) -> np.ndarray:
         """Outside the exported area and in the blended rim."""
