@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from aef.kernels import tuning
 from benchmarks import roofline
-from benchmarks.kernels import Case, cases
+from benchmarks.kernels import Case, cases, operators
 from benchmarks.timing import MODES, Timing, calls_of, check, input_sets, ladder, time_calls
 
 RESULTS = Path(__file__).parent / "results"
@@ -197,7 +197,9 @@ def count_launches(call: Callable[[], object]) -> tuple[int, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="operators, `questions`, `block`, `steps`")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"some of {', '.join(operators('large'))}, questions, block, steps"
+    )
     parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds after which no new row is begun")
     parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/GPU)")
     parser.add_argument("--commit", help="commit of the checkout, where git cannot tell")
