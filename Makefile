@@ -7,7 +7,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Two ranks or workers on few cores would otherwise oversubscribe them.
 export OMP_NUM_THREADS ?= 1
-export DS_ACCELERATOR ?= cpu
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test test-long lint install clean
@@ -22,6 +21,9 @@ $(INSTALLED): setup.py constraints.txt pyproject.toml
 # The whole path in minutes, on a synthetic Earth or on the chips of DATA=folder: chips, training, demo/report.html.
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=$(CORES) $(BIN)/aef demo --out demo $(if $(DATA),--data $(DATA))
+
+# Tests run on the CPU, on a GPU machine too; everything else takes the GPU where there is one.
+test test-long: export DS_ACCELERATOR ?= cpu
 
 # Each lane is its own process: Triton's interpreter flag and the compiler's stand-in driver are global state.
 test: $(INSTALLED)

@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, description: str, unit: str = "", *, least: float = 0) -> Any:
-    """A dataclass field that documents itself (`aef train --help` prints it) and knows the least value of its numbers."""
+    """A dataclass field that documents itself (`aef train --list-settings` prints it) and knows the least value of its numbers."""
     return field(default=default, metadata={"description": description, "unit": unit, "least": least})
 
 
@@ -91,7 +91,9 @@ class DataConfig:
     student_strategies: tuple[float, ...] = setting((1.0, 1.0, 1.0), "odds of frame drop, forecast, backcast")
     teacher_frame_drop: bool = setting(False, "v2.1: the teacher loses frames as the student does")
     regrid_offset: bool = setting(False, "v2.1: random grid offset before re-gridding")
-    statistics: Literal["clear", "valid"] = setting("clear", "pixels over which statistics are taken")
+    statistics: Literal["clear", "valid", "given"] = setting(
+        "clear", "pixels over which statistics are taken; given: CHIPS/stats.json as it is, whatever it was taken over"
+    )
     withheld: str | None = setting(None, "CSV of dates (place, time_utc) that no sample may see, their twins included")
     held_out_places: tuple[str, ...] = setting((), "places that training never reads")
     workers: int = setting(0, "loader processes per rank; 0: in the training process")

@@ -7,8 +7,9 @@ config.yaml          the resolved settings
 config.json          format and software version, preset, encoded and decoded sources
 sources.yaml         the registry entries of those sources
 stats.json           the normalisation statistics that the model was trained with
-model.safetensors    fp32 weights, with the step they are from
+model.safetensors    fp32 weights, with the step they are from and their SHA-256
 text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
+withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
 log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
 ==================== ==================================================================================================
 
@@ -17,12 +18,13 @@ Everything here is YAML, JSON or safetensors: nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aef import __version__
 from aef.atomic import writing
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
-TEXT_TOWER = "text_tower.json"
+TEXT_TOWER, WITHHELD = "text_tower.json", "withheld.csv"
 
 
 class RunError(ValueError):
@@ -75,7 +77,8 @@ class Run:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Run:
-        """Read a description.
+        """Read a description. ``config.data.withheld`` is the run's own copy of the list, where it holds one: the file
+        that the settings name may have changed since, or lie elsewhere.
 
         Raises:
             RunError: not a run folder, one of a newer format, or a partial one.
@@ -90,7 +93,7 @@ class Run:
         try:
             return cls(
                 path,
-                load_config(str(path / SETTINGS)),
+                with_own_list(load_config(str(path / SETTINGS)), path),
                 Registry(read_sources(path / SOURCES_FILE)),
                 Statistics.read(path / STATISTICS),
                 tuple(entries["inputs"]),
@@ -98,6 +101,13 @@ class Run:
             )
         except (KeyError, TypeError) as error:
             raise RunError(f"{path / DESCRIPTION}: not the description of a run ({error})") from error
+
+
+def with_own_list(config: Config, run: Path) -> Config:
+    """The settings with ``data.withheld`` as the run's own copy of the list, where there is one."""
+    if config.data.withheld is None or not (run / WITHHELD).is_file():
+        return config
+    return replace(config, data=replace(config.data, withheld=str(run / WITHHELD)))
 
 
 def _description(path: Path) -> Mapping[str, Any]:
@@ -116,19 +126,50 @@ def _description(path: Path) -> Mapping[str, Any]:
     return entries
 
 
+class Weights(NamedTuple):
+    """Weights as they were read, the step they are from, and their SHA-256 (`digest`)."""
+
+    state: dict[str, Tensor]
+    step: int
+    sha256: str
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights by name: of what a model is made of, whatever else its file says."""
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def write_weights(path: str | os.PathLike, state: Mapping[str, Tensor], *, step: int) -> Path:
-    """Write fp32 weights with the step they are from, atomically. Raises OSError when the disk is full."""
+    """Write fp32 weights with the step they are from and their SHA-256, atomically.
+
+    The hash lies in the file, so that no crash leaves it beside other weights.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
     from safetensors.torch import save
 
     path = Path(path)
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format_version": str(FORMAT_VERSION), "step": str(step), "sha256": digest(tensors)}
     with writing(path) as stream:
-        stream.write(save(tensors, metadata={"format_version": str(FORMAT_VERSION), "step": str(step)}))
+        stream.write(save(tensors, metadata=metadata))
     return path
 
 
-def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], int]:
-    """Weights and their step. Raises RunError for a missing, damaged or newer file."""
+def read_weights(path: str | os.PathLike) -> Weights:
+    """Weights that are as they were written. Older files, which state no hash, are taken as they are.
+
+    Raises:
+        RunError: the file is missing, damaged or of a newer format.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -142,7 +183,12 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], int]:
         raise RunError(f"{path}: is damaged ({error}): take an earlier checkpoint") from error
     if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
         raise RunError(f"{path}: of a newer format: update the software")
-    return state, int(metadata.get("step", 0))
+    found = digest(state)
+    if metadata.get("sha256", found) != found:
+        raise RunError(
+            f"{path}: is damaged (its weights have another SHA-256 than was written): take an earlier checkpoint"
+        )
+    return Weights(state, int(metadata.get("step", 0)), found)
 
 
 def load_state(module: Any, state: Mapping[str, Tensor], path: str | os.PathLike) -> None:

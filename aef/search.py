@@ -22,21 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 import torch
-from rasterio.transform import Affine, rowcol
+from rasterio.transform import rowcol
 from rasterio.transform import xy as raster_xy
 from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.mapping.field import observed_span
-from aef.mapping.files import SUFFIX, read_field
+from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
-from aef.timecode import DAY_MS, Period, parse_period
+from aef.timecode import Period, parse_period
 
 if TYPE_CHECKING:
     import xarray
@@ -72,11 +71,10 @@ def embed_fields(
 ) -> Iterator[xarray.DataArray]:
     """The embedding field of every chip, one at a time, over one valid period; None: over the last year of each chip."""
     wanted = parse_period(period) if isinstance(period, str) else period
-    length = round(model.config.data.support_days * DAY_MS)
     for path in chips.files:
         chip = model.read(path)
         end_ms = observed_span(chip, model.inputs).end_ms
-        yield model.embed(chip, wanted or Period(end_ms - length, end_ms))
+        yield model.embed(chip, wanted or Period(end_ms - model.support_ms, end_ms))
 
 
 def field_files(folder: str | os.PathLike) -> list[Path]:
@@ -86,6 +84,15 @@ def field_files(folder: str | os.PathLike) -> list[Path]:
     if not paths:
         raise SearchError(f"{folder}: holds no embedding fields: `aef embed --out {folder}` makes some")
     return paths
+
+
+def require_fields_of(model: TrainedModel, paths: Iterable[Path]) -> None:
+    """Raises SearchError where a field's file says that another model made it: its text head knows nothing of them."""
+    made_by = model.made_by()
+    for path in paths:
+        difference = made_by.other_model(read_tags(path)[1])
+        if difference:
+            raise SearchError(f"{path}: {difference}: give the run that made the fields, or embed them with this one")
 
 
 def read_fields(paths: Iterable[Path]) -> Iterator[xarray.DataArray]:
@@ -214,20 +221,8 @@ def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
 
 
 def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
-    """A similarity map as a float32 GeoTIFF, atomically."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tif")
-    height, width = map_.shape
-    affine: Affine = field.rio.transform()
-    options = {"dtype": "float32", "count": 1, "nodata": float("nan"), "compress": "zstd", "predictor": 3}
-    try:
-        with rasterio.open(
-            temporary, "w", driver="GTiff", height=height, width=width, crs=field.rio.crs, transform=affine, **options
-        ) as file:
-            file.write(map_, 1)
-            file.set_band_description(1, "cosine similarity")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A similarity map as a float32 GeoTIFF, atomically. Raises OSError where it cannot be written."""
+    write_geotiff(path, map_[None].astype(np.float32), field, descriptions=["cosine similarity"])
 
 
 def write_places(path: Path, places: Sequence[Found]) -> None:

@@ -102,18 +102,18 @@ def _merge(config: Config, entries: Mapping[str, Any], where: str) -> Config:
         hints = typing.get_type_hints(type(current))
         updates = {}
         for key, value in values.items():
-            _require_known(key, list(hints), where, f"setting {section}.")
+            _require_known(key, list(hints), where, "setting", f"{section}.")
             updates[key] = _convert(value, hints[key], f"{where}: {section}.{key}")
         changes[section] = dataclasses.replace(current, **updates)
     return dataclasses.replace(config, **changes)
 
 
-def _require_known(name: str, known: list[str], where: str, kind: str) -> None:
+def _require_known(name: str, known: list[str], where: str, kind: str, prefix: str = "") -> None:
     if name not in known:
         close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
         shown = name if isinstance(name, str) and name.isidentifier() else repr(name)
-        raise ConfigError(f"{where}: unknown {kind}{'' if kind.endswith('.') else ' '}{shown}: {hint}")
+        raise ConfigError(f"{where}: unknown {kind} {prefix}{shown}: {hint}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ own, beside the precision operator. CUDA graphs of each are timed as of every ot
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -52,6 +52,7 @@ def block_rungs(
     config: ModelConfig = PRESETS["large"].model,
     side: int = 64,
     samples: tuple[int, ...] = (1, 4),
+    names: Sequence[str] = tuple(RUNGS),
 ) -> Iterator[Rung]:
     """(shape, rung, call, work) of one block at `side` × `side` precision pixels, for each number of samples."""
     widths = level_widths(config.precision_width, config.time_width, config.space_width)
@@ -59,7 +60,8 @@ def block_rungs(
         lengths = [*LENGTHS] * count
         work = roofline.block(lengths, side, widths, config.head_width, config.mlp_ratio, config.pyramid_kernel)["both"]
         arguments = _arguments(lengths, side, widths, device, dtype)
-        for name, way in RUNGS.items():
+        for name in names:
+            way = RUNGS[name]
             torch.compiler.reset()
             module = Block(config).to(device)
             runs: Callable = module if way.compiled is None else torch.compile(module, dynamic=False, **way.compiled)

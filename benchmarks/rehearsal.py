@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 
 from aef.config import PRESETS, Config
-from benchmarks import gpu, standin_gpu, timing
+from benchmarks import gpu, gpu_tasks, standin_gpu, timing
 from benchmarks.block import kernels_from
 
 BACKENDS = {"torch": "tuned eager", "auto": "ours"}
@@ -42,7 +42,7 @@ class Found:
     frames: int
     kept: int
     peak: int
-    predicted: int
+    planned: int
     waits: dict[str, int]
 
     @property
@@ -75,15 +75,16 @@ def steps(preset: str) -> Iterator[Found]:
                     del total, coupling
                 yield Found(
                     *(preset, checkpointing, backend, built.batch.total_frames, kept, device.peak - before),
-                    _predicted(config),
+                    _planned(config),
                     dict(device.waits),
                 )
 
 
-def _predicted(config: Config) -> int:
-    from aef.model.cost import activation_bytes_per_frame
+def _planned(config: Config) -> int:
+    from aef.sources import BUILT_IN
+    from aef.training.planner import plan, sources_of
 
-    return activation_bytes_per_frame(config.model, config.data.chip_px)
+    return round(plan(config, BUILT_IN, *sources_of(config, BUILT_IN), ranks=1, on_gpu=True).activations)
 
 
 @contextlib.contextmanager
@@ -101,7 +102,8 @@ def report(found: list[Found]) -> str:
         f"PyTorch {torch.__version__}, bf16, kernels as an H200's table chooses them, by `python -m benchmarks.rehearsal "
         "steps`. Bytes of tensors alive, as the program makes and drops them, one micro-batch; what an operator allocates "
         "inside itself and an allocator's rounding are not in it. Kept: between forward and backward, per frame (teacher "
-        "and student), of encoder, summaries, decoders and losses together. Peak: above weights and moments.",
+        "and student), by encoder, summaries, decoders and losses together; planned: what `aef throughput --dry-run` "
+        "expects of ours. Peak: above weights and moments.",
         "",
         "| preset | recomputed | frames | kept a frame, tuned eager | ours | of tuned eager, none | of the same | planned | peak, tuned eager | ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -114,7 +116,7 @@ def report(found: list[Found]) -> str:
             lines.append(
                 f"| {preset} | {way} | {ours.frames} | {_megabytes(eager.kept_per_frame)} | "
                 f"{_megabytes(ours.kept_per_frame)} | {ours.kept_per_frame / whole:.0%} | "
-                f"{ours.kept / eager.kept:.0%} | {_megabytes(ours.predicted)} | {eager.peak / 1e9:.2f} GB | "
+                f"{ours.kept / eager.kept:.0%} | {_megabytes(ours.planned / ours.frames)} | {eager.peak / 1e9:.2f} GB | "
                 f"{ours.peak / 1e9:.2f} GB |"
             )
     return "\n".join(lines) + "\n"
@@ -124,22 +126,26 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
-def rehearse_gpu(arguments: list[str]) -> tuple[int, list[str]]:
+def rehearse_gpu(only: list[str] | None) -> tuple[int, list[str]]:
     """Run `benchmarks.gpu` without values, times and compilers: how many rows there were, and what would not run."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(standin_gpu.standin_gpu())
         stack.enter_context(_without_initial_weights())
+        stack.enter_context(mock.patch.object(timing, "CALLS", 1))
+        stack.enter_context(mock.patch.object(timing, "REPEATS", 1))
         stack.enter_context(mock.patch.object(timing, "_error", lambda found, wanted: 0.0))
         stack.enter_context(mock.patch.object(torch, "equal", lambda one, other: one.shape == other.shape))
-        stack.enter_context(mock.patch.object(torch, "compile", lambda call, **settings: call))
-        stack.enter_context(mock.patch.object(gpu, "count_launches", lambda call: (call(), (0, 0.0))[1]))
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        gpu.main(["--out", str(out), "--commit", "rehearsal", "--budget-s", "1e9", *arguments])
-        (sheet,) = out.glob("*.csv")
-        (text,) = out.glob("*.md")
-        rows = len(sheet.read_text(encoding="utf-8").splitlines()) - 1
-        failed = text.read_text(encoding="utf-8").split("## Not run")[1].strip().splitlines()
-    return rows, [line for line in failed if "every row was run" not in line]
+        stack.enter_context(mock.patch.object(gpu_tasks, "count_launches", lambda call: (call(), (0, 0.0))[1]))
+        sheet = gpu.Sheet(Path(stack.enter_context(tempfile.TemporaryDirectory())), "rehearsal")
+        device = torch.device("cuda", 0)
+        identity = gpu_tasks.identity_of(device, "rehearsal")
+
+        def perform(task: gpu_tasks.Task) -> Iterator[gpu_tasks.Event]:
+            return iter(()) if task.compiled else gpu_tasks.perform(task, device, identity)
+
+        gpu.run(sheet, perform, only, float("inf"))
+        failed = sheet.text_path.read_text(encoding="utf-8").split("## Not run")[1].strip().splitlines()
+    return len(sheet.rows), [line for line in failed if "every row was run" not in line]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.write:
             options.write.write_text(report(found), encoding="utf-8")
     if "gpu" in options.what:
-        rows, unrun = rehearse_gpu(["--only", *options.only] if options.only else [])
+        rows, unrun = rehearse_gpu(options.only)
         failed |= bool(unrun)
         print(f"benchmarks.gpu: {rows} rows would run", *unrun, sep="\n")
     return int(failed)

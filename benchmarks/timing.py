@@ -142,15 +142,18 @@ def calls_of(contender: Contender, sets: list[Arguments], mode: str) -> list[Cal
     return [lambda one=one: run(contender, one, given) for one in sets]
 
 
-def ladder(case: Case) -> Iterator[tuple[str, Contender, bool]]:
-    """(name, contender, whether a graph may be captured): the plain ones, and those that a user's compiler would give."""
+def ladder(case: Case) -> Iterator[tuple[str, Contender, bool, bool]]:
+    """(name, contender, whether a graph may be captured, whether a compiler makes it first): the plain ones, and those that
+    a user's compiler would give."""
     for name, contender in case.contenders.items():
-        compiled = torch.compile(contender, dynamic=False) if name == "flex compiled" else contender
-        yield name, compiled, name != "reference"
+        if name == "flex compiled":
+            yield name, torch.compile(contender, dynamic=False), True, True
+        else:
+            yield name, contender, name != "reference", False
     eager = next(
         (one for one in ("eager matmul", "eager", "matmul chain", "sdpa padded") if one in case.contenders), None
     )
     if eager:
-        yield f"compiled {eager}", torch.compile(case.contenders[eager], dynamic=False, fullgraph=True), True
+        yield f"compiled {eager}", torch.compile(case.contenders[eager], dynamic=False, fullgraph=True), True, True
         tuned = torch.compile(case.contenders[eager], dynamic=False, mode="max-autotune-no-cudagraphs")
-        yield f"max-autotune {eager}", tuned, True
+        yield f"max-autotune {eager}", tuned, True, True

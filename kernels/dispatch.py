@@ -53,8 +53,8 @@ def register(operator: str, **refusals: Refusal) -> None:
 
 
 def requested() -> str:
-    """`AEF_KERNELS`, checked. Raises `ValueError` for an unknown word."""
-    request = os.environ.get("AEF_KERNELS", "auto")
+    """`AEF_KERNELS`, checked; an empty value is `auto`. Raises `ValueError` for an unknown word."""
+    request = os.environ.get("AEF_KERNELS") or "auto"
     if request not in REQUESTS:
         raise ValueError(f"AEF_KERNELS: expected one of {', '.join(REQUESTS)}, found {request!r}")
     return request

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .activation.forward import gelu
+from .activation.forward import gelu, gelu_slope
 from .channel_norm.forward import normalize
 from .channel_norm.reference import EPS
 from .runtime import compute_type, dot_precision, dot_type, jit, kernel, power_of_two, processors, tl
@@ -36,12 +36,6 @@ PROGRAMS_PER_PROCESSOR = 3
 MOST_PIXELS = 2**31 - 1024
 FRAME_BUCKETS = (32, 64, 128, 256, 512)
 """Upper bounds by which tables tell numbers of frames apart: packed batches differ in theirs from step to step."""
-
-
-@jit
-def gelu_slope(z):
-    """The exact GELU's derivative: Φ(z) + z φ(z)."""
-    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
 
 
 @jit
@@ -118,7 +112,8 @@ def implicit_gemm(
 
 @kernel
 def implicit_gemm_weight(
-    coarse, fine, partial, bias_partial, rows, chunk, height, width, fine_height, fine_width,
+    coarse, fine, partial, bias_partial, rows, chunk,
+    height: tl.constexpr, width: tl.constexpr, fine_height: tl.constexpr, fine_width: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, SIDE: tl.constexpr, PAD: tl.constexpr, STRIDE: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -134,7 +129,8 @@ def implicit_gemm_weight(
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
         frame, r, c = row // (height * width), row // width % height, row % width
-        own = gather(coarse, frame, r, c, a, row < last, height, width, A, DOT)
+        mask = (row < last)[:, None] & (a < A)[None, :]
+        own = tl.load(coarse + row.to(tl.int64)[:, None] * A + a[None, :], mask=mask, other=0.0).to(DOT)
         y, z = r * STRIDE + tap // SIDE - PAD, c * STRIDE + tap % SIDE - PAD
         met = gather(fine, frame, y, z, b, row < last, fine_height, fine_width, B, DOT)
         total = tl.dot(tl.trans(own), met, total, input_precision=PRECISION, out_dtype=ACC)

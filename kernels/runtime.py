@@ -96,6 +96,18 @@ def power_of_two(size: int, least: int = 1) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
+@jit
+def fold_rows(x, SPREAD: tl.constexpr):
+    """Rows SPREAD apart added up: (ROWS, BLOCK) → (SPREAD, BLOCK). A loop that keeps this instead of the sum of all
+    rows adds registers only; threads and warps meet once, behind the loop."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // SPREAD, SPREAD, x.shape[1]]), 0)
+
+
+def row_spread(rows: int, block: int, warps: int, itemsize: int) -> int:
+    """Rows of a tile that lie in different threads, where each thread loads 16 bytes of a row: `fold_rows`' SPREAD."""
+    return min(rows, max(1, warps * 32 * 16 // (itemsize * block)))
+
+
 def processors(tensor: Tensor) -> int:
     """Multiprocessors of the tensor's GPU, by which grids are sized; an H200's where kernels are only compiled, and few
     in the interpreter, whose programs run one after another."""

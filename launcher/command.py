@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 FAILED, STOPPED, INTERRUPTED = 1, 75, 130
 """Exit codes. 75 is BSD's EX_TEMPFAIL: stopped by a signal with a checkpoint written, try again."""
@@ -25,7 +27,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
             return action.help
         if isinstance(action.default, list | tuple):
             # As they would be typed, not as Python prints them.
-            return f"{action.help} (default: {' '.join(map(str, action.default))})".replace("%", "%%")
+            words = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{action.help} (default: {words})"
         return super()._get_help_string(action)
 
 
@@ -41,15 +44,29 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
+def with_western_longitudes(argv: list[str] | None, *options: str) -> list[str]:
+    """``--place -93.5,42`` as ``--place=-93.5,42``: argparse takes a list that starts with a minus for an option."""
+    words: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if words and words[-1] in options and word[:1] == "-" and word[1:2] in tuple("0123456789."):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Call a command's ``main`` and return its exit code: 0 only when the work is done.
 
     Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on standard
     error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not hidden.
+    Warnings of `aef` become one line each, said once.
     """
     name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
     try:
-        return main(argv) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _warnings_as_lines(name, warnings.showwarning)
+            return main(argv) or 0
     except KeyboardInterrupt:
         print(f"aef {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -63,6 +80,19 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         given = sys.argv[1:] if argv is None else argv
         print(f"aef {name}: error: {_describe(error, given)}", file=sys.stderr)
         return FAILED
+
+
+def _warnings_as_lines(name: str, others: Callable[..., None]) -> Callable[..., None]:
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not category.__module__.startswith("aef."):
+            others(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"aef {name}: warning: {message}", file=sys.stderr)
+
+    return show
 
 
 _EXPECTED: dict[type[OSError], str] = {

@@ -1,6 +1,7 @@
 """Say what is installed, which device is used, which kernels would run, and what is missing for which command.
 
-Nothing is changed and nothing is downloaded; a missing or broken package is reported, never a crash.
+Nothing is changed and nothing is downloaded; a missing or broken package is reported, never a crash. Exit code 1 where the
+model itself cannot run.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import aef
 from aef.__main__ import commands
-from aef.launcher.command import parser, run
+from aef.launcher.command import FAILED, parser, run
 
 PACKAGES = {
     # import name: (distribution, extra that brings it)
@@ -67,18 +69,24 @@ NEEDS = {
 }
 
 
+MODEL = ("demo", "embed", "evaluate", "gaps", "leave_out", "prove", "report", "search", "throughput", "train")
+"""Commands that run the model."""
+
+
 def main(argv: list[str] | None = None) -> int:
     parser(__file__, __doc__).parse_args(argv)
-    for title, lines in (
-        ("software", software()),
-        ("device", device()),
-        ("kernels", kernels()),
-        ("commands", missing()),
-    ):
-        print(title)
-        for line in lines:
-            print(f"  {line}")
-    return 0
+    _show("software", software())
+    _show("device", device())
+    chosen, problem = kernels()
+    _show("kernels", [problem] if problem else chosen)
+    _show("commands", missing(MODEL if problem else ()))
+    return FAILED if problem else 0
+
+
+def _show(title: str, lines: Iterable[str]) -> None:
+    print(title)
+    for line in lines:
+        print(f"  {line}")
 
 
 def is_installed(module: str) -> bool:
@@ -120,12 +128,15 @@ def device() -> Iterator[str]:
         yield f"GPU {index}: {found.name}, capability {found.major}.{found.minor}, {found.total_memory / 1e9:.0f} GB"
 
 
-def kernels() -> Iterator[str]:
-    """What every operator of a small training step would run on, as the dispatcher itself says."""
+def kernels() -> tuple[list[str], str | None]:
+    """What every operator of a small training step would run on, as the dispatcher itself says; or why none can run."""
+    heard: list[str] = []
     try:
         import torch
 
-        heard: list[str] = []
+        from aef.kernels.dispatch import requested
+
+        requested()
         listener = logging.Handler()
         listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
         log = logging.getLogger("aef.kernels")
@@ -135,9 +146,10 @@ def kernels() -> Iterator[str]:
             _small_step(torch.device(name))
         log.removeHandler(listener)
     except Exception as error:
-        yield f"a small step fails: {type(error).__name__}: {_first_line(error)}"
-        return
-    yield from heard or ["every operator runs in plain PyTorch"]
+        return [], f"the model cannot run: {type(error).__name__}: {_first_line(error)}"
+    # The dispatcher says each choice once per case: sizes and types of the tensors, which its lines do not name.
+    lines = [f"{line} ({count} cases)" if count > 1 else line for line, count in Counter(heard).items()]
+    return lines or ["every operator runs in plain PyTorch"], None
 
 
 def _small_step(device) -> None:
@@ -169,13 +181,14 @@ def _small_step(device) -> None:
     (output.mean.sum() + sum(torch.sum(found) for found in output.reconstructions.values())).backward()
 
 
-def missing() -> Iterator[str]:
-    """For each command what it lacks, and how to get it."""
+def missing(broken: Iterable[str] = ()) -> Iterator[str]:
+    """For each command what it lacks, and how to get it. ``broken`` are those that run a model which cannot run."""
     for command in commands():
         needed, partly = NEEDS.get(command, ((), {}))
         lacking = [module for module in (*CORE, *needed) if not is_installed(module)]
         parts = {module: what for module, what in partly.items() if not is_installed(module)}
-        words = [f"needs {', '.join(_name(module) for module in lacking)}"] if lacking else []
+        words = ["not ready: the model cannot run, see kernels"] if command in broken else []
+        words += [f"needs {', '.join(_name(module) for module in lacking)}"] if lacking else []
         words += [f"without {_name(module)} no {what}" for module, what in parts.items()]
         extras = sorted({extra for module in (*lacking, *parts) if (extra := PACKAGES[module][1])})
         how = f" (pip install 'aef-engine[{','.join(extras)}]')" if extras else ""

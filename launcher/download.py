@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, parser, run, with_western_longitudes
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
 STAC_WORKERS = 16
@@ -89,7 +89,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = arguments().parse_args(with_western_longitudes(sys.argv[1:] if argv is None else argv))
+    options = arguments().parse_args(with_western_longitudes(argv, "--place", "--bbox"))
     from aef.earthengine import manifest as m
     from aef.earthengine.planning import parse_shard
 
@@ -103,17 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         return dry_run(options, sources)
     return download(options, sources, shard)
-
-
-def with_western_longitudes(argv: list[str]) -> list[str]:
-    """``--place -93.5,42`` as ``--place=-93.5,42``: argparse takes a list that starts with a minus for an option."""
-    words: list[str] = []
-    for word in argv:
-        if words and words[-1] in ("--place", "--bbox") and word[:1] == "-" and word[1:2].isdigit():
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
 
 
 def say(text: str) -> None:

@@ -5,10 +5,14 @@
 Several --period options are served by one pass of the encoder where they fit into one support of a year. Every frame of
 the support is encoded. Files are named CHIP_START_END; int8 is the published 64-byte code, read back with
 aef.mapping.dequantize. Quicklooks share their colours.
+
+Whole fields of this model that are there already are left as they are; a damaged one is made again. A field of another
+model, with other sources left out or in another format stops the command before anything is written.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from aef.launcher.command import Progress, parser, run
@@ -25,13 +29,18 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--format", choices=("int8", "float", "netcdf"), default="int8", help="type of the files")
     options.add_argument("--leave-out", action="append", default=[], metavar="SOURCE", help="input source to ignore")
     options.add_argument("--no-quicklooks", action="store_true", help="write no PNG pictures")
-    options.add_argument("--overwrite", action="store_true", help="replace fields that exist already")
-    options.add_argument("--dry-run", action="store_true", help="say what would be written")
+    options.add_argument(
+        "--overwrite", action="store_true", help="make fields again that exist already, whatever made them"
+    )
+    options.add_argument(
+        "--skip-bad", action="store_true", help="name chips that cannot be embedded instead of stopping at the first"
+    )
+    options.add_argument("--dry-run", action="store_true", help="check chips and periods, say what would be written")
     arguments = options.parse_args(argv)
 
     import aef
-    from aef.data.chips import ChipFolder
-    from aef.mapping.files import SUFFIX, write_field
+    from aef.data.chips import ChipError, ChipFolder
+    from aef.mapping.field import EmbeddingError
     from aef.timecode import parse_period
 
     periods = [parse_period(text) for text in arguments.period]
@@ -39,44 +48,89 @@ def main(argv: list[str] | None = None) -> int:
     data = Path(arguments.data)
     chips = [data] if data.is_file() else ChipFolder(data, model.registry).files
     out = Path(arguments.out)
-    suffix = SUFFIX[arguments.format]
-    names = {
-        (chip, period): out / f"{chip.stem}_{str(period).replace('/', '_').replace(':', '')}{suffix}"
-        for chip in chips
-        for period in periods
-    }
-    if arguments.dry_run:
-        for path in names.values():
-            print(f"would write {path}")
-        return 0
-    out.mkdir(parents=True, exist_ok=True)
+    names = {chip: _names(chip, periods, out, arguments.format) for chip in chips}
+    there = _there(names, model.made_by(arguments.leave_out), arguments)
     written: list[Path] = []
+    skipped: list[str] = []
     with Progress("embed", len(chips), "chip") as progress:
         for chip in chips:
-            wanted = [p for p in periods if arguments.overwrite or not names[chip, p].exists()]
-            if wanted:
-                fields = model.embed(chip, wanted, leave_out=arguments.leave_out)
-                for period in wanted:
-                    field = fields.sel(period=str(period), drop=True)
-                    field.attrs["period"] = str(period)
-                    written.append(write_field(names[chip, period], field, arguments.format))
+            missing = {period: path for period, path in names[chip].items() if path not in there}
+            try:
+                if missing:
+                    _embed(model, chip, missing, arguments)
+                    written += missing.values()
+            except (ChipError, EmbeddingError) as error:
+                if not arguments.skip_bad:
+                    raise
+                skipped.append(chip.name)
+                print(f"aef embed: skipped {chip.name}: {error}", file=sys.stderr)
             progress.advance(note=chip.stem)
-    if not arguments.no_quicklooks:
-        _quicklooks(list(names.values()))
-    print(f"{len(written)} fields written to {out}, {len(names) - len(written)} were there already")
+    if not written and not there:
+        raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped)} were skipped")
+    if not arguments.no_quicklooks and not arguments.dry_run:
+        _quicklooks(sorted([*there, *written]))
+    done = "would be written" if arguments.dry_run else "written"
+    left = f", {len(skipped)} chips skipped: {', '.join(skipped)}" if skipped else ""
+    print(f"{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
     return 0
+
+
+def _names(chip: Path, periods, out: Path, form: str) -> dict:
+    """The file of each valid period's field."""
+    from aef.mapping.files import SUFFIX
+
+    return {
+        period: out / f"{chip.stem}_{str(period).replace('/', '_').replace(':', '')}{SUFFIX[form]}"
+        for period in periods
+    }
+
+
+def _there(names: dict, made_by, arguments) -> set[Path]:
+    """The fields that need not be made. Raises OtherFieldError for one of another maker, unless it may be overwritten."""
+    from aef.mapping.files import OtherFieldError, is_there
+
+    if arguments.overwrite:
+        return set()
+    paths = (path for of_chip in names.values() for path in of_chip.values())
+    try:
+        return {path for path in paths if is_there(path, arguments.format, made_by)}
+    except OtherFieldError as error:
+        raise OtherFieldError(f"{error}: choose another --out, or make it again with --overwrite") from None
+
+
+def _embed(model, chip: Path, missing: dict, arguments) -> None:
+    """Write the missing fields of one chip; in a dry run only check that they could be made, and say so."""
+    from aef.mapping.field import warn_of_long
+    from aef.mapping.files import write_field
+
+    periods = list(missing)
+    if arguments.dry_run:
+        for period in periods:
+            warn_of_long(period, model.support_ms)
+        model.supports(model.read(chip), periods, arguments.leave_out)
+        for path in missing.values():
+            print(f"would write {path}")
+        return
+    fields = model.embed(chip, periods, leave_out=arguments.leave_out)
+    for period, path in missing.items():
+        field = fields.sel(period=str(period), drop=True)
+        field.attrs["period"] = str(period)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_field(path, field, arguments.format)
 
 
 def _quicklooks(paths: list[Path]) -> None:
     """One PNG beside each field, with colours shared by all of them."""
     import matplotlib.image
 
+    from aef.atomic import writing
     from aef.mapping.files import read_field
     from aef.mapping.picture import pca_rgb
 
     for path, picture in zip(paths, pca_rgb([read_field(path).values for path in paths])):
         scale = max(1, 512 // max(picture.shape[:2]))
-        matplotlib.image.imsave(path.with_suffix(".png"), picture.repeat(scale, 0).repeat(scale, 1))
+        with writing(path.with_suffix(".png")) as stream:
+            matplotlib.image.imsave(stream, picture.repeat(scale, 0).repeat(scale, 1), format="png")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _judge(path: str, arguments):
 
     model = aef.load(path)
     folder = ChipFolder(arguments.data, model.registry)
-    own = own_dates(model, path)
+    own = own_dates(model)
     listed = arguments.withheld or own
     hidden = WithheldDates.read(listed) if listed else None
     judged = WithheldDates.read(listed, arguments.set) if listed else None

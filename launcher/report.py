@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if not log:
         raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")
     data, folder = model.config.data, ChipFolder(arguments.data, model.registry)
-    listed = own_dates(model, arguments.checkpoint)
+    listed = own_dates(model)
     hidden = WithheldDates.read(listed) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, parser, run, with_western_longitudes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     options.add_argument("--dry-run", action="store_true", help="say what would be searched")
-    arguments = options.parse_args(argv)
+    arguments = options.parse_args(with_western_longitudes(argv, "--at"))
     if (arguments.text is None) == (arguments.at is None):
         raise ValueError("give either --text WORDS or --at LON,LAT")
     if (arguments.data is None) == (arguments.fields is None):
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
 
     model = aef.load(arguments.checkpoint)
     fields, total, what = _fields(arguments, model)
+    if arguments.fields and arguments.text is not None:
+        search.require_fields_of(model, search.field_files(arguments.fields))
     if arguments.dry_run:
         print(f"would search {what}")
         return 0

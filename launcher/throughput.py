@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--repeats", type=int, default=3, help="steps to time; the fastest counts")
     p.add_argument("--dry-run", action="store_true", help="predict only")
     options = p.parse_intermixed_args(argv)
+    for name in ("ranks", "repeats"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, found {getattr(options, name)}")
     config = load_config(options.config, options.settings)
     _predict(config, options)
     if not options.dry_run:

@@ -96,7 +96,7 @@ def test_overrides_are_typed():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.stepz=3", ("unknown setting train.stepz", "did you mean steps?")),
+        ("train.stepz=3", ("unknown setting train.stepz", "did you mean train.steps?")),
         ("trian.steps=3", ("unknown section trian", "did you mean train?")),
         ("steps=3", ("section.key=value",)),
         ("train.steps", ("section.key=value",)),

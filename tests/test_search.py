@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import errno
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from aef.data.chips import Chip, ChipFolder, SourceSeries, write_chip
 from aef.data.normalize import Statistics
 from aef.launcher.command import run as run_command
 from aef.launcher.search import main
+from aef.mapping.field import MadeBy
 from aef.mapping.files import as_data_array, write_field
 from aef.run import TEXT_TOWER, Run, build_model, write_weights
 from aef.search import SearchError, embed_fields, pixel_direction, read_fields, run_tower, search, text_direction
@@ -36,7 +40,9 @@ def chip(name, number=0, side=16):
 
 
 def field(name, vectors, number=0, period=YEAR):
-    return as_data_array(vectors[None], chip(name, number, vectors.shape[1]), [period], ["sentinel2"], "v", single=True)
+    return as_data_array(
+        vectors[None], chip(name, number, vectors.shape[1]), [period], ["sentinel2"], MadeBy("v"), single=True
+    )
 
 
 def random_field(name, number=0, dim=8, side=6):
@@ -163,6 +169,46 @@ def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
     assert main(["--checkpoint", str(run), "--fields", str(fields), "--at", f"{x},{y}", "--out", str(out)]) == 0
     best = next(csv.DictReader((out / "places.csv").open()))
     assert (best["chip"], best["row"], best["col"]) == ("b", "7", "3")
+
+
+def test_words_are_not_looked_for_in_fields_of_another_model(trained, tmp_path, capsys):
+    run, chips = trained
+    fields, options = tmp_path / "fields", ["--checkpoint", str(run), "--out", str(tmp_path / "found")]
+    fields.mkdir()
+    model = aef.load(run)
+    (one, *_) = embed_fields(model, ChipFolder(chips, model.registry), YEAR)
+    ours, theirs = write_field(fields / "a.tif", one), fields / "b.tif"
+    words = [*options, "--fields", str(fields), "--text", "a lake"]
+    assert run_command(main, words) == 0
+    theirs = write_field(theirs, one.assign_attrs(model_weights="f" * 64))
+    (there,) = search(read_fields([ours]), np.ones(64), top=1)
+    assert run_command(main, [*options, "--fields", str(fields), "--at", f"{there.lon},{there.lat}"]) == 0
+    shutil.rmtree(tmp_path / "found")
+    capsys.readouterr()
+    for dry in ([], ["--dry-run"]):
+        assert run_command(main, [*words, *dry]) == 1 and not (tmp_path / "found").exists()
+        said = capsys.readouterr().err
+        assert f"{theirs}: expected model tiny@1 (weights" in said and "found tiny@1 (weights ffffffffffff)" in said
+
+
+def test_a_full_disk_is_one_line_and_no_map(trained, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, chips = trained
+    monkeypatch.setattr(os, "fsync", full)
+    options = ["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--out", str(tmp_path / "found")]
+    assert run_command(main, options) == 1
+    assert capsys.readouterr().err.endswith("a_similarity.tif: No space left on device\n")
+    assert not list((tmp_path / "found").iterdir())
+
+
+def test_a_pixel_may_lie_west_of_greenwich(trained, tmp_path, capsys):
+    run, chips = trained
+    options = ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "o")]
+    assert run_command(main, [*options, "--at", "-87.0,47.8"]) == 1
+    assert "no field holds -87, 47.8 (longitude, latitude)" in capsys.readouterr().err
+    assert run_command(main, [*options, "--at", "-.5,47", "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ breaks the contract is refused with file, source, field and reason; it is never 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import lzma
 import os
 import struct
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,10 +141,14 @@ def _opened(path: Path) -> Iterator[Any]:
     except ChipError as error:
         raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
     except _DAMAGE as error:
-        why = " ".join(str(error).split())[:120]
-        raise ChipError(
-            f"is damaged or not a chip ({type(error).__name__}: {why}): make it again", file=path
-        ) from error
+        raise ChipError(f"is damaged or not a chip ({_why(path, error)}): make it again", file=path) from error
+
+
+def _why(path: Path, error: BaseException) -> str:
+    """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
+    if not zipfile.is_zipfile(path):
+        return "not a whole .npz archive"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
 
 
 def read_chip(
@@ -232,11 +238,16 @@ class ChipFolder:
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        NotADirectoryError: it is a file.
         ChipError: it holds no chip.
     """
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
         self.path, self.registry = Path(path), registry
+        if self.path.is_file():
+            raise NotADirectoryError(
+                f"{self.path}: expected a folder of chips, found a file: give the folder it lies in"
+            )
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder of chips")
         self.files = sorted(p for p in self.path.glob("*.npz") if not p.name.startswith("."))
@@ -302,6 +313,27 @@ class ChipFolder:
         if not kept:
             raise ChipError("every place is held out: no chip is left", field="place", file=self.path)
         return kept
+
+    def digest(self, indices: Iterable[int]) -> str:
+        """SHA-256 over some chips: their names and what their sources hold, without decoding a pixel.
+
+        An archive lists size and checksum of every array. So a copy has the digest of its original, other compression,
+        labels, texts or dates of the files change nothing, and other values do.
+        """
+        found = hashlib.sha256()
+        for index in indices:
+            found.update(json.dumps([self.files[index].name, _contents(self.files[index])]).encode())
+        return found.hexdigest()
+
+
+def _contents(path: Path) -> list[Any]:
+    """Name, size and CRC-32 of every array of a chip's sources; the size of a file that is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, LookupError, struct.error, RuntimeError, NotImplementedError):
+        return [path.stat().st_size]
+    return [member for member in members if member[0] != "header.npy" and not member[0].startswith("labels/")]
 
 
 def _id_and_place(path: Path) -> tuple[str | None, str | None]:

@@ -83,7 +83,7 @@ class ChipDataset(Dataset[Sample]):
         text: TextVectors | None = None,
     ) -> None:
         self.folder, self.config, self.seed, self.epoch = folder, config, seed, 0
-        withheld = _read_withheld(folder, config)
+        withheld = read_withheld(folder, config)
         self.sampler = Sampler(config, folder.registry, inputs=inputs, targets=targets, withheld=withheld, text=text)
         self.index = folder.without(config.held_out_places)
         self._wanted = tuple(dict.fromkeys((*self.sampler.inputs, *self.sampler.targets)))
@@ -142,7 +142,8 @@ class ChipDataset(Dataset[Sample]):
         return [self.folder.files[self.index[number]].name for number in torch.nonzero(self._bad).flatten().tolist()]
 
 
-def _read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | None:
+def read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | None:
+    """The dates that no sample may see, or None. Raises WithheldError, or ConfigError where none is of the folder's places."""
     if config.withheld is None:
         return None
     withheld = WithheldDates.read(config.withheld, twin_ms=round(config.twin_minutes * MINUTE_MS))

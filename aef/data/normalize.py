@@ -11,6 +11,7 @@ bands of their source, and refuse to be applied twice.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -133,6 +134,26 @@ class SourceStatistics:
         return tuple(band for band, count in zip(self.bands, self.count) if count == 0)
 
 
+@dataclass(frozen=True)
+class TakenOver:
+    """What statistics were taken over: how many chips, and a digest of these and of the dates left out.
+
+    Statistics of other values than a model sees shrink or blow up its signal, and nothing else would tell.
+    """
+
+    chips: int
+    digest: str
+
+    @classmethod
+    def of(cls, folder: ChipFolder, places: Collection[str] | None, withheld: WithheldDates | None) -> TakenOver:
+        """Of the chips of some places (None: all) without the withheld dates. Reads headers, no pixels."""
+        indices = _indices(folder, places)
+        found = hashlib.sha256(folder.digest(indices).encode())
+        if withheld is not None:
+            found.update(json.dumps([sorted(withheld.dates().items()), withheld.twin_ms]).encode())
+        return cls(len(indices), found.hexdigest())
+
+
 class Statistics(Mapping[str, SourceStatistics]):
     """Normalisation statistics by source, with their provenance.
 
@@ -142,6 +163,7 @@ class Statistics(Mapping[str, SourceStatistics]):
         date: when they were taken, ISO.
         places: the places behind them.
         skipped: files left out because they break the chip contract.
+        taken_over: the chips and dates behind them, None where that is not known.
     """
 
     def __init__(
@@ -152,9 +174,11 @@ class Statistics(Mapping[str, SourceStatistics]):
         date: str,
         places: Iterable[str] = (),
         skipped: int = 0,
+        taken_over: TakenOver | None = None,
     ) -> None:
         self._sources = dict(sources)
         self.weighting, self.date, self.places, self.skipped = weighting, date, tuple(places), skipped
+        self.taken_over = taken_over
 
     def __getitem__(self, name: str) -> SourceStatistics:
         return self._sources[name]
@@ -255,7 +279,8 @@ class Statistics(Mapping[str, SourceStatistics]):
                 + (f" and none is of the places {', '.join(sorted(places))}" if places is not None else "")
             )
         sources = {name: moments[name].result() for name in registry if name in moments}
-        return cls(sources, weighting=weighting, date=_today(), places=sorted(seen), skipped=skipped)
+        over = TakenOver.of(chips, places, withheld) if isinstance(chips, ChipFolder) else None
+        return cls(sources, weighting=weighting, date=_today(), places=sorted(seen), skipped=skipped, taken_over=over)
 
     def write(self, path: str | os.PathLike) -> Path:
         """Write as JSON, atomically. Raises OSError."""
@@ -265,6 +290,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             "weighting": self.weighting,
             "places": list(self.places),
             "skipped": self.skipped,
+            "taken_over": None if self.taken_over is None else dataclasses.asdict(self.taken_over),
             "sources": {name: dataclasses.asdict(found) for name, found in self.items()},
         }
         with atomic.writing(path, "w") as stream:
@@ -291,7 +317,12 @@ class Statistics(Mapping[str, SourceStatistics]):
                 )
             sources = {name: _read_source(name, fields) for name, fields in content["sources"].items()}
             keys = ("weighting", "date", "places", "skipped")
-            return cls(sources, **{key: content[key] for key in keys})
+            over = content.get("taken_over")  # absent in files of earlier versions
+            return cls(
+                sources,
+                **{key: content[key] for key in keys},
+                taken_over=None if over is None else TakenOver(over["chips"], over["digest"]),
+            )
         except StatisticsError as error:
             raise StatisticsError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -322,14 +353,19 @@ def _readers(
 ) -> Iterator[Callable[[], Chip]]:
     """One callable per wanted chip, so that a caller can skip those that fail to read."""
     if isinstance(chips, ChipFolder):
-        for index, place in enumerate(chips.places()):
-            # A chip whose header cannot be read is of no known place: reading it says why.
-            if places is None or place is None or place in places:
-                yield partial(chips.read, index, check_values=True)
+        for index in _indices(chips, places):
+            yield partial(chips.read, index, check_values=True)
         return
     for chip in chips:
         if places is None or chip.place in places:
             yield partial(_validated, chip, registry)
+
+
+def _indices(folder: ChipFolder, places: Collection[str] | None) -> list[int]:
+    """The chips of some places. One whose header cannot be read is of no known place: reading it says why."""
+    if places is None:
+        return list(range(len(folder)))
+    return [index for index, place in enumerate(folder.places()) if place is None or place in places]
 
 
 def _validated(chip: Chip, registry: Registry) -> Chip:

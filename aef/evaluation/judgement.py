@@ -4,7 +4,6 @@ validation in the training loop, the report and the recorded tables measure the 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
+from aef.run import WITHHELD
 from aef.sources import Source
 from aef.timecode import format_time
 
@@ -30,10 +30,6 @@ PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
 HEALTH_PLACES = 6
 """Places on which health is judged: each is embedded once more per input source."""
-
-
-OWN_DATES = "withheld.csv"
-"""The copy of its list that a run folder keeps, where it keeps one."""
 
 
 class JudgementError(ValueError):
@@ -296,26 +292,21 @@ def _all_withheld(
 # --- what the run has not seen ---------------------------------------------------------------------------------------
 
 
-def own_dates(model: TrainedModel, run: str | os.PathLike) -> Path | None:
-    """The list that a run withheld: its own copy of it, or the file that its settings name; None where it withheld none.
+def own_dates(model: TrainedModel) -> Path | None:
+    """The list of dates that a model's run withheld; None where it withheld none.
 
     Raises JudgementError where the list is gone: nobody can tell then what the run has seen.
     """
     listed = model.config.data.withheld
-    for path in (Path(run) / OWN_DATES, *([Path(listed)] if listed else [])):
-        if path.is_file():
-            return path
-    if listed:
+    if listed and not Path(listed).is_file():
         raise JudgementError(
-            f"{run}: the list of dates that it withheld, {listed}, is not there: put it back, or copy it to "
-            f"{Path(run) / OWN_DATES}"
+            f"the list of dates that the run withheld, {listed}, is not there: put it back, or copy it to {WITHHELD} in the "
+            "run folder"
         )
-    return None
+    return Path(listed) if listed else None
 
 
-def require_unseen_dates(
-    model: TrainedModel, chips: Sequence[Chip], judged: WithheldDates, own: str | os.PathLike | None
-) -> None:
+def require_unseen_dates(model: TrainedModel, chips: Sequence[Chip], judged: WithheldDates, own: Path | None) -> None:
     """Raises JudgementError naming the first frames of `judged` that the run could train on.
 
     Those are frames of its training places that its `own` list does not withhold.

@@ -1,14 +1,17 @@
 """A chip → an embedding field: one unit vector per 10 m pixel and valid period, from any trained model.
 
 The model sees the chip through windows of the side that it was trained on. Windows overlap, and each pixel is taken
-from the window in which it lies farthest from the border (paper section 6: 128 px windows that keep their central
-96 px, of which neighbours share none). All frames of the support are encoded, without a budget (paper, v2.1), once for
-all periods of one support.
+from the window in which it lies farthest from the border: of 128 px an inner window gives its central 96 px. (The paper
+tiles at 960 m and buffers by 160 m: windows of 128 px at a pitch of 96 px, of which 8 px a side are trimmed. 112 px
+remain, neighbours overlap by 16 px, and how they are merged is not stated.) All frames of the support are encoded,
+without a budget (paper, v2.1), once for all periods of one support.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,11 +25,56 @@ BEYOND_MS = 183 * DAY_MS
 """How far a valid period may lie outside the observations (paper: 6 months)."""
 
 MARGIN = 1 / 8
-"""Share of a window's side that is trimmed at an inner border: 16 of the paper's 128 px."""
+"""Share of a window's side that is trimmed at an inner border: 16 of 128 px, which gives the paper's pitch of 96 px."""
+
+FAR_LONGER = 1.5
+"""A valid period of more than so many supports is warned of: training saw none that is longer than its support."""
 
 
 class EmbeddingError(ValueError):
     """A chip or period that cannot be embedded; one line."""
+
+
+class LongPeriodWarning(UserWarning):
+    """A valid period far longer than any that the model has seen; one line."""
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """What a field was made by, which travels in its file's tags: fields of different makers do not compare.
+
+    Attributes:
+        version: preset and step of the model.
+        weights: SHA-256 of its weights.
+        left_out: input sources that were ignored.
+    """
+
+    version: str
+    weights: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        every = {"model_version": self.version, "model_weights": self.weights, "left_out": ", ".join(self.left_out)}
+        return {name: value for name, value in every.items() if value}
+
+    def other_model(self, tags: Mapping[str, str]) -> str | None:
+        """Both models in words if a field's tags tell of another one, else None."""
+        if all(tags.get(name) == self.tags.get(name) for name in ("model_version", "model_weights")):
+            return None
+        return f"expected model {_model_in_words(self.tags)}, found {_model_in_words(tags)}"
+
+    def difference(self, tags: Mapping[str, str]) -> str | None:
+        """What a field's tags tell of another maker, in words, or None."""
+        if (model := self.other_model(tags)) is not None:
+            return model
+        wanted, found = (given.get("left_out") for given in (self.tags, tags))
+        return None if wanted == found else f"expected {wanted or 'no source'} left out, found {found or 'none'}"
+
+
+def _model_in_words(tags: Mapping[str, str]) -> str:
+    weights = tags.get("model_weights")
+    return f"{tags.get('model_version', 'unknown')} (weights {weights[:12] if weights else 'not stated'})"
 
 
 class Window(NamedTuple):
@@ -79,6 +127,17 @@ def support_of(period: Period, span: Period, length_ms: int, chip_id: str) -> Pe
     middle = (period.start_ms + period.end_ms - length_ms) // 2
     start = min(max(middle, span.start_ms), latest)
     return Period(start, start + length_ms)
+
+
+def warn_of_long(period: Period, length_ms: int) -> None:
+    """Warn of a period far longer than the supports of training (`length_ms`)."""
+    if period.length_ms > FAR_LONGER * length_ms:
+        warnings.warn(
+            f"the period {period} is {period.length_ms / DAY_MS:.0f} days long, but the model was trained on periods of up "
+            f"to {length_ms / DAY_MS:.0f} days: its field may be poor; embed shorter periods, such as each year by itself",
+            LongPeriodWarning,
+            stacklevel=3,
+        )
 
 
 def group_by_support(

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import netCDF4
 import numpy as np
 import rasterio
 import rioxarray  # noqa: F401  (registers the `rio` accessor)
 import xarray
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
+from xarray.backends import NetCDF4DataStore
 
+from aef.atomic import writing
 from aef.data.chips import Chip
-from aef.mapping.quantize import NODATA, quantize
+from aef.mapping.field import MadeBy
+from aef.mapping.quantize import NODATA, dequantize, quantize
 from aef.timecode import Period
 
 Format = Literal["int8", "float", "netcdf"]
 SUFFIX: dict[str, str] = {"int8": ".tif", "float": ".tif", "netcdf": ".nc"}
 
 
+class DamagedFieldError(ValueError):
+    """A file that cannot be opened or read to its end; one line."""
+
+
+class OtherFieldError(ValueError):
+    """A file that holds another field than the one expected in its place; one line."""
+
+
 def as_data_array(
-    vectors: np.ndarray, chip: Chip, periods: Sequence[Period], sources: Sequence[str], version: str, *, single: bool
+    vectors: np.ndarray, chip: Chip, periods: Sequence[Period], sources: Sequence[str], made_by: MadeBy, *, single: bool
 ) -> xarray.DataArray:
     """(period, band, y, x) vectors of a chip → a labelled array with pixel-centre coordinates, CRS and provenance."""
     affine = Affine(*chip.transform)
@@ -42,7 +56,7 @@ def as_data_array(
             "chip": chip.id,
             "place": chip.place,
             "sources": ", ".join(sources),
-            "model_version": version,
+            **made_by.tags,
             "synthetic": int(chip.synthetic),
         },
     )
@@ -58,50 +72,71 @@ def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format =
     The int8 file is read back by `aef.mapping.dequantize` (or sign(q) (|q| / 127.5)² in any other tool); −128 is no data.
 
     Raises:
-        ValueError: an unknown format, or a field of several periods.
+        ValueError: an unknown format, a name whose suffix is not the format's, or a field of several periods.
+        OSError: the disk is full or the folder cannot be written; an older file stays as it was.
     """
     if form not in SUFFIX:
         raise ValueError(f"unknown format {form!r}: expected {', '.join(SUFFIX)}")
     if field.dims != ("band", "y", "x"):
         raise ValueError(f"expected a field of one period (band, y, x), found {field.dims}: select a period first")
     path = Path(path)
-    # GDAL chooses its driver by the suffix, so the temporary name keeps it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        if form == "netcdf":
-            field.to_netcdf(temporary)
-        else:
-            _write_geotiff(temporary, field, form)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix.lower() != SUFFIX[form]:
+        raise ValueError(f"{path}: expected a name that ends in {SUFFIX[form]} for the format {form}")
+    if form == "netcdf":
+        with writing(path) as stream:
+            stream.write(_as_netcdf(field))
+        return path
+    values, tags = field.values.astype(np.float32), {key: str(value) for key, value in field.attrs.items()}
+    if form == "int8":
+        values = quantize(field.values)
+        tags["dequantize"] = "sign(q) * (abs(q) / 127.5) ** 2"
+    write_geotiff(path, values, field, descriptions=[str(band) for band in field.band.values], tags=tags)
     return path
 
 
-def _write_geotiff(path: Path, field: xarray.DataArray, form: Format) -> None:
-    values = quantize(field.values) if form == "int8" else field.values.astype(np.float32)
-    nodata = NODATA if form == "int8" else float("nan")
+def write_geotiff(
+    path: str | os.PathLike,
+    values: np.ndarray,
+    field: xarray.DataArray,
+    *,
+    descriptions: Sequence[str],
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write (band, y, x) int8 codes or float32 values on the grid of a field as a GeoTIFF, atomically.
+
+    It is made in memory: what GDAL fails to write as it closes a file is logged, not raised.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
     bands, height, width = values.shape
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        width=width,
-        height=height,
-        count=bands,
-        dtype=values.dtype,
-        crs=field.rio.crs,
-        transform=field.rio.transform(),
-        nodata=nodata,
-        compress="zstd",
-        predictor=2 if form == "int8" else 3,
-        interleave="pixel",
-    ) as file:
-        file.write(values)
-        file.descriptions = tuple(str(band) for band in field.band.values)
-        file.update_tags(**{key: str(value) for key, value in field.attrs.items()})
-        if form == "int8":
-            file.update_tags(dequantize="sign(q) * (abs(q) / 127.5) ** 2")
+    codes = values.dtype == np.int8
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=bands,
+            dtype=values.dtype,
+            crs=field.rio.crs,
+            transform=field.rio.transform(),
+            nodata=NODATA if codes else float("nan"),
+            compress="zstd",
+            predictor=2 if codes else 3,
+            interleave="pixel",
+        ) as file:
+            file.write(values)
+            file.descriptions = tuple(descriptions)
+            file.update_tags(**(tags or {}))
+        with writing(path) as stream:
+            stream.write(memory.getbuffer())
+
+
+def _as_netcdf(field: xarray.DataArray) -> memoryview:
+    """The bytes of a NetCDF file: made in memory, as the library names neither the file nor a full disk."""
+    file = netCDF4.Dataset("field.nc", "w", memory=1)
+    field.to_dataset(name="embedding").dump_to_store(NetCDF4DataStore(file))
+    return file.close()
 
 
 def read_field(path: str | os.PathLike) -> xarray.DataArray:
@@ -109,32 +144,18 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
 
     Raises:
         FileNotFoundError: there is no such file.
+        DamagedFieldError: it cannot be opened or read to its end.
         ValueError: not an embedding field.
     """
-    from aef.mapping.quantize import dequantize
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such embedding field")
-    if path.suffix == ".nc":
-        with xarray.open_dataset(path) as dataset:
-            if "embedding" not in dataset:
-                raise ValueError(f"{path}: holds no variable `embedding`: not an embedding field")
-            return (
-                dataset.set_coords("spatial_ref")["embedding"].load()
-                if "spatial_ref" in dataset
-                else dataset["embedding"].load()
-            )
-    with rasterio.open(path) as file:
+    with _opened(path) as file:
+        if isinstance(file, xarray.Dataset):
+            return (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"].load()
         values, tags = file.read(), file.tags()
         names = [name or f"A{band:02d}" for band, name in enumerate(file.descriptions)]
         affine, crs = file.transform, file.crs
     if values.dtype == np.int8:
         values = dequantize(values)
-    elif values.dtype != np.float32:
-        raise ValueError(
-            f"{path}: expected int8 codes or float32 vectors, found {values.dtype}: not an embedding field"
-        )
     rows, columns = np.arange(values.shape[1]) + 0.5, np.arange(values.shape[2]) + 0.5
     field = xarray.DataArray(
         values,
@@ -144,3 +165,54 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
         attrs={key: value for key, value in tags.items() if key not in ("AREA_OR_POINT", "dequantize")},
     )
     return field.rio.write_crs(crs).rio.write_transform(affine)
+
+
+def read_tags(path: str | os.PathLike) -> tuple[Format, dict[str, str]]:
+    """The format of a field's file and its tags, without its values. Raises as `read_field` does."""
+    with _opened(Path(path)) as file:
+        if isinstance(file, xarray.Dataset):
+            return "netcdf", {key: str(value) for key, value in file["embedding"].attrs.items()}
+        return "int8" if file.dtypes[0] == "int8" else "float", file.tags()
+
+
+def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy) -> bool:
+    """Whether a file holds a whole field in this format by this maker. One that is damaged or has gaps counts as absent.
+
+    Raises:
+        OtherFieldError: it holds a field of another model, with other sources left out or in another format.
+        ValueError: it is not an embedding field.
+    """
+    path = Path(path)
+    if not path.exists():
+        return False
+    try:
+        found, tags = read_tags(path)
+        difference = f"expected format {form}, found {found}" if found != form else made_by.difference(tags)
+        if difference:
+            raise OtherFieldError(f"{path}: holds another field: {difference}")
+        # A model gives every pixel a vector; GDAL reads a block that was never written as no data.
+        return bool(np.isfinite(read_field(path).values).all())
+    except DamagedFieldError:
+        return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file of an embedding field, as a dataset of xarray's (NetCDF) or of rasterio's."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such embedding field")
+    try:
+        if path.suffix.lower() == SUFFIX["netcdf"]:
+            with xarray.open_dataset(path, engine="netcdf4") as dataset:
+                if "embedding" not in dataset:
+                    raise ValueError(f"{path}: holds no variable `embedding`: not an embedding field")
+                yield dataset
+        else:
+            with rasterio.open(path) as file:
+                if file.dtypes[0] not in ("int8", "float32"):
+                    found = f"expected int8 codes or float32 vectors, found {file.dtypes[0]}"
+                    raise ValueError(f"{path}: {found}: not an embedding field")
+                yield file
+    except (OSError, RuntimeError) as error:  # as GDAL's and NetCDF's libraries report a file that is cut short
+        why = " ".join(str(error).split())[:120]
+        raise DamagedFieldError(f"{path}: is damaged or not an embedding field ({why}): make it again") from error

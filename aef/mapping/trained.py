@@ -15,7 +15,16 @@ from aef.config import Config
 from aef.data.chips import Chip, read_chip
 from aef.data.collate import Batch, Collator, Sample, Target
 from aef.data.normalize import Standardizer, Statistics
-from aef.mapping.field import EmbeddingError, Window, cut_frames, group_by_support, observed_span, windows
+from aef.mapping.field import (
+    EmbeddingError,
+    MadeBy,
+    Window,
+    cut_frames,
+    group_by_support,
+    observed_span,
+    warn_of_long,
+    windows,
+)
 from aef.model.aef import AEF
 from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
 from aef.sources import Registry
@@ -36,6 +45,8 @@ FRAME_PIXELS = 2**19
 class TrainedModel:
     """A model with everything that it needs to read chips: settings, source entries and statistics of its run.
 
+    `weights` is the SHA-256 of its weights, where they come from a file.
+
     Example::
 
         model = aef.load("RUN")
@@ -51,6 +62,7 @@ class TrainedModel:
     targets: tuple[str, ...]
     version: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    weights: str = ""
 
     # --- embedding ---------------------------------------------------------------------------------------------------
 
@@ -71,11 +83,14 @@ class TrainedModel:
 
         Returns:
             (band, y, x) float32, or (period, band, y, x) for a list: unit vectors, with coordinates of pixel centres,
-            CRS, and as attributes the periods, the sources used and the model's version.
+            CRS, and as attributes the periods, the sources used, the model's version and the hash of its weights.
 
         Raises:
             EmbeddingError: the chip holds no input of the model, or a period lies more than six months outside.
-            ValueError: a period that does not end after it starts.
+            ValueError: a period that is none, or does not end after it starts.
+
+        Warns:
+            LongPeriodWarning: a period is far longer than the supports that the model learnt from.
         """
         from aef.mapping.files import as_data_array
 
@@ -84,8 +99,26 @@ class TrainedModel:
         periods = [_period(one) for one in period] if isinstance(period, list) else [_period(period)]
         if not periods:
             raise EmbeddingError(f"chip {chip.id}: expected at least one period, found an empty list")
+        for one in periods:
+            warn_of_long(one, self.support_ms)
         vectors, used = self.embed_array(chip, periods, leave_out=leave_out)
-        return as_data_array(vectors, chip, periods, used, self.version, single=single)
+        return as_data_array(vectors, chip, periods, used, self.made_by(leave_out), single=single)
+
+    @property
+    def support_ms(self) -> int:
+        """Length of the support periods that the model learnt from."""
+        return round(self.config.data.support_days * DAY_MS)
+
+    def made_by(self, leave_out: Sequence[str] = ()) -> MadeBy:
+        """What its fields' files say that they were made by. Raises EmbeddingError for sources that it does not encode."""
+        left = set(self.inputs) - set(self._inputs(leave_out))
+        return MadeBy(self.version, self.weights, tuple(name for name in self.inputs if name in left))
+
+    def supports(
+        self, chip: Chip, periods: Sequence[Period], leave_out: Sequence[str] = ()
+    ) -> dict[Period, list[Period]]:
+        """The supports whose frames embed these periods, with the periods of each. Raises EmbeddingError as `embed` does."""
+        return group_by_support(periods, observed_span(chip, self._inputs(leave_out)), self.support_ms, chip.id)
 
     def embed_array(
         self,
@@ -98,10 +131,8 @@ class TrainedModel:
         """`embed` without coordinates: (period, band, y, x) float32, and the sources that were encoded."""
         out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
         used: set[str] = set()
-        inputs = self._inputs(chip, leave_out)
-        length = round(self.config.data.support_days * DAY_MS)
-        span = observed_span(chip, inputs)
-        for support, group in group_by_support(periods, span, length, chip.id).items():
+        inputs = self._inputs(leave_out)
+        for support, group in self.supports(chip, periods, leave_out).items():
             for batch, places in self._batches(chip, support, inputs, without_ms or {}, periods=tuple(group)):
                 used.update(name for name, block in batch.frames.items() if (block.position >= 0).any())
                 with torch.inference_mode():
@@ -150,9 +181,9 @@ class TrainedModel:
                 raise EmbeddingError(f"source {source}: {format_time(time_ms)} lies outside its period {period}")
         entry = self.registry[source]
         out = np.zeros((len(requests), entry.decoded_channels, chip.height, chip.width), np.float32)
-        inputs = self._inputs(chip, leave_out)
-        length = round(self.config.data.support_days * DAY_MS)
-        groups = group_requests([period for _, period in requests], observed_span(chip, inputs), length, chip.id)
+        inputs = self._inputs(leave_out)
+        span = observed_span(chip, inputs)
+        groups = group_requests([period for _, period in requests], span, self.support_ms, chip.id)
         for support, indices in groups.items():
             wanted = [self._target(chip, source, *requests[i]) for i in indices]
             for batch, places in self._batches(chip, support, inputs, without_ms or {}, targets={source: wanted}):
@@ -191,7 +222,7 @@ class TrainedModel:
     def _open(self, chip: Chip | str | os.PathLike) -> Chip:
         return chip if isinstance(chip, Chip) else self.read(chip)
 
-    def _inputs(self, chip: Chip, leave_out: Sequence[str]) -> tuple[str, ...]:
+    def _inputs(self, leave_out: Sequence[str]) -> tuple[str, ...]:
         for name in leave_out:
             if name not in self.inputs:
                 raise EmbeddingError(f"cannot leave out {name!r}: the model encodes {', '.join(self.inputs)}")
@@ -277,7 +308,9 @@ def _period(value: PeriodLike) -> Period:
         if value.length_ms <= 0:
             raise EmbeddingError(f"the period {value} must end after it starts")
         return value
-    return parse_period(value)
+    if isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(date, str) for date in value)):
+        return parse_period(value)
+    raise EmbeddingError(f'expected a period like ("2018-01-01", "2019-01-01"), found {value!r}')
 
 
 def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> TrainedModel:
@@ -287,9 +320,9 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         RunError: the folder is missing, foreign, partial or of a newer version of this software.
     """
     run = Run.read(path)
-    state, step = read_weights(run.path / WEIGHTS)
+    weights = read_weights(run.path / WEIGHTS)
     model = build_model(run)
-    load_state(model, state, run.path / WEIGHTS)
+    load_state(model, weights.state, run.path / WEIGHTS)
     model.eval().to(device)
     return TrainedModel(
         model=model,
@@ -298,6 +331,7 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         statistics=run.statistics,
         inputs=run.inputs,
         targets=run.targets,
-        version=f"{run.config.preset}@{step}",
+        version=f"{run.config.preset}@{weights.step}",
+        weights=weights.sha256,
         device=torch.device(device),
     )

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ from aef.atomic import writing
 from aef.run import write_weights
 
 if TYPE_CHECKING:
+    from aef.data.chips import ChipFolder
+
     from .distributed import Ranks
     from .zero import Engine
 
@@ -64,8 +66,23 @@ class Position:
 
 
 @dataclass(frozen=True)
+class ChipNames:
+    """The training chips of a run, whose number and order fix every sample that it draws: a count and a digest."""
+
+    count: int
+    digest: str
+
+    @classmethod
+    def of(cls, folder: ChipFolder, indices: Iterable[int]) -> ChipNames:
+        names = sorted(folder.files[index].stem for index in indices)
+        return cls(len(names), hashlib.sha256("\n".join(names).encode()).hexdigest())
+
+
+@dataclass(frozen=True)
 class State:
-    """``state.json``: the position, and what a resume must match."""
+    """``state.json``: the position, and what a resume must match.
+
+    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips."""
 
     position: Position
     world_size: int
@@ -73,6 +90,7 @@ class State:
     precision: str
     global_batch: int
     seed: int
+    chips: ChipNames | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, path: Path) -> None:
@@ -88,6 +106,8 @@ class State:
                     f"{path}: expected format_version up to {FORMAT_VERSION}, found {entries['format_version']}: "
                     "update the software"
                 )
+            chips = entries.get("chips")
+            entries["chips"] = None if chips is None else ChipNames(**chips)
             return cls(**{**entries, "position": Position(**entries["position"])})
         except CheckpointError:
             raise

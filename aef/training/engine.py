@@ -28,6 +28,7 @@ from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.collate import Batch
+from aef.kernels.dispatch import requested
 from aef.model.aef import Output
 from aef.model.cost import Work, step_flops
 from aef.objective.coupling import Coupling
@@ -35,7 +36,7 @@ from aef.objective.objective import Losses, Objective
 from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
-from .checkpoint import Checkpoints, Position, State, require_same_model, write_checkpoint
+from .checkpoint import Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -151,6 +152,7 @@ class Trainer:
         quiet: bool = False,
     ) -> None:
         config.validate()
+        requested()  # a wrong AEF_KERNELS is said before anything is written
         if config.train.validate_every:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
@@ -319,6 +321,7 @@ class Trainer:
             precision=self.engine.precision,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
+            chips=ChipNames.of(self.loader.steps.chips.folder, self.loader.steps.chips.index),
         )
         path = write_checkpoint(self.checkpoints, self.engine, state, self.ranks)
         if self.ranks.is_first:
@@ -389,6 +392,8 @@ class Trainer:
             + (f" = {ranks.size} x {count} x {micro}, cache and replay: one more forward" if count > 1 else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
+        if opened.checkpoint and opened.position.step >= t.steps:
+            words.append(f"already at step {opened.position.step}, nothing is left of train.steps={t.steps}")
         self.display.say("\n".join(words))
         if ranks.is_first:
             self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)

@@ -101,6 +101,11 @@ def read_validations(run: Path) -> list[dict[str, Any]]:
     return _read(run / VALIDATION_FILE)
 
 
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """Every complete line of a run's events."""
+    return _read(run / EVENTS_FILE)
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []

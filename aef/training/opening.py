@@ -15,18 +15,29 @@ from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
-from aef.data.chips import ChipFolder
-from aef.data.normalize import FILE_NAME, Statistics
+from aef.data.chips import ChipError, ChipFolder
+from aef.data.dataset import read_withheld
+from aef.data.normalize import FILE_NAME, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
-from aef.run import DESCRIPTION, TEXT_TOWER, Run, RunError, input_and_target_names
-from aef.settings_file import registry_of
+from aef.run import (
+    DESCRIPTION,
+    SETTINGS,
+    TEXT_TOWER,
+    WEIGHTS,
+    WITHHELD,
+    Run,
+    RunError,
+    input_and_target_names,
+    with_own_list,
+)
+from aef.settings_file import load_config, registry_of
 from aef.sources import Registry
 from aef.text.cache import FOLDER, VectorCache, find_vectors
 from aef.text.tower import TowerError, TowerIdentity
 
-from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, Position, State, restore_generator
+from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, Position, State, restore_generator
 from .distributed import Ranks
-from .log import StepLog
+from .log import StepLog, read_events
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
@@ -87,7 +98,7 @@ def open_run(
 
     def decide() -> list[str | None]:
         if (out / DESCRIPTION).exists():
-            return _reopen(config, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
+            return _reopen(config, data, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
             raise RunError(f"--resume {resume}: {out} holds no run")
         create_run(config, data, out, say)
@@ -104,8 +115,11 @@ def open_run(
 
 
 def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
-    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from."""
+    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
+    a copy of the dates that it withholds."""
     run = describe_run(config, data, out, say)
+    if config.data.withheld is not None:
+        _keep_list(config.data.withheld, out)
     run.write()
     vectors = find_vectors(data) if run.config.model.text_dim else None
     if vectors is not None:
@@ -120,7 +134,11 @@ def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str,
     folder = ChipFolder(data, registry)
     found: dict[str, None] = {}
     for index in range(len(folder)):
-        found.update(dict.fromkeys(folder.header(index)["sources"]))
+        try:
+            found.update(dict.fromkeys(folder.header(index)["sources"]))
+        except ChipError:
+            if not config.data.skip_bad:
+                raise
     inputs, targets = input_and_target_names(config, list(found), registry)
     return registry, (tuple(inputs), tuple(targets))
 
@@ -128,12 +146,36 @@ def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str,
 def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
     registry, (inputs, targets) = find_sources(config, data)
-    statistics = _statistics(config, ChipFolder(data, registry), say)
+    folder = ChipFolder(data, registry)
+    _require_choices(config, folder)
+    statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
             statistics.require(registry[name])
     model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
     return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
+
+
+def _require_choices(config: Config, folder: ChipFolder) -> None:
+    """Refuse before anything is written what sampling or the first validation would stumble over: places that cannot be
+    held out, dates that cannot be withheld or judged. Raises ChipError, ConfigError, WithheldError."""
+    folder.without(config.data.held_out_places)
+    read_withheld(folder, config.data)
+    if config.train.validate_set is not None:
+        if config.data.withheld is None:
+            raise ConfigError(
+                f"train.validate_set: expected none without data.withheld, whose rows it picks, found "
+                f"{config.train.validate_set!r}"
+            )
+        WithheldDates.read(config.data.withheld, config.train.validate_set)
+
+
+def _keep_list(listed: str, out: Path) -> None:
+    """Copy the list of withheld dates into the run, which reads only its own from then on. Atomic."""
+    content = Path(listed).read_bytes()
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out / WITHHELD) as stream:
+        stream.write(content)
 
 
 def _text_dim(config: Config, data: Path) -> int:
@@ -160,24 +202,25 @@ def text_vectors(run: Run, data: Path) -> VectorCache | None:
 
 def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
-    path = folder.path / FILE_NAME
-    absent = not path.exists()
+    path, weighting = folder.path / FILE_NAME, config.data.statistics
+    if weighting == "given":
+        return Statistics.read(path)
     held_out = set(config.data.held_out_places)
-    if not absent:
-        found = Statistics.read(path)
-        seen = held_out & set(found.places)
-        if not seen and found.weighting in (config.data.statistics, "identity"):
-            return found
-        why = f"hold {', '.join(sorted(seen))}" if seen else f"are over {found.weighting} pixels"
-        say(f"{path}: its statistics {why}, this run takes its own")
-    else:
-        say(f"{path} is absent: taking statistics over the training places")
-    places = {place for place in folder.places() if place} - held_out
+    places = {place for place in folder.places() if place} - held_out if held_out else None
     withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    absent = not path.exists()
+    if absent:
+        say(f"{path} is absent: taking statistics over the training places")
+    else:
+        found = Statistics.read(path)
+        why = _unfit(found, held_out, weighting, TakenOver.of(folder, places, withheld))
+        if why is None:
+            return found
+        say(f"{path}: its statistics are {why}: this run takes its own")
     taken = Statistics.of_chips(
         folder,
         folder.registry,
-        weighting=config.data.statistics,
+        weighting=weighting,
         places=places,
         withheld=withheld,
         skip_bad=config.data.skip_bad,
@@ -190,29 +233,52 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     return taken
 
 
+def _unfit(found: Statistics, held_out: set[str], weighting: str, over: TakenOver) -> str | None:
+    """Why statistics do not serve a run over ``over``, or None. Those of unknown origin are trusted."""
+    seen = sorted(held_out & set(found.places))
+    if seen:
+        return f"of {', '.join(seen)} too, held out here"
+    if found.weighting not in (weighting, "identity"):
+        return f"over {found.weighting} pixels"
+    if found.taken_over not in (None, over):
+        return (
+            f"of other chips, values or withheld dates ({found.taken_over.chips} chips, here {over.chips}; `aef stats` takes "
+            "them again for all runs, data.statistics=given uses them on purpose)"
+        )
+    return None
+
+
 # --- an existing run -------------------------------------------------------------------------------------------------
 
 
-def _reopen(config: Config, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
+def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
     """Choose the checkpoint, refuse what cannot be continued, cut the log back. Rank 0 only."""
     if resume is None:
         raise RunError(f"{out} already holds a run: go on with --resume auto, or choose another --out")
     run = Run.read(out)
-    _refuse_changes(run.config, config)
+    stored = load_config(str(out / SETTINGS))
+    config = _same_list(stored, config, out, say)
+    _refuse_changes(stored, config)
+    folder = ChipFolder(data, run.registry)
+    _require_choices(with_own_list(config, out), folder)
+    if config.data.withheld is not None and not (out / WITHHELD).exists():
+        _keep_list(config.data.withheld, out)
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     checkpoints.clear_partial()
     checkpoint = _choose(checkpoints, resume, say)
-    text_dim = run.config.model.text_dim
-    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets, text_dim=text_dim)
-    dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     step, universal = 0, None
     if checkpoint is not None:
         state = State.read(checkpoint / STATE)
         step = state.position.step
+        _require_same_chips(state, folder, config, checkpoint)
         if _needs_universal(state, now, checkpoint):
             universal = _convert(checkpoint, state, say)
     else:
+        _require_untrained(out)
         say(f"{out} holds no checkpoint yet: starting at step 0")
+    text_dim = run.config.model.text_dim
+    model = dataclasses.replace(config.model, inputs=run.inputs, targets=run.targets, text_dim=text_dim)
+    dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     dropped = StepLog(out).cut_back(step)
     if checkpoint is not None:
         say(f"going on from {checkpoint.name}" + (f"; {dropped} later log lines dropped" if dropped else ""))
@@ -234,6 +300,19 @@ def _choose(checkpoints: Checkpoints, resume: str, say: Say) -> Path | None:
     return checkpoints.trusted(path)
 
 
+def _same_list(stored: Config, now: Config, out: Path, say: Say) -> Config:
+    """The settings with the list of withheld dates as the run calls it, where the list named now holds the run's dates."""
+    given, own = now.data.withheld, out / WITHHELD
+    if given is None or stored.data.withheld is None or not own.exists():
+        return now
+    same = Path(given).is_file() and Path(given).read_bytes() == own.read_bytes()
+    if given == stored.data.withheld and not same:
+        say(f"{given} is not what it was when the run began: the run keeps its copy, {own}")
+    if not same:
+        return now
+    return dataclasses.replace(now, data=dataclasses.replace(now.data, withheld=stored.data.withheld))
+
+
 def _refuse_changes(stored: Config, now: Config) -> None:
     changed = []
     for section in ("model", "data", "objective", "train"):
@@ -246,6 +325,31 @@ def _refuse_changes(stored: Config, now: Config) -> None:
                 changed.append(f"{section}.{item.name} {a!r} → {b!r}")
     if changed:
         raise ConfigError(f"a resumed run keeps its settings, but {'; '.join(changed)}: use a new --out (--init-from)")
+
+
+def _require_same_chips(state: State, folder: ChipFolder, config: Config, checkpoint: Path) -> None:
+    """Raises CheckpointError where the folder's training chips are not those that the run has learnt from: another number
+    or order of chips gives other samples from here on, and what was held out may have been seen."""
+    now = ChipNames.of(folder, folder.without(config.data.held_out_places))
+    if state.chips not in (None, now):
+        raise CheckpointError(
+            f"{checkpoint}: the run trains on {state.chips.count} chips, {folder.path} holds {now.count} of other names: give "
+            "it its own chips again, or start a new run on these with --init-from model.safetensors"
+        )
+
+
+def _require_untrained(out: Path) -> None:
+    """Raises RunError where checkpoints have been written and are gone: starting again would overwrite what they left.
+
+    A run that was killed before its first one has nothing to lose.
+    """
+    weights = out / WEIGHTS
+    written = [event["step"] for event in read_events(out) if event.get("event") == "checkpoint"]
+    if written or weights.exists():
+        raise RunError(
+            f"{out}: checkpoints/ is empty, though the run has written some{f', up to step {max(written)}' if written else ''}: "
+            f"it cannot go on; start a new one with another --out{f' and --init-from {weights}' if weights.exists() else ''}"
+        )
 
 
 def _needs_universal(state: State, now: State, checkpoint: Path) -> bool:

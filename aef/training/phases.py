@@ -7,6 +7,7 @@ made it (autograd numbers both alike). On a GPU the time is that of the kernels,
 from __future__ import annotations
 
 import bisect
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,8 @@ def profile_step(
 
     ``step`` may name phases of its own with ``record_function(PREFIX + name)``. With ``trace`` a Chrome trace is written.
     """
+    # Kineto announces its start and stop on standard error, above every other level; it reads this at the first profile.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     step()
     times = [_timed(step, device) for _ in range(repeats)]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

@@ -242,8 +242,10 @@ def what_fits(
             )
             room = gigabytes * 1e9 * (1 - RESERVED) - found.model_bytes
             sizes[way] = int(room // found.activations) if room > 0 else 0
-        words = ", ".join(f"{size} with checkpointing {way}" for way, size in sizes.items())
-        lines.append(f"fits on {card}: micro-batch {words}")
+        words = [f"{size} with checkpointing {way}" for way, size in sizes.items() if size]
+        too_large = [way for way, size in sizes.items() if not size]
+        line = f"fits on {card}: micro-batch {', '.join(words)}" if words else f"does not fit on {card}"
+        lines.append(line + (f"; does not fit with {' or '.join(too_large)}" if words and too_large else ""))
     return lines
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aef.data.chips import Chip, ChipFolder
+from aef.data.chips import Chip, ChipError, ChipFolder
 from aef.data.withheld import WithheldDates
 from aef.evaluation.few_shot import judge_labels
 from aef.evaluation.judgement import MAIN_PERIOD_DAYS, REFERENCE, judge_health, withheld_tasks
@@ -128,8 +128,13 @@ class Validation:
         names = tuple(dict.fromkeys((*self.run.inputs, *self.run.targets)))
         chips: list[Chip] = []
         for index in range(len(self.folder)):
-            header = self.folder.header(index)
-            wanted = (places is None or header["place"] in places) and set(self.run.inputs) & set(header["sources"])
-            if wanted and len(chips) < MOST_CHIPS:
-                chips.append(self.folder.read(index, sources=names))
+            if len(chips) == MOST_CHIPS:
+                break
+            try:
+                header = self.folder.header(index)
+                if (places is None or header["place"] in places) and set(self.run.inputs) & set(header["sources"]):
+                    chips.append(self.folder.read(index, sources=names))
+            except ChipError:
+                if not self.run.config.data.skip_bad:
+                    raise
         return chips

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import kernel, processors, tl
-from .forward import plan, tile_places
+from ..runtime import fold_rows, kernel, processors, row_spread, tl
+from .forward import gaussian, plan, tile_places
 
 PROGRAMS_PER_PROCESSOR = 4
 
@@ -22,22 +22,21 @@ PROGRAMS_PER_PROCESSOR = 4
 @kernel
 def bias_gelu_backward(
     gradient, x, bias, d_x, d_bias, value, rows, width,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, KEEP: tl.constexpr, ACC: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     shift = tl.load(bias + column, mask=column < width, other=0.0).to(ACC)
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([SPREAD, BLOCK], ACC)
     for tile in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         place, inside, _ = tile_places(tile, rows, width, BLOCK, ROWS)
         z = tl.load(x + place, mask=inside, other=0.0).to(ACC) + shift[None, :]
-        below = 0.5 * (1 + tl.erf(z * 0.7071067811865476))
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        result = tl.load(gradient + place, mask=inside, other=0.0).to(ACC) * (below + z * density)
-        total += tl.sum(result, 0)
+        below, bell = gaussian(z)
+        result = tl.load(gradient + place, mask=inside, other=0.0).to(ACC) * (below + z * (bell * 0.3989422804014327))
+        total += fold_rows(result, SPREAD)
         tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
         if KEEP:
             tl.store(value + place, (z * below).to(value.dtype.element_ty), mask=inside)
-    tl.store(d_bias + tl.program_id(0) * width + column, total, mask=column < width)
+    tl.store(d_bias + tl.program_id(0) * width + column, tl.sum(total, 0), mask=column < width)
 
 
 def activate_backward(
@@ -47,6 +46,7 @@ def activate_backward(
     `keep`."""
     gradient, x = gradient.contiguous(), x.contiguous()
     (tiles, columns), sizes, settings = plan(x, config)
+    settings["SPREAD"] = row_spread(settings["ROWS"], settings["BLOCK"], settings["num_warps"], x.element_size())
     programs = min(tiles, -(-PROGRAMS_PER_PROCESSOR * processors(x) // max(columns, 1)))
     d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
     value = torch.empty_like(x) if keep else None

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import kernel, processors, tl
-from .forward import load_rows, normalize, plan
+from ..runtime import fold_rows, kernel, processors, row_spread, tl
+from .forward import normalize, plan
 
 PROGRAMS_PER_PROCESSOR = 4
 
@@ -24,30 +24,37 @@ PROGRAMS_PER_PROCESSOR = 4
 def channel_norm_backward(
     gradient, d_state, x, weight, d_x, d_weight, d_bias, d_added, rows,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr, RESIDUAL: tl.constexpr,
-    ACC: tl.constexpr,
+    ACC: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)
     scale = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(ACC)
-    sum_weight, sum_bias, sum_added = tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC), tl.zeros([BLOCK], ACC)
+    sum_weight, sum_bias = tl.zeros([SPREAD, BLOCK], ACC), tl.zeros([SPREAD, BLOCK], ACC)
+    sum_added = tl.zeros([SPREAD, BLOCK], ACC)
     for tile in range(program, tl.cdiv(rows, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
-        normal, inverse = normalize(load_rows(x, row, rows, WIDTH, BLOCK, ACC), WIDTH, BLOCK, EPSILON)
-        d_y = load_rows(gradient, row, rows, WIDTH, BLOCK, ACC)
-        sum_weight += tl.sum(d_y * normal, 0)
-        sum_bias += tl.sum(d_y, 0)
+        # All loads first, so that they are under way together.
+        inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
+        place = row[:, None] * WIDTH + column[None, :]
+        y = tl.load(x + place, mask=inside, other=0.0)
+        d_y = tl.load(gradient + place, mask=inside, other=0.0)
+        if RESIDUAL:
+            d_y_state = tl.load(d_state + place, mask=inside, other=0.0)
+        normal, inverse = normalize(y.to(ACC), WIDTH, BLOCK, EPSILON)
+        d_y = d_y.to(ACC)
+        sum_weight += fold_rows(d_y * normal, SPREAD)
+        sum_bias += fold_rows(d_y, SPREAD)
         scaled = d_y * scale[None, :]
         along = tl.sum(scaled * normal, 1) / WIDTH
         result = (scaled - (tl.sum(scaled, 1) / WIDTH)[:, None] - normal * along[:, None]) * inverse[:, None]
         if RESIDUAL:
-            result += load_rows(d_state, row, rows, WIDTH, BLOCK, ACC)
-            sum_added += tl.sum(result, 0)
-        inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
-        tl.store(d_x + row[:, None] * WIDTH + column[None, :], result.to(d_x.dtype.element_ty), mask=inside)
-    tl.store(d_weight + program * WIDTH + column, sum_weight, mask=column < WIDTH)
-    tl.store(d_bias + program * WIDTH + column, sum_bias, mask=column < WIDTH)
+            result += d_y_state.to(ACC)
+            sum_added += fold_rows(result, SPREAD)
+        tl.store(d_x + place, result.to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_weight + program * WIDTH + column, tl.sum(sum_weight, 0), mask=column < WIDTH)
+    tl.store(d_bias + program * WIDTH + column, tl.sum(sum_bias, 0), mask=column < WIDTH)
     if RESIDUAL:
-        tl.store(d_added + program * WIDTH + column, sum_added, mask=column < WIDTH)
+        tl.store(d_added + program * WIDTH + column, tl.sum(sum_added, 0), mask=column < WIDTH)
 
 
 def norm_backward(
@@ -73,6 +80,7 @@ def _launch(
     """The gradient of x, and the sums over rows: of weight, bias and, with `d_state`, of dx."""
     gradient, x, weight = gradient.contiguous(), x.contiguous(), weight.contiguous()
     rows, settings = plan(x, config)
+    settings["SPREAD"] = row_spread(settings["ROWS"], settings["BLOCK"], settings["num_warps"], x.element_size())
     programs, residual = min(PROGRAMS_PER_PROCESSOR * processors(x), -(-rows // settings["ROWS"])), d_state is not None
     d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
     partial = torch.empty(3 if residual else 2, programs, x.shape[-1], dtype=wide, device=x.device)

@@ -51,7 +51,7 @@ def temporal_pooling_backward_query(
                     step = at + tl.arange(0, BLOCK_T)
                     x = load_states(states, table, step, length, pixel, pixels, WIDTH, BLOCK_C, DOT)
                     if BIAS:
-                        extra = load_bias(bias, pair, head, step, valid, length, heads, ACC)
+                        extra = load_bias(bias, pair, head, step, valid, length, pairs, ACC)
                     scores = pooling_scores(absorbed, x, extra, step, length, ACC, PRECISION)
                     d_weights = tl.dot(d_out, tl.trans(x), input_precision=PRECISION, out_dtype=ACC)
                     higher = tl.maximum(highest, tl.max(scores, 1))
@@ -71,7 +71,7 @@ def temporal_pooling_backward_query(
         for at in range(0, end, BLOCK_T):
             step = at + tl.arange(0, BLOCK_T)
             if BIAS:
-                extra = load_bias(bias, pair, head, step, valid, length, heads, ACC)
+                extra = load_bias(bias, pair, head, step, valid, length, pairs, ACC)
             d_extra = tl.zeros([BLOCK_Q, BLOCK_T], ACC)
             for pixel in range(first_pixel, last_pixel):
                 row = (period * pixels + pixel) * heads + head
@@ -81,7 +81,7 @@ def temporal_pooling_backward_query(
                 d_weights = tl.dot(d_out, tl.trans(x), input_precision=PRECISION, out_dtype=ACC)
                 if SINGLE:
                     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-                    weights = weights / tl.sum(weights, 1)[:, None]
+                    weights = weights * (1 / tl.sum(weights, 1))[:, None]
                     row_delta = tl.sum(weights * d_weights, 1)
                 else:
                     weights = tl.exp2(scores - tl.load(log_sum + row, mask=valid, other=0.0)[:, None])
@@ -92,7 +92,7 @@ def temporal_pooling_backward_query(
                     d_extra += d_scores
             if BIAS:
                 inside = valid[:, None] & (step < length)[None, :]
-                place = (pair * heads + head)[:, None] + (step * heads)[None, :]
+                place = (head * pairs + pair)[:, None] + step[None, :]
                 tl.store(d_bias + place, d_extra, mask=inside)
         d_absorbed = tl.where(whole > length, float("nan"), d_absorbed)
         place = (period * heads + head)[:, None] * WIDTH + column[None, :]
@@ -102,7 +102,7 @@ def temporal_pooling_backward_query(
 @kernel
 def temporal_pooling_backward_state(
     gradient, states, table, query, bias, order, first, first_pair, cu_frames, d_states, log_sum, delta,
-    frames, max_frames, pixels, heads, chunk,
+    frames, max_frames, pixels, heads, chunk, pairs,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, SINGLE: tl.constexpr,
     BIAS: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -128,12 +128,12 @@ def temporal_pooling_backward_state(
                 absorbed = load_queries(query, period * heads + head, valid, WIDTH, BLOCK_C, DOT)
                 d_out = load_queries(gradient, row, valid, WIDTH, BLOCK_C, DOT)
                 if BIAS:
-                    extra = load_bias(bias, pair, head, step, valid, length, heads, ACC)
+                    extra = load_bias(bias, pair, head, step, valid, length, pairs, ACC)
                 scores = pooling_scores(absorbed, x, extra, step, length, ACC, PRECISION)
                 d_weights = tl.dot(d_out, tl.trans(x), input_precision=PRECISION, out_dtype=ACC)
                 if SINGLE:
                     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-                    weights = weights / tl.sum(weights, 1)[:, None]
+                    weights = weights * (1 / tl.sum(weights, 1))[:, None]
                     row_delta = tl.sum(weights * d_weights, 1)
                 else:
                     weights = tl.exp2(scores - tl.load(log_sum + row, mask=valid, other=0.0)[:, None])
@@ -160,16 +160,17 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Launch the backward kernels: gradients of states, table, query and bias, in their dtypes."""
     gradient, states, query = gradient.contiguous(), states.contiguous(), query.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    dtype, bias, pairs = (None, None, 0) if bias is None else (bias.dtype, bias.t().contiguous(), bias.shape[0])
     (frames, pixels, channels), (periods, heads, _) = states.shape, query.shape
-    wide, pairs = torch.promote_types(states.dtype, torch.float32), 0 if bias is None else bias.shape[0]
+    wide = torch.promote_types(states.dtype, torch.float32)
     d_states = torch.empty_like(states)
     # An empty segment's periods are written by nobody: partial sums begin as zeros.
-    d_query, d_bias = query.new_zeros(query.shape, dtype=wide), states.new_zeros(pairs, heads, dtype=wide)
+    d_query, d_bias = query.new_zeros(query.shape, dtype=wide), states.new_zeros(heads, pairs, dtype=wide)
     if gradient.numel() and states.numel():
         plan = make_plan(states, query, bias, period_segment, cu_frames, max_frames, config)
-        d_query = states.new_zeros(plan.chunks, periods, heads, channels, dtype=wide)
-        d_bias = states.new_zeros(plan.chunks if pairs else 1, pairs, heads, dtype=wide)
+        # Every period belongs to a segment, and each of its programs writes its queries, whatever its length.
+        d_query = states.new_empty(plan.chunks, periods, heads, channels, dtype=wide)
+        d_bias = states.new_zeros(plan.chunks if pairs else 1, heads, pairs, dtype=wide)
         log_sum, delta = states.new_empty(2, periods if not plan.settings["SINGLE"] else 0, pixels, heads, dtype=wide)
         tensors = (gradient, states, table.to(states.dtype).contiguous(), query, bias)
         inputs = (*tensors, plan.order, plan.first, plan.first_pair, cu_frames)
@@ -183,11 +184,11 @@ def pool_backward(
         temporal_pooling_backward_state.launch(
             states.device,
             (plan.chunks, plan.segments, -(-max_frames // plan.settings["BLOCK_T"])),
-            *(*inputs, d_states, log_sum, delta, *sizes),
+            *(*inputs, d_states, log_sum, delta, *sizes, pairs),
             **plan.settings,
         )
         d_query, d_bias = d_query.sum(dim=0), d_bias.sum(dim=0)
     else:
         d_states.zero_()
     d_table = d_states.sum(dim=1, dtype=wide).to(table.dtype)
-    return d_states, d_table, d_query.to(query.dtype), None if bias is None else d_bias.to(bias.dtype)
+    return d_states, d_table, d_query.to(query.dtype), None if bias is None else d_bias.t().to(dtype)

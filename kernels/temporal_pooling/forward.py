@@ -89,10 +89,11 @@ def load_states(states, table, step, length, pixel, pixels, WIDTH: tl.constexpr,
 
 
 @jit
-def load_bias(bias, pair, head, step, valid, length, heads, ACC: tl.constexpr):
-    """The biases of a block of queries and frames in base 2: (BLOCK_Q, BLOCK_T)."""
+def load_bias(bias, pair, head, step, valid, length, pairs, ACC: tl.constexpr):
+    """The biases of a block of queries and frames in base 2: (BLOCK_Q, BLOCK_T). `bias` is (H, pairs) here, so that
+    the frames of a row lie side by side."""
     inside = valid[:, None] & (step < length)[None, :]
-    place = (pair * heads + head)[:, None] + (step * heads)[None, :]
+    place = (head * pairs + pair)[:, None] + step[None, :]
     return tl.load(bias + place, mask=inside, other=0.0).to(ACC) * 1.4426950408889634
 
 
@@ -105,7 +106,7 @@ def pooling_scores(query, x, extra, step, length, ACC: tl.constexpr, PRECISION: 
 
 @kernel
 def temporal_pooling_forward(
-    states, table, query, bias, order, first, first_pair, cu_frames, out, frames, max_frames, pixels, heads, chunk,
+    states, table, query, bias, order, first, first_pair, cu_frames, out, frames, max_frames, pixels, heads, chunk, pairs,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, SINGLE: tl.constexpr,
     BIAS: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +125,7 @@ def temporal_pooling_forward(
         step = tl.arange(0, BLOCK_T)
         extra = tl.zeros([BLOCK_Q, BLOCK_T], ACC)
         if BIAS and SINGLE:
-            extra = load_bias(bias, pair, head, step, valid, length, heads, ACC)
+            extra = load_bias(bias, pair, head, step, valid, length, pairs, ACC)
         for pixel in range(first_pixel, tl.minimum(first_pixel + chunk, pixels)):
             if SINGLE:
                 x = load_states(states, table, step, length, pixel, pixels, WIDTH, BLOCK_C, DOT)
@@ -140,7 +141,7 @@ def temporal_pooling_forward(
                     step = at + tl.arange(0, BLOCK_T)
                     x = load_states(states, table, step, length, pixel, pixels, WIDTH, BLOCK_C, DOT)
                     if BIAS:
-                        extra = load_bias(bias, pair, head, step, valid, length, heads, ACC)
+                        extra = load_bias(bias, pair, head, step, valid, length, pairs, ACC)
                     scores = pooling_scores(absorbed, x, extra, step, length, ACC, PRECISION)
                     higher = tl.maximum(highest, tl.max(scores, 1))
                     weights = tl.exp2(scores - higher[:, None])
@@ -150,7 +151,7 @@ def temporal_pooling_forward(
                     pooled += tl.dot(weights.to(DOT), x, input_precision=PRECISION, out_dtype=ACC)
                     highest = higher
             # A segment longer than the caller's max_frames must not pass unseen.
-            pooled = pooled / tl.where(whole > length, float("nan"), total)[:, None]
+            pooled = pooled * (1 / tl.where(whole > length, float("nan"), total))[:, None]
             row = (period * pixels + pixel) * heads + head
             inside = valid[:, None] & (column < WIDTH)[None, :]
             tl.store(
@@ -183,7 +184,7 @@ def pool(
 ) -> Tensor:
     """Launch the forward kernel: `states` (F, P, C), `query` (Q, H, C), `bias` (pairs, H) → (Q, P, H, C)."""
     states, table, query = states.contiguous(), table.to(states.dtype).contiguous(), query.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    bias, pairs = (None, 0) if bias is None else (bias.t().contiguous(), bias.shape[0])
     (frames, pixels, channels), (periods, heads, _) = states.shape, query.shape
     out = torch.empty(periods, pixels, heads, channels, dtype=states.dtype, device=states.device)
     if out.numel():
@@ -192,7 +193,7 @@ def pool(
             states.device,
             (plan.chunks, plan.segments),
             *(states, table, query, bias, plan.order, plan.first, plan.first_pair, cu_frames, out),
-            *(frames, max_frames, pixels, heads, plan.chunk),
+            *(frames, max_frames, pixels, heads, plan.chunk, pairs),
             **plan.settings,
         )
     return out

@@ -25,7 +25,7 @@ def time_attention_backward(
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start, length, cut = segment_bounds(cu_frames, tl.program_id(1), frames, max_frames)
-    per_tile, blocks, tiles = tile_counts(length, pixels, ROWS)
+    per_tile, blocks, tiles, factor = tile_counts(length, pixels, ROWS)
     qkv += start * pixels * 3 * heads * HEAD
     d_qkv += start * pixels * 3 * heads * HEAD
     gradient += start * pixels * heads * HEAD
@@ -35,7 +35,7 @@ def time_attention_backward(
     column = tl.arange(0, BLOCK_D)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_pixel = tile // blocks * per_tile
-        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, pixels, ROWS)
+        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, factor, pixels, ROWS)
         row = step * pixels + first_pixel + pixel
         inside = valid[:, None] & (column < HEAD)[None, :]
         for head in range(first_head, tl.minimum(first_head + heads_per_program, heads)):
@@ -52,18 +52,19 @@ def time_attention_backward(
             total = tl.sum(weights, 1)
             # A segment longer than the caller's max_frames must not pass unseen.
             total = tl.where(cut, float("nan"), tl.where(valid, total, 1.0))
-            weights = weights / total[:, None]
+            weights = weights * (1 / total)[:, None]
+            # Each gradient is stored as soon as it is known: registers are what limits this kernel.
+            offset = (row * 3 * side)[:, None] + (place + column)[None, :]
+            d_value = tl.dot(tl.trans(weights.to(DOT)), d_out, input_precision=PRECISION, out_dtype=ACC)
+            tl.store(d_qkv + offset + 2 * side, d_value.to(d_qkv.dtype.element_ty), mask=inside)
             d_weights = tl.dot(d_out, tl.trans(value), input_precision=PRECISION, out_dtype=ACC)
             d_scores = weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None])
             # SCALE is in base 2.
             d_scores = (d_scores * (SCALE * 0.6931471805599453)).to(DOT)
-            d_value = tl.dot(tl.trans(weights.to(DOT)), d_out, input_precision=PRECISION, out_dtype=ACC)
             d_query = tl.dot(d_scores, key, input_precision=PRECISION, out_dtype=ACC)
-            d_key = tl.dot(tl.trans(d_scores), query, input_precision=PRECISION, out_dtype=ACC)
-            offset = (row * 3 * side)[:, None] + (place + column)[None, :]
             tl.store(d_qkv + offset, d_query.to(d_qkv.dtype.element_ty), mask=inside)
+            d_key = tl.dot(tl.trans(d_scores), query, input_precision=PRECISION, out_dtype=ACC)
             tl.store(d_qkv + offset + side, d_key.to(d_qkv.dtype.element_ty), mask=inside)
-            tl.store(d_qkv + offset + 2 * side, d_value.to(d_qkv.dtype.element_ty), mask=inside)
 
 
 @kernel
@@ -73,17 +74,19 @@ def time_attention_backward_query(
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start, length, cut = segment_bounds(cu_frames, tl.program_id(1), frames, max_frames)
-    per_tile, blocks, tiles = tile_counts(length, pixels, ROWS)
+    per_tile, blocks, tiles, factor = tile_counts(length, pixels, ROWS)
     qkv += start * pixels * 3 * heads * HEAD
     d_qkv += start * pixels * 3 * heads * HEAD
     gradient += start * pixels * heads * HEAD
     table += start * 3 * heads * HEAD
+    log_sum += start * pixels * heads
+    delta += start * pixels * heads
     side = heads * HEAD
     first_head = tl.program_id(2) * heads_per_program
     column = tl.arange(0, BLOCK_D)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_pixel = tile // blocks * per_tile
-        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, pixels, ROWS)
+        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, factor, pixels, ROWS)
         row = step * pixels + first_pixel + pixel
         inside = valid[:, None] & (column < HEAD)[None, :]
         for head in range(first_head, tl.minimum(first_head + heads_per_program, heads)):
@@ -96,7 +99,7 @@ def time_attention_backward_query(
             total = tl.zeros([ROWS], ACC)
             weighted = tl.zeros([ROWS], ACC)
             for block in range(0, blocks):
-                key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, pixels, ROWS)
+                key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, factor, pixels, ROWS)
                 key_row = key_step * pixels + first_pixel + key_pixel
                 key = load_rows(qkv, table, key_row, key_step, key_valid, place + side, heads, HEAD, BLOCK_D, DOT)
                 value = load_rows(qkv, table, key_row, key_step, key_valid, place + 2 * side, heads, HEAD, BLOCK_D, DOT)
@@ -112,11 +115,11 @@ def time_attention_backward_query(
             total = tl.where(cut, float("nan"), tl.where(valid, total, 1.0))
             row_delta = weighted / total
             row_log_sum = tl.where(valid, highest, 0.0) + tl.log2(total)
-            tl.store(log_sum + (start * pixels + row) * heads + head, row_log_sum, mask=valid)
-            tl.store(delta + (start * pixels + row) * heads + head, row_delta, mask=valid)
+            tl.store(log_sum + row * heads + head, row_log_sum, mask=valid)
+            tl.store(delta + row * heads + head, row_delta, mask=valid)
             d_query = tl.zeros([ROWS, BLOCK_D], ACC)
             for block in range(0, blocks):
-                key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, pixels, ROWS)
+                key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, factor, pixels, ROWS)
                 key_row = key_step * pixels + first_pixel + key_pixel
                 key = load_rows(qkv, table, key_row, key_step, key_valid, place + side, heads, HEAD, BLOCK_D, DOT)
                 value = load_rows(qkv, table, key_row, key_step, key_valid, place + 2 * side, heads, HEAD, BLOCK_D, DOT)
@@ -137,17 +140,19 @@ def time_attention_backward_key(
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start, length, _ = segment_bounds(cu_frames, tl.program_id(1), frames, max_frames)
-    per_tile, blocks, tiles = tile_counts(length, pixels, ROWS)
+    per_tile, blocks, tiles, factor = tile_counts(length, pixels, ROWS)
     qkv += start * pixels * 3 * heads * HEAD
     d_qkv += start * pixels * 3 * heads * HEAD
     gradient += start * pixels * heads * HEAD
     table += start * 3 * heads * HEAD
+    log_sum += start * pixels * heads
+    delta += start * pixels * heads
     side = heads * HEAD
     first_head = tl.program_id(2) * heads_per_program
     column = tl.arange(0, BLOCK_D)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_pixel = tile // blocks * per_tile
-        key_pixel, key_step, key_valid = tile_rows(tile % blocks, first_pixel, length, per_tile, pixels, ROWS)
+        key_pixel, key_step, key_valid = tile_rows(tile % blocks, first_pixel, length, per_tile, factor, pixels, ROWS)
         key_row = key_step * pixels + first_pixel + key_pixel
         for head in range(first_head, tl.minimum(first_head + heads_per_program, heads)):
             place = head * HEAD
@@ -156,15 +161,15 @@ def time_attention_backward_key(
             d_key = tl.zeros([ROWS, BLOCK_D], ACC)
             d_value = tl.zeros([ROWS, BLOCK_D], ACC)
             for block in range(0, blocks):
-                pixel, step, valid = tile_rows(block, first_pixel, length, per_tile, pixels, ROWS)
+                pixel, step, valid = tile_rows(block, first_pixel, length, per_tile, factor, pixels, ROWS)
                 row = step * pixels + first_pixel + pixel
                 query = load_rows(qkv, table, row, step, valid, place, heads, HEAD, BLOCK_D, DOT)
                 inside = valid[:, None] & (column < HEAD)[None, :]
                 d_out = tl.load(
                     gradient + (row * side)[:, None] + (place + column)[None, :], mask=inside, other=0.0
                 ).to(DOT)
-                row_log_sum = tl.load(log_sum + (start * pixels + row) * heads + head, mask=valid, other=0.0)
-                row_delta = tl.load(delta + (start * pixels + row) * heads + head, mask=valid, other=0.0)
+                row_log_sum = tl.load(log_sum + row * heads + head, mask=valid, other=0.0)
+                row_delta = tl.load(delta + row * heads + head, mask=valid, other=0.0)
                 scores = masked_scores(query, key, pixel, key_pixel, valid, key_valid, SCALE, ACC, PRECISION)
                 weights = tl.exp2(scores - row_log_sum[:, None])
                 d_value += tl.dot(tl.trans(weights.to(DOT)), d_out, input_precision=PRECISION, out_dtype=ACC)

@@ -19,6 +19,8 @@ from ..runtime import compute_type, dot_precision, dot_type, jit, kernel, power_
 
 DEFAULTS = {"rows": 64, "num_warps": 4, "num_stages": 2}
 PROGRAMS_PER_PROCESSOR = 4
+MOST_ROWS = 256
+"""Up to here `tile_counts`' factor divides exactly."""
 
 
 @jit
@@ -31,17 +33,19 @@ def segment_bounds(cu_frames, segment, frames, max_frames):
 
 @jit
 def tile_counts(length, pixels, ROWS: tl.constexpr):
-    """Pixels per tile, blocks of frames per pixel, and tiles of a segment."""
+    """Pixels per tile, blocks of frames per pixel, tiles of a segment, and the factor by which rows find their pixel:
+    row // length = row * factor >> 16, exact for the rows of one block; 0 where a tile has one pixel."""
     per_tile = tl.maximum(ROWS // tl.maximum(length, 1), 1)
     blocks = tl.cdiv(length, ROWS)
-    return per_tile, blocks, tl.cdiv(pixels, per_tile) * blocks
+    factor = tl.where(blocks > 1, 0, tl.cdiv(65536, tl.maximum(length, 1)))
+    return per_tile, blocks, tl.cdiv(pixels, per_tile) * blocks, factor
 
 
 @jit
-def tile_rows(block, first_pixel, length, per_tile, pixels, ROWS: tl.constexpr):
+def tile_rows(block, first_pixel, length, per_tile, factor, pixels, ROWS: tl.constexpr):
     """Pixel within the tile, frame within the segment, and validity of each row of a block of frames."""
     span = block * ROWS + tl.arange(0, ROWS)
-    pixel = span // length
+    pixel = span * factor >> 16  # not a division, which takes a dozen instructions for every row and layout
     return pixel, span - pixel * length, (span < per_tile * length) & (first_pixel + pixel < pixels)
 
 
@@ -71,7 +75,7 @@ def time_attention_forward(
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start, length, cut = segment_bounds(cu_frames, tl.program_id(1), frames, max_frames)
-    per_tile, blocks, tiles = tile_counts(length, pixels, ROWS)
+    per_tile, blocks, tiles, factor = tile_counts(length, pixels, ROWS)
     # Wide offsets are scalars: within a segment 32 bits suffice, and cost half the registers.
     qkv += start * pixels * 3 * heads * HEAD
     out += start * pixels * heads * HEAD
@@ -81,7 +85,7 @@ def time_attention_forward(
     column = tl.arange(0, BLOCK_D)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first_pixel = tile // blocks * per_tile
-        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, pixels, ROWS)
+        pixel, step, valid = tile_rows(tile % blocks, first_pixel, length, per_tile, factor, pixels, ROWS)
         row = step * pixels + first_pixel + pixel
         for head in range(first_head, tl.minimum(first_head + heads_per_program, heads)):
             place = head * HEAD
@@ -99,7 +103,9 @@ def time_attention_forward(
                 total = tl.zeros([ROWS], ACC)
                 attended = tl.zeros([ROWS, BLOCK_D], ACC)
                 for block in range(0, blocks):
-                    key_pixel, key_step, key_valid = tile_rows(block, first_pixel, length, per_tile, pixels, ROWS)
+                    key_pixel, key_step, key_valid = tile_rows(
+                        block, first_pixel, length, per_tile, factor, pixels, ROWS
+                    )
                     key_row = key_step * pixels + first_pixel + key_pixel
                     key = load_rows(qkv, table, key_row, key_step, key_valid, place + side, heads, HEAD, BLOCK_D, DOT)
                     value = load_rows(
@@ -116,7 +122,7 @@ def time_attention_forward(
                     highest = higher
             # A segment longer than the caller's max_frames must not pass unseen.
             total = tl.where(cut, float("nan"), tl.where(valid, total, 1.0))
-            attended = attended / total[:, None]
+            attended = attended * (1 / total)[:, None]
             inside = valid[:, None] & (column < HEAD)[None, :]
             offset = (row * side)[:, None] + (place + column)[None, :]
             tl.store(out + offset, attended.to(out.dtype.element_ty), mask=inside)
@@ -153,6 +159,8 @@ def plan(
     config = DEFAULTS | dict(config)
     _, pixels, _, heads, channels = qkv.shape
     rows, segments = config["rows"], cu_frames.shape[0] - 1
+    if rows > MOST_ROWS:
+        raise ValueError(f"time attention: expected tiles of at most {MOST_ROWS} rows, found {rows} in the table")
     blocks = math.ceil(max_frames / rows)
     tiles = math.ceil(pixels / max(1, rows // max_frames)) * blocks
     heads_per_program = heads

@@ -1,11 +1,12 @@
 """The benchmarks' own honesty: contenders do the same work, a wrong kernel is not timed, nothing is written unmeasured."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
-from benchmarks import gpu, kernels, roofline, scaling, timing
+from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, timing
 
 CASES = list(kernels.cases("small"))
 CPU = torch.device("cpu")
@@ -46,9 +47,66 @@ def test_a_kernel_that_agrees_passes_and_one_that_does_not_is_named(monkeypatch)
     assert "output 0: error" in timing.check(broken, CPU)
     shaky = dataclasses.replace(case, contenders={**case.contenders, "ours": unsteady})
     assert "not bit equal" in timing.check(shaky, CPU)
+
+
+def test_a_kernel_that_crashes_is_a_verdict(monkeypatch):
+    case = kernels._attention([6, 3], 4, 2, 16, 1)
     crashing = dataclasses.replace(case, contenders={**case.contenders, "ours": lambda *a: 1 / 0})
-    verdicts = gpu.check_all([case, crashing], CPU, deadline=float("inf"))
-    assert next(iter(verdicts.values())).startswith("FAILED: ZeroDivisionError")
+    monkeypatch.setattr(gpu_tasks, "case_named", lambda name: crashing)
+    monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
+    ((name, verdict),) = [
+        event["verdict"] for event in gpu_tasks.perform(gpu_tasks.Task("check", "x"), CPU, {}) if "verdict" in event
+    ]
+    assert name == "x" and verdict.startswith("FAILED: ZeroDivisionError")
+
+
+WORKER = """
+import json, os, sys
+for line in sys.stdin:
+    task = json.loads(line)
+    if task["name"] == "dies":
+        os._exit(7)
+    if task["name"] == "hangs":
+        import time
+        time.sleep(600)
+    print(json.dumps({"verdict": [task["name"], str(os.getpid())]}), flush=True)
+    print(json.dumps({"done": task["name"] != "breaks"}), flush=True)
+"""
+
+
+def test_tasks_go_on_in_a_new_process_where_one_breaks_dies_or_hangs(monkeypatch):
+    monkeypatch.setattr(gpu, "OVERTIME_S", 0.5)
+    processes = gpu.Processes([sys.executable, "-c", WORKER])
+    names = ("one", "breaks", "other", "dies", "third", "hangs", "last")
+    try:
+        seconds = {"hangs": 0.0}
+        events = [
+            list(processes.perform(gpu_tasks.Task("check", name, seconds=seconds.get(name, 120)))) for name in names
+        ]
+    finally:
+        processes.close()
+    assert events[3] == [{"unrun": "check dies: its process died, status 7"}]
+    assert "was ended" in events[5][0]["unrun"]
+    pids = [found[0]["verdict"][1] for found in (events[0], events[1], events[2], events[4], events[6])]
+    assert pids[0] == pids[1] and len(set(pids)) == 4
+
+
+def test_what_a_compiler_must_make_comes_last_and_wrong_kernels_are_not_timed(tmp_path, capsys):
+    tasks = gpu.tasks_of(["channel_norm", "block", "steps"])
+    assert [task.kind for task in tasks[:2]] == ["check"] * 2
+    first = next(number for number, task in enumerate(tasks) if task.compiled)
+    assert all(task.compiled for task in tasks[first:])
+    done = []
+
+    def perform(task):
+        done.append((task.kind, task.name))
+        if task.kind == "check":
+            yield {"verdict": [task.name, "FAILED: wrong" if "512" in task.name else "passed"]}
+
+    assert gpu.run(gpu.Sheet(tmp_path, "abc"), perform, ["channel_norm"], 100.0) == 1
+    assert [name for kind, name in done if kind == "time"] == ["channel_norm 262144x128"] * 2
+    (text,) = tmp_path.glob("*.md")
+    assert "- channel_norm 16384x512: not timed, FAILED: wrong" in text.read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -62,8 +120,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_known_and_unrun_ones_are_listed(tm
     sheet = gpu.Sheet(tmp_path, "abc")
     identity = {"gpu": "NVIDIA H200", "torch": "2", "triton": "3", "cudnn": 9, "commit": "abc", "date": "2026-01-01"}
     timed, work = timing.Timing(20.0, 19.0, 21.0, 10.0, 1.0), roofline.Work(7.9e9, 0.0)
-    limits = gpu._limits("NVIDIA H200")
-    sheet.add(gpu.make_row("x", "s", "ours", "both", timed, work, limits, identity))
+    sheet.add(gpu_tasks.make_row("x", "s", "ours", "both", timed, work, identity))
     row = sheet.csv_path.read_text().splitlines()[1]
     assert row.startswith("x,s,ours,both,bfloat16,20.0,19.0,21.0,10.0,790.0")
     sheet.close({"x": "passed"}, ["y: out of time"])

@@ -269,6 +269,16 @@ def test_a_folder_gives_its_chips_in_sorted_order(tmp_path, make_chip):
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     refused(lambda: ChipFolder(tmp_path, BUILT_IN), str(tmp_path), "holds no chip")
     refused(lambda: ChipFolder(tmp_path / "none", BUILT_IN), "no such folder", error=FileNotFoundError)
+    (tmp_path / "a.npz").write_bytes(b"")
+    refused(lambda: ChipFolder(tmp_path / "a.npz", BUILT_IN), "found a file", error=NotADirectoryError)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_archive_is_refused_in_our_words(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ChipError) as refusal:
+        read_chip(tmp_path / "a.npz", BUILT_IN)
+    assert refusal.value.reason == "is damaged or not a chip (not a whole .npz archive): make it again"
 
 
 def test_two_files_of_one_chip_are_refused_where_chips_are_listed(tmp_path, make_chip):

@@ -167,6 +167,34 @@ def test_a_wrong_value_stops_the_statistics_by_file_unless_it_is_skipped_and_cou
     assert found.skipped == 1 and found.places == ("a",)
 
 
+def test_statistics_remember_the_values_and_dates_behind_them_and_nothing_else(tmp_path, make_chip):
+    def over(folder, places=None, withheld=None):
+        return Statistics.of_chips(
+            ChipFolder(folder, BUILT_IN), BUILT_IN, places=places, withheld=withheld, skip_bad=True
+        ).taken_over
+
+    chips = {name: make_chip(name, sources=("sentinel2",)) for name in ("a", "b")}
+    for folder, compress in (("first", True), ("copy", False)):
+        (tmp_path / folder).mkdir()
+        for name, chip in chips.items():
+            write_chip(tmp_path / folder / f"{name}.npz", chip, BUILT_IN, compress=compress)
+    first = over(tmp_path / "first")
+    chips["a"].attributes["note"] = "texts and labels may be attached"
+    write_chip(tmp_path / "copy" / "a.npz", chips["a"], BUILT_IN)
+    assert over(tmp_path / "copy") == first and first.chips == 2
+    dates = WithheldDates({("a", ""): [int(chips["a"].sources["sentinel2"].time_ms[4])]})
+    others = [over(tmp_path / "first", places={"a"}), over(tmp_path / "first", withheld=dates)]
+    chips["b"].sources["sentinel2"].values[0, 0, 0, 0] += 1
+    write_chip(tmp_path / "copy" / "b.npz", chips["b"], BUILT_IN)
+    others.append(over(tmp_path / "copy"))
+    os.truncate(tmp_path / "copy" / "b.npz", 5000)
+    others.append(over(tmp_path / "copy"))
+    write_chip(tmp_path / "first" / "c.npz", make_chip("c", sources=("sentinel2",)), BUILT_IN)
+    others.append(over(tmp_path / "first"))
+    assert len({first, *others}) == 6
+    assert Statistics.of_chips(chips.values(), BUILT_IN).taken_over is None
+
+
 def test_statistics_of_no_chip_are_refused(make_chip):
     with pytest.raises(StatisticsError, match="none is of the places elsewhere"):
         Statistics.of_chips([make_chip("a")], BUILT_IN, places={"elsewhere"})

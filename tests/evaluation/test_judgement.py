@@ -126,17 +126,15 @@ def test_dates_that_the_run_could_train_on_are_refused(model, chips, tmp_path):
     require_unseen_dates(trained, chips[2:], asked, None)  # the run never read c2
 
 
-def test_a_runs_own_list_is_the_copy_in_its_folder_or_the_file_that_it_named(model, tmp_path):
+def test_a_runs_own_list_that_is_gone_is_not_passed_over(model, tmp_path):
     listed = tmp_path / "dates.csv"
     settings = dataclasses.replace(model.config, data=dataclasses.replace(model.config.data, withheld=str(listed)))
     withholding = dataclasses.replace(model, config=settings)
-    assert own_dates(model, tmp_path) is None
-    with pytest.raises(JudgementError, match="is not there: put it back, or copy it to"):
-        own_dates(withholding, tmp_path)
+    assert own_dates(model) is None
+    with pytest.raises(JudgementError, match=r"is not there: put it back, or copy it to withheld.csv in the run folder"):
+        own_dates(withholding)
     listed.write_text("place,time_utc\n")
-    assert own_dates(withholding, tmp_path) == listed
-    (tmp_path / "withheld.csv").write_text("place,time_utc\n")
-    assert own_dates(withholding, tmp_path) == tmp_path / "withheld.csv"
+    assert own_dates(withholding) == listed
 
 
 def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):

@@ -39,6 +39,16 @@ def test_gradcheck_in_double_precision(name, triton_kernels):
     assert torch.autograd.gradcheck(OPERATORS[name][0], make_leaves(name, (3, 5), torch.float64), fast_mode=True)
 
 
+def test_the_fitted_gaussian_keeps_the_digits_of_fp32(triton_kernels):
+    z = torch.linspace(-9, 9, 2001)[:, None].requires_grad_()
+    wide = z.detach().double().requires_grad_()
+    found, wanted = bias_gelu(z, torch.zeros(1)), bias_gelu_reference(wide, torch.zeros(1).double())
+    slopes = [torch.autograd.grad(one.sum(), leaf)[0].double() for one, leaf in ((found, z), (wanted, wide))]
+    assert (found - wanted).abs().max() < 1e-6 and (slopes[0] - slopes[1]).abs().max() < 1e-6
+    tail = (wide > -5) & (wide < 0)  # where what is left is small, it still has its digits
+    assert ((found - wanted) / wanted)[tail].abs().max() < 1e-5
+
+
 def test_layer_norm_of_a_large_mean_keeps_its_digits(triton_kernels, assert_agrees):
     x, a, b = make_leaves("channel_norm", (9, 48))
     assert_agrees(channel_norm, channel_norm_reference, ((x.detach() + 100).requires_grad_(), a, b), tolerance=1e-4)

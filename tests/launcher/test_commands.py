@@ -1,6 +1,7 @@
 """Every command answers, installed from a wheel too, and no file of a scripts' folder hides a standard module."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -84,7 +85,25 @@ def test_doctor_says_which_extra_brings_what_is_missing(capsys, monkeypatch):
 def test_doctor_survives_a_broken_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert any("torch cannot be imported" in line for line in doctor.device())
-    assert any("a small step fails" in line for line in doctor.kernels())
+    assert "the model cannot run" in doctor.kernels()[1]
+
+
+def test_doctor_is_not_ready_where_the_model_cannot_run(capsys, monkeypatch):
+    monkeypatch.setenv("AEF_KERNELS", "nonsense")
+    assert doctor.main([]) == 1
+    text = capsys.readouterr().out
+    assert "the model cannot run: ValueError: AEF_KERNELS: expected one of auto, torch, triton, flash" in text
+    assert "aef train: not ready: the model cannot run, see kernels" in text and "aef stats: ready" in text
+    monkeypatch.setenv("AEF_KERNELS", "")  # set but empty: the default
+    assert doctor.kernels()[1] is None
+
+
+def test_doctor_says_every_choice_once(monkeypatch):
+    log = logging.getLogger("aef.kernels")
+    monkeypatch.setattr(
+        doctor, "_small_step", lambda device: [log.info("exchange_down on cpu: PyTorch") for _ in "abc"]
+    )
+    assert doctor.kernels()[0][0] == "exchange_down on cpu: PyTorch (3 cases)"
 
 
 def test_a_missing_package_is_one_line_with_its_extra(capsys):

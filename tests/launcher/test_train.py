@@ -1,6 +1,7 @@
 """`aef train`, `aef throughput`: what they print, and what they refuse in one line."""
 
 import json
+import re
 
 import pytest
 
@@ -53,11 +54,33 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
     assert "fits on H200: micro-batch" in text["zero1"]
 
 
+def test_what_does_not_fit_says_so(capsys):
+    assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "gpu") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "does not fit on 24 GB" in lines and not any(re.search(r"\b0 with checkpointing", x) for x in lines)
+    assert any(
+        re.fullmatch(r"fits on .*: micro-batch [1-9].*; does not fit with none( or selective)?", x) for x in lines
+    )
+
+
+@pytest.mark.parametrize("option", ["--ranks", "--repeats"])
+def test_no_ranks_and_no_repeats_are_one_line(option, capsys):
+    line = error_of(capsys, throughput, "--config", "tiny", option, 0)
+    assert line == f"aef throughput: error: {option}: expected at least 1, found 0"
+
+
+def test_a_wrong_word_for_the_kernels_is_one_line_and_leaves_nothing(chips, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AEF_KERNELS", "nonsense")
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", tmp_path / "run")
+    assert "AEF_KERNELS: expected one of auto, torch, triton, flash, found 'nonsense'" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--config", "smal"], "unknown config 'smal': expected tiny, small, base, large, xlarge or a .yaml file"),
-        (["train.step=5"], "unknown setting train.step: did you mean steps?"),
+        (["train.step=5"], "unknown setting train.step: did you mean train.steps?"),
         (["train.steps=many"], "train.steps: expected int, found 'many'"),
         (["--deepspeed-config", "zero9"], "--deepspeed-config zero9: expected single, zero1"),
         (["data.chip_px=18"], "data.chip_px: expected a positive multiple of 4, found 18"),
@@ -77,6 +100,8 @@ def test_wrong_data_are_one_line_and_leave_nothing(chips, tmp_path, capsys):
     assert "holds no chip (*.npz): make some with `aef synthesize`" in line
     line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "absent", "--out", run_folder)
     assert "absent: no such folder of chips" in line
+    line = error_of(capsys, train, "--config", "tiny", "--data", chips / "place1.npz", "--out", run_folder)
+    assert line.endswith("place1.npz: expected a folder of chips, found a file: give the folder it lies in")
     (chips / "place1.npz").write_bytes((chips / "place1.npz").read_bytes()[:3000])
     line = error_of(capsys, train, "--config", "tiny", "--data", chips, "--out", run_folder)
     assert "place1.npz: is damaged or not a chip" in line
@@ -125,12 +150,15 @@ def test_a_run_through_the_command(chips, tmp_path, capsys):
     assert "already holds a run" in error_of(capsys, train, *arguments)
     assert call(train, *arguments, "--resume", "auto", "--quiet") == 0
     assert capsys.readouterr().err == ""
+    assert call(train, *arguments, "--resume", "auto", "train.steps=2") == 0
+    assert "already at step 3, nothing is left of train.steps=2" in capsys.readouterr().err
 
 
 def test_a_profile_names_every_phase_of_a_step(chips, tmp_path, capfd):
     out = tmp_path / "profile"
     assert call(throughput, "--config", "tiny", "--data", chips, "--out", out, "--repeats", 1) == 0
-    text = capfd.readouterr().out
+    text, errors = capfd.readouterr()
+    assert "USDT" not in errors  # the profiler's own announcements
     phases = json.loads((out / "phases.json").read_text())
     expected = {"load", "projectors", "precision", "time", "space", "exchange", "summary", "decoders", "objective"}
     assert expected | {"bottleneck", "optimizer"} <= set(phases["forward"])

@@ -74,6 +74,12 @@ def newer_weights(run):
     save_file(load_file(run / "model.safetensors"), run / "model.safetensors", {"format_version": "2", "step": "7"})
 
 
+def a_flipped_bit(run):
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-1001] ^= 1
+    (run / "model.safetensors").write_bytes(content)
+
+
 DAMAGE = {
     "another program's folder": (lambda run: (run / "config.json").write_text('["layers"]'), "not the description"),
     "a description without inputs": (
@@ -91,6 +97,7 @@ DAMAGE = {
         lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:2000]),
         "is damaged",
     ),
+    "a flipped bit in the weights": (a_flipped_bit, "is damaged .its weights have another SHA-256"),
     "settings not copied": (lambda run: (run / "config.yaml").unlink(), "the run is partial"),
     "sources not copied": (lambda run: (run / "sources.yaml").unlink(), "the run is partial"),
 }
@@ -110,6 +117,14 @@ def test_a_foreign_partial_or_newer_run_does_not_load(run, what):
 )
 def test_a_period_must_end_after_it_starts(model, period):
     one_line("must end after it starts", lambda: model.embed(a_chip(sentinel1=a_year()), period))
+
+
+@pytest.mark.parametrize("period", [(1, 2), None, 2018, [3], ("2018-01-01", 5), {"start": "2018-01-01"}])
+def test_what_is_no_period_is_said_to_be_none(model, period):
+    one_line(
+        r'expected a period like \("2018-01-01", "2019-01-01"\), found ',
+        lambda: model.embed(a_chip(sentinel1=a_year()), period),
+    )
 
 
 def test_a_period_may_reach_six_months_beyond_the_observations_and_no_more(model):

@@ -1,22 +1,27 @@
 """Embedding fields as files: what is written is what is read, with its place on the Earth."""
 
+import resource
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import rasterio
 
 from aef.data.chips import Chip
-from aef.mapping.files import as_data_array, read_field, write_field
+from aef.mapping.field import MadeBy
+from aef.mapping.files import DamagedFieldError, as_data_array, read_field, write_field
 from aef.mapping.picture import pca_rgb, similarity
 from aef.timecode import parse_period
 
 YEAR = parse_period("2018-01-01/2019-01-01")
+SMALL = MadeBy("small@20", "0" * 64)
 
 
-def a_field(side=(5, 7), single=True, periods=(YEAR,)):
+def a_field(side=(5, 7), single=True, periods=(YEAR,), made_by=SMALL):
     chip = Chip("c", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), *side, 3.0, 51.0, {})
     x = np.random.default_rng(1).normal(size=(len(periods), 64, *side)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return as_data_array(x, chip, list(periods), ["sentinel2"], "small@20", single=single)
+    return as_data_array(x, chip, list(periods), ["sentinel2"], made_by, single=single)
 
 
 def test_coordinates_are_pixel_centres_and_provenance_travels():
@@ -56,6 +61,46 @@ def test_a_field_of_several_periods_is_not_written_as_one(tmp_path):
     assert field.dims == ("period", "band", "y", "x")
     with pytest.raises(ValueError, match="select a period"):
         write_field(tmp_path / "f.tif", field)
+    assert not list(tmp_path.iterdir())
+
+
+FORMATS = [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")]
+
+
+@contextmanager
+def files_end_at(count):
+    """No file grows beyond `count` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("form", "suffix"), FORMATS)
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_full_disk_is_an_error_and_leaves_the_old_field(tmp_path, form, suffix, room):
+    path = write_field(tmp_path / f"f{suffix}", a_field(), form)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=f"f{suffix}"), files_end_at(room):
+        write_field(path, a_field(side=(9, 9)), form)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("form", "suffix"), FORMATS)
+@pytest.mark.parametrize("share", [0, 0.1, 0.5])
+def test_a_file_that_is_cut_short_is_damaged(tmp_path, form, suffix, share):
+    path = write_field(tmp_path / f"f{suffix}", a_field(side=(16, 16)), form)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DamagedFieldError, match=r"f\.\w+: is damaged or not an embedding field .*: make it again"):
+        read_field(path)
+
+
+@pytest.mark.parametrize(("name", "form"), [("y.nc", "int8"), ("y.nc", "float"), ("y.tif", "netcdf"), ("y", "int8")])
+def test_a_name_of_another_format_is_refused(tmp_path, name, form):
+    with pytest.raises(ValueError, match=rf"{name}: expected a name that ends in \.\w+ for the format {form}"):
+        write_field(tmp_path / name, a_field(), form)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,15 @@
 """`aef.load`, then fields and reconstructions: what a user does with a trained model."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.mapping.field import EmbeddingError
-from aef.run import RunError
+from aef.mapping.field import EmbeddingError, LongPeriodWarning
+from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
 
@@ -47,6 +48,23 @@ def test_a_field_has_unit_vectors_coordinates_and_provenance(model, tmp_path):
     assert np.allclose(np.linalg.norm(field.values, axis=0), 1, atol=1e-5)
     assert field.attrs["sources"] == "sentinel2" and field.attrs["model_version"] == "tiny@7"
     assert np.array_equal(field.values, model.embed(chip, "2018-01-01/2019-01-01").values)
+
+
+def test_a_field_tells_what_it_was_made_by(model, run):
+    field = model.embed(a_chip(), YEAR, leave_out=["sentinel1", "sentinel1"])
+    weights = read_weights(run / "model.safetensors").sha256
+    assert (field.attrs["model_weights"], field.attrs["left_out"]) == (weights, "sentinel1")
+    assert model.made_by(["sentinel1"]).difference(field.attrs) is None
+    assert model.made_by().difference(field.attrs) == "expected no source left out, found sentinel1"
+    assert "left_out" not in model.embed(a_chip(), YEAR).attrs
+
+
+def test_a_period_far_longer_than_the_support_is_warned_of(model):
+    with pytest.warns(LongPeriodWarning, match="is 608 days long, but the model was trained on periods of up to 365"):
+        model.embed(a_chip(), ("2017-08-01", "2019-04-01"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LongPeriodWarning)
+        model.embed(a_chip(), ("2018-01-01", "2019-01-02"))
 
 
 def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeypatch):

@@ -63,7 +63,10 @@ def build_config(case):
     return dataclasses.replace(
         tiny,
         model=dataclasses.replace(
-            base.model, text_dim=TEXT_DIM, checkpointing=next((kind for word, kind in RECOMPUTED.items() if word in case), "none"), inputs=INPUTS
+            base.model,
+            text_dim=TEXT_DIM,
+            checkpointing=next((kind for word, kind in RECOMPUTED.items() if word in case), "none"),
+            inputs=INPUTS,
         ),
         objective=dataclasses.replace(tiny.objective, text_weight=0.1),
         train=dataclasses.replace(

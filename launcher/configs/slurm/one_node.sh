@@ -20,13 +20,12 @@ deepspeed --num_gpus 8 --master_port "$PORT" launcher/train.py \
 RUNNER=$!
 
 # The batch shell gets the signal and hands it to one rank (runner -> launcher -> ranks): all of them stop together.
-trap 'kill -USR1 "$(pgrep -P "$(pgrep -P "$RUNNER")" | head -n 1)"' USR1
+# Where no rank runs (yet, or any more) the signal has nobody to go to, which must not end the job.
+trap 'kill -USR1 "$(pgrep -P "$(pgrep -P "$RUNNER")" | head -n 1)" || true' USR1
+# A trapped signal ends wait early. Its code does not tell: a runner whose rank was killed leaves with one above 128 too.
+while kill -0 "$RUNNER" 2>/dev/null; do wait "$RUNNER" || true; done
 CODE=0
-# A trapped signal ends wait early, with a code above 128.
-while true; do
-  wait "$RUNNER" && CODE=0 || CODE=$?
-  if [ "$CODE" -le 128 ]; then break; fi
-done
+wait "$RUNNER" || CODE=$?
 # 75: stopped with a checkpoint; put the job back in the queue, where --resume auto goes on.
 if [ "$CODE" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$CODE"

@@ -17,11 +17,15 @@ shift $(($# < 3 ? $# : 3))
 export OMP_NUM_THREADS=8
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
+# Lines that earlier jobs of this run left: what they say is not about this one.
+BEFORE=$({ cat "$RUN/events.jsonl" 2>/dev/null || true; } | wc -l)
 CODE=0
 srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 8 \
   --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$SLURM_JOB_ID" --signals-to-handle SIGTERM,SIGUSR1 \
   launcher/train.py --config "$CONFIG" --data "$CHIPS" --out "$RUN" --resume auto \
   --deepspeed-config zero1 data.workers=8 "$@" || CODE=$?
-# torchrun reports a rank's exit code as its own failure: the run itself says whether a signal stopped it.
-if tail -n 1 "$RUN/events.jsonl" | grep -q '"event": "stopped"'; then scontrol requeue "$SLURM_JOB_ID"; fi
+# torchrun reports a rank's exit code as its own failure: the run itself says whether a signal stopped it. A job that failed
+# before its first line must not find the last job's and go back into the queue for ever.
+LAST=$({ tail -n +$((BEFORE + 1)) "$RUN/events.jsonl" 2>/dev/null || true; } | tail -n 1)
+if [[ $LAST == *'"event": "stopped"'* ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$CODE"

@@ -1,0 +1,44 @@
+"""A training step and the GPU benchmarks on a GPU that is not there: they run, and no step waits for the device."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import standin_gpu
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(standin_gpu.problem() is not None, reason=str(standin_gpu.problem()))
+
+
+def rehearse(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.rehearsal", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_step_never_waits_for_the_gpu_and_keeps_less_the_more_it_makes_again(tmp_path):
+    said = rehearse("steps", "--preset", "tiny", "--write", str(tmp_path / "memory.md"))
+    assert said.count("waits nowhere") == 6
+    kept = dict(re.findall(r"recomputing (\w+), ours: ([\d.]+) kB", said))
+    eager = dict(re.findall(r"recomputing (\w+), tuned eager: ([\d.]+) kB", said))
+    assert float(kept["none"]) > float(kept["selective"]) > float(kept["full"])
+    assert all(float(kept[way]) < float(eager[way]) for way in kept)
+    assert (tmp_path / "memory.md").read_text().count("| tiny |") == 3
+
+
+def test_the_benchmarks_of_a_gpu_run_from_end_to_end():
+    said = rehearse("gpu", "--only", "time_attention", "gelu_linear", "residual_norm", "sample_vmf")
+    rows = int(re.search(r"benchmarks.gpu: (\d+) rows would run\n$", said).group(1))
+    assert rows >= 90

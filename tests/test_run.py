@@ -1,0 +1,30 @@
+"""The weights of a run are known by what they are."""
+
+import torch
+from safetensors.torch import save_file
+
+from aef.run import digest, read_weights, write_weights
+
+
+def some_weights(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {"b": torch.randn(3, 4, generator=generator), "a": torch.randn((), generator=generator)}
+
+
+def test_weights_keep_their_hash_whatever_their_step_order_and_file(tmp_path):
+    state = some_weights()
+    first = read_weights(write_weights(tmp_path / "1", state, step=1))
+    second = read_weights(write_weights(tmp_path / "2", dict(reversed(state.items())), step=2))
+    assert first.sha256 == second.sha256 == digest(state) and (first.step, second.step) == (1, 2)
+
+
+def test_other_values_names_or_shapes_are_other_weights():
+    state = some_weights()
+    others = [some_weights(1), {"a": state["a"], "c": state["b"]}, {**state, "b": state["b"].reshape(4, 3)}]
+    assert len({digest(weights) for weights in (state, *others)}) == 4
+
+
+def test_weights_of_before_the_hash_are_read_and_have_one(tmp_path):
+    state = some_weights()
+    save_file(state, tmp_path / "old", {"format_version": "1", "step": "7"})
+    assert read_weights(tmp_path / "old")[1:] == (7, digest(state))
