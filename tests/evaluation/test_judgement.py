@@ -131,7 +131,9 @@ def test_a_runs_own_list_that_is_gone_is_not_passed_over(model, tmp_path):
     settings = dataclasses.replace(model.config, data=dataclasses.replace(model.config.data, withheld=str(listed)))
     withholding = dataclasses.replace(model, config=settings)
     assert own_dates(model) is None
-    with pytest.raises(JudgementError, match=r"is not there: put it back, or copy it to withheld.csv in the run folder"):
+    with pytest.raises(
+        JudgementError, match=r"is not there: put it back, or copy it to withheld.csv in the run folder"
+    ):
         own_dates(withholding)
     listed.write_text("place,time_utc\n")
     assert own_dates(withholding) == listed
