@@ -69,7 +69,7 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
     rows = survey_chips([chip], recipe.registry)
     if problem := wrong_scale(rows):
         raise IngestError(
-            f"{place.name}: {problem}; say in the recipe how stored values become the unit (transform: {{scale: …, offset: …}})"
+            f"{place.name}: {problem}; say in the recipe how stored values become the unit (transform: {{scale: …, offset: …, function: …}})"
         )
     report.bands = band_lines(chip)
     report.suspicions = [f"{r.source} {r.band}: {r.suspicion}" for r in rows if r.suspicion not in ("", UNSEEN)]
