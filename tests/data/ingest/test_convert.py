@@ -149,8 +149,9 @@ def test_an_offset_left_in_is_said_beside_the_table(folder, tmp_path):
 
 def test_a_complex_raster_is_refused_by_name(folder, tmp_path):
     write_scene(folder / "north" / "S2_20200105.tif", scene(np.random.default_rng(0)).astype(np.complex64))
-    with pytest.raises(ValueError, match=r"S2_20200105\.tif: .*complex64.*amplitude"):
-        list(convert(parse_recipe(entries()), folder, tmp_path / "chips"))
+    for extra in ({}, {"offset_rule": {"subtract": 1000, "when_minimum_at_least": 1000}}):
+        with pytest.raises(ValueError, match=r"S2_20200105\.tif: .*complex64.*amplitude"):
+            list(convert(parse_recipe(entries(**extra)), folder, tmp_path / "chips"))
 
 
 def test_chips_are_not_written_over_unless_asked(folder, tmp_path, capsys):
