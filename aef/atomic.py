@@ -32,3 +32,27 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike, name: str = "") -> None:
+    """Try whether a file can be written, before minutes of work go into its content; makes its folder where there is none.
+
+    Args:
+        path: the file to come; one that exists is left as it is.
+        name: the option that named it, for the message.
+
+    Raises:
+        ValueError: it is a folder, or its folder cannot be made or written into.
+    """
+    path = Path(path)
+    where = f"{name} {path}".lstrip()
+    if path.is_dir():
+        raise ValueError(f"{where}: expected a file to write, found a folder")
+    trial = path.with_name(f".{path.name}.{os.getpid()}.try")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+    except OSError as error:
+        why = "a file stands where its folder should be" if not path.parent.is_dir() else error.strerror
+        raise ValueError(f"{where}: cannot be written ({why}): choose another path") from None
+    trial.unlink()

@@ -2,8 +2,7 @@
 
 Parts: sampler, statistics, generator, ingest, corpora, download, manifest. Rates are items per second of this process's CPU time, all of its
 threads together, so that other work on the machine does not count; a matrix product timed before and after says how
-fast a core was. Ingest
-converts the sample data (../shared/data beside the checkout) and is left out where that is absent.
+fast a core was. Ingest converts the sample data (../shared/data beside the checkout) and is left out where that is absent.
 """
 
 from __future__ import annotations
@@ -165,7 +164,9 @@ PARTS: dict[str, Callable[[], Iterator[Rate]]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; otherwise all")
     parser.add_argument("--out", metavar="FILE", help=f"also write the rates as JSON, under {RESULTS.name}/")
     options = parser.parse_args(argv)

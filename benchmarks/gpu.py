@@ -25,7 +25,7 @@ import torch
 
 from aef.kernels import tuning
 from benchmarks.gpu_tasks import MICRO_BATCHES, Event, Row, Task
-from benchmarks.kernels import cases
+from benchmarks.kernels import cases, operators
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -147,7 +147,7 @@ class Processes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    names = sorted({case.operator for case in cases("large")})
+    names = operators("large")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=(*names, *PARTS), metavar="NAME", help=", ".join((*names, *PARTS)))
     parser.add_argument("--budget-s", type=float, default=1200.0, help="seconds after which no new row is begun")

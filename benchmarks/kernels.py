@@ -421,9 +421,14 @@ def _calibrate() -> float:
     return min(times)
 
 
+def operators(preset: str) -> list[str]:
+    """The operators that `cases` times."""
+    return sorted({case.operator for case in cases(preset)})
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", help="operators")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(operators('small'))}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (which runs benchmarks.gpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=15)
@@ -432,6 +437,9 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import gpu
 
         return gpu.main(["--only", *options.only] if options.only else [])
+    unknown = sorted(set(options.only or ()) - set(operators("small")))
+    if unknown:
+        parser.error(f"--only: unknown operator {', '.join(unknown)}: expected some of {', '.join(operators('small'))}")
     torch.set_num_threads(1)
     before = _calibrate()
     print(f"{'case':58s} {'contender':20s} {'forward ms':>11s} {'both ms':>9s}")

@@ -209,7 +209,8 @@ def prepare(out: Path, places: int, *, seed: int, permuted: bool) -> Path:
             shutil.copytree(prepare(out, places, seed=seed, permuted=False), partial)
             permute_captions(partial, seed)
         else:
-            for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places):
+            # What an interrupted command left is made again.
+            for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places, overwrite=True):
                 pass
         partial.rename(folder)
     tower = TextTower(TINY_TOWER)

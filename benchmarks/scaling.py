@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     p.add_argument("settings", nargs="*", metavar="key=value", help="settings over the preset")
     p.add_argument("--config", default="large", help="preset or YAML file")
-    p.add_argument("--measured", type=Path, help="phases.json of `aef throughput` on one such GPU")
+    p.add_argument("--measured", type=Path, metavar="FILE", help="phases.json of `aef throughput` on one such GPU")
     p.add_argument("--out", type=Path, default=RESULTS, help="folder for scaling.csv and scaling.png")
     for item in dataclasses.fields(Machine):
         kind = int if item.type == "int" else float
@@ -199,7 +199,14 @@ def main(argv: list[str] | None = None) -> int:
     machine = Machine(**{item.name: getattr(options, item.name) for item in dataclasses.fields(Machine)})
     basis = "assumed, not measured"
     if options.measured:
-        machine, basis = _calibrated(machine, options.measured)
+        try:
+            machine, basis = _calibrated(machine, options.measured)
+        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+            p.error(
+                f"--measured {options.measured}: expected the phases.json of `aef throughput`, with title, flops and step_s; "
+                f"{why}"
+            )
     rows = list(predictions(config, machine))
     inputs = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(machine).items())
     print(

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +25,23 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
             return action.help
+        if isinstance(action.default, list | tuple):
+            # As they would be typed, not as Python prints them.
+            words = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{action.help} (default: {words})"
         return super()._get_help_string(action)
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
     return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
+
+
+def require_number(option: str, value: float, least: float, most: float | None = None) -> None:
+    """Raises ValueError where an option's number lies outside what makes sense."""
+    if value < least or (most is not None and value > most):
+        limits = f"{least:g} or more" if most is None else f"{least:g} to {most:g}"
+        raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
 def with_western_longitudes(argv: list[str] | None, *options: str) -> list[str]:
@@ -66,7 +77,8 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"aef {name}: error: {_describe(error)}", file=sys.stderr)
+        given = sys.argv[1:] if argv is None else argv
+        print(f"aef {name}: error: {_describe(error, given)}", file=sys.stderr)
         return FAILED
 
 
@@ -83,13 +95,35 @@ def _warnings_as_lines(name: str, others: Callable[..., None]) -> Callable[..., 
     return show
 
 
-def _describe(error: Exception) -> str:
+_EXPECTED: dict[type[OSError], str] = {
+    FileNotFoundError: "no such file or folder",
+    FileExistsError: "expected a folder, found a file",
+    NotADirectoryError: "expected a folder, found a file",
+    IsADirectoryError: "expected a file, found a folder",
+    PermissionError: "may not be read or written by this user",
+}
+"""The system's errors in words that say what was expected."""
+
+
+def _describe(error: Exception, given: Sequence[str] = ()) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: `aef doctor` names the extra that brings it"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        why = _EXPECTED.get(type(error), error.strerror)
+        return f"{_option(str(error.filename), given)}{error.filename}: {why}"
     return text
+
+
+def _option(path: str, given: Sequence[str]) -> str:
+    """The option whose value a path is, with a space after it; empty where none is."""
+    option = ""
+    for word in given:
+        if word.startswith("--"):
+            option, _, word = word.partition("=")
+        if option and word == path:
+            return f"{option} "
+    return ""
 
 
 class Progress:

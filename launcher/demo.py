@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     session = _Session(out / "commands.txt")
     learning = []
     if not arguments.data:
-        session.call("synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed)
+        session.call(
+            "synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed, "--overwrite"
+        )
         # Its chips carry captions: the model learns words too, by a text tower that needs no download.
         session.call("text", "--encode", chips, "--tower", "tiny")
         # A caption holds for the year. Over drawn periods a text and its place know each other by the period they share;

@@ -340,7 +340,7 @@ def carry_entries(out: Path, sources) -> None:
 
 def report(manifest, out: Path, sources) -> int:
     """The closing table; returns 0 only when every planned chip is settled."""
-    from aef.earthengine.checks import survey, table
+    from aef.data.plausibility import survey, table
 
     chips, items = manifest.chip_counts(), manifest.item_counts()
     print(f"{'source':<14}{'done':>10}{'empty':>10}{'failed':>10}{'pending':>10}")

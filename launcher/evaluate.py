@@ -4,8 +4,9 @@
 
 Several runs (seeds) are judged one after the other, and then on average: error, least and most of the runs, and the
 mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set
-takes the rows of its column `set`. Labels are judged on --places (default: the places that the run held out). Tables go to
-standard output, and to --out as JSON.
+takes the rows of its column `set`. Labels are judged on --places (default: the places that the run held out). Dates and
+places that a run trained on are refused; what cannot be judged is listed with its reason. Tables go to standard output,
+and to --out as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aef.launcher.command import parser, run
+from aef.launcher.command import parser, require_number, run
+
+MOST_DAYS = 730
+"""A year's frames, and six months to either side: what a model may be asked about (`aef.mapping.field`)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,16 +35,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--set", metavar="WORD", help="judge only the rows of the list with this word in column `set`")
     options.add_argument("--periods", default="8,30,120,365", help="lengths of the valid period around a date, days")
-    options.add_argument("--places", nargs="*", metavar="PLACE", help="places whose labels are judged")
-    options.add_argument("--shots", type=int, default=10, help="labelled pixels per class")
+    options.add_argument("--places", nargs="+", metavar="PLACE", help="places whose labels are judged")
+    options.add_argument("--shots", type=int, default=10, help="labelled pixels per class, at most 300")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
     options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
     arguments = options.parse_args(argv)
 
-    from aef.atomic import writing
+    from aef.atomic import require_writable, writing
     from aef.evaluation.judgement import mean_of_runs
+    from aef.evaluation.probes import MAX_SHOTS
 
+    require_number("--shots", arguments.shots, 1, MAX_SHOTS)
+    require_number("--trials", arguments.trials, 1)
+    require_number("--health-places", arguments.health_places, 1)
+    arguments.periods = _days(arguments.periods)
+    if arguments.out:
+        require_writable(arguments.out, "--out")
     runs = {}
     for path in arguments.checkpoint:
         version, judgement = _judge(path, arguments)
@@ -56,24 +67,54 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _days(text: str) -> list[float]:
+    """Lengths of valid periods. Raises ValueError naming the option."""
+    try:
+        days = [float(word) for word in text.split(",")]
+    except ValueError:
+        days = []
+    if not days or not all(0 < one <= MOST_DAYS for one in days):
+        raise ValueError(f"--periods: expected days above 0 and up to {MOST_DAYS}, like 8,30,120, found {text!r}")
+    return days
+
+
 def _judge(path: str, arguments):
-    """The version of a run's model, and what is said of it."""
+    """The version of a run's model, and what is said of it. Raises ValueError for places and dates that it cannot judge."""
     import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
-    from aef.evaluation.judgement import judge
+    from aef.evaluation.judgement import JudgementError, judge, own_dates, require_unseen_dates
+    from aef.evaluation.proof import require_unseen
 
     model = aef.load(path)
-    listed = arguments.withheld or model.config.data.withheld
-    held_out = set(arguments.places if arguments.places is not None else model.config.data.held_out_places)
-    chips = [model.read(file) for file in ChipFolder(arguments.data, model.registry).files]
+    folder = ChipFolder(arguments.data, model.registry)
+    own = own_dates(model)
+    listed = arguments.withheld or own
+    hidden = WithheldDates.read(listed) if listed else None
+    judged = WithheldDates.read(listed, arguments.set) if listed else None
+    if arguments.set and not listed:
+        raise JudgementError(f"--set {arguments.set}: {path} withheld no dates: name a list by --withheld")
+    if arguments.withheld and judged and not judged.places & set(folder.places()):
+        known = ", ".join(sorted(filter(None, folder.places()))[:3])
+        raise JudgementError(f"--withheld {listed}: names no place of {folder.path}, which holds {known} …")
+    held_out = set(
+        folder.require(arguments.places, "--places: holds no")
+        if arguments.places
+        else model.config.data.held_out_places
+    )
+    chips = [model.read(file) for file in folder.files]
+    seen, unseen = ([chip for chip in chips if (chip.place in held_out) == wanted] for wanted in (False, True))
+    if arguments.places:
+        require_unseen(model, unseen)
+    if judged:
+        require_unseen_dates(model, seen, judged, own)
     return model.version, judge(
         model,
-        [chip for chip in chips if chip.place not in held_out],
-        withheld=WithheldDates.read(listed) if listed else None,
-        judged=WithheldDates.read(listed, arguments.set) if listed else None,
-        held_out=[chip for chip in chips if chip.place in held_out],
-        period_days=[float(days) for days in arguments.periods.split(",")],
+        seen,
+        withheld=hidden,
+        judged=judged,
+        held_out=unseen,
+        period_days=arguments.periods,
         shots=arguments.shots,
         trials=arguments.trials,
         health_places=arguments.health_places,

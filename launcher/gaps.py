@@ -3,7 +3,8 @@
     aef gaps --checkpoint RUN --out results/gaps
 
 Judged on places of a synthetic Earth that the run never saw, rendered here, because only there the truth is known; against
-persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json.
+persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json. A run that
+trained on places other than the synthetic Earth's is refused: that world is foreign to it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
     import aef
     from aef.evaluation.gaps import judge_gaps
-    from aef.evaluation.tables import write_results
+    from aef.evaluation.tables import require_results, write_results
 
+    if arguments.out:
+        require_results(Path(arguments.out), "--out")
     model = aef.load(arguments.checkpoint)
     with Progress("gaps", total=arguments.places, unit="place") as progress:
         result = judge_gaps(

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--places", nargs="*", default=[], metavar="PLACE", help="convert only these")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
     p.add_argument("--uncompressed", action="store_true", help="larger files that load faster")
+    p.add_argument("--overwrite", action="store_true", help="write chips again that the folder holds; texts are lost")
     p.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
     options = p.parse_args(argv)
 
@@ -42,7 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     with Progress("ingest", total=len(places), unit="chip") as progress:
         chosen = tuple(options.places)
         for report in convert(
-            recipe, root, Path(options.out), places=chosen, compress=not options.uncompressed, workers=options.workers
+            recipe,
+            root,
+            Path(options.out),
+            places=chosen,
+            compress=not options.uncompressed,
+            workers=options.workers,
+            overwrite=options.overwrite,
         ):
             print(report.text())
             progress.advance(note=report.place)

@@ -76,9 +76,7 @@ def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list
     places = [place for place in dict.fromkeys(folder.places()) if place]
     if len(places) < 2:
         raise ValueError(f"{folder.path}: expected chips of at least two places, found {len(places)}")
-    missing = sorted(set(wanted or ()) - set(places))
-    if missing:
-        raise ValueError(f"--places: {folder.path} holds no {', '.join(missing)}; it holds {', '.join(places)}")
+    folder.require(wanted or (), "--places: holds no")
     known: dict[str, set[str]] = {place: set() for place in places}
     for index, place in enumerate(folder.places()):
         if place:

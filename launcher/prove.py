@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, parser, require_number, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--most-places", type=int, default=0, metavar="N", help="the first N of them; 0: all")
     options.add_argument("--labels", nargs="*", default=[], metavar="LABEL", help="default: every label of the chips")
-    options.add_argument("--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class")
+    options.add_argument(
+        "--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class, up to 300"
+    )
     options.add_argument("--trials", type=int, default=10, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")
     options.add_argument("--no-shuffles", action="store_true", help="judge intact chips only, in a third of the time")
@@ -34,19 +36,25 @@ def main(argv: list[str] | None = None) -> int:
 
     import aef
     from aef.data.chips import ChipFolder
-    from aef.evaluation.proof import CONDITIONS, ProofError, prove
-    from aef.evaluation.tables import write_results
+    from aef.evaluation.probes import MAX_SHOTS
+    from aef.evaluation.proof import CONDITIONS, prove
+    from aef.evaluation.tables import require_results, write_results
 
     try:
         shots = [None if word == "all" else int(word) for word in arguments.shots]
     except ValueError:
         raise ValueError(f"--shots: expected numbers or `all`, found {' '.join(arguments.shots)}") from None
+    for count in shots:
+        if count is not None:
+            require_number("--shots", count, 1, MAX_SHOTS)
+    require_number("--trials", arguments.trials, 1)
+    require_number("--most-places", arguments.most_places, 0)
+    if arguments.out:
+        require_results(Path(arguments.out), "--out")
     model = aef.load(arguments.checkpoint)
     folder = ChipFolder(arguments.data, model.registry)
+    folder.require(arguments.places or (), "--places: holds no")
     held_out = set(arguments.places or model.config.data.held_out_places) & set(folder.places())
-    if arguments.places and held_out != set(arguments.places):
-        missing = sorted(set(arguments.places) - held_out)
-        raise ProofError(f"--places: {arguments.data} holds no {', '.join(missing)}")
     files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
     chips = [model.read(path) for path in files[: arguments.most_places or None]]
     count = len(chips) * (1 if arguments.no_shuffles else len(CONDITIONS))

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
-    from aef.evaluation.judgement import judge
+    from aef.evaluation.judgement import judge, own_dates
     from aef.evaluation.report import write_report
     from aef.training.log import read_log
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if not log:
         raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")
     data, folder = model.config.data, ChipFolder(arguments.data, model.registry)
-    listed = data.withheld
+    listed = own_dates(model)
     hidden = WithheldDates.read(listed) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()

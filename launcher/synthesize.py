@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--sources", nargs="+", default=list(SOURCES), metavar="SOURCE", help="render only these")
     p.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: this one")
     p.add_argument("--compress", action="store_true", help="smaller files that write and load more slowly")
+    p.add_argument("--overwrite", action="store_true", help="write chips again that the folder holds; texts are lost")
     p.add_argument("--dry-run", action="store_true", help="say what would be made, write nothing")
     options = p.parse_args(argv)
 
@@ -34,7 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.places} chips of {options.chip_px} px and {options.years} years: {', '.join(options.sources)}")
         return 0
     with Progress("synthesize", total=options.places, unit="chip") as progress:
-        for path in write_earth(earth, options.out, options.places, workers=options.workers, compress=options.compress):
+        for path in write_earth(
+            earth,
+            options.out,
+            options.places,
+            workers=options.workers,
+            compress=options.compress,
+            overwrite=options.overwrite,
+        ):
             progress.advance(note=path.name)
     return 0
 

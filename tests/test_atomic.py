@@ -25,6 +25,15 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_rest(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_path_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    atomic.require_writable(tmp_path / "new" / "a.txt")
+    assert (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("")
+    for path, why in (("file/a.txt", "a file stands where its folder should be"), ("new", "found a folder")):
+        with pytest.raises(ValueError, match=f"--out .*{path}: .*{why}"):
+            atomic.require_writable(tmp_path / path, "--out")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"none/a\.txt"), atomic.writing(tmp_path / "none" / "a.txt"):
         pass

@@ -39,6 +39,7 @@ __all__ = [
     "TextPoint",
     "read_chip",
     "read_chip_header",
+    "require_free",
     "validate",
     "write_chip",
 ]
@@ -71,6 +72,21 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
     with atomic.writing(path) as stream:
         (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return path
+
+
+def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
+    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
+
+    Chips that are written again lose the texts that were attached to them.
+    """
+    wanted = list(ids)
+    held = [f"{name}.npz" for name in wanted if (Path(folder) / f"{name}.npz").exists()]
+    if held:
+        raise ChipError(
+            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
+            "another folder, or write them again with --overwrite, which loses attached texts",
+            file=folder,
+        )
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -254,24 +270,44 @@ class ChipFolder:
         return read_chip_header(self.files[index])
 
     def places(self) -> list[str | None]:
-        """The place of every chip, in the folder's order; None where a header cannot be read."""
+        """The place of every chip, in the folder's order; None where a header cannot be read.
+
+        Raises:
+            ChipError: two files hold a chip of the same id: a copy would be trained on twice.
+        """
         if self._places is None:
-            self._places = [_place(path) for path in self.files]
+            known: dict[str, Path] = {}
+            places: list[str | None] = []
+            for path in self.files:
+                name, place = _id_and_place(path)
+                if name is not None and known.setdefault(name, path) is not path:
+                    raise ChipError(
+                        f"two files hold the chip {name!r}, {known[name].name} and {path.name}: remove one of them",
+                        field="id",
+                        file=self.path,
+                    )
+                places.append(place)
+            self._places = places
         return self._places
+
+    def require(self, wanted: Iterable[str], words: str) -> list[str]:
+        """Places that are asked for, each once. Raises ChipError, with ``words`` before those that the folder does not hold."""
+        wanted = list(dict.fromkeys(wanted))
+        known = sorted({place for place in self.places() if place})
+        unknown = sorted(set(wanted) - set(known))
+        if unknown:
+            raise ChipError(
+                f"{words} {', '.join(unknown)}: known are {', '.join(known[:8])}{', …' * (len(known) > 8)}",
+                file=self.path,
+            )
+        return wanted
 
     def without(self, held_out: Iterable[str]) -> list[int]:
         """Indices of the chips of all other places. Raises ChipError if a held-out place is unknown or no chip is left."""
         held_out = set(held_out)
         if not held_out:
             return list(range(len(self)))
-        unknown = sorted(held_out - set(self.places()))
-        if unknown:
-            known = sorted({place for place in self.places() if place})
-            raise ChipError(
-                f"cannot hold out {', '.join(unknown)}: known are {', '.join(known[:8])}{', …' * (len(known) > 8)}",
-                field="place",
-                file=self.path,
-            )
+        self.require(held_out, "cannot hold out")
         # A chip whose header cannot be read stays: reading it says what is wrong.
         kept = [index for index, place in enumerate(self.places()) if place not in held_out]
         if not kept:
@@ -300,9 +336,10 @@ def _contents(path: Path) -> list[Any]:
     return [member for member in members if member[0] != "header.npy" and not member[0].startswith("labels/")]
 
 
-def _place(path: Path) -> str | None:
+def _id_and_place(path: Path) -> tuple[str | None, str | None]:
     try:
-        place = read_chip_header(path).get("place")
+        header = read_chip_header(path)
     except (ChipError, OSError):
-        return None
-    return place if isinstance(place, str) else None
+        return None, None
+    name, place = header.get("id"), header.get("place")
+    return name if isinstance(name, str) else None, place if isinstance(place, str) else None

@@ -113,9 +113,16 @@ def _site(row: dict[str, Any]) -> Site:
     periods = () if start is None else (Period(_time(start), _time(end)),)
     if periods and periods[0].length_ms <= 0:
         raise SiteError(f"the period {periods[0]} must end after it starts")
-    unnamed = at(float(lon), float(lat))
+    unnamed = at(_degrees("longitude", lon), _degrees("latitude", lat))
     texts = tuple(parse_period(part) for part in str(row.get("texts") or "").split(";") if part.strip())
     return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods, texts)
+
+
+def _degrees(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SiteError(f"{name}: expected decimal degrees, found {value!r}") from None
 
 
 def _safe_name(text: str) -> str:

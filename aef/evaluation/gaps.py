@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip, SourceSeries
-from aef.data.synthetic.earth import SOURCES, Earth, render_chip
+from aef.data.synthetic.earth import SOURCES, Earth, is_synthetic, render_chip
 from aef.data.synthetic.landscape import Scene
 from aef.data.synthetic.truth import SENSORS, clear_view
 from aef.evaluation.predictors import Predictor, harmonic, linear, persistence, temporal_mean
@@ -121,8 +121,8 @@ def judge_gaps(
         progress: called with each finished place.
 
     Raises:
-        ProofError: the source has no truth or is not decoded, there are fewer than two places, or they were training
-            places.
+        ProofError: the source has no truth or is not decoded, there are fewer than two places, they were training
+            places, or no training place was synthetic.
         SyntheticError: the Earth cannot be made as asked.
     """
     if source not in SENSORS or source not in model.targets:
@@ -130,6 +130,7 @@ def judge_gaps(
         raise ProofError(f"source {source}: expected one with a clear truth that the model decodes: {', '.join(known)}")
     if places < 2:
         raise ProofError(f"expected at least two places, found {places}")
+    _require_synthetic(model)
     names = tuple(dict.fromkeys(n for n in (*model.inputs, source) if n in SOURCES))
     earth = Earth(seed, chip_px, years=2, sources=names)
     scenes = [earth.scene(place) for place in range(places)]
@@ -149,6 +150,16 @@ def judge_gaps(
                         tables.setdefault(BEYOND, WithheldTable()).add(name, chip.place, error)
         progress(chip.place)
     return GapResult(source, places, tables)
+
+
+def _require_synthetic(model: TrainedModel) -> None:
+    # Sensors, noise and seasons of the synthetic Earth are its own: errors there say nothing about a model of the real one.
+    trained = model.statistics.places
+    if trained and not any(map(is_synthetic, trained)):
+        raise ProofError(
+            f"expected a run that trained on synthetic places, whose truth is known; this one trained on {trained[0]}"
+            f"{' …' * (len(trained) > 1)}: train one on `aef synthesize`"
+        )
 
 
 def _answers(

@@ -4,21 +4,24 @@ validation in the training loop, the report and the recorded tables measure the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip
-from aef.data.withheld import WithheldDates
+from aef.data.withheld import MINUTE_MS, WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained import TrainedModel
+from aef.run import WITHHELD
 from aef.sources import Source
+from aef.timecode import format_time
 
 REFERENCE = "linear interpolation"
 """The naive predictor that model errors are divided by."""
@@ -27,6 +30,10 @@ PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
 HEALTH_PLACES = 6
 """Places on which health is judged: each is embedded once more per input source."""
+
+
+class JudgementError(ValueError):
+    """What is asked for cannot be judged: unknown, or seen in training. One line."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,12 @@ class WithheldResult:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known about a model's quality."""
+    """What is known about a model's quality, and in ``not_judged`` what is not, each with its reason."""
 
     withheld: list[WithheldResult] = field(default_factory=list)
     probes: list[ProbeResult] = field(default_factory=list)
     health: dict[str, float] = field(default_factory=dict)
+    not_judged: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
         """Every table, one after the other."""
@@ -86,6 +94,8 @@ class Judgement:
             parts.append(
                 markdown_table(["health", "value"], [[name, f"{value:.3f}"] for name, value in self.health.items()])
             )
+        if self.not_judged:
+            parts.append("Not judged:\n\n" + "\n".join(f"- {line}" for line in self.not_judged))
         return "\n\n".join(parts)
 
     def figures(self) -> dict[str, Any]:
@@ -103,6 +113,7 @@ class Judgement:
                 for probes in self.probes
             },
             "health": self.health,
+            "not_judged": self.not_judged,
         }
 
 
@@ -140,17 +151,38 @@ def withheld_tasks(
     A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are the
     bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
-    tasks = []
-    for name in model.targets:
-        source = model.registry[name]
-        holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
-        if name not in model.inputs or not holding:
-            continue
-        bands = _observed_bands(holding, name, source.band_names)
-        task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
-        if bands and all(len(task.frames(series)[1]) for series in task.observations()[0]):
-            tasks.append(task)
-    return tasks
+    found = (_task(model, chips, name, hidden, judged) for name in model.targets)
+    return [task for task in found if isinstance(task, WithheldTask)]
+
+
+def _task(
+    model: TrainedModel, chips: Sequence[Chip], name: str, hidden: WithheldDates, judged: WithheldDates
+) -> WithheldTask | str | None:
+    """The task of one decoded source, why there is none, or None where the list does not ask for the source."""
+    source = model.registry[name]
+    holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
+    if not holding or source.time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
+        return None
+    if name not in model.inputs:
+        return f"withheld dates of {name}, because only sources that the model encodes are judged"
+    bands = _observed_bands(holding, name, source.band_names)
+    if not bands:
+        return f"withheld dates of {name}, because no band of it is observed at all of {_few(c.place for c in holding)}"
+    task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
+    empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
+    if empty:
+        return f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+    return task
+
+
+def _keys(chips: Sequence[Chip], name: str) -> list[tuple[str, str]]:
+    return [(chip.place, source) for chip in chips for source in (name, "")]
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first three of some names."""
+    known = sorted(set(names))
+    return ", ".join(known[:3]) + " …" * (len(known) > 3)
 
 
 def _observed_bands(chips: Sequence[Chip], name: str, bands: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,16 +245,83 @@ def judge(
     trials: int = 20,
     health_places: int = HEALTH_PLACES,
 ) -> Judgement:
-    """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either."""
-    tasks = withheld_tasks(model, chips, withheld, judged or withheld) if withheld is not None else []
+    """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either;
+    what the data do not allow is in ``not_judged`` with its reason."""
+    results, missing = _all_withheld(model, chips, withheld, judged or withheld, period_days)
     probes = []
-    for label in dict.fromkeys(name for chip in held_out for name in chip.labels):
+    names = list(dict.fromkeys(name for chip in held_out for name in chip.labels))
+    if not held_out:
+        missing.append("labels, because no chip is of a place that the run held out (data.held_out_places)")
+    elif not names:
+        missing.append(f"labels, because {_few(chip.place for chip in held_out)} carry none")
+    for label in names:
         try:
             probes.append(judge_labels(model, held_out, label, shots=shots, trials=trials))
-        except ProbeError:
-            continue
+        except ProbeError as error:
+            missing.append(f"{error}")
     return Judgement(
-        withheld=[judge_withheld(model, task, period_days=period_days) for task in tasks],
+        withheld=results,
         probes=probes,
         health=judge_health(model, (held_out or chips)[:health_places]),
+        not_judged=missing,
     )
+
+
+def _all_withheld(
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    hidden: WithheldDates | None,
+    judged: WithheldDates | None,
+    period_days: Sequence[float],
+) -> tuple[list[WithheldResult], list[str]]:
+    """Results by source, and reasons where there are none."""
+    if hidden is None or judged is None:
+        return [], ["withheld dates, because the run withheld none (data.withheld)"]
+    if not judged.places & {chip.place for chip in chips}:
+        return [], [
+            f"withheld dates, because no chip is of a place of the list ({_few(judged.places)}) and not held out"
+        ]
+    found = [_task(model, chips, name, hidden, judged) for name in model.targets]
+    reasons = [reason for reason in found if isinstance(reason, str)]
+    tasks = [task for task in found if isinstance(task, WithheldTask)]
+    if not tasks and not reasons:
+        reasons = ["withheld dates, because the list names none of the sources that the model decodes"]
+    return [judge_withheld(model, task, period_days=period_days) for task in tasks], reasons
+
+
+# --- what the run has not seen ---------------------------------------------------------------------------------------
+
+
+def own_dates(model: TrainedModel) -> Path | None:
+    """The list of dates that a model's run withheld; None where it withheld none.
+
+    Raises JudgementError where the list is gone: nobody can tell then what the run has seen.
+    """
+    listed = model.config.data.withheld
+    if listed and not Path(listed).is_file():
+        raise JudgementError(
+            f"the list of dates that the run withheld, {listed}, is not there: put it back, or copy it to {WITHHELD} in the "
+            "run folder"
+        )
+    return Path(listed) if listed else None
+
+
+def require_unseen_dates(model: TrainedModel, chips: Sequence[Chip], judged: WithheldDates, own: Path | None) -> None:
+    """Raises JudgementError naming the first frames of `judged` that the run could train on.
+
+    Those are frames of its training places that its `own` list does not withhold.
+    """
+    minutes = model.config.data.twin_minutes
+    withheld = WithheldDates({} if own is None else WithheldDates.read(own).dates(), round(minutes * MINUTE_MS))
+    exact, seen = WithheldDates(judged.dates(), twin_ms=2000), []
+    for chip in chips:
+        for name in model.inputs if chip.place in model.statistics.places else ():
+            times = chip.sources[name].time_ms if name in chip.sources else None
+            if times is not None:
+                free = exact.frames(chip.place, name, times) & ~withheld.frames(chip.place, name, times)
+                seen += [f"{chip.place} {name} {format_time(int(t))}" for t in times[free]]
+    if seen:
+        raise JudgementError(
+            f"{len(seen)} frames of the list were free for the run to train on ({', '.join(seen[:2])}{' …' * (len(seen) > 2)}): "
+            "judge dates that it withheld, or train with this list (data.withheld)"
+        )

@@ -352,3 +352,7 @@ def _tables(report: Report, judgement: Judgement) -> None:
     if judgement.health:
         report.heading("Health")
         report.table(("figure", "value"), [(name, f"{value:.3f}") for name, value in judgement.health.items()])
+    if judgement.not_judged:
+        report.heading("Not judged")
+        for line in judgement.not_judged:
+            report.paragraph(f"{line[0].upper()}{line[1:]}.")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_tasks, kernels, roofline, timing
+from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, timing
 
 CASES = list(kernels.cases("small"))
 CPU = torch.device("cpu")
@@ -135,3 +135,24 @@ def test_floors_follow_the_notes_of_the_roofline():
     floor = roofline.conv3x3(32, 64, 128)["forward"].floor_s(roofline.GPUS["h200"])
     assert floor == pytest.approx(48.9e-6, rel=0.01)
     assert roofline.main([]) == 0
+
+
+def test_an_unknown_operator_is_refused_and_help_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as ended:
+        kernels.main(["--only", "foo"])
+    assert ended.value.code == 2 and "unknown operator foo: expected some of bias_gelu" in capsys.readouterr().err
+    for command in (kernels, gpu):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        assert "time_attention" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("[]", "TypeError"), ("{", "JSONDecodeError")])
+def test_a_measurement_that_cannot_be_read_is_refused(tmp_path, capsys, content, words):
+    path = tmp_path / "phases.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        scaling.main(["--measured", str(path), "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and f"--measured {path}: expected the phases.json" in error and words in error

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -278,6 +279,13 @@ def test_a_file_that_is_no_archive_is_refused_in_our_words(tmp_path, content):
     with pytest.raises(ChipError) as refusal:
         read_chip(tmp_path / "a.npz", BUILT_IN)
     assert refusal.value.reason == "is damaged or not a chip (not a whole .npz archive): make it again"
+
+
+def test_two_files_of_one_chip_are_refused_where_chips_are_listed(tmp_path, make_chip):
+    write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "a copy.npz")
+    line = refused(lambda: ChipFolder(tmp_path, BUILT_IN).places(), "two files hold the chip 'a'", "remove one of them")
+    assert "a.npz" in line and "a copy.npz" in line
 
 
 def test_the_place_of_an_unreadable_chip_is_unknown(tmp_path, make_chip):

@@ -126,7 +126,7 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
         ([*PLACE, *YEAR, "--shard", "5/4"], "shard: expected i/n"),
         ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
-        (["--sites", "absent.csv", *YEAR], "absent.csv: No such file"),
+        (["--sites", "absent.csv", *YEAR], "--sites absent.csv: no such file or folder"),
         ([*PLACE, *YEAR, "--from", "stac"], "--from stac needs --catalog"),
     ],
 )

@@ -226,7 +226,7 @@ def test_geojson_points_and_areas(tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "lon,lat\n8.5,95\n", "row 1: .*latitudes"),
-        ("a.csv", "lon,lat\n8.5,east\n", "row 1"),
+        ("a.csv", "lon,lat\n8.5,east\n", "row 1: latitude: expected decimal degrees, found 'east'"),
         ("a.csv", "east,north\n8.5,47\n", "expected columns lon and lat"),
         ("a.csv", "lon,lat,start\n8.5,47,2018-01-01\n", "both its start and its end"),
         ("a.csv", "lon,lat\n", "holds no site"),

@@ -105,3 +105,6 @@ def test_what_cannot_be_judged_is_refused_by_name():
     trained.statistics = Statistics({}, weighting="clear", date="2026-01-01", places=["synthetic_1_00000"])
     with pytest.raises(ProofError, match="1 places were training places"):
         judge_gaps(trained, places=PLACES, chip_px=PX)
+    trained.statistics = Statistics({}, weighting="clear", date="2026-01-01", places=["farm", "synthetic_farm"])
+    with pytest.raises(ProofError, match=r"trained on synthetic places.*this one trained on farm …"):
+        judge_gaps(trained, places=PLACES, chip_px=PX)

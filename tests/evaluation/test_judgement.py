@@ -7,11 +7,20 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
+from aef.data.normalize import Statistics
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.embeddings import EMBEDDING
 from aef.evaluation.few_shot import judge_labels, year_of
-from aef.evaluation.judgement import REFERENCE, judge, mean_of_runs, withheld_tasks
+from aef.evaluation.judgement import (
+    REFERENCE,
+    JudgementError,
+    judge,
+    mean_of_runs,
+    own_dates,
+    require_unseen_dates,
+    withheld_tasks,
+)
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
@@ -81,6 +90,53 @@ def test_every_table_is_made_and_an_untrained_model_does_not_beat_interpolation(
     low, high = probes.interval
     assert low <= probes.difference <= high
     assert 0.99 < judgement.health["norm"] < 1.01 and set(judgement.health) >= {"uniformity", "effective_rank"}
+
+
+def test_what_is_not_judged_is_said_with_its_reason(model, chips):
+    one_field = a_chip(3)
+    one_field.labels["crop"].values[:] = 0
+    unknown = WithheldDates({("c0", "sentinel2"): [START + 7 * DAY_MS]})
+    found = judge(model, chips[:1], withheld=unknown, held_out=[one_field], trials=1)
+    dates, labels = found.not_judged
+    assert "withheld dates of sentinel2, because the list names no frame of it" in dates and dates.endswith("at c0")
+    assert labels == "label 'crop': fewer than two classes have 2 fields each"
+    text = found.markdown()
+    assert f"Not judged:\n\n- {dates}\n- {labels}" in text and found.figures()["not_judged"] == found.not_judged
+    elsewhere, none = (
+        judge(model, chips[:1], withheld=dates).not_judged
+        for dates in (WithheldDates({("atlantis", ""): [START]}), None)
+    )
+    assert "no chip is of a place of the list (atlantis)" in elsewhere[0] and "the run withheld none" in none[0]
+    assert (
+        elsewhere[1] == none[1] == "labels, because no chip is of a place that the run held out (data.held_out_places)"
+    )
+
+
+def test_dates_that_the_run_could_train_on_are_refused(model, chips, tmp_path):
+    trained = dataclasses.replace(model, statistics=Statistics({}, weighting="clear", date="", places=["c0", "c1"]))
+    listed = [("c0", "sentinel2", START), ("c0", "sentinel2", START + 24 * DAY_MS), ("c2", "sentinel2", START)]
+    write_dates(tmp_path / "asked.csv", listed)
+    write_dates(tmp_path / "own.csv", listed[:1])
+    asked = WithheldDates.read(tmp_path / "asked.csv")
+    with pytest.raises(JudgementError, match=r"1 frames of the list were free.*c0 sentinel2 2018-01-25"):
+        require_unseen_dates(trained, chips, asked, tmp_path / "own.csv")
+    with pytest.raises(JudgementError, match="2 frames of the list"):
+        require_unseen_dates(trained, chips, asked, None)
+    require_unseen_dates(trained, chips, asked, tmp_path / "asked.csv")
+    require_unseen_dates(trained, chips[2:], asked, None)  # the run never read c2
+
+
+def test_a_runs_own_list_that_is_gone_is_not_passed_over(model, tmp_path):
+    listed = tmp_path / "dates.csv"
+    settings = dataclasses.replace(model.config, data=dataclasses.replace(model.config.data, withheld=str(listed)))
+    withholding = dataclasses.replace(model, config=settings)
+    assert own_dates(model) is None
+    with pytest.raises(
+        JudgementError, match=r"is not there: put it back, or copy it to withheld.csv in the run folder"
+    ):
+        own_dates(withholding)
+    listed.write_text("place,time_utc\n")
+    assert own_dates(withholding) == listed
 
 
 def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):

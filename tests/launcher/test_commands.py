@@ -25,6 +25,31 @@ def test_every_command_answers_help(name, capsys):
     assert f"usage: aef {name}" in text and len(text.splitlines()) > 4
 
 
+def test_a_default_of_several_words_is_shown_as_it_would_be_typed(capsys):
+    for name in sorted(commands()):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"aef.launcher.{name}").main(["--help"])
+        assert "(default: [" not in " ".join(capsys.readouterr().out.split()), name
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError, "--out given: no such file or folder"),
+        (FileExistsError, "--out given: expected a folder, found a file"),
+        (IsADirectoryError, "--out given: expected a file, found a folder"),
+    ],
+)
+def test_an_error_of_the_system_names_the_option_and_what_was_expected(capsys, error, words):
+    def main(argv):
+        raise error(1, "in the system's words", "given")
+
+    main.__module__ = doctor.__name__
+    for argv in (["--seed", "1", "--out", "given"], ["--out=given"], ["--set", "x", "--out", "other", "given"]):
+        assert run(main, argv) == 1
+        assert capsys.readouterr().err == f"aef doctor: error: {words}\n"
+
+
 def test_the_overview_names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from aef.data.chips import read_chip
+from aef.evaluation.reconstruction import choose_dates, write_dates
 from aef.launcher import evaluate, gaps, leave_out, prove, synthesize, train
 from aef.launcher.command import run
+from aef.sources import BUILT_IN
 
 SETTINGS = ["train.steps=2", "train.figure_every=0", "train.global_batch=2", "train.micro_batch=2"]
 
@@ -50,6 +53,44 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
     assert "1 places were training places of the run (synthetic_0_00000)" in capsys.readouterr().err
     assert call(prove, *options, "--places", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", "many") == 1 and "numbers or `all`" in capsys.readouterr().err
+    assert call(prove, *options[:4], "--shots", 0) == 1 and "--shots: expected 1 to 300" in capsys.readouterr().err
+
+
+def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(folder, tmp_path, capsys):
+    options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--trials", 1]
+    assert call(evaluate, *options, "--out", tmp_path / "new" / "figures.json") == 0
+    text = capsys.readouterr().out
+    assert "crop: 10-shot" in text and "- withheld dates, because the run withheld none (data.withheld)" in text
+    assert json.loads((tmp_path / "new" / "figures.json").read_text())["not_judged"]
+    dates = tmp_path / "dates.csv"
+    rows = choose_dates([read_chip(folder / "chips" / "synthetic_0_00000.npz", BUILT_IN)], BUILT_IN)
+    write_dates(dates, rows)
+    (tmp_path / "elsewhere.csv").write_text("place,time_utc\natlantis,2019-06-01\n")
+    for given, words in {
+        ("--withheld", dates): f"{len(rows)} frames of the list were free for the run to train on",
+        ("--withheld", tmp_path / "elsewhere.csv"): "names no place of",
+        ("--withheld", tmp_path / "none.csv"): "--withheld " + str(tmp_path / "none.csv") + ": no such file",
+        ("--places", "synthetic_0_00000"): "1 places were training places of the run",
+        ("--places", "atlantis"): "--places: holds no atlantis: known are synthetic_0_00000",
+        ("--set", "report"): "withheld no dates",
+        ("--trials", 0): "--trials: expected 1 or more, found 0",
+        ("--shots", 100000): "--shots: expected 1 to 300",
+        ("--health-places", 0): "--health-places: expected 1 or more",
+        ("--periods", "abc"): "--periods: expected days above 0",
+        ("--periods", "8,0"): "found '8,0'",
+        ("--out", dates / "figures.json"): "cannot be written",
+    }.items():
+        assert call(evaluate, *options, *given) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("command", [gaps, prove])
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(command, folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ["--checkpoint", tmp_path / "absent"] + ["--data", folder / "chips"] * (command is prove)
+    assert call(command, *options, "--out", tmp_path / "file" / "table") == 1
+    assert "a file stands where its folder should be" in capsys.readouterr().err  # not: there is no such run
 
 
 def test_gaps_are_one_command(folder, tmp_path, capsys):

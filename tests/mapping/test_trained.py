@@ -1,5 +1,6 @@
 """`aef.load`, then fields and reconstructions: what a user does with a trained model."""
 
+import dataclasses
 import json
 import warnings
 
@@ -84,6 +85,15 @@ def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeyp
 def test_pixels_far_from_a_window_border_do_not_depend_on_the_window(model):
     assert model.embed(a_chip(40), YEAR).shape == (64, 40, 40)
     assert model.embed(a_chip(8), YEAR).shape == (64, 8, 8)
+
+
+def test_where_a_place_lies_is_no_input(model):
+    here = a_chip()
+    moved = dataclasses.replace(
+        here, lon=here.lon + 90, lat=-here.lat, crs="EPSG:32719", transform=(10.0, 0, 9e5, 0, -10.0, 2e6)
+    )
+    vectors = [model.embed_array(chip, [parse_period(YEAR)])[0] for chip in (here, moved)]
+    assert np.array_equal(*vectors)
 
 
 def test_hidden_and_invalid_frames_change_nothing(model):

@@ -8,12 +8,13 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from aef.data.chips import Chip, write_chip
+from aef.data.chips import Chip, require_free, write_chip
 from aef.data.ingest.labels import read_label
 from aef.data.ingest.places import IngestError, PlaceFiles, find_places
 from aef.data.ingest.report import Report, band_lines, frame_line
 from aef.data.ingest.schema import Input, LabelRule, Recipe
 from aef.data.ingest.series import SeriesBuilder
+from aef.data.plausibility import UNSEEN, survey_chips, wrong_scale
 from aef.settings_file import SOURCES_FILE, registry_of, write_sources
 from aef.sources import BUILT_IN
 
@@ -22,13 +23,14 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
     """Read one place into memory, frame by frame.
 
     Raises:
-        IngestError, RasterError: the files do not fit the recipe; one line naming place, input and file.
+        IngestError, RasterError: the files do not fit the recipe, or their values cannot be in the source's unit; one line
+            naming place, input and file.
     """
     files = {item.name: place.of(item) for item in recipe.inputs}
     height, width = place.grid.height, place.grid.width
     lon, lat = place.lon_lat()
     chip = Chip(
-        id=recipe.place.id.format(place=place.name),
+        id=_chip_id(recipe, place),
         place=place.name,
         crs=place.grid.crs.to_string(),
         transform=tuple(place.grid.transform)[:6],
@@ -64,9 +66,19 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
         "twins": {builder.source.name: builder.twins for builder in builders if builder.twins},
         **place.attributes(),
     }
+    rows = survey_chips([chip], recipe.registry)
+    if problem := wrong_scale(rows):
+        raise IngestError(
+            f"{place.name}: {problem}; say in the recipe how stored values become the unit (transform: {{scale: …, offset: …, function: …}})"
+        )
     report.bands = band_lines(chip)
+    report.suspicions = [f"{r.source} {r.band}: {r.suspicion}" for r in rows if r.suspicion not in ("", UNSEEN)]
     report.unused = unused_variables(recipe, place, files, builders, label_files)
     return chip, report
+
+
+def _chip_id(recipe: Recipe, place: PlaceFiles) -> str:
+    return recipe.place.id.format(place=place.name)
 
 
 def unused_variables(
@@ -110,6 +122,7 @@ def convert(
     places: tuple[str, ...] = (),
     compress: bool = True,
     workers: int = 1,
+    overwrite: bool = False,
 ) -> Iterator[Report]:
     """Convert every place of a folder into ``out``; a chip is written whole or not at all.
 
@@ -120,6 +133,7 @@ def convert(
         places: convert only these.
         compress: smaller files that load more slowly.
         workers: processes that convert places side by side; the chips are the same.
+        overwrite: write chips again that ``out`` holds already; otherwise they are refused before any is made.
 
     Yields:
         A report per place, in order of name, once its chip is on disk.
@@ -129,6 +143,8 @@ def convert(
     """
     found, _ = find_places(recipe, root, places)
     out.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        require_free(out, (_chip_id(recipe, place) for place in found))
     _carry_sources(recipe, out)
     write = partial(_convert_to_file, recipe, out=out, compress=compress)
     if workers <= 1 or len(found) == 1:

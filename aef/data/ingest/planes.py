@@ -155,7 +155,7 @@ class Decoder:
 
     def _read(self, raster: Raster, variable: str, step: int) -> np.ndarray:
         self.used.add(variable)
-        return raster.read(variable, step)
+        return read_real(raster, variable, step)
 
     def _outside(self, raw: Mapping[str, np.ndarray]) -> np.ndarray:
         """Outside the exported area and in the blended rim."""
@@ -220,6 +220,17 @@ class Decoder:
             )
 
 
+def read_real(raster: Raster, variable: str, step: int) -> np.ndarray:
+    """One stored plane. Raises RasterError where it holds complex values or objects."""
+    values = raster.read(variable, step)
+    if values.dtype.kind not in "biuf":
+        raise raster.refuse(
+            f"{variable} holds {values.dtype}: expected whole or real numbers; of complex values write the amplitude or power "
+            "into a raster first"
+        )
+    return values
+
+
 def subtract(stored: np.ndarray, offset: float) -> np.ndarray:
     """Take a radiometric offset off; unsigned values stop at 0 instead of wrapping around."""
     if stored.dtype.kind == "u":
@@ -234,5 +245,5 @@ def radiometric_offset(rule: OffsetRule | None, raster: Raster, variables: list[
     if rule.map:
         return rule.map.get(place, 0.0)
     assert rule.when_minimum_at_least is not None
-    lowest = min(float(raster.read(name, k).min()) for name in variables for k in range(raster.steps))
+    lowest = min(float(read_real(raster, name, k).min()) for name in variables for k in range(raster.steps))
     return rule.subtract if lowest >= rule.when_minimum_at_least else 0.0

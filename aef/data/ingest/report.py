@@ -33,6 +33,7 @@ class Report:
     bands: list[BandLine] = field(default_factory=list)
     frames: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    suspicions: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The table, one band a line."""
@@ -48,6 +49,7 @@ class Report:
                 lines.append(
                     f"    {line.band:{width}}  {line.valid:7.1%}  {numbers}  {line.unit}".replace("%  ", "   ", 1)
                 )
+        lines += [f"  SUSPICIOUS: {text}" for text in self.suspicions]
         lines += [f"  unused: {text}" for text in self.unused]
         return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aef.data.chips import Chip, Label, SourceSeries, write_chip
+from aef.data.chips import Chip, Label, SourceSeries, require_free, write_chip
 from aef.data.synthetic import cover, maps, optical, radar
 from aef.data.synthetic.landscape import Scene
 from aef.data.synthetic.likeness import lifelike_scene
@@ -18,6 +19,7 @@ from aef.data.synthetic.texts import texts
 from aef.sources import BUILT_IN
 
 LICENCE = "CC0-1.0"
+PREFIX = "synthetic_"
 FIRST_YEAR = 2019
 LEAST_PX = 16
 SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
@@ -84,9 +86,19 @@ def generate(
     return Earth(seed, chip_px, years, tuple(sources)).chip(place)
 
 
+def place_name(seed: int, place: int) -> str:
+    """The name of a synthetic place and of its chip."""
+    return f"{PREFIX}{seed}_{place:05d}"
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether a place bears the name of a synthetic one."""
+    return re.fullmatch(rf"{PREFIX}\d+_\d{{5,}}", name) is not None
+
+
 def render_chip(scene: Scene, sources: Sequence[str]) -> Chip:
     """Every source of a scene that exists there, with labels and texts."""
-    name = f"synthetic_{scene.seed}_{scene.place:05d}"
+    name = place_name(scene.seed, scene.place)
     rendered = {}
     for key in sources:
         series = SOURCES[key](scene)
@@ -127,24 +139,34 @@ def _labels(scene: Scene) -> dict[str, Label]:
 
 
 def write_earth(
-    earth: Earth, out: str | os.PathLike, places: int, *, workers: int = 0, compress: bool = False
+    earth: Earth,
+    out: str | os.PathLike,
+    places: int,
+    *,
+    workers: int = 0,
+    compress: bool = False,
+    overwrite: bool = False,
 ) -> Iterator[Path]:
     """Write the chips of places 0 to ``places`` - 1 into a folder; files are the same for any number of workers.
 
     Args:
         workers: processes; 0 renders in this one.
         compress: a third of the space, and several times slower to write.
+        overwrite: write chips again that the folder holds already; otherwise they are refused before any is made.
 
     Yields:
         Each file, once it is on disk, in order.
 
     Raises:
         SyntheticError: fewer than one place, or a negative number of workers.
+        ChipError: the folder holds some of these chips already.
     """
     if places < 1 or workers < 0:
         raise SyntheticError(f"expected at least one place and no negative workers, found {places} and {workers}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        require_free(folder, (place_name(earth.seed, place) for place in range(places)))
     jobs = [(earth, place, folder, compress) for place in range(places)]
     if workers == 0:
         yield from map(_write, jobs)

@@ -104,7 +104,7 @@ def test_a_source_of_the_users_own_travels_with_the_chips(folder, tmp_path):
     chip = read_chip(out / "north.npz", registry, check_values=True)
     assert chip.sources["vegetation"].values.dtype == np.float32
     # A second recipe into the same folder keeps what the first one brought.
-    list(convert(parse_recipe(entries()), folder, out))
+    list(convert(parse_recipe(entries()), folder, out, overwrite=True))
     assert "vegetation" in registry_of(out)
 
 
@@ -122,7 +122,51 @@ def test_the_same_source_defined_differently_is_refused(folder, tmp_path):
     list(convert(parse_recipe(own | {"sources": [VEGETATION]}), folder, tmp_path / "chips"))
     other = parse_recipe(own | {"sources": [VEGETATION | {"native_resolution_m": 20}]})
     with pytest.raises(ValueError, match="source 'vegetation' is defined twice, differently"):
-        list(convert(other, folder, tmp_path / "chips"))
+        list(convert(other, folder, tmp_path / "chips", overwrite=True))
+
+
+def test_reflectance_of_0_to_1_is_refused_until_the_recipe_scales_it(tmp_path):
+    scaled = scene(np.random.default_rng(0)).astype(np.float32)
+    scaled[:4] *= 1e-4
+    write_scene(tmp_path / "in" / "north" / "S2_20200105.tif", scaled)
+    with pytest.raises(ValueError, match=r"north: sentinel2: expected band medians of 100 to 12000 .*transform"):
+        list(convert(parse_recipe(entries()), tmp_path / "in", tmp_path / "chips"))
+    assert not list((tmp_path / "chips").glob("*.npz"))
+    (report,) = convert(parse_recipe(entries(transform={"scale": 1e4})), tmp_path / "in", tmp_path / "chips")
+    assert "SUSPICIOUS" not in report.text()
+
+
+def test_an_offset_left_in_is_said_beside_the_table(folder, tmp_path):
+    left_in = scene(np.random.default_rng(0))
+    left_in[:4] += 1000
+    write_scene(folder / "north" / "S2_20200105.tif", left_in)
+    for day in ("20200206", "20200309"):
+        (folder / "north" / f"S2_{day}.tif").unlink()
+    north, south = convert(parse_recipe(entries()), folder, tmp_path / "chips")
+    assert "  SUSPICIOUS: sentinel2 B2: no band is ever below 1000" in north.text()
+    assert south.suspicions == []
+
+
+def test_a_complex_raster_is_refused_by_name(folder, tmp_path):
+    write_scene(folder / "north" / "S2_20200105.tif", scene(np.random.default_rng(0)).astype(np.complex64))
+    for extra in ({}, {"offset_rule": {"subtract": 1000, "when_minimum_at_least": 1000}}):
+        with pytest.raises(ValueError, match=r"S2_20200105\.tif: .*complex64.*amplitude"):
+            list(convert(parse_recipe(entries(**extra)), folder, tmp_path / "chips"))
+
+
+def test_chips_are_not_written_over_unless_asked(folder, tmp_path, capsys):
+    recipe, out = tmp_path / "mine.yaml", tmp_path / "chips"
+    recipe.write_text(yaml.safe_dump(entries()))
+    options = ["--recipe", str(recipe), "--input", str(folder), "--out", str(out)]
+    assert run(main, [*options, "--places", "north"]) == 0
+    written = (out / "north.npz").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(main, options) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 chips are there already (north.npz)" in error and "--overwrite" in error and error.count("\n") == 1
+    assert sorted(path.name for path in out.iterdir()) == ["north.npz"]
+    assert run(main, [*options, "--overwrite"]) == 0
+    assert (out / "south.npz").is_file() and (out / "north.npz").stat().st_mtime_ns > written
 
 
 def test_a_failing_place_leaves_earlier_chips_and_no_pieces(folder, tmp_path):

@@ -12,6 +12,7 @@ from aef.data.chips import ChipFolder, read_chip, validate, write_chip
 from aef.data.normalize import inverse_transform, transform
 from aef.data.synthetic import SOURCES, Earth, SyntheticError, generate, write_earth
 from aef.data.synthetic.grid import Site, inside, meridian_arc_m, sensing_matrix
+from aef.launcher.command import run
 from aef.launcher.synthesize import main
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS
@@ -94,6 +95,20 @@ def test_files_are_the_same_for_any_number_of_workers(tmp_path):
         assert [path.name for path in paths] == [f"synthetic_5_{place:05d}.npz" for place in range(5)]
         digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
     assert digests[0] == digests[1] == digests[2]
+
+
+def test_chips_that_are_there_are_not_written_over_unless_asked(tmp_path, capsys):
+    options = ["--out", str(tmp_path), "--sources", "glo30"]
+    assert run(main, [*options, "--places", "3", "--chip-px", "24"]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert run(main, [*options, "--places", "4", "--chip-px", "16"]) == 1
+    error = capsys.readouterr().err
+    assert "3 of 4 chips are there already (synthetic_0_00000.npz" in error and "--overwrite" in error
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(main, [*options, "--places", "4", "--chip-px", "16", "--overwrite"]) == 0
+    assert {chip.height for chip in ChipFolder(tmp_path, BUILT_IN)} == {16}
+    assert run(main, [*options, "--places", "1", "--seed", "1", "--chip-px", "16"]) == 0  # others beside them
 
 
 def test_several_years_keep_their_land_and_rotate_their_crops():

@@ -1,23 +1,19 @@
-"""The estimate before, the table after, and the manifests of the way back."""
+"""The estimate before, and the manifests of the way back."""
 
 import json
 
 import numpy as np
 import pytest
 
-from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.earthengine import checks
-from aef.earthengine.checks import survey, table
 from aef.earthengine.decode import bytes_per_pixel
 from aef.earthengine.estimate import ALLOWANCES_H, estimate
 from aef.earthengine.fetch import SLAB_BANDS, SLAB_BYTES
-from aef.earthengine.grid import ChipGrid
 from aef.earthengine.planning import PeriodRule, planned_chips
 from aef.earthengine.recipes import RECIPES, Frame
 from aef.earthengine.sites import at, parse_periods
 from aef.earthengine.upload import upload_manifest
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS, parse_period, parse_time
+from aef.timecode import parse_period
 
 YEAR = PeriodRule(parse_periods("2019-01-01/2020-01-01"))
 
@@ -67,89 +63,6 @@ def test_one_frame_of_a_paper_size_chip_fits_a_request(name):
     recipe, source = RECIPES[name], BUILT_IN[name]
     size = bytes_per_pixel(recipe, Frame((), 0, None, source.band_names)) * (128 + 2 * recipe.margin_px) ** 2
     assert size <= SLAB_BYTES <= 48 * 2**20 and source.channels <= SLAB_BANDS <= 1024
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-def write_chips(folder, change=lambda values: values, count=10, seed=0):
-    """Chips of Sentinel-2 with the order that air gives to dark targets, changed by ``change`` (T, 5, H, W)."""
-    folder.mkdir(exist_ok=True)
-    rng, source = np.random.default_rng(seed), BUILT_IN["sentinel2"]
-    for number in range(count):
-        grid = ChipGrid.around(8.5 + number / 50, 47.0, 16)
-        dark = np.array([700, 550, 400, 300, 90]).reshape(1, 5, 1, 1)
-        values = dark + rng.gamma(2.0, 500, (4, 5, 16, 16))
-        times = parse_time("2019-01-01") + np.arange(4) * 10 * DAY_MS
-        series = SourceSeries(
-            change(values).astype(np.uint16),
-            np.ones((4, 1, 16, 16), bool),
-            times.astype(np.int64),
-            bands=source.band_names,
-        )
-        write_chip(
-            folder / f"c{number}.npz",
-            Chip(f"c{number}", grid.crs, grid.affine, 16, 16, 8.5, 47.0, {"sentinel2": series}),
-            BUILT_IN,
-        )
-    return folder
-
-
-def suspicions(folder):
-    return {row.band: row.suspicion for row in survey(folder, BUILT_IN) if row.suspicion}
-
-
-def test_good_values_are_ok(tmp_path):
-    rows = survey(write_chips(tmp_path / "c"), BUILT_IN)
-    assert [r.band for r in rows] == list(BUILT_IN["sentinel2"].band_names) and not any(r.suspicion for r in rows)
-    assert (
-        rows[0].chips == 10
-        and rows[0].observed == 1
-        and rows[0].minimum <= rows[0].p1 <= rows[0].median <= rows[0].p99 <= rows[0].maximum
-    )
-    assert all(line.rstrip().endswith("ok") for line in table(rows)[1:])
-
-
-def test_an_offset_that_was_left_in_is_seen(tmp_path):
-    assert "offset of processing baseline" in suspicions(write_chips(tmp_path / "c", lambda v: v + 1000))["B2"]
-
-
-def test_swapped_bands_are_seen(tmp_path):
-    assert "bands swapped" in suspicions(write_chips(tmp_path / "c", lambda v: v[:, [2, 1, 0, 3, 4]]))["B2"]
-    assert "bands swapped" in suspicions(write_chips(tmp_path / "d", lambda v: v[:, [4, 1, 2, 3, 0]]))["B2"]
-
-
-def test_a_wrong_scale_is_seen(tmp_path):
-    found = suspicions(write_chips(tmp_path / "c", lambda v: v / 100 + 1))
-    assert set(found) == set(BUILT_IN["sentinel2"].band_names) and "wrong unit or scale" in found["B3"]
-
-
-def test_the_table_reads_a_bounded_number_of_chips(tmp_path, monkeypatch):
-    folder, read = write_chips(tmp_path / "c", count=30), []
-    real = checks.read_chip
-    monkeypatch.setattr(checks, "read_chip", lambda path, registry: read.append(path) or real(path, registry))
-    survey(folder, BUILT_IN, most=7)
-    assert len(read) == 7 and read[0].name == "c0.npz" and len(set(read)) == 7
-
-
-@pytest.mark.parametrize(
-    ("source", "upper", "lower"),
-    [
-        ("sentinel1", "VV", "VH"),
-        ("palsar2", "HH", "HV"),
-        ("gedi", "rh100", "rh50"),
-        ("era5_land", "temperature_2m", "temperature_2m_min"),
-    ],
-)
-def test_every_source_with_ordered_bands_has_a_rule_against_swaps(source, upper, lower):
-    rows = [
-        checks.BandSurvey(source, band, "", 9, 1.0, low, low, low, low, low, (0, 1))
-        for band, low in ((upper, 1.0), (lower, 2.0))
-    ]
-    assert any("swapped" in row.suspicion for row in checks._judged(rows))
-    assert not any(
-        "swapped" in row.suspicion for row in checks._judged([rows[0], checks.dataclasses.replace(rows[1], median=0.5)])
-    )
 
 
 # --- the way back ----------------------------------------------------------------------------------------------------

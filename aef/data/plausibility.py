@@ -1,25 +1,33 @@
-"""The closing table: what the values on disk look like, band by band, and whether that is what the product should hold.
+"""What values look like, band by band, and whether that is what the product should hold: asked by download and ingest.
 
 A chip that breaks the contract never reaches the disk. What passes it can still be wrong (an offset that was not
-removed, two bands swapped): those show in the distribution over many chips, and the table names them. A verdict is a
-suspicion for a person to look at, with its usual innocent cause beside it.
+removed, two bands swapped): those show in the distribution, and the table names them. A verdict is a suspicion for a
+person to look at, with its usual innocent cause beside it. Only a source whose bands all lie outside their scale is
+certain to be wrong (`wrong_scale`): 0.3 is within the valid range of reflectance x 10000, and no reflectance.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from aef.data.chips import read_chip
+from aef.data.chips import Chip, read_chip
 from aef.sources import Registry, Source
 
 SURVEYED_CHIPS = 64
 VALUES_PER_BAND = 4096
 UNSEEN = "nothing observed"
+DIGITAL = "reflectance x 10000"
+SCALES = {DIGITAL: (100.0, 12000.0), "reflectance": (0.005, 1.2), "dB": (-35.0, 0.0)}
+"""Where the median of a band lies, by unit. Water is darker than this in the infrared, but not in all bands."""
+OFFSET = 1000
+"""Digital numbers of Sentinel-2 are this much higher from processing baseline 04.00 on."""
+LEAST_BANDS = 3
+"""So many bands hold something darker than the offset, wherever it was removed."""
 FEW_CHIPS = 8
 """From so many chips on, a distribution says something about the product and not only about the place."""
 
@@ -82,24 +90,28 @@ def _darkest(source: str, shorter: str, longer: str) -> _Rule:
     )
 
 
-_S2 = ("B2", "B3", "B4", "B8", "B11")
+def _of_units(source: str, rows: Sequence[BandSurvey]) -> Iterator[_Rule]:
+    """The rules that the units of a source's bands bring along, whatever the source."""
+    for row in rows:
+        if row.unit in SCALES:
+            yield _within(source, row.band, *SCALES[row.unit], row.unit)
+    digital = tuple(row.band for row in rows if row.unit == DIGITAL and row.suspicion != UNSEEN)
+    if len(digital) >= LEAST_BANDS:
+        yield _Rule(
+            source,
+            digital,
+            lambda s: min(s[band].p1 for band in digital) < OFFSET,
+            f"no band is ever below {OFFSET}: was the offset of processing baseline 04.00 left in? (bright desert looks like "
+            "this too)",
+        )
+
+
 RULES: tuple[_Rule, ...] = (
-    *(_within("sentinel2", band, 100, 12000, "reflectance x 10000") for band in _S2),
-    _Rule(
-        "sentinel2",
-        _S2,
-        lambda s: min(s[band].p1 for band in _S2) < 1000,
-        "no band is ever below 1000: was the offset of processing baseline 04.00 left in? (bright desert looks like this too)",
-        few_chips_suffice=False,
-    ),
     _darkest("sentinel2", "B2", "B4"),
     _darkest("sentinel2", "B2", "B11"),
-    *(_within("landsat", band, 0.005, 1.2, "reflectance") for band in ("B2", "B3", "B4", "B5", "B6", "B8")),
     _darkest("landsat", "B2", "B4"),
     _darkest("landsat", "B2", "B6"),
     _within("landsat", "B10", 220, 335, "K"),
-    _within("sentinel1", "VV", -25, 0, "dB"),
-    _within("sentinel1", "HH", -25, 0, "dB"),
     _above("sentinel1", "VV", "VH"),
     _above("sentinel1", "HH", "HV"),
     _within("sentinel1", "angle", 20, 55, "degree"),
@@ -128,10 +140,14 @@ def survey(folder: str | Path, registry: Registry, *, most: int = SURVEYED_CHIPS
     files = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
     if len(files) > most:
         files = [files[index] for index in np.linspace(0, len(files) - 1, most).round().astype(int)]
+    return survey_chips((read_chip(file, registry) for file in files), registry)
+
+
+def survey_chips(chips: Iterable[Chip], registry: Registry) -> list[BandSurvey]:
+    """A row per band of what chips hold, at most a few thousand values per band and chip."""
     values: dict[tuple[str, str], list[np.ndarray]] = {}
     seen: dict[tuple[str, str], list[float]] = {}
-    for file in files:
-        chip = read_chip(file, registry)
+    for chip in chips:
         for name, series in chip.sources.items():
             valid = np.broadcast_to(series.valid, series.values.shape)
             for channel, band in enumerate(registry[name].bands):
@@ -176,7 +192,8 @@ def _judged(rows: list[BandSurvey]) -> list[BandSurvey]:
     for row in rows:
         by_source.setdefault(row.source, {})[row.band] = row
     suspicions: dict[tuple[str, str], list[str]] = {}
-    for rule in RULES:
+    of_units = [rule for source, bands in by_source.items() for rule in _of_units(source, list(bands.values()))]
+    for rule in (*of_units, *RULES):
         bands = by_source.get(rule.source, {})
         asked = [bands[b] for b in rule.bands if b in bands and not np.isnan(bands[b].median)]
         if len(asked) < len(rule.bands) or (not rule.few_chips_suffice and asked[0].chips < FEW_CHIPS):
@@ -187,6 +204,19 @@ def _judged(rows: list[BandSurvey]) -> list[BandSurvey]:
         dataclasses.replace(row, suspicion="; ".join(suspicions.get((row.source, row.band), [row.suspicion])))
         for row in rows
     ]
+
+
+def wrong_scale(rows: Sequence[BandSurvey]) -> str | None:
+    """Why a source cannot be in its unit: the medians of all its bands of that unit lie outside; None where none is so."""
+    for source, unit in dict.fromkeys((row.source, row.unit) for row in rows if row.unit in SCALES):
+        low, high = SCALES[unit]
+        medians = [r.median for r in rows if (r.source, r.unit) == (source, unit) and not np.isnan(r.median)]
+        if medians and (max(medians) < low or min(medians) > high):
+            return (
+                f"{source}: expected band medians of {low:g} to {high:g} {unit}, found {min(medians):.4g} to "
+                f"{max(medians):.4g} in all bands: wrong unit or scale"
+            )
+    return None
 
 
 def table(rows: Sequence[BandSurvey]) -> list[str]:
