@@ -157,9 +157,13 @@ def test_graphs_are_recorded_for_each_length_and_only_where_there_is_a_gradient(
     assert len(called) == model.config.blocks
 
 
-@pytest.mark.parametrize("with_reader", [False, True], ids=["last block", "inner block"])
-def test_a_block_compiles_into_one_graph(make_model, with_reader):
-    block, following = make_model(awake=True).encoder.blocks
+@pytest.mark.parametrize(
+    ("with_reader", "checkpointing"),
+    [(False, "none"), (True, "none"), (False, "selective")],
+    ids=["last block", "inner block", "operands made again"],
+)
+def test_a_block_compiles_into_one_graph(make_model, with_reader, checkpointing):
+    block, following = make_model(awake=True, checkpointing=checkpointing).encoder.blocks
     shapes = ((3, 8, 8, 16), (3, 2, 2, 32), (3, 1, 1, 32), (3, 8, 8, 16))
     states = [torch.randn(shape, requires_grad=True) for shape in shapes]
     rest = (torch.randn(3, TIMECODE_WIDTH), torch.tensor([0, 2, 3], dtype=torch.int32), 8)
