@@ -9,6 +9,7 @@ shapes. A row with a stack (spills) or more shared memory than the chip has fail
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -34,9 +35,13 @@ LONGEST = 160
 """Frames for entries without an upper bound: more than any tile, so that their loops run."""
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+_dtype: ContextVar[torch.dtype] = ContextVar("dtype", default=torch.bfloat16)
+"""Of the states while an entry is compiled."""
+
+
+def meta(*shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor without data, as it would be on the GPU."""
-    return torch.empty(*shape, dtype=dtype, device="meta")
+    return torch.empty(*shape, dtype=dtype or _dtype.get(), device="meta")
 
 
 def compile_time_attention(entry: tuning.Entry) -> None:
@@ -164,10 +169,14 @@ def shipped(arch: int) -> Iterator[tuple[str, tuning.Entry]]:
             yield from ((path.stem, entry) for entry in tuning.read(path) if entry.backend == "triton")
 
 
-def compile_entry(entry: tuning.Entry, arch: int) -> list[Binary]:
-    """The binaries that this entry's settings give on this capability."""
-    with dry_driver(arch) as driver:
-        COMPILERS[entry.operator](entry)
+def compile_entry(entry: tuning.Entry, arch: int, dtype: str = "") -> list[Binary]:
+    """The binaries that this entry's settings give on this capability, by default for the first of its types."""
+    before = _dtype.set(getattr(torch, dtype or entry.dtypes[0]))
+    try:
+        with dry_driver(arch) as driver:
+            COMPILERS[entry.operator](entry)
+    finally:
+        _dtype.reset(before)
     return driver.binaries
 
 
@@ -176,16 +185,16 @@ def table(rows: list[tuple[str, tuning.Entry, Binary]], archs: list[int]) -> str
     lines = [
         "# Every shipped kernel configuration, compiled without a GPU",
         "",
-        f"Triton {triton.__version__}, bf16, by `python -m benchmarks.aot --arch {' '.join(map(str, archs))}`. "
+        f"Triton {triton.__version__}, by `python -m benchmarks.aot --arch {' '.join(map(str, archs))}`. "
         "Registers per thread; stack above 0 would be spills; shared memory in KiB.",
         "",
-        "| table | kernel | sizes | sm | warps | registers | stack | shared | matrix products |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| table | kernel | type | sizes | sm | warps | registers | stack | shared | matrix products |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, entry, b in rows:
         sizes = ", ".join(f"{key} {low}–{high if high < 10**6 else '…'}" for key, (low, high) in entry.sizes.items())
         lines.append(
-            f"| {name} | {b.kernel} | {sizes} | {b.arch} | {b.warps} | {b.registers} | {b.stack} "
+            f"| {name} | {b.kernel} | {entry.dtypes[0]} | {sizes} | {b.arch} | {b.warps} | {b.registers} | {b.stack} "
             f"| {b.shared / 1024:.0f} | {b.tensor_core or '–'} |"
         )
     return "\n".join(lines) + "\n"
