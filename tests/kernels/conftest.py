@@ -11,7 +11,7 @@ are global state. In the wrong lane a test skips and says so.
 import pytest
 import torch
 
-from aef.kernels import runtime
+from aef.kernels import dispatch, runtime
 
 LANES = {
     "interp": "real kernels on a CPU: TRITON_INTERPRET=1 pytest tests/kernels -m interp",
@@ -45,6 +45,15 @@ def poisoned():
 def triton_kernels(monkeypatch, poisoned):
     """Public functions run the Triton kernels (the interpreter lane), into poisoned memory."""
     monkeypatch.setenv("AEF_KERNELS", "triton")
+
+
+@pytest.fixture(params=["NVIDIA H200, bfloat16", "NVIDIA A100, bfloat16", "NVIDIA A100, float32"])
+def shipped_tiles(request, monkeypatch):
+    """Kernels take the tiles that are shipped for a GPU and a type: the interpreter has neither, and computes in fp32."""
+    gpu, dtype = request.param.split(", ")
+    monkeypatch.setattr(dispatch, "_gpu", lambda case: gpu)
+    monkeypatch.setattr(dispatch, "_table_dtype", lambda case: dtype)
+    monkeypatch.setattr(dispatch, "_choices", {})
 
 
 def relative_error(found, wanted):

@@ -40,7 +40,7 @@ def make_inputs(lengths, chosen, pixels, heads, channels, biased, dtype=torch.fl
 
 @BIAS
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_reference(case, biased, triton_kernels, assert_agrees):
+def test_agrees_with_the_reference(case, biased, shipped_tiles, triton_kernels, assert_agrees):
     leaves, rest = make_inputs(*CASES[case], biased)
     assert_agrees(temporal_pooling, temporal_pooling_reference, leaves, rest)
 

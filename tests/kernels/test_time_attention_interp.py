@@ -32,7 +32,7 @@ def make_inputs(lengths, pixels, heads, channels, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_the_reference(case, triton_kernels, assert_agrees):
+def test_agrees_with_the_reference(case, shipped_tiles, triton_kernels, assert_agrees):
     qkv, table, *rest = make_inputs(*CASES[case])
     assert_agrees(time_attention, time_attention_reference, (qkv, table), rest)
 
