@@ -1,6 +1,7 @@
 """The public functions of the channel LayerNorm: alone, and with the end of the residual branch that it reads."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -192,16 +193,24 @@ def _(gradient: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Ten
     return state.new_empty(state.shape), weight.new_empty(weight.shape)
 
 
-def _save_state_only(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[1:])
+def register_product_of_norm(operator: Any, gradients: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Autograd of a product `operator(normal, state, scale, shift, weight)` that does not keep `normal`.
+
+    `gradients(gradient, state, scale, shift, weight)` are those of `normal` and `weight`; the state, the scale and the shift
+    get theirs through `normal`.
+    """
+
+    def save(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    def backward(ctx, gradient: Tensor):
+        d_normal, d_weight = gradients(gradient, *ctx.saved_tensors)
+        return d_normal, None, None, None, d_weight
+
+    operator.register_autograd(backward, setup_context=save)
 
 
-def _backward_of_norm(ctx, gradient: Tensor):
-    d_normal, d_weight = norm_linear_backward(gradient, *ctx.saved_tensors)
-    return d_normal, None, None, None, d_weight
-
-
-norm_linear_operator.register_autograd(_backward_of_norm, setup_context=_save_state_only)
+register_product_of_norm(norm_linear_operator, norm_linear_backward)
 
 
 @torch.library.custom_op("aef::residual_norm", mutates_args=())

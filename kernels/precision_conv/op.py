@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import dispatch
 from ..activation.op import activation_gradients, bias_gelu_operator
 from ..arguments import check_float, match_shape
-from ..channel_norm.op import Normalized, channel_norm_operator
+from ..channel_norm.op import Normalized, channel_norm_operator, register_product_of_norm
 from ..implicit_gemm import convolution_refusal, convolution_sizes, convolution_weight_gradient, convolve
 from .library import (
     bare_conv3x3,
@@ -321,13 +321,4 @@ def _(gradient: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Ten
     return state.new_empty(state.shape), weight.new_empty(weight.shape)
 
 
-def _save_state(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[1:])
-
-
-def _backward_of_norm(ctx, gradient: Tensor):
-    d_normal, d_weight = conv3x3_of_norm_backward(gradient, *ctx.saved_tensors)
-    return d_normal, None, None, None, d_weight
-
-
-conv3x3_of_norm_operator.register_autograd(_backward_of_norm, setup_context=_save_state)
+register_product_of_norm(conv3x3_of_norm_operator, conv3x3_of_norm_backward)
