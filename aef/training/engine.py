@@ -153,6 +153,8 @@ class Trainer:
     ) -> None:
         config.validate()
         requested()  # a wrong AEF_KERNELS is said before anything is written
+        # So is a wrong path; a resumed run no longer needs it.
+        initial = read_weights(init_from) if init_from is not None and resume is None else None
         if config.train.validate_every:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
@@ -172,7 +174,7 @@ class Trainer:
         if opened.checkpoint is not None:
             require_same_model(opened.checkpoint, model)
         elif init_from is not None:
-            load_state(model, read_weights(init_from)[0], init_from)
+            load_state(model, (initial or read_weights(init_from)).state, init_from)
         configuration = resolve(
             deepspeed_config,
             self.config,

@@ -191,6 +191,7 @@ def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_c
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     with pytest.raises(RunError, match=r"no\.safetensors: is missing"):
         Trainer(make_config(), chips, tmp_path / "third", init_from=tmp_path / "no.safetensors", quiet=True)
+    assert not (tmp_path / "third").exists()  # so that the corrected command finds no run there
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_config):
