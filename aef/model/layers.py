@@ -45,17 +45,15 @@ class Linear(nn.Module):
         self.bias = new_bias(outputs) if bias else None
 
     def forward(self, x: Tensor | kernels.Normalized) -> Tensor:
-        if isinstance(x, kernels.Normalized):
-            y = multiply(x, self.weight)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return multiply(x, self.weight, self.bias)
 
 
-def multiply(x: Tensor | kernels.Normalized, weight: Tensor) -> Tensor:
-    """x W^T in x's type."""
-    if isinstance(x, kernels.Normalized):
-        return kernels.norm_linear(x, weight.to(x.value.dtype))
-    return F.linear(x, weight.to(x.dtype))
+def multiply(x: Tensor | kernels.Normalized, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b in x's type."""
+    if isinstance(x, Tensor):
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    y = kernels.norm_linear(x, weight.to(x.value.dtype))
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 class LinearGelu(nn.Module):
