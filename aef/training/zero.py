@@ -120,8 +120,8 @@ def _require_graphs(config: Config, stage: int, on_gpu: bool, accumulated: int) 
         "every number of frames would be a graph of its own: set data.frame_bucket, for example to 32": (
             not config.data.frame_bucket
         ),
-        "recomputing a block in backward has not been proven with graphs: set model.checkpointing=none": (
-            config.model.checkpointing != "none"
+        "a block that runs forward again in backward has not been proven with graphs: set model.checkpointing=selective": (
+            config.model.checkpointing == "full"
         ),
         "a graph would overwrite the gradients of the micro-batch before: set train.micro_batch="
         f"{accumulated} or model.cuda_graphs=false": accumulated > 0,

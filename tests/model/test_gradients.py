@@ -179,11 +179,12 @@ def test_a_block_compiles_into_one_graph(make_model, with_reader, checkpointing)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
 @pytest.mark.parametrize("setting", ["compile", "cuda_graphs"])
-def test_compiled_blocks_equal_eager_blocks(make_model, make_batch, setting):
+def test_compiled_blocks_equal_eager_blocks(make_model, make_batch, setting, checkpointing):
     batch = make_batch(2, text_dim=8)
     expected = gradients(make_model(awake=True).train(), batch)
-    compiled = make_model(awake=True, **{setting: True}).train()
+    compiled = make_model(awake=True, checkpointing=checkpointing, **{setting: True}).train()
     assert list(compiled.state_dict()) == list(make_model().state_dict())
     for name, gradient in gradients(compiled, batch).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5)

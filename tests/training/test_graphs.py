@@ -22,9 +22,10 @@ def resolved(choice=None, on_gpu=True, **changes):
     return resolve(choice, config, ranks=1, on_gpu=on_gpu, parameters=1)
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "selective"])
 @pytest.mark.parametrize("choice", ["single", "zero1", "zero2"])
-def test_stages_0_to_2_replay_graphs_of_padded_lengths_on_a_gpu(choice):
-    assert stage_of(resolved(choice)) == {"single": 0, "zero1": 1, "zero2": 2}[choice]
+def test_stages_0_to_2_replay_graphs_of_padded_lengths_on_a_gpu(choice, checkpointing):
+    assert stage_of(resolved(choice, checkpointing=checkpointing)) == {"single": 0, "zero1": 1, "zero2": 2}[choice]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_stages_0_to_2_replay_graphs_of_padded_lengths_on_a_gpu(choice):
         ({"on_gpu": False}, "none is here: set model.cuda_graphs=false"),
         ({"choice": "zero3"}, "ZeRO-3 gathers weights at new addresses.*take --deepspeed-config zero2"),
         ({"frame_bucket": 0}, "set data.frame_bucket, for example to 32"),
-        ({"checkpointing": "full"}, "set model.checkpointing=none"),
+        ({"checkpointing": "full"}, "set model.checkpointing=selective"),
         ({"micro_batch": 3}, "set train.micro_batch=4 or model.cuda_graphs=false"),
     ],
 )
