@@ -35,7 +35,7 @@ from aef.sources import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aef.data.normalize import Statistics
+    from aef.data.statistics import Statistics
 
 FORMAT_VERSION = 1
 SETTINGS, DESCRIPTION, STATISTICS, WEIGHTS = "config.yaml", "config.json", "stats.json", "model.safetensors"
@@ -83,7 +83,7 @@ class Run:
         Raises:
             RunError: not a run folder, one of a newer format, or a partial one.
         """
-        from aef.data.normalize import Statistics
+        from aef.data.statistics import Statistics
 
         path = Path(path)
         entries = _description(path)

@@ -87,7 +87,7 @@ def sampler() -> Iterator[Rate]:
 
 def statistics() -> Iterator[Rate]:
     """Normalisation statistics over synthetic chips in memory."""
-    from aef.data.normalize import Statistics
+    from aef.data.statistics import Statistics
     from aef.data.synthetic import generate
     from aef.sources import BUILT_IN
 

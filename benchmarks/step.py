@@ -65,8 +65,8 @@ class PlainStep:
     def __init__(self, config: Config, device: str = "cpu", weights: torch.dtype | None = None) -> None:
         import torch
 
-        from aef.data.normalize import Statistics
         from aef.data.random_batch import sources_of
+        from aef.data.statistics import Statistics
         from aef.model.aef import AEF
         from aef.objective.objective import Objective
         from aef.sources import BUILT_IN

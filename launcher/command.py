@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -35,6 +36,11 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
     return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
+
+
+def as_typed(module: str, argv: list[str] | None) -> str:
+    """A command with its options, for the record: ``as_typed(__file__, argv)``; without ``argv`` those of the process."""
+    return shlex.join(["aef", Path(module).stem, *(sys.argv[1:] if argv is None else argv)])
 
 
 def require_number(option: str, value: float, least: float, most: float | None = None) -> None:

@@ -159,7 +159,7 @@ def _small_step(device) -> None:
 
     from aef.config import PRESETS
     from aef.data.collate import Collator, Frames, Sample
-    from aef.data.normalize import Statistics
+    from aef.data.statistics import Statistics
     from aef.model.aef import AEF
     from aef.sources import BUILT_IN
     from aef.timecode import DAY_MS, SUPPORT_MS, Period

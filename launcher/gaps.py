@@ -9,10 +9,9 @@ trained on places other than the synthetic Earth's is refused: that world is for
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, as_typed, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             chip_px=arguments.chip_px,
             progress=lambda place: progress.advance(note=place),
         )
-    command = shlex.join(["aef", "gaps", *(argv or [])])
+    command = as_typed(__file__, argv)
     text = f"Model {model.version}.\n\n```\n{command}\n```\n\n{result.markdown()}"
     print(text)
     if arguments.out:

@@ -11,10 +11,9 @@ one that was interrupted goes on.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 
-from aef.launcher.command import STOPPED, parser, run
+from aef.launcher.command import STOPPED, as_typed, parser, run
 
 STEPS = 1500
 """Six minutes of one idle core at the 0.23 s that a step over real chips with three imaging sources took."""
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         if not _train(config, arguments.data, out / place, place):
             return STOPPED
         found += _judge(out / place, folder, place, feasible, arguments)
-    command = shlex.join(["aef", "leave_out", *(argv or [])])
+    command = as_typed(__file__, argv)
     parts = [f"```\n{command}\n```", *(result.markdown() for result in found)]
     if skipped:
         parts.append("Not judged:\n\n" + "\n".join(f"- {line}" for line in skipped))

@@ -10,10 +10,9 @@ across fields as the chips are embedded. Writes PATH.md and PATH.json. Places th
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, require_number, run
+from aef.launcher.command import Progress, as_typed, parser, require_number, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             shuffles=not arguments.no_shuffles,
             progress=lambda condition: progress.advance(note=condition),
         )
-    command = shlex.join(["aef", "prove", *(argv or [])])
+    command = as_typed(__file__, argv)
     text = "\n\n".join([f"Model {model.version}.\n\n```\n{command}\n```", *(proof.markdown() for proof in proofs)])
     print(text)
     if arguments.out:

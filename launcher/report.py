@@ -7,10 +7,9 @@ The dates that the run withheld and the places that it held out are judged; the 
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from aef.launcher.command import parser, run
+from aef.launcher.command import as_typed, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         period_days=[30, 120, 365],
         trials=arguments.trials,
     )
-    commands = [shlex.join(["aef", "report", *(argv or [])])]
+    commands = [as_typed(__file__, argv)]
     if arguments.commands:
         commands = Path(arguments.commands).read_text(encoding="utf-8").splitlines()
     path = write_report(Path(arguments.out), model, [*unseen, *trained_on], log, judgement, commands)

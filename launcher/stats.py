@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aef.data.chips import ChipFolder
-from aef.data.normalize import FILE_NAME, Statistics
+from aef.data.statistics import FILE_NAME, Statistics
 from aef.data.withheld import WithheldDates
 from aef.launcher.command import Progress, parser, run
 from aef.settings_file import registry_of

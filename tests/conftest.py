@@ -189,7 +189,7 @@ def tiny_run(tmp_path_factory):
     import torch
 
     from aef.config import TINY
-    from aef.data.normalize import Statistics
+    from aef.data.statistics import Statistics
     from aef.run import Run, build_model, write_weights
 
     inputs = ("sentinel2", "sentinel1")

@@ -14,8 +14,9 @@ import yaml
 from aef.config import PRESETS, Config, DataConfig
 from aef.data.chips import SourceSeries, read_chip, write_chip
 from aef.data.collate import Collator
-from aef.data.normalize import Standardizer, Statistics
 from aef.data.sampling import Sampler
+from aef.data.standardizer import Standardizer
+from aef.data.statistics import Statistics
 from aef.data.synthetic import generate
 from aef.launcher import sources as command
 from aef.model.aef import AEF

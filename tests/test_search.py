@@ -15,7 +15,7 @@ from rasterio.warp import transform as warp
 import aef
 from aef.config import TINY
 from aef.data.chips import Chip, ChipFolder, SourceSeries, write_chip
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.launcher.command import run as run_command
 from aef.launcher.search import main
 from aef.mapping.field import MadeBy

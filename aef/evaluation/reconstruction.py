@@ -135,12 +135,18 @@ def l1(guess: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> float:
 
 
 def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -> list[tuple[str, str, int]]:
-    """Dates worth withholding: of each chip's first input source, every fifth frame that is more than half clear.
+    """Dates worth withholding: of each place's first input source, every fifth frame that is more than half clear.
+
+    A date is withheld from all chips of its place, so the first of them chooses: together they could withhold every date.
 
     Returns (place, source, time in epoch ms) rows.
     """
     rows = []
+    places: set[str] = set()
     for chip in chips:
+        if chip.place in places:
+            continue
+        places.add(chip.place)
         names = [name for name in registry if registry[name].role == "input" and name in chip.sources]
         if not names:
             continue

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from aef.data.chips import Chip, SourceSeries
-from aef.data.normalize import transform
+from aef.data.transform import transform
 from aef.sources import Source
 
 CLIP = 6.0

@@ -14,7 +14,8 @@ import torch
 from aef.config import Config
 from aef.data.chips import Chip, read_chip
 from aef.data.collate import Batch, Collator, Sample, Target
-from aef.data.normalize import Standardizer, Statistics
+from aef.data.standardizer import Standardizer
+from aef.data.statistics import Statistics
 from aef.mapping.field import (
     EmbeddingError,
     MadeBy,

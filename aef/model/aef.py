@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aef.config import ModelConfig
 from aef.data.collate import Batch
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.sources import Registry
 from aef.timecode import encode_time, position_in_period
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aef.data.collate import FrameBlock
-from aef.data.normalize import Standardizer, Statistics
+from aef.data.standardizer import Standardizer
+from aef.data.statistics import Statistics
 from aef.sources import Registry, Source
 
 from .layers import Conv3x3, Down

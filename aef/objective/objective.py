@@ -18,7 +18,8 @@ from torch import Tensor
 
 from aef.config import DataConfig, ObjectiveConfig
 from aef.data.collate import Batch, TargetBlock
-from aef.data.normalize import Standardizer, Statistics
+from aef.data.standardizer import Standardizer
+from aef.data.statistics import Statistics
 from aef.kernels.vmf.philox import WORD, philox4x32
 from aef.objective.consistency import consistency
 from aef.objective.contrastive import disc_mean, info_nce

@@ -9,8 +9,8 @@ from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.collate import Batch
-from aef.data.normalize import Statistics
 from aef.data.random_batch import random_batch
+from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
 from aef.objective.objective import Objective

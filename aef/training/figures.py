@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aef.atomic import writing
 from aef.data.collate import Batch
-from aef.data.normalize import Standardizer
+from aef.data.standardizer import Standardizer
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run

@@ -17,7 +17,7 @@ from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipError, ChipFolder
 from aef.data.dataset import read_withheld
-from aef.data.normalize import FILE_NAME, Statistics, TakenOver
+from aef.data.statistics import FILE_NAME, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
 from aef.run import (
     DESCRIPTION,

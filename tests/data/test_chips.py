@@ -16,7 +16,7 @@ import pytest
 
 from aef.data.chips import Chip, ChipError, ChipFolder, read_chip, read_chip_header, read_frame_times, write_chip
 from aef.data.contract import ARRAYS
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.sources import BUILT_IN
 
 SAMPLES = Path(__file__).parent / "samples"

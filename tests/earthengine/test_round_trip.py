@@ -12,7 +12,7 @@ from pyproj import Transformer
 from scipy.ndimage import map_coordinates
 from standin.world import World
 
-from aef.data.normalize import transform
+from aef.data.transform import transform
 from aef.earthengine.grid import ChipGrid
 
 PX = 32

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.data.synthetic import Earth
 from aef.data.synthetic.earth import render_chip
 from aef.data.synthetic.truth import clear_view

@@ -7,7 +7,7 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.embeddings import EMBEDDING

@@ -8,7 +8,7 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets, quarters
 from aef.evaluation.few_shot import compare
 from aef.evaluation.labels import labelled_pixels

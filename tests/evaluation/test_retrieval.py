@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aef.config import TINY
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.data.synthetic import generate
 from aef.evaluation.retrieval import RetrievalError, rank_texts, summarise, text_retrieval
 from aef.mapping.trained import TrainedModel

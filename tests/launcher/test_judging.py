@@ -1,14 +1,17 @@
 """`aef prove`, `aef gaps`, `aef leave_out`: tables by one command, and what they refuse."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from aef.data.chips import read_chip
+from aef.data.contract import ARRAYS
+from aef.data.withheld import WithheldDates
 from aef.evaluation.reconstruction import choose_dates, write_dates
-from aef.launcher import evaluate, gaps, leave_out, prove, synthesize, train
-from aef.launcher.command import run
+from aef.launcher import evaluate, gaps, leave_out, prove, synthesize, train, withhold
+from aef.launcher.command import as_typed, run
 from aef.sources import BUILT_IN
 
 SETTINGS = ["train.steps=2", "train.figure_every=0", "train.global_batch=2", "train.micro_batch=2"]
@@ -184,3 +187,41 @@ def numbers(entries, before=""):
             yield from numbers(value, f"{before}{name}/")
         elif isinstance(value, int | float):
             yield before + name, value
+
+
+def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, capsys):
+    options = ["--data", folder / "chips", "--out", tmp_path / "dates.csv"]
+    assert call(withhold, *options, "--held-out", "synthetic_0_00002", "--most", 5) == 0
+    assert " frames of 2 places: " in capsys.readouterr().out
+    dates = WithheldDates.read(tmp_path / "dates.csv")
+    assert dates.places == {"synthetic_0_00000", "synthetic_0_00001"}
+    (listed,) = (times for (place, _), times in dates.dates().items() if place == "synthetic_0_00000")
+    chip = read_chip(folder / "chips" / "synthetic_0_00000.npz", BUILT_IN)
+    assert [(chip.place, "sentinel2", time_ms) for time_ms in listed] == choose_dates([chip], BUILT_IN)
+    held_out = {"synthetic_0_00002", "synthetic_0_00001"}
+    assert call(withhold, *options[:3], tmp_path / "fewer.csv", "--most", 1, "--held-out", *held_out) == 0
+    assert WithheldDates.read(tmp_path / "fewer.csv").places == {"synthetic_0_00000"}
+    for given, words in {
+        ("--every", 1): "--every: expected 2 or more, found 1",
+        ("--most", 0): "--most: expected 1 or more, found 0",
+        ("--held-out", "atlantis"): "cannot hold out atlantis",
+        (): "dates.csv: is there already",
+    }.items():
+        assert call(withhold, *options, *given) == 1
+        assert words in capsys.readouterr().err
+        assert WithheldDates.read(tmp_path / "dates.csv").dates() == dates.dates()
+
+
+def test_chips_of_one_place_do_not_withhold_it_together(folder):
+    chip = read_chip(folder / "chips" / "synthetic_0_00000.npz", BUILT_IN)
+    series = chip.sources["sentinel2"]
+    arrays = {key: array[1:] for key in ARRAYS if (array := getattr(series, key)) is not None}
+    later = dataclasses.replace(series, **arrays)
+    neighbour = dataclasses.replace(chip, id="neighbour", sources={"sentinel2": later})
+    assert choose_dates([chip, neighbour], BUILT_IN) == choose_dates([chip], BUILT_IN)
+
+
+def test_a_record_holds_the_options_of_a_script_as_well(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["launcher/gaps.py", "--checkpoint", "my run"])
+    assert as_typed("launcher/gaps.py", None) == "aef gaps --checkpoint 'my run'"
+    assert as_typed("launcher/gaps.py", ["--places", "3"]) == "aef gaps --places 3"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aef.config import TINY
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.model import AEF
 from aef.sources import BUILT_IN, INPUTS
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from aef import kernels
 from aef.config import PRESETS
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.model import AEF
 from aef.model.layers import ChannelNorm, Down, Up
 from aef.model.pyramid import Ascent, Descent, Exchange, States, level_widths

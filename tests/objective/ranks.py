@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from aef.config import DataConfig, ObjectiveConfig
 from aef.data.collate import Collator, Sample, Target, Text
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.objective.objective import Objective
 from aef.objective.world import World
 from aef.sources import BUILT_IN

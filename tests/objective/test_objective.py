@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from aef.config import DataConfig, ObjectiveConfig
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.objective.objective import Objective
 from aef.objective.reconstruction import reconstruction_error
 from aef.objective.world import World

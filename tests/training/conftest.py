@@ -55,7 +55,7 @@ def build_chip(number):
 def pristine_chips(tmp_path_factory):
     """Five chips with statistics, which no test may change."""
     from aef.data.chips import ChipFolder
-    from aef.data.normalize import FILE_NAME, Statistics
+    from aef.data.statistics import FILE_NAME, Statistics
 
     folder = tmp_path_factory.mktemp("chips") / "chips"
     folder.mkdir()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_samples, collate
 
 from aef.config import PRESETS
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.sources import BUILT_IN

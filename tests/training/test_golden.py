@@ -13,7 +13,8 @@ import torch
 
 from aef.config import PRESETS
 from aef.data.collate import Collator, Frames, Sample, Target
-from aef.data.normalize import SourceStatistics, Statistics, transform
+from aef.data.statistics import SourceStatistics, Statistics
+from aef.data.transform import transform
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.sources import BUILT_IN

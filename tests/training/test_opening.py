@@ -10,7 +10,7 @@ import pytest
 import aef
 from aef.config import ConfigError
 from aef.data.chips import ChipError, ChipFolder, read_chip, write_chip
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 from aef.data.withheld import WithheldError
 from aef.run import Run, RunError
 from aef.sources import BUILT_IN

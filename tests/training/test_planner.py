@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from aef.data.normalize import Statistics
 from aef.data.random_batch import random_batch, sources_of
+from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.settings_file import load_config

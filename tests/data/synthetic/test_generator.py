@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from aef.data.chips import ChipFolder, read_chip, validate, write_chip
-from aef.data.normalize import inverse_transform, transform
 from aef.data.synthetic import SOURCES, Earth, SyntheticError, generate, write_earth
 from aef.data.synthetic.grid import Site, inside, meridian_arc_m, sensing_matrix
+from aef.data.transform import inverse_transform, transform
 from aef.launcher.command import run
 from aef.launcher.synthesize import main
 from aef.sources import BUILT_IN

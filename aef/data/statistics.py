@@ -1,11 +1,7 @@
-"""From stored values to the scale on which the model learns, and back: transform, z-score, clip.
-
-Chips hold raw values. The registry's transform (paper S1: s(x) = log(x + 1) / 10 for optical bands), the z-score with
-global statistics of the training set and the clip at six standard deviations (paper S2.1) run where the model runs.
+"""Mean and deviation of every band over the training set, with where they come from; `CHIPS/stats.json`.
 
 Statistics are taken over *clear* pixels by default: with clouds in, the deviation of a visible band is two to three
-times the clear one and the signal shrinks to a third (docs/data.md). They carry where they come from, are bound to the
-bands of their source, and refuse to be applied twice.
+times the clear one and the signal shrinks to a third (docs/data.md). They are bound to the bands of their source.
 """
 
 from __future__ import annotations
@@ -18,100 +14,25 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aef import atomic
 from aef.data.chips import Chip, ChipError, ChipFolder, SourceSeries, validate
+from aef.data.transform import transform
 from aef.data.withheld import WithheldDates
 from aef.sources import Registry, Source
 
 FORMAT_VERSION = 1
 FILE_NAME = "stats.json"
-DB_FLOOR = 1e-10
-"""Least power of which a ``db`` transform takes the logarithm: 0 would be minus infinity."""
-
-_STANDARDIZED = "_aef_standardized"
 
 
 class StatisticsError(ValueError):
     """Statistics are missing, foreign, damaged or applied twice; one line naming file and source."""
-
-
-# --- transforms ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Formula:
-    """A source's transforms as vectors over its bands, on one device. ``chosen`` masks the bands of each kind."""
-
-    scale: Tensor
-    offset: Tensor
-    chosen: dict[str, Tensor]
-
-    def pick(self, formulas: Mapping[str, Callable[[], Tensor]]) -> Tensor:
-        """Evaluate the formula of each kind that some band has and pick per band."""
-        (first, _), *others = self.chosen.items()
-        result = formulas[first]()
-        for kind, chosen in others:
-            result = torch.where(chosen, formulas[kind](), result)
-        return result
-
-
-# Building constants on the device at every step would stall it.
-@lru_cache(maxsize=256)
-def _formula(source: Source, device: torch.device) -> _Formula:
-    transforms = [band.transform for band in source.bands]
-    return _Formula(
-        torch.tensor([t.scale for t in transforms], device=device),
-        torch.tensor([t.offset for t in transforms], device=device),
-        {
-            kind: torch.tensor([t.kind == kind for t in transforms], device=device)
-            for kind in sorted({t.kind for t in transforms})
-        },
-    )
-
-
-def transform(source: Source, values: Tensor) -> Tensor:
-    """Stored values (..., C) of any type → the learning scale, float32, band by band (`aef.sources.Transform`)."""
-    _require_channels(source, values)
-    x, f = values.to(torch.float32), _formula(source, values.device)
-    return f.pick(
-        {
-            "linear": lambda: f.scale * x + f.offset,
-            "log": lambda: torch.log1p((f.scale * x).clamp(min=0)) / 10,
-            "db": lambda: f.scale * torch.log10(x.clamp(min=DB_FLOOR)) + f.offset,
-        }
-    )
-
-
-def inverse_transform(source: Source, values: Tensor) -> Tensor:
-    """Inverse of :func:`transform`: (..., C) on the learning scale → stored physical units, float32."""
-    _require_channels(source, values)
-    y, f = values.to(torch.float32), _formula(source, values.device)
-    return f.pick(
-        {
-            "linear": lambda: (y - f.offset) / f.scale,
-            "log": lambda: torch.expm1(10 * y) / f.scale,
-            "db": lambda: torch.pow(10.0, (y - f.offset) / f.scale),
-        }
-    )
-
-
-def _require_channels(source: Source, values: Tensor) -> None:
-    if values.shape[-1:] != (source.channels,):
-        raise StatisticsError(
-            f"source {source.name}: expected values (..., {source.channels}) for bands {', '.join(source.band_names)}, "
-            f"found {tuple(values.shape)}"
-        )
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -437,48 +358,3 @@ class _Moments:
 
 def _weights(series: SourceSeries, take: slice | np.ndarray, weighting: str) -> np.ndarray | None:
     return series.weight[take] if weighting == "clear" and series.weight is not None else None
-
-
-# --- the z-score -----------------------------------------------------------------------------------------------------
-
-
-class Standardizer:
-    """Raw values → z-scores of one source: transform, subtract the mean, divide by the deviation, clip, mask.
-
-    A plain object, not a module: an engine that casts modules to bfloat16 must not touch its constants.
-
-    Raises:
-        StatisticsError: the statistics lack the source or belong to other bands; or, when called, the values have
-            another number of bands or were standardised already.
-    """
-
-    def __init__(self, source: Source, statistics: Statistics, clip_sigma: float = 6.0) -> None:
-        found = statistics.require(source)
-        self.source, self.clip_sigma = source, float(clip_sigma)
-        self._mean = torch.tensor(found.mean, dtype=torch.float32)
-        self._std = torch.tensor(found.std, dtype=torch.float32)
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, values: Tensor, valid: Tensor) -> Tensor:
-        """values (..., C) raw, any type; valid (..., C or 1) bool → (..., C) float32, 0 where not valid."""
-        if getattr(values, _STANDARDIZED, None) is not None:
-            raise StatisticsError(
-                f"source {self.source.name}: these values were standardised already, as {getattr(values, _STANDARDIZED)}"
-            )
-        mean, std = self._constants(values.device)
-        z = (transform(self.source, values) - mean) / std
-        # where, not a product: an unobserved value may be NaN.
-        z = torch.where(valid, z.clamp(-self.clip_sigma, self.clip_sigma), 0.0)
-        setattr(z, _STANDARDIZED, self.source.name)
-        return z
-
-    def invert(self, z: Tensor) -> Tensor:
-        """z-scores (..., C) → stored physical units, float32; what was clipped stays at the clip."""
-        _require_channels(self.source, z)
-        mean, std = self._constants(z.device)
-        return inverse_transform(self.source, z.to(torch.float32) * std + mean)
-
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._on:
-            self._on[device] = (self._mean.to(device), self._std.to(device))
-        return self._on[device]

@@ -1,0 +1,63 @@
+"""Choose dates to keep from training, so that a run can be judged on them, and write them as the list that data.withheld names.
+
+    aef withhold --data CHIPS --out dates.csv
+    aef train --data CHIPS --out RUN data.withheld=dates.csv
+
+Of each place, every fifth frame of its first input source that is more than half clear. A date is withheld from every chip
+of its place, with all frames of the source within an hour. The list is an ordinary CSV: add, change or delete rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from aef.data.chips import Chip, ChipFolder
+from aef.launcher.command import Progress, parser, require_number, run
+from aef.settings_file import registry_of
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__file__, __doc__)
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
+    options.add_argument("--out", required=True, metavar="CSV", help="the list; an existing one is kept, and refused")
+    options.add_argument("--every", type=int, default=5, metavar="N", help="one of N clear frames of a place")
+    options.add_argument("--most", type=int, metavar="N", help="choose at most N places, spread over the folder")
+    options.add_argument("--held-out", nargs="*", default=[], metavar="PLACE", help="places that are not trained on")
+    options.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    arguments = options.parse_args(argv)
+    require_number("--every", arguments.every, 2)
+    if arguments.most is not None:
+        require_number("--most", arguments.most, 1)
+
+    from aef.evaluation.reconstruction import choose_dates, write_dates
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"--out {out}: is there already, and runs may depend on it: choose another name")
+    registry = registry_of(arguments.data, files=arguments.sources)
+    folder = ChipFolder(arguments.data, registry)
+    first: dict[str, int] = {}
+    for index in folder.without(arguments.held_out):
+        first.setdefault(folder.places()[index] or "", index)
+    indices = list(first.values())
+    if arguments.most is not None:
+        count = min(arguments.most, len(indices))
+        indices = [indices[number * len(indices) // count] for number in range(count)]
+    with Progress("withhold", total=len(indices), unit="place") as progress:
+
+        def chips() -> Iterator[Chip]:
+            for index in indices:
+                yield folder.read(index)
+                progress.advance()
+
+        rows = choose_dates(chips(), registry, every=arguments.every)
+    if not rows:
+        raise ValueError(f"{arguments.data}: no frame of an input source is more than half clear: nothing to withhold")
+    write_dates(out, rows)
+    print(f"{len(rows)} frames of {len({place for place, *_ in rows})} places: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
