@@ -49,6 +49,7 @@ PACKAGES = {
 CORE = ("torch", "numpy", "safetensors", "yaml", "rich")
 NEEDS = {
     # command: (needed, needed for a part of it: what)
+    "classify": (("rasterio", "xarray", "sklearn", "matplotlib"), {}),
     "demo": (("deepspeed", "matplotlib", "sklearn"), {}),
     "download": (("rasterio", "pyarrow"), {"ee": "Earth Engine", "pystac_client": "STAC", "odc.stac": "STAC"}),
     "embed": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "matplotlib": "quicklooks"}),

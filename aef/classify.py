@@ -1,0 +1,285 @@
+"""Maps of your own classes: a classifier on the embeddings beneath labels, how good it is, and a map per field.
+
+areas = read_labels("labels.csv", "crop")
+files = field_files("FIELDS")
+samples = sample(map(read_field, files), areas)
+classifier = fit("logistic", samples)
+print(judge("logistic", samples).markdown())
+codes, confidence = class_map(classifier, read_field(files[0]).values)  # numbers of samples.classes
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from rasterio.io import MemoryFile
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+
+from aef.atomic import writing
+from aef.evaluation.tables import markdown_table
+from aef.mapping.files import read_tags
+from aef.mapping.labels import LabelError, Samples
+from aef.timecode import parse_period
+
+if TYPE_CHECKING:
+    import xarray
+
+Method = Literal["logistic", "knn"]
+METHODS: tuple[Method, ...] = get_args(Method)
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Of the logistic regression. Components of unit vectors are small, so that the best is often far above 1."""
+NEIGHBOURS = 3
+"""As the paper's larger kNN probe (section 7.2)."""
+FOLDS = 5
+ROWS = 65536
+"""Pixels classified at once: distances to every sample are held for them."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Predictions of labels whose square of ground no training label lay in.
+
+    Attributes:
+        classes: those that were judged.
+        confusion: (K, K), labels of a true class (row) called a class (column); each label counts once, by the shares
+            of its pixels.
+        not_judged: classes that lie in a single square.
+    """
+
+    classes: tuple[str, ...]
+    confusion: np.ndarray
+    blocks: int
+    not_judged: tuple[str, ...]
+
+    @property
+    def overall(self) -> float:
+        """Share of labels that are called right."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Per class, the share of its labels that are called so (producer's accuracy)."""
+        return np.diag(self.confusion) / self.confusion.sum(axis=1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Per class, the share of what is called so that is so (user's accuracy); NaN where nothing is."""
+        called = self.confusion.sum(axis=0)
+        return np.divide(np.diag(self.confusion), called, out=np.full(len(called), np.nan), where=called > 0)
+
+    @property
+    def balanced(self) -> float:
+        """Mean recall."""
+        return float(self.recall.mean())
+
+    def markdown(self) -> str:
+        head = ["class", "labels", "recall", "precision", *(f"called {name}" for name in self.classes)]
+        rows = [
+            [name, f"{row.sum():.0f}", f"{recall:.3f}", f"{precision:.3f}", *(f"{count:.1f}" for count in row)]
+            for name, row, recall, precision in zip(self.classes, self.confusion, self.recall, self.precision)
+        ]
+        parts = [
+            f"Balanced accuracy {self.balanced:.3f}, overall {self.overall:.3f}, over {self.blocks} squares of ground.",
+            markdown_table(head, rows),
+        ]
+        if self.not_judged:
+            parts.append(f"Not judged, as all their labels lie in one square: {', '.join(self.not_judged)}.")
+        return "\n\n".join(parts)
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "balanced_accuracy": self.balanced,
+            "overall_accuracy": self.overall,
+            "squares": self.blocks,
+            "classes": list(self.classes),
+            "confusion": self.confusion.round(3).tolist(),
+            "not_judged": list(self.not_judged),
+        }
+
+
+def of_one_period(files: Sequence[Path], period: str | None) -> list[Path]:
+    """The fields of one valid period: of ``period``, or of the only one that there is.
+
+    Raises:
+        LabelError: there are none, or fields of several periods and no choice. A class of one year looks like another
+            in the next.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        found.setdefault(read_tags(path)[1].get("period", "unknown"), []).append(path)
+    wanted = None if period is None else str(parse_period(period))
+    if wanted is None and len(found) == 1:
+        return list(files)
+    if wanted not in found:
+        asked = "fields of one period, or --period" if wanted is None else f"fields of {wanted}"
+        raise LabelError(f"expected {asked}, found {', '.join(sorted(found))}")
+    return found[wanted]
+
+
+def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any:
+    """A scikit-learn classifier of vectors, fitted to some ``rows`` of the samples (None: to all).
+
+    The logistic regression weighs classes equally; its penalty is the best of `INVERSE_PENALTIES` over squares of ground
+    left out, as neighbours of a training pixel would choose far too small a one.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    rows = np.arange(len(samples.codes)) if rows is None else rows
+    vectors, codes, blocks = samples.vectors[rows], samples.codes[rows], samples.blocks[rows]
+    if method == "knn":
+        return KNeighborsClassifier(min(NEIGHBOURS, len(codes))).fit(vectors, codes)
+    if method != "logistic":
+        raise ValueError(f"unknown method {method!r}: expected {', '.join(METHODS)}")
+    regression = LogisticRegression(C=100.0, class_weight="balanced", max_iter=2000)
+    folds = min(FOLDS, _fewest_blocks(codes, blocks))
+    if folds < 2:
+        return regression.fit(vectors, codes)
+    splits = list(StratifiedGroupKFold(folds).split(vectors, codes, blocks))
+    search = GridSearchCV(regression, {"C": list(INVERSE_PENALTIES)}, scoring="balanced_accuracy", cv=splits)
+    return search.fit(vectors, codes).best_estimator_
+
+
+def judge(method: Method, samples: Samples) -> Accuracy:
+    """Cross-validation in up to five parts, split by squares of ground; each label counts once.
+
+    Raises:
+        LabelError: fewer than two classes lie in two squares each.
+    """
+    blocks_of = {code: np.unique(samples.blocks[samples.codes == code]) for code in np.unique(samples.codes)}
+    judged = [code for code, blocks in blocks_of.items() if len(blocks) > 1]
+    alone = tuple(samples.classes[code] for code in blocks_of if code not in judged)
+    if len(judged) < 2:
+        raise LabelError("no accuracy: expected two classes with labels in two squares of ground each")
+    rows = np.flatnonzero(np.isin(samples.codes, judged))
+    codes, blocks = samples.codes[rows], samples.blocks[rows]
+    guess = np.empty(len(rows), np.int64)
+    for train, test in StratifiedGroupKFold(min(FOLDS, _fewest_blocks(codes, blocks))).split(rows, codes, blocks):
+        guess[test] = fit(method, samples, rows[train]).predict(samples.vectors[rows[test]])
+    _, number, pixels = np.unique(samples.areas[rows], return_inverse=True, return_counts=True)
+    confusion = np.zeros((len(judged), len(judged)))
+    np.add.at(confusion, (np.searchsorted(judged, codes), np.searchsorted(judged, guess)), 1 / pixels[number])
+    return Accuracy(tuple(samples.classes[code] for code in judged), confusion, len(np.unique(blocks)), alone)
+
+
+def _fewest_blocks(codes: np.ndarray, blocks: np.ndarray) -> int:
+    return min(len(np.unique(blocks[codes == code])) for code in np.unique(codes))
+
+
+def class_map(classifier: Any, field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every pixel's class and how sure it is: (D, y, x) → codes (y, x) int16, −1 without a vector; probability (y, x)."""
+    table = np.moveaxis(field, 0, -1).reshape(-1, field.shape[0])
+    held = np.flatnonzero(np.isfinite(table).all(axis=1))
+    codes, confidence = np.full(len(table), -1, np.int16), np.full(len(table), np.nan, np.float32)
+    for start in range(0, len(held), ROWS):
+        take = held[start : start + ROWS]
+        chances = classifier.predict_proba(table[take])
+        codes[take] = classifier.classes_[chances.argmax(axis=1)]
+        confidence[take] = chances.max(axis=1)
+    return codes.reshape(field.shape[1:]), confidence.reshape(field.shape[1:])
+
+
+# --- what it leaves behind -------------------------------------------------------------------------------------------
+
+_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#7f7f7f")
+"""Okabe and Ito's, which are told apart without red or green."""
+
+
+def colours(count: int) -> list[tuple[int, int, int]]:
+    """A colour (red, green, blue; 0 to 255) per class."""
+    found = [tuple(int(code[at : at + 2], 16) for at in (1, 3, 5)) for code in _COLOURS[:count]]
+    for number in range(len(found), count):
+        found.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.85)))
+    return [(red, green, blue) for red, green, blue in found]
+
+
+def write_maps(
+    stem: Path, field: xarray.DataArray, codes: np.ndarray, confidence: np.ndarray, classes: Sequence[str]
+) -> None:
+    """``STEM_classes.tif``, codes from 1 with colours and names (0: no data), and ``STEM_confidence.tif`` in per cent
+    (255: no data), atomically. Raises OSError."""
+    names = {f"class_{code}": name for code, name in enumerate(classes, 1)}
+    palette = {code: (*colour, 255) for code, colour in enumerate(colours(len(classes)), 1)}
+    tags = {key: str(field.attrs[key]) for key in ("place", "period", "model", "weights") if key in field.attrs}
+    _write(stem.with_name(f"{stem.name}_classes.tif"), codes + 1, field, "class", 0, tags | names, palette)
+    held = np.isfinite(confidence)
+    percent = np.where(held, np.round(100 * np.where(held, confidence, 0)), 255)
+    _write(stem.with_name(f"{stem.name}_confidence.tif"), percent, field, "confidence, per cent", 255, tags)
+
+
+def _write(
+    path: Path,
+    values: np.ndarray,
+    field: xarray.DataArray,
+    description: str,
+    nodata: int,
+    tags: Mapping[str, str],
+    palette: Mapping[int, tuple[int, int, int, int]] | None = None,
+) -> None:
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            width=values.shape[1],
+            height=values.shape[0],
+            count=1,
+            dtype="uint8",
+            crs=field.rio.crs,
+            transform=field.rio.transform(),
+            nodata=nodata,
+            compress="deflate",
+        ) as file:
+            file.write(values.astype(np.uint8), 1)
+            file.set_band_description(1, description)
+            file.update_tags(**tags)
+            if palette:
+                file.write_colormap(1, palette)
+        with writing(path) as stream:
+            stream.write(memory.getbuffer())
+
+
+def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectares: np.ndarray) -> None:
+    """Code, name, colour and mapped area of every class as a table; codes as in the maps, from 1."""
+    with writing(path, "w") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("code", "class", "colour", "pixels", "hectares"))
+        for code, (name, colour, count, area) in enumerate(zip(classes, colours(len(classes)), pixels, hectares), 1):
+            table.writerow((code, name, "#{:02x}{:02x}{:02x}".format(*colour), int(count), f"{area:.2f}"))
+
+
+def draw(path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+    """A picture: embeddings of some places in false colours, and their classes below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    from aef.mapping.picture import pca_rgb
+
+    palette = np.array([(255, 255, 255), *colours(len(classes))]) / 255
+    figure, axes = plt.subplots(
+        2, len(fields), figsize=(2.6 * len(fields) + 1.6, 5.6), squeeze=False, layout="constrained"
+    )
+    for column, (field, codes, colour) in enumerate(zip(fields, maps, pca_rgb([field.values for field in fields]))):
+        axes[0, column].imshow(colour, interpolation="nearest")
+        axes[0, column].set_title(str(field.attrs.get("place") or field.attrs.get("chip", "")), fontsize=8)
+        axes[1, column].imshow(palette[codes + 1], interpolation="nearest")
+        for axis in axes[:, column]:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.legend(
+        handles=[Patch(color=tuple(shade), label=name) for name, shade in zip(classes, palette[1:])],
+        loc="outside right center",
+        fontsize=8,
+    )
+    with writing(path) as stream:
+        figure.savefig(stream, format="png", dpi=110)
+    plt.close(figure)

@@ -1,0 +1,220 @@
+"""Labels of a user, points or areas with a class, and the vectors of embedding fields beneath them.
+
+areas = read_labels("labels.csv", "crop")
+samples = sample([field], areas)
+samples.vectors, samples.codes  # (N, 64), (N,) numbers of samples.classes
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rasterio.features import bounds as bounds_of
+from rasterio.features import is_valid_geom, rasterize
+from rasterio.warp import transform_bounds, transform_geom
+from rasterio.windows import from_bounds
+
+if TYPE_CHECKING:
+    import xarray
+
+LON, LAT = ("lon", "longitude", "lng", "long", "x"), ("lat", "latitude", "y")
+MOST_CLASSES = 254
+"""A class map has a byte a pixel, and 0 is no data."""
+
+
+class LabelError(ValueError):
+    """Labels that cannot be read or used; one line naming the file and the row."""
+
+
+@dataclass(frozen=True)
+class LabelledArea:
+    """A point or area in degrees (a GeoJSON geometry) and the class that is there."""
+
+    geometry: Mapping[str, Any]
+    label: str
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north."""
+        west, south, east, north = bounds_of(self.geometry)[:4]
+        return west, south, east, north
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled pixels of embedding fields.
+
+    Attributes:
+        vectors: (N, D), the embeddings.
+        codes: (N,), numbers into `classes`.
+        areas: (N,), which label a pixel belongs to.
+        blocks: (N,), which square of ground its label lies in: what is to be tested together.
+        classes: names, sorted.
+        missed: how many labels lie on no field, or where it holds no vector.
+    """
+
+    vectors: np.ndarray
+    codes: np.ndarray
+    areas: np.ndarray
+    blocks: np.ndarray
+    classes: tuple[str, ...]
+    missed: int
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_labels(path: str | os.PathLike, column: str) -> list[LabelledArea]:
+    """Labels of a CSV (``lon`` and ``lat`` in degrees) or of a GeoJSON file (points or areas), class in one column.
+
+    Rows without a class are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LabelError: it is of another kind, lacks the column or coordinates, a row cannot be read, or fewer than two
+            classes are in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of labels")
+    readers = {".csv": _rows_of_csv, ".geojson": _rows_of_geojson, ".json": _rows_of_geojson}
+    if path.suffix.lower() not in readers:
+        raise LabelError(f"{path}: expected a .csv or .geojson file, found {path.suffix or 'no ending'}")
+    areas = []
+    for number, (properties, geometry) in enumerate(readers[path.suffix.lower()](path), 1):
+        if column not in properties:
+            known = ", ".join(map(str, properties)) or "none"
+            raise LabelError(f"{path}: row {number}: expected a column {column!r}, found {known}")
+        label = "" if properties[column] is None else str(properties[column]).strip()
+        if not label:
+            continue
+        if not is_valid_geom(geometry):
+            raise LabelError(f"{path}: row {number}: its geometry is missing or broken")
+        area = LabelledArea(geometry, label)
+        west, south, east, north = area.bounds
+        if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+            raise LabelError(f"{path}: row {number}: expected degrees, found {area.bounds}")
+        areas.append(area)
+    classes = {area.label for area in areas}
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise LabelError(f"{path}: expected 2 to {MOST_CLASSES} classes in {column!r}, found {len(classes)}")
+    return areas
+
+
+Row = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def _rows_of_csv(path: Path) -> Iterator[Row]:
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream)
+        names = {name.strip().lower(): name for name in rows.fieldnames or ()}
+        lon, lat = (next((names[name] for name in known if name in names), None) for known in (LON, LAT))
+        if lon is None or lat is None:
+            raise LabelError(f"{path}: expected columns lon and lat, found {', '.join(names) or 'none'}")
+        for number, row in enumerate(rows, 1):
+            try:
+                yield row, {"type": "Point", "coordinates": [float(row[lon]), float(row[lat])]}
+            except (TypeError, ValueError):
+                found = f"{row[lon]!r}, {row[lat]!r}"
+                raise LabelError(f"{path}: row {number}: expected decimal degrees, found {found}") from None
+
+
+def _rows_of_geojson(path: Path) -> Iterator[Row]:
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))["features"]
+        rows = [(feature.get("properties") or {}, feature.get("geometry") or {}) for feature in features]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LabelError(f"{path}: is no GeoJSON collection of features ({type(error).__name__}: {error})") from None
+    yield from rows
+
+
+# --- the pixels beneath ----------------------------------------------------------------------------------------------
+
+
+def sample(
+    fields: Iterable[xarray.DataArray],
+    areas: Sequence[LabelledArea],
+    *,
+    most: int = 50,
+    block_m: float = 1000.0,
+    seed: int = 0,
+) -> Samples:
+    """The vectors beneath labels: the pixel that holds a point; of an area the pixels whose centre it holds.
+
+    Args:
+        fields: (band, y, x), read one at a time.
+        areas: the labels.
+        most: pixels of one area and field, drawn at random where there are more.
+        block_m: side of the squares in metres of the field's grid. Neighbours look alike; labels of one square are
+            tested together.
+        seed: of the draw.
+
+    Raises:
+        LabelError: fewer than two classes lie on the fields.
+    """
+    classes = tuple(sorted({area.label for area in areas}))
+    code_of = {label: code for code, label in enumerate(classes)}
+    boxes = np.array([area.bounds for area in areas])
+    vectors: list[np.ndarray] = []
+    owners: list[int] = []
+    squares: list[tuple[str, int, int]] = []
+    for field in fields:
+        # Corners alone would miss what lies under a grid that is turned against north.
+        west, south, east, north = transform_bounds(field.rio.crs, "EPSG:4326", *field.rio.bounds())
+        near = (boxes[:, 0] <= east) & (boxes[:, 2] >= west) & (boxes[:, 1] <= north) & (boxes[:, 3] >= south)
+        for index in np.flatnonzero(near).tolist():
+            rows, columns, centre = _pixels(field, areas[index])
+            held = np.isfinite(field.values[0, rows, columns])
+            rows, columns = rows[held], columns[held]
+            if len(rows) > most:
+                rng = np.random.default_rng((seed, index))
+                chosen = np.sort(rng.choice(len(rows), most, replace=False))
+                rows, columns = rows[chosen], columns[chosen]
+            if len(rows):
+                vectors.append(field.values[:, rows, columns].T)
+                owners += [index] * len(rows)
+                square = (str(field.rio.crs), int(centre[0] // block_m), int(centre[1] // block_m))
+                squares += [square] * len(rows)
+    found = np.array(owners, np.int64)
+    present = {areas[index].label for index in set(owners)}
+    if len(present) < 2:
+        words = f"only {present.pop()!r}" if present else "no label"
+        raise LabelError(f"expected labels of at least two classes on the fields, found {words} of {len(areas)} there")
+    numbers = {square: number for number, square in enumerate(dict.fromkeys(squares))}
+    return Samples(
+        np.concatenate(vectors).astype(np.float32),
+        np.array([code_of[areas[index].label] for index in owners], np.int64),
+        found,
+        np.array([numbers[square] for square in squares], np.int64),
+        classes,
+        len(areas) - len(np.unique(found)),
+    )
+
+
+def _pixels(field: xarray.DataArray, area: LabelledArea) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Rows and columns of a field within an area, and the area's middle in the field's coordinates."""
+    geometry = transform_geom("EPSG:4326", field.rio.crs, area.geometry)
+    west, south, east, north = bounds_of(geometry)[:4]
+    height, width = field.sizes["y"], field.sizes["x"]
+    transform = field.rio.transform()
+    window = from_bounds(west, south, east, north, transform)
+    left, upper = max(int(np.floor(window.col_off)), 0), max(int(np.floor(window.row_off)), 0)
+    right = min(int(np.floor(window.col_off + window.width)) + 1, width)
+    lower = min(int(np.floor(window.row_off + window.height)) + 1, height)
+    middle = ((west + east) / 2, (south + north) / 2)
+    if left >= right or upper >= lower:
+        return np.empty(0, np.int64), np.empty(0, np.int64), middle
+    here = field.rio.transform() @ type(transform).translation(left, upper)
+    shape = (lower - upper, right - left)
+    mask = rasterize([geometry], shape, transform=here, dtype="uint8")
+    if not mask.any():  # narrower than a pixel
+        mask = rasterize([geometry], shape, transform=here, dtype="uint8", all_touched=True)
+    rows, columns = np.nonzero(mask)
+    return rows + upper, columns + left, middle
