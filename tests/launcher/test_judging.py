@@ -204,7 +204,7 @@ def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, ca
     for given, words in {
         ("--every", 1): "--every: expected 2 or more, found 1",
         ("--most", 0): "--most: expected 1 or more, found 0",
-        ("--held-out", "atlantis"): "cannot hold out atlantis",
+        ("--held-out", "atlantis", "--out", tmp_path / "other.csv"): "cannot hold out atlantis",
         (): "dates.csv: is there already",
     }.items():
         assert call(withhold, *options, *given) == 1
