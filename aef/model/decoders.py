@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from aef.sources import MetadataField, Source
 from aef.timecode import UNIT_CODE_WIDTH, encode_unit
 
-from .layers import Linear, LinearGelu, at_least_float
+from .layers import Linear, LinearGelu, at_least_float, multiply
 
 
 class Decoder(nn.Module):
@@ -56,8 +56,11 @@ class Decoder(nn.Module):
         if self.gate is not None:
             first = first * (1 + self.gate(context))
         first = first + self.context(context)
-        out = self.out(self.hidden(F.gelu(first)))
-        return out.to(at_least_float(dtype))
+        out = multiply(self.hidden(F.gelu(first)), self.out.weight).to(at_least_float(dtype))
+        # Added here, not by the product: as part of a flat buffer a bias of odd width is misaligned, and cuBLAS's products
+        # with a bias do not look.
+        assert self.out.bias is not None
+        return out + self.out.bias.to(out.dtype)
 
 
 def encode_metadata(fields: tuple[MetadataField, ...], values: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from .distributed import Ranks
     from .zero import Engine
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: restart files hold weights whose bytes are no multiple of 16 last."""
 FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
     "checkpoints",
     "manifest.json",
@@ -104,6 +105,12 @@ class State:
                 raise CheckpointError(
                     f"{path}: expected format_version up to {FORMAT_VERSION}, found {entries['format_version']}: "
                     "update the software"
+                )
+            if entries["format_version"] < FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path}: its restart files hold the weights in the order of an earlier version (format_version "
+                    f"{entries['format_version']}): go on with that version, or start a new run with --init-from "
+                    f"{path.with_name(WEIGHTS)}"
                 )
             chips = entries.get("chips")
             entries["chips"] = None if chips is None else ChipNames(**chips)

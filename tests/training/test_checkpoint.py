@@ -96,6 +96,15 @@ def test_a_newer_format_is_refused(checkpoints):
     assert "format_version" in damage(newest)
 
 
+def test_restart_files_that_order_the_weights_otherwise_are_not_read(checkpoints):
+    state = checkpoints.all()[0] / STATE
+    entries = json.loads(state.read_text())
+    assert State.read(state).position.step == entries["position"]["step"]
+    state.write_text(json.dumps({**entries, "format_version": 1}))
+    with pytest.raises(CheckpointError, match=r"in the order of an earlier version.*--init-from .*model\.safetensors"):
+        State.read(state)
+
+
 def test_writing_the_same_step_again_replaces_it(checkpoints):
     before = os.stat(checkpoints.all()[0]).st_ino
     write(checkpoints, 9)
