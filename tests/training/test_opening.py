@@ -11,7 +11,8 @@ import torch
 import aef
 from aef.config import ConfigError
 from aef.data.chips import ChipError, ChipFolder, read_chip, write_chip
-from aef.data.normalize import Statistics
+from aef.data.dataset import read_withheld
+from aef.data.normalize import Statistics, TakenOver
 from aef.data.withheld import WithheldError
 from aef.run import Run, RunError
 from aef.sources import BUILT_IN
@@ -172,6 +173,13 @@ def scaled(chip, factor):
 
 def statistics_of(run):
     return Run.read(run).statistics
+
+
+def test_statistics_leave_out_the_twins_that_training_leaves_out(chips, tmp_path, configure, listed):
+    config = configure({"withheld": str(listed), "twin_minutes": 180.0})
+    run = describe_run(config, chips, tmp_path / "run", lambda words: None)
+    folder = ChipFolder(chips, run.registry)
+    assert run.statistics.taken_over == TakenOver.of(folder, None, read_withheld(folder, config.data))
 
 
 @pytest.mark.parametrize("change", ["values", "more chips", "withheld dates"])
