@@ -12,6 +12,7 @@ import torch
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
 from aef.mapping.field import EmbeddingError, LongPeriodWarning
+from aef.mapping.trained import group_requests
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
@@ -117,6 +118,14 @@ def test_every_request_gets_its_own_picture_from_every_window(model, side):
     decoded = dataclasses.replace(model, model=Mirror()).reconstruct(chip, "sentinel2", requests, standardized=True)
     expected = chip.sources["sentinel2"].values[0].astype(np.float32)
     assert np.array_equal(decoded, np.stack([expected + day for day in (7, 50, 20)]))
+
+
+def test_supports_of_requests_stay_inside_the_observations():
+    span = Period(0, 400 * DAY_MS)
+    days = [Period(day * DAY_MS, (day + 1) * DAY_MS) for day in range(0, 400, 9)]
+    groups = group_requests(days, span, 365 * DAY_MS, "c")
+    assert sorted(index for indices in groups.values() for index in indices) == list(range(len(days)))
+    assert all(span.start_ms <= support.start_ms and support.end_ms <= span.end_ms for support in groups)
 
 
 def test_a_known_frame_is_decoded_with_its_own_metadata_and_an_unknown_one_with_none(model):
