@@ -207,7 +207,7 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
         return Statistics.read(path)
     held_out = set(config.data.held_out_places)
     places = {place for place in folder.places() if place} - held_out if held_out else None
-    withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    withheld = read_withheld(folder, config.data)
     absent = not path.exists()
     if absent:
         say(f"{path} is absent: taking statistics over the training places")

@@ -126,6 +126,18 @@ def test_filler_fills_a_bucket_as_the_last_segment(samples, pack, bucket):
         assert torch.equal(block.position, plain.frames[name].position)
 
 
+def test_a_sample_at_another_time_takes_its_texts_and_further_periods_along(make_samples):
+    (sample,) = make_samples(1, text_dim=8)
+    sample.periods = (SUPPORT,)
+    moved = sample.moved(DAY_MS)
+    for one, other in (
+        (sample.texts[0].period, moved.texts[0].period),
+        (sample.periods[0], moved.periods[0]),
+        (sample.consistency_period, moved.consistency_period),
+    ):
+        assert other == Period(one.start_ms + DAY_MS, one.end_ms + DAY_MS)
+
+
 def test_the_longest_segment_is_rounded_up_to_few_values():
     bounds = [bucket_frames(n) for n in range(1, 400)]
     assert all(bound >= n for n, bound in enumerate(bounds, 1))

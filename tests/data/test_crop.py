@@ -130,6 +130,17 @@ def test_a_native_grid_in_degrees_is_found_where_it_lies(make_chip):
     assert valid.all() and values[0, 0, 0] == pytest.approx(1 + 2 * (45.25 - 45.15) / 0.5, abs=0.02)
 
 
+def test_a_degree_of_longitude_is_shorter_than_one_of_latitude(make_chip):
+    chip, step = make_chip("a"), 0.0005
+    series = chip.sources["grace"]
+    series.values = np.tile(np.arange(40, dtype=np.float32), (12, 1, 2, 1))
+    series.valid, series.transform = np.ones((12, 1, 2, 40), bool), (step, 0.0, 3.0 - 20 * step, 0.0, -0.5, 45.5)
+    values, _ = cut_native(chip, finer(BUILT_IN["grace"], 40.0), series, 0, Crop(0, 0, 16))
+    east_m = np.array([-60, -20, 20, 60])
+    expected = 19.5 + east_m / (111_320 * np.cos(np.radians(45.15))) / step
+    assert values[0, :, 0] == pytest.approx(expected, abs=0.01)
+
+
 def test_a_native_grid_of_another_projection_is_reprojected(make_chip):
     pytest.importorskip("rasterio")
     chip = make_chip("a")

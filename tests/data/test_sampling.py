@@ -9,10 +9,11 @@ import pytest
 
 from aef.data.chips import ChipError
 from aef.data.collate import Collator
+from aef.data.crop import Crop
 from aef.data.periods import overlap
 from aef.data.withheld import WithheldDates
 from aef.sources import BUILT_IN, INPUTS
-from aef.timecode import DAY_MS
+from aef.timecode import DAY_MS, Period
 from tests.data.drawing import draw, draws, sampler
 
 
@@ -89,6 +90,13 @@ def test_inputs_lie_in_a_support_of_a_year(make_chip):
             assert (np.diff(frames.time_ms) > 0).all()
 
 
+def test_a_support_ends_before_its_end(chip):
+    times = chip.sources["sentinel2"].time_ms
+    support = Period(int(times[2]), int(times[5]))
+    found = sampler()._candidates(chip, "sentinel2", support, Crop(0, 0, 16))
+    assert found.moment_ms.tolist() == times[2:5].tolist()
+
+
 def test_a_chip_of_a_few_days_gives_what_it_has(make_chip):
     chip = make_chip("place", sources=("sentinel2", "sentinel1"), days=6)
     sample = draw(chip)
@@ -98,8 +106,10 @@ def test_a_chip_of_a_few_days_gives_what_it_has(make_chip):
 
 def test_jitter_moves_all_times_of_a_sample_together(make_chip):
     chip = make_chip("place")
+    seen = []
     for still, moved in zip(draws(chip, 8), draws(chip, 8, time_jitter_days=20.0)):
         by = moved.support.start_ms - still.support.start_ms
+        seen.append(by)
         assert 0 < abs(by) <= 20 * DAY_MS and moved.support.length_ms == still.support.length_ms
         assert moved.consistency_period.start_ms - still.consistency_period.start_ms == by
         for view in ("teacher", "student"):
@@ -110,6 +120,7 @@ def test_jitter_moves_all_times_of_a_sample_together(make_chip):
         for name, targets in still.targets.items():
             for one, other in zip(targets, moved.targets[name]):
                 assert other.time_ms - one.time_ms == other.period.start_ms - one.period.start_ms == by
+    assert min(seen) < 0 < max(seen)  # both ways: seasons stay where they are on average
 
 
 def test_a_frame_that_shows_nothing_of_the_crop_is_no_frame(make_chip):

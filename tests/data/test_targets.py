@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aef.data.crop import Crop
 from aef.data.periods import overlap
 from aef.sources import BUILT_IN, INPUTS
 from aef.timecode import DAY_MS, Period
-from tests.data.drawing import draw, draws
+from tests.data.drawing import draw, draws, sampler
 
 HOUR_MS = 3_600_000
 
@@ -62,6 +63,16 @@ def test_targets_are_drawn_in_proportion_to_their_clear_weight(make_chip):
     assert found[0] == 0 and found == pytest.approx(shares, abs=0.06)
     uniform = {s.targets["sentinel2"][0].time_ms for s in draws(chip, 60, target_by_clear_weight=False)}
     assert uniform == set(series.time_ms[1:].tolist())
+
+
+def test_weight_where_nothing_was_observed_makes_a_frame_no_clearer(make_chip):
+    chip = make_chip("place", sources=("sentinel2",), frames={"sentinel2": 2})
+    series = chip.sources["sentinel2"]
+    series.valid[:], series.weight[:] = True, 255
+    series.valid[0, :, :, 4:] = False
+    support = Period(int(series.time_ms[0]), int(series.time_ms[1]) + 1)
+    found = sampler()._candidates(chip, "sentinel2", support, Crop(0, 0, 16))
+    assert found.clear.tolist() == [0.25, 1.0]
 
 
 def test_a_source_without_a_clear_frame_has_no_target(make_chip):

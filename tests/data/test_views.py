@@ -114,10 +114,12 @@ def test_frames_are_dropped_one_by_one_with_the_papers_odds(make_chip):
     )
 
 
+@pytest.mark.parametrize("beyond", [0.0, 183.0])
 @pytest.mark.parametrize("forecast", [True, False])
-def test_the_student_loses_half_a_year_and_is_asked_about_it(make_chip, forecast):
+def test_the_student_loses_half_a_year_and_is_asked_about_it(make_chip, forecast, beyond):
     chip = make_chip("place", frames={"sentinel2": 40})
-    for sample in draws(chip, 20, student_strategies=strategy(1 if forecast else 2)):
+    settings = {"student_strategies": strategy(1 if forecast else 2), "period_beyond_days": beyond}
+    for sample in draws(chip, 20, **settings):
         middle = (sample.support.start_ms + sample.support.end_ms) // 2
         lost = Period(middle, sample.support.end_ms) if forecast else Period(sample.support.start_ms, middle)
         assert overlap(sample.consistency_period, lost) == sample.consistency_period.length_ms

@@ -1,5 +1,7 @@
 """Hand-made features on series of known content, and chips with time or space destroyed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,16 @@ def test_baselines_use_every_common_input_and_the_bands_that_are_observed():
     assert all(len(field) == 2 and np.isfinite(field[1]).all() for field in fields.values())
 
 
+def test_baselines_see_no_observation_outside_the_year():
+    chip = a_chip()
+    chip.sources = {"sentinel2": chip.sources["sentinel2"]}
+    series = chip.sources["sentinel2"]
+    series.values[:] = np.array([900, 100, 100, 100, 100, 100, 900, 900])[:, None, None, None]  # one every 30 days
+    year = Period(30 * DAY_MS, 180 * DAY_MS)
+    field = baseline_fields([chip], BUILT_IN, lambda _: year)["annual mean and s.d."][0]
+    assert (field[:5] < 0).all() and field[5:] == pytest.approx(0, abs=1e-6)
+
+
 def test_coordinates_are_those_of_pixel_centres():
     east, north = coordinates(a_chip())
     assert east[0, 0] == 10 and north[0, 0] == 90 and east[0, 1] == 20 and north[1, 0] == 80
@@ -102,6 +114,16 @@ def test_shuffled_time_keeps_the_dates_and_moves_whole_frames():
     series, before = shuffle_time(chip, 1).sources["sentinel2"], chip.sources["sentinel2"]
     assert np.array_equal(series.time_ms, before.time_ms) and not np.array_equal(series.values, before.values)
     assert {frame.tobytes() for frame in series.values} == {frame.tobytes() for frame in before.values}
+
+
+def test_a_moved_frame_takes_its_mask_and_its_weight_along():
+    chip = a_chip()
+    series = chip.sources["sentinel2"]
+    mark = (series.values[:, :1] % 251).astype(np.uint8)
+    chip.sources["sentinel2"] = dataclasses.replace(series, valid=mark > 100, weight=mark)
+    moved = shuffle_time(chip, 1).sources["sentinel2"]
+    expected = (moved.values[:, :1] % 251).astype(np.uint8)
+    assert np.array_equal(moved.weight, expected) and np.array_equal(moved.valid, expected > 100)
 
 
 def test_shuffled_pixels_take_their_labels_and_all_sources_along():

@@ -10,12 +10,12 @@ from aef.data.statistics import Statistics
 from aef.data.synthetic import Earth
 from aef.data.synthetic.earth import render_chip
 from aef.data.synthetic.truth import clear_view
-from aef.evaluation.gaps import BEYOND, GAP_DAYS, INSIDE, MODEL, PERSISTENCE, RIVALS, judge_gaps
+from aef.evaluation.gaps import BEYOND, GAP_DAYS, INSIDE, MODEL, PERSISTENCE, RIVALS, _without, judge_gaps
 from aef.evaluation.predictors import persistence
 from aef.evaluation.proof import ProofError
 from aef.evaluation.series import ClearSeries
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS
+from aef.timecode import DAY_MS, Period
 
 PLACES, PX = 2, 16
 
@@ -66,6 +66,13 @@ def test_nothing_is_seen_of_a_gap_nor_of_the_second_year(result, seer):
         assert after[-1][1].end_ms - end <= 183 * DAY_MS and len(after) == 6
 
 
+def test_a_month_that_reaches_into_a_gap_is_hidden_with_it():
+    chip = render_chip(Earth(1, PX).scene(0), ["era5_land"])
+    starts, ends = chip.sources["era5_land"].time_ms, chip.sources["era5_land"].time_end_ms
+    gap = Period(int(ends[2]) - DAY_MS, int(starts[4]) + DAY_MS)
+    assert _without(chip, gap).sources["era5_land"].time_ms.tolist() == np.delete(starts, [2, 3, 4]).tolist()
+
+
 def test_tables_and_figures_say_the_same(result):
     figures = json.loads(json.dumps(result.figures(), allow_nan=False))
     text = result.markdown()
@@ -94,6 +101,7 @@ def test_persistence_is_the_last_clear_observation():
     predict = persistence(ClearSeries("p", np.arange(4, dtype=np.int64) * 10, values, clear))
     assert predict(25).tolist() == [[[1, 2]]] and predict(100).tolist() == [[[3, 3]]]
     assert predict(5).tolist() == [[[0, 2]]]  # nothing before: the first one after
+    assert predict(30).tolist() == [[[1, 2]]]  # what is seen at the time itself does not count
 
 
 def test_what_cannot_be_judged_is_refused_by_name():

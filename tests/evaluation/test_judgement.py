@@ -21,11 +21,11 @@ from aef.evaluation.judgement import (
     require_unseen_dates,
     withheld_tasks,
 )
-from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.labels import label_period, labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS, parse_time
+from aef.timecode import DAY_MS, Period, parse_time
 
 START = parse_time("2018-01-01")
 SIDE = 16
@@ -223,6 +223,20 @@ def test_units_are_fields_blocks_or_places(chips):
     for chip in regions:
         chip.labels["crop"].fields = None
     assert len(np.unique(labelled_pixels(regions, "crop").labelled.units)) == 4  # columns of one class are connected
+
+
+def test_a_label_is_judged_in_the_year_around_the_middle_of_its_own_period(chips):
+    chip = a_chip(0)
+    span = Period(START, START + 1000 * DAY_MS)
+
+    def days(first=None, last=None):
+        label = chip.labels["crop"]
+        label.valid_start_ms, label.valid_end_ms = (None if d is None else START + d * DAY_MS for d in (first, last))
+        found = label_period(chip, "crop", span)
+        return (found.start_ms - START) / DAY_MS, (found.end_ms - START) / DAY_MS
+
+    assert days(300, 500) == (217.5, 582.5) and days() == (317.5, 682.5)
+    assert days(0, 100) == (0, 365) and days(900, 1000) == (635, 1000)  # no further than there are observations
 
 
 def test_a_label_that_cannot_be_judged_is_refused_by_name(model, chips):

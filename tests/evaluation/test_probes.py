@@ -6,6 +6,7 @@ import pytest
 from aef.evaluation.probes import (
     Labelled,
     ProbeError,
+    Scores,
     better,
     bootstrap,
     choose_penalty,
@@ -50,6 +51,21 @@ def test_informative_features_win_and_features_of_the_unit_alone_stay_at_chance(
     low, high = bootstrap(results["good"]["ridge"], results["unit"]["ridge"])
     assert 0.3 < low < high
     assert better(results["good"])[0] in ("ridge", "kNN-3")
+
+
+def test_a_constant_answer_is_worth_the_chance_of_its_class_however_frequent_that_is():
+    """Nine tenths of the pixels are of one class: answered always, it is right for one class of two."""
+    labelled = Labelled(np.repeat([0, 1], [360, 40]), np.repeat(np.arange(8), [90] * 4 + [10] * 4))
+    scores = probe({"nothing": np.zeros((400, 1))}, labelled, shots=5, trials=3, kinds=("ridge",))["nothing"]["ridge"]
+    assert scores.trials == [0.5, 0.5, 0.5]
+
+
+def test_the_interval_holds_19_of_20_resamplings_of_units():
+    """Accuracy ½ in 200 units a class: the mean over two classes has a standard deviation of √(¼ / 200 / 2) = 0.025."""
+    keys = [(unit, code) for code in (0, 1) for unit in range(200)]
+    scores = Scores([0.5], {key: key[0] % 2 for key in keys}, dict.fromkeys(keys, 1))
+    low, high = bootstrap(scores)
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.003) and high - low == pytest.approx(2 * 1.96 * 0.025, rel=0.06)
 
 
 def test_the_linear_probe_is_least_squares_with_intercept_and_least_norm():

@@ -194,6 +194,8 @@ def test_training_places_and_chips_without_labels_are_refused(tiny_run, chips):
     model.statistics = seen
     with pytest.raises(ProofError, match=r"1 places were training places of the run \(c1\)"):
         require_unseen(model, chips)
+    with pytest.raises(ProofError, match="1 places were training places"):
+        prove(model, chips, ["crop"])
     with pytest.raises(ProofError, match="no chip carries a label"):
         prove(Phenologist(), [chip_without_labels(chips[0])])
 

@@ -8,7 +8,7 @@ import pytest
 from aef.data.chips import Chip, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.predictors import PREDICTORS, harmonic, linear, place_mean, temporal_mean
-from aef.evaluation.reconstruction import ORACLE, WithheldTask, naive_table
+from aef.evaluation.reconstruction import ORACLE, WithheldTable, WithheldTask, l1, model_table, naive_table
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_series
 from aef.sources import Band, Source, Transform
 from aef.timecode import DAY_MS, YEAR_MS
@@ -79,6 +79,25 @@ def test_the_scale_pools_all_places_and_clips():
     assert scale.standardize(np.full((1, 1, 1), 100.0)).item() == 6
 
 
+def test_clouds_have_no_part_in_the_scale():
+    clear = np.array([[[True, True]], [[True, False]]])
+    scale = Scale.of([series_of(np.array([[[[1.0, 3.0]]], [[[2.0, 1e6]]]]), [0, 1], clear)])
+    assert scale.mean == pytest.approx([2]) and scale.std == pytest.approx([(2 / 3) ** 0.5])
+
+
+def test_clouds_have_no_part_in_an_error():
+    truth, clear = np.array([[[1.0, 9.0]], [[1.0, 9.0]]]), np.array([[True, False]])
+    assert l1(np.array([[[2.0, 0.0]], [[4.0, 0.0]]]), truth, clear) == 2
+    assert np.isnan(l1(truth, truth, np.zeros((1, 2), bool)))
+
+
+def test_a_place_of_many_dates_counts_as_much_as_one_of_few():
+    table = WithheldTable()
+    for place, error in (("many", 1.0), ("many", 1.0), ("many", 1.0), ("few", 3.0)):
+        table.add("model", place, error)
+    assert table.mean("model") == 2
+
+
 def test_cells_average_and_refuse_a_remainder():
     assert cells(np.arange(4.0).reshape(2, 2), 2).item() == 1.5
     with pytest.raises(ValueError, match="multiples of 2"):
@@ -109,6 +128,37 @@ def test_a_withheld_frame_and_its_twin_are_hidden_from_every_predictor_and_only_
     table = naive_table(task)
     assert table.errors["linear interpolation"]["p"] == pytest.approx([2.0], rel=1e-3)  # two of four frames: ± 1 s.d.
     assert table.errors[ORACLE]["p"] == pytest.approx([0.0], abs=1e-5)
+
+
+def test_a_pixel_is_clear_where_all_its_bands_are_observed_and_its_weight_is_positive():
+    cloudless = np.array([[[True, False, True]] * 3])
+    chip = chip_with(np.zeros(1, np.int64), np.ones((1, 6, 3, 3), np.uint16), cloudless)
+    chip.sources[SURFACE.name].valid[0, 2, :, 2] = False
+    assert clear_series(chip, SURFACE).clear.tolist() == [[[True, False, False]] * 3]
+    assert clear_series(chip, SURFACE, bands=["B05"]).clear.tolist() == [[[True, False, True]] * 3]
+
+
+class Listener:
+    """A model that knows nothing and remembers what it was asked and forbidden to see."""
+
+    def reconstruct(self, chip, source, requests, *, without_ms):
+        self.asked, self.forbidden = requests, without_ms
+        return np.ones((len(requests), 6, chip.height, chip.width), np.float32)
+
+
+def test_a_model_sees_neither_a_withheld_frame_nor_what_any_other_source_saw_within_the_hour():
+    times = np.array([0, 10, 20], np.int64) * DAY_MS
+    chip = chip_with(times, np.ones((3, 6, 2, 2), np.uint16), np.ones((3, 2, 2), bool))
+    chip.sources["radar"] = SourceSeries(
+        values=np.zeros((3, 1, 2, 2), np.float32),
+        valid=np.ones((3, 1, 2, 2), bool),
+        time_ms=times + np.array([90, 20, -30]) * 60_000,
+    )
+    hidden, judged = (WithheldDates({("p", ""): dates.tolist()}) for dates in (times[1:], times[1:2]))
+    model = Listener()
+    table = model_table(WithheldTask([chip], SURFACE, hidden, judged), model, period_days=[8])
+    assert model.forbidden == {SURFACE.name: times[1:].tolist(), "radar": chip.sources["radar"].time_ms[1:].tolist()}
+    assert model.asked == [(10 * DAY_MS, (6 * DAY_MS, 14 * DAY_MS))] and table.errors == {"model, 8 d": {"p": [0.0]}}
 
 
 def test_an_unknown_band_or_source_is_named():

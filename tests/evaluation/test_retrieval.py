@@ -1,6 +1,7 @@
 """Ranks, chance, and a model that was told the answer."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,32 @@ def test_texts_of_other_dates_are_no_rivals():
     assert (found.points, found.texts, found.top1, found.chance1) == (4, 4, 0.5, 0.5)
     with pytest.raises(RetrievalError, match="two different texts"):
         summarise([(rank_texts(one[:1], one[:1], np.zeros(1, int)), np.zeros(1, int))], 1)
+
+
+def test_a_text_is_compared_with_the_pixel_on_which_it_lies():
+    """Every pixel has a direction of its own, and every text that of its pixel."""
+    side = 4
+    own = np.eye(side * side, dtype=np.float32).reshape(-1, side, side)
+    chip = generate(0, chip_px=16, sources=("sentinel2",))
+    a, b, c, d, e, f = chip.transform
+    point, places = chip.texts[0], [(0, 0), (0, 3), (2, 1), (3, 0)]
+    chip.texts = [
+        dataclasses.replace(
+            point,
+            text=f"{row} {col}",
+            x=a * (col + 0.4) + b * row + c,
+            y=d * col + e * (row + 0.7) + f,
+            uncertainty_m=0.0,
+        )
+        for row, col in places
+    ]
+    vectors = {f"{row} {col}": own[:, row, col] for row, col in places}
+    knowing = SimpleNamespace(
+        model=SimpleNamespace(text_head=lambda vector, periods, dtype: (vector, None), compute_dtype=torch.float32),
+        device=torch.device("cpu"),
+        embed_array=lambda chip, periods: (own[None], ("sentinel2",)),
+    )
+    assert text_retrieval(knowing, [chip], vectors.get).top1 == 1
 
 
 def test_text_points_of_chips_are_embedded_at_their_place_and_dates():

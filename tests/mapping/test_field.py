@@ -67,6 +67,8 @@ def test_frames_are_cut_in_time_and_space_padded_as_invalid_and_left_out_on_requ
     assert frames.values.shape == (2, 4, 4, 5)
     assert np.array_equal(frames.values[1, :3], np.moveaxis(series.values[2], 0, -1)[1:])
     assert not frames.valid[:, 3].any() and frames.valid[:, :3].all()
+    before = cut_frames(series, Period(0, 9 * DAY_MS), slice(0, 4), slice(0, 4), 4)
+    assert before.time_ms.tolist() == [0, 5 * DAY_MS]  # a support ends before its end
     assert cut_frames(series, Period(21 * DAY_MS, 30 * DAY_MS), slice(0, 4), slice(0, 4), 4) is None
 
 

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
 from aef.mapping.field import EmbeddingError, LongPeriodWarning
+from aef.mapping.trained import group_requests
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
 
 START = parse_time("2018-01-01")
 YEAR = ("2018-01-01", "2019-01-01")
+SPRING = Period(START, START + 90 * DAY_MS)
 
 
 def optical(count: int, side: int, seed: int = 0) -> SourceSeries:
@@ -82,9 +86,65 @@ def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeyp
         assert np.allclose(together.values[index], model.embed(chip, month).values, atol=1e-5)
 
 
-def test_pixels_far_from_a_window_border_do_not_depend_on_the_window(model):
-    assert model.embed(a_chip(40), YEAR).shape == (64, 40, 40)
-    assert model.embed(a_chip(8), YEAR).shape == (64, 8, 8)
+class Mirror:
+    """A network that shows what it was given: the one frame of each window; decoding adds the days since `START`."""
+
+    def embed(self, batch):
+        fields = np.zeros((len(batch.periods), batch.side_px, batch.side_px, 64), np.float32)
+        fields[..., :5] = batch.frames["sentinel2"].values[batch.period_segment.long()]
+        return torch.from_numpy(fields)
+
+    def __call__(self, batch):
+        self.batch = batch
+        days = {name: (block.time_ms - START) / DAY_MS for name, block in batch.targets.items()}
+        shown = {
+            name: batch.frames["sentinel2"].values[block.sample].float() + days[name][:, None, None, None]
+            for name, block in batch.targets.items()
+        }
+        return SimpleNamespace(reconstructions=shown)
+
+
+@pytest.mark.parametrize("side", [8, 16, 23, 40])
+def test_every_pixel_gets_its_own_vector_whatever_the_window_that_gives_it(model, side):
+    chip = a_chip(side, frames=1)
+    vectors, _ = dataclasses.replace(model, model=Mirror()).embed_array(chip, [SPRING])
+    assert np.array_equal(vectors[0, :5], chip.sources["sentinel2"].values[0])
+
+
+@pytest.mark.parametrize("side", [8, 23, 40])
+def test_every_request_gets_its_own_picture_from_every_window(model, side):
+    chip = a_chip(side, frames=1)
+    requests = [(START + day * DAY_MS, SPRING) for day in (7, 50, 20)]
+    decoded = dataclasses.replace(model, model=Mirror()).reconstruct(chip, "sentinel2", requests, standardized=True)
+    expected = chip.sources["sentinel2"].values[0].astype(np.float32)
+    assert np.array_equal(decoded, np.stack([expected + day for day in (7, 50, 20)]))
+
+
+def test_supports_of_requests_stay_inside_the_observations():
+    span = Period(0, 400 * DAY_MS)
+    days = [Period(day * DAY_MS, (day + 1) * DAY_MS) for day in range(0, 400, 9)]
+    groups = group_requests(days, span, 365 * DAY_MS, "c")
+    assert sorted(index for indices in groups.values() for index in indices) == list(range(len(days)))
+    assert all(span.start_ms <= support.start_ms and support.end_ms <= span.end_ms for support in groups)
+
+
+def test_a_known_frame_is_decoded_with_its_own_metadata_and_an_unknown_one_with_none(model):
+    chip = a_chip(16, frames=1)
+    times = START + np.array([5, 30], np.int64) * DAY_MS
+    chip.sources["sentinel1"] = SourceSeries(
+        values=np.full((2, 5, 16, 16), -12, np.float32),
+        valid=np.ones((2, 1, 16, 16), bool),
+        time_ms=times,
+        metadata=np.array([[-167.0, 98.0], [-13.0, 98.0]], np.float32),
+    )
+    mirror, requests = Mirror(), [(int(times[1]), SPRING), (int(times[1]) + 1, SPRING)]
+    dataclasses.replace(model, model=mirror).reconstruct(chip, "sentinel1", requests, standardized=True)
+    known, unknown = mirror.batch.targets["sentinel1"].metadata.numpy()
+    assert known.tolist() == [-13, 98] and np.isnan(unknown).all()
+
+
+def test_a_loaded_model_decodes_the_mean_direction_itself(model):
+    assert not model.model.training  # in training it decodes a sample around it
 
 
 def test_where_a_place_lies_is_no_input(model):

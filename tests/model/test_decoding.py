@@ -12,7 +12,7 @@ from aef.model.decoders import Decoder, encode_metadata
 from aef.model.summary import unit
 from aef.model.text import INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE, clip_scale
 from aef.sources import BUILT_IN, MetadataField
-from aef.timecode import DAY_MS, encode_unit
+from aef.timecode import DAY_MS, YEAR_MS, encode_unit
 
 # --- bottleneck and decoders ----------------------------------------------------------------------------------------
 
@@ -42,6 +42,8 @@ def test_noise_belongs_to_sample_slot_and_pixel():
     drawn = bottleneck(mean, hashes, slots, (1, 2))
     flat = drawn.flatten(0, 1)
     assert torch.cdist(flat, flat).fill_diagonal_(1).min() > 0.01  # nobody shares noise
+    of_one_sample = bottleneck(mean, hashes[[0, 0]], slots, (1, 2)).flatten(0, 1)
+    assert torch.cdist(of_one_sample, of_one_sample).fill_diagonal_(1).min() > 0.01
     assert torch.equal(bottleneck(mean.flip(0), hashes.flip(0), slots.flip(0), (1, 2)).flip(0), drawn)
     assert not torch.equal(bottleneck(mean, hashes, slots, (1, 3)), drawn)
     assert not torch.equal(bottleneck(mean, hashes, slots + 1, (1, 2)), drawn)
@@ -127,6 +129,8 @@ def test_text_becomes_a_unit_vector_of_its_period(make_model, make_batch):
     assert output.logit_scale.shape == (1,) and output.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     later = dataclasses.replace(batch, periods=batch.periods + 90 * DAY_MS)
     assert (model(later).text - output.text).abs().max() > 1e-4
+    # It says length and season: not which year.
+    assert torch.equal(model(dataclasses.replace(batch, periods=batch.periods + 3 * YEAR_MS)).text, output.text)
     # Its code is relative to its own start: the support, which would tell places apart, is not among what it reads.
     elsewhere = dataclasses.replace(batch, support_start_ms=batch.support_start_ms - 50 * DAY_MS)
     assert torch.equal(model(elsewhere).text, output.text)

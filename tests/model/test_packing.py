@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from aef.data.normalize import Statistics
 
-from aef.data.collate import Frames
+from aef.data.collate import FrameBlock, Frames
+from aef.model.projectors import Projector
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, encode_period, encode_time
 
@@ -253,6 +255,18 @@ def test_values_that_were_not_observed_do_not_matter(make_model, make_batch, gar
     assert torch.equal(model.embed(dataclasses.replace(batch, frames=spoiled)), model.embed(batch))
 
 
+def test_a_class_that_was_not_observed_does_not_matter():
+    source = BUILT_IN["nlcd"]
+    projector = Projector(source, Statistics.identity(BUILT_IN, ()), 8, 6.0)
+    codes = torch.tensor(source.classes[:4]).view(1, 2, 2, 1)
+    valid = torch.tensor([True, True, True, False]).view(1, 2, 2, 1)
+    other = torch.where(valid, codes, source.classes[7])
+    one, same = (projector(FrameBlock(c, valid, torch.zeros(1)), torch.float32) for c in (codes, other))
+    assert torch.equal(one, same)
+    seen = projector(FrameBlock(other, torch.ones_like(valid), torch.zeros(1)), torch.float32)
+    assert not torch.allclose(seen, one)
+
+
 def test_observed_values_do_matter(make_model, make_batch):
     model, batch = make_model(awake=True), make_batch(2, text_dim=8)
     for name, block in batch.frames.items():
@@ -280,7 +294,9 @@ def test_filler_frames_do_not_matter(make_model, make_samples, pack):
 
 
 def test_a_samples_result_does_not_depend_on_its_companions(make_model, make_samples, pack):
-    model, samples = make_model(awake=True).train(), make_samples(3, text_dim=8, targets_per_source=2)
+    model = make_model(awake=True).train()
+    # Each in a year of its own, as supports are drawn.
+    samples = [s.moved(17 * n * DAY_MS) for n, s in enumerate(make_samples(3, text_dim=8, targets_per_source=2))]
     together, alone = model(pack(samples, text_dim=8)), model(pack(samples[1:2], text_dim=8))
     batch = pack(samples, text_dim=8)
     mine = batch.period_segment // 2 == 1

@@ -246,6 +246,21 @@ def test_a_level_hears_no_echo_of_itself():
     torch.testing.assert_close(exchange(silent).precision, states.precision)
 
 
+@pytest.mark.parametrize("blocks", [2, 8])
+def test_residual_branches_start_so_small_that_their_sum_keeps_the_scale(make_model, blocks):
+    """Two a block, each of variance 1 / (2 blocks); a normal that is cut at two deviations has 0.88 of them."""
+    block = make_model(blocks=blocks, time_width=64, space_width=64).encoder.blocks[0]
+    for last in (
+        block.precision.last,
+        block.time.out,
+        block.time.mlp.contract,
+        block.space.out,
+        block.space.mlp.contract,
+    ):
+        inputs = last.weight[0].numel()
+        assert (last.weight.std() * (2 * blocks * inputs) ** 0.5).item() == pytest.approx(0.88, rel=0.08)
+
+
 def test_merges_start_at_zero():
     states = random_states()
     for found, expected in zip(Exchange(WIDTHS, 3)(states)[:3], states[:3]):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from aef.config import DataConfig, ObjectiveConfig
 from aef.data.statistics import Statistics
+from aef.objective.contrastive import disc_mean
 from aef.objective.objective import Objective
 from aef.objective.reconstruction import reconstruction_error
 from aef.objective.world import World
@@ -111,6 +112,17 @@ def test_a_target_that_had_to_stay_in_the_input_counts_for_nothing(make_samples,
     assert not output.reconstructions["landsat"].grad[0].any() and output.reconstructions["landsat"].grad[1].any()
 
 
+def test_a_source_that_had_to_stay_in_the_input_is_not_counted_as_present(make_samples, pack):
+    """|M| of a row: counted, it would shrink the loss of all others."""
+    (sample,) = make_samples(1, targets=TARGETS)
+    sample.targets["landsat"][0].item_weight = 0.0
+    batch = pack([sample], targets=TARGETS)
+    found = objective()(output_for(batch), batch, world=ALONE).record()
+    assert found["per_source"].pop("landsat") is None
+    weighted = [BUILT_IN[name].weight * error for name, error in found["per_source"].items()]
+    assert found["reconstruction"] == pytest.approx(sum(weighted) / 3, rel=1e-5)
+
+
 def test_clouds_weigh_nothing_and_unknown_classes_are_no_observation(make_samples, pack):
     samples = make_samples(1, targets=TARGETS)
     for name in ("landsat", "nlcd"):
@@ -175,6 +187,29 @@ def test_uniformity_and_consistency_read_the_summaries_of_the_consistency_period
     c(output, batch, world=ALONE).total.backward()
     touched = output.leaves[0].grad.abs().sum((1, 2, 3)) > 0
     assert set(touched.nonzero()[:, 0].tolist()) == {*batch.teacher_row.tolist(), *batch.student_row.tolist()}
+
+
+def test_uniformity_spreads_the_teachers_and_consistency_moves_both_views(batch):
+    teachers, students = (set(rows.tolist()) for rows in (batch.teacher_row, batch.student_row))
+    assert not teachers & students
+    for weights, moved in (((0.05, 0.0), teachers), ((0.0, 0.02), teachers | students)):
+        output = output_for(batch)
+        uniformity, consistency = weights
+        settings = {"uniformity_weight": uniformity, "consistency_weight": consistency}
+        objective(reconstruction_weight=0.0, text_weight=0.0, **settings)(output, batch, world=ALONE).total.backward()
+        touched = output.leaves[0].grad.abs().sum((1, 2, 3)) > 0
+        assert set(touched.nonzero()[:, 0].tolist()) == moved
+
+
+def test_the_text_term_is_the_mean_over_texts_at_a_temperature_learnt_as_a_logarithm(make_samples, pack):
+    samples = make_samples(3, targets=TARGETS, text_dim=4)
+    samples[1].texts = ()
+    batch = pack(samples, targets=TARGETS, text_dim=4)
+    output, block = output_for(batch), batch.text
+    place = disc_mean(output.mean, block.period_row, block.pixel, block.radius_px)
+    logits, own = output.logit_scale.exp() * output.text @ place.T, torch.arange(2)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    assert objective()(output, batch, world=ALONE).text.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_weight_of_a_sample_whose_student_is_empty_is_zero(make_samples, pack):

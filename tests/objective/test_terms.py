@@ -104,6 +104,13 @@ def test_an_uncertain_text_takes_the_disc_and_no_pixel_beyond():
     assert torch.equal(found, disc_mean(odd, torch.tensor([0]), torch.tensor([[3, 3]]), torch.tensor([1.0])))
 
 
+@pytest.mark.parametrize(("radius", "pixels"), [(0.9, 1), (1.0, 5), (2.0, 13), (2.3, 21)])
+def test_a_disc_holds_the_pixels_whose_centres_lie_within_its_radius(radius, pixels):
+    own_direction = torch.eye(49).reshape(1, 7, 7, 49)
+    found = disc_mean(own_direction, torch.tensor([0]), torch.tensor([[3, 3]]), torch.tensor([radius]))
+    assert (found > 0).sum() == pixels
+
+
 def clip_loss(text, place, scale):
     logits = scale * text @ place.T
     target = torch.arange(len(text))

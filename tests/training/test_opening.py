@@ -6,17 +6,21 @@ import os
 import shutil
 
 import pytest
+import torch
 
 import aef
 from aef.config import ConfigError
 from aef.data.chips import ChipError, ChipFolder, read_chip, write_chip
-from aef.data.statistics import Statistics
+from aef.data.dataset import read_withheld
+from aef.data.statistics import Statistics, TakenOver
 from aef.data.withheld import WithheldError
 from aef.run import Run, RunError
 from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError, Checkpoints, fingerprint
 from aef.training.log import read_validations
+from aef.training.opening import describe_run
+from aef.training.validation import Validation
 
 LIST = "place,time_utc,set\nplace0,2018-03-01,tune\nplace1,2018-04-01,report\n"
 
@@ -53,6 +57,40 @@ def withheld_by(trainer):
 
 
 # --- withheld dates --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validation_of(chips, tmp_path, configure, listed):
+    """`validation_of(*held-out places)` → the validation of a run that withholds `listed` and judges its set `tune`."""
+
+    def build(*places):
+        config = configure({"withheld": str(listed), "held_out_places": places}, validate_set="tune")
+        return Validation(describe_run(config, chips, tmp_path / "run", lambda words: None), chips)
+
+    return build
+
+
+def test_a_validation_hides_every_withheld_date_and_judges_those_of_its_set(validation_of):
+    validation = validation_of("place3")
+    hidden, judged = validation._dates
+    assert hidden.places == {"place0", "place1"} and judged.places == {"place0"}
+    assert [chip.place for chip in validation._dated] == ["place0"]
+
+
+def test_a_validation_probes_held_out_places_only_and_judges_no_dates_there(validation_of):
+    validation = validation_of("place0", "place3")
+    assert [chip.place for chip in validation._looked_at] == ["place0", "place3"]
+    assert validation._dated == []  # a place that is not trained on says nothing about dates
+
+
+def test_a_validation_looks_at_the_model_as_it_decodes_a_mean_and_gives_it_back_as_it_trains(
+    validation_of, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(Validation, "_measure", lambda self, model: seen.append(model.model.training) or {})
+    model = torch.nn.Linear(1, 1)
+    validation_of().measure(model, 3)
+    assert seen == [False] and model.training
 
 
 def test_a_run_keeps_the_dates_that_it_withholds_whatever_becomes_of_the_list(
@@ -135,6 +173,13 @@ def scaled(chip, factor):
 
 def statistics_of(run):
     return Run.read(run).statistics
+
+
+def test_statistics_leave_out_the_twins_that_training_leaves_out(chips, tmp_path, configure, listed):
+    config = configure({"withheld": str(listed), "twin_minutes": 180.0})
+    run = describe_run(config, chips, tmp_path / "run", lambda words: None)
+    folder = ChipFolder(chips, run.registry)
+    assert run.statistics.taken_over == TakenOver.of(folder, None, read_withheld(folder, config.data))
 
 
 @pytest.mark.parametrize("change", ["values", "more chips", "withheld dates"])

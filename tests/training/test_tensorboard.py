@@ -89,8 +89,10 @@ def test_a_run_writes_events_of_every_step_and_a_figure_of_every_validation(chip
     from aef.training import Trainer
 
     run = tmp_path / "run"
-    with Trainer(make_config(steps=4, validate_every=2), chips, run, tensorboard=True, quiet=True) as trainer:
-        assert trainer.fit()
+    config = make_config(steps=4, validate_every=2, figure_every=2)
+    with Trainer(config, chips, run, tensorboard=True, quiet=True) as trainer:
+        # Neither may leave the model as it judged it: from then on it would train without the bottleneck's noise.
+        assert [trainer.engine.model.training for _ in trainer.steps()] == [True] * 4
     log, validations = read_log(run), read_validations(run)
     assert [record["step"] for record in validations] == [2, 4]
     assert {"norm", "uniformity", "effective_rank", "presence of sentinel2 within places"} <= set(validations[0])

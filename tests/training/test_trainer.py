@@ -52,9 +52,13 @@ def stop_after(config, chips, run, steps, **options):
 
 def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_config):
     run = tmp_path / "run"
+    rates = []
     with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        update = trainer.engine.step
+        trainer.engine.step = lambda lr: rates.append(lr) or update(lr)
         assert trainer.fit()
     log = read_log(run)
+    assert [record["lr"] for record in log] == rates
     assert [list(record) for record in log] == [FIELDS] * 10
     assert [record["step"] for record in log] == list(range(1, 11))
     assert log[0]["lr"] == pytest.approx(1e-3) and log[-1]["lr"] == 0

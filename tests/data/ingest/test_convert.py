@@ -147,6 +147,17 @@ def test_an_offset_left_in_is_said_beside_the_table(folder, tmp_path):
     assert south.suspicions == []
 
 
+@pytest.mark.parametrize(("lowest", "taken"), [(1000, 1000), (999, 0)])
+def test_an_offset_is_taken_off_a_file_in_which_nothing_is_below_it(folder, lowest, taken):
+    left_in = scene(np.random.default_rng(0))
+    left_in[:4] += 1000
+    left_in[0, 0, 0] = lowest  # no reflectance at all, or a file without the offset
+    write_scene(folder / "north" / "S2_20200105.tif", left_in)
+    rule = parse_recipe(entries(offset_rule={"subtract": 1000, "when_minimum_at_least": 1000}))
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    assert np.array_equal(chip.sources["sentinel2"].values[0, 1:4], left_in[1:4] - taken)
+
+
 def test_a_complex_raster_is_refused_by_name(folder, tmp_path):
     write_scene(folder / "north" / "S2_20200105.tif", scene(np.random.default_rng(0)).astype(np.complex64))
     for extra in ({}, {"offset_rule": {"subtract": 1000, "when_minimum_at_least": 1000}}):
@@ -197,6 +208,18 @@ def test_twins_follow_the_rule(folder, tmp_path, keep, frames):
     assert series.frames == frames and chip.attributes["twins"] == {"sentinel2": 1}
     kept_whole = series.valid[0, 0].all()
     assert kept_whole == (keep == "most_valid")
+
+
+def test_a_mosaic_is_filled_from_the_next_file_and_overwritten_by_none(folder):
+    rng = np.random.default_rng(2)
+    upper, whole = scene(rng), scene(rng)
+    upper[:, 8:] = 0
+    write_scene(folder / "north" / "S2_20200105.tif", upper)
+    write_scene(folder / "north" / "S2_20200105T000000.tif", whole)
+    rule = parse_recipe(entries(dedupe={"within_s": 3600, "keep": "mosaic"}))
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    found, bands = chip.sources["sentinel2"].values[0], slice(0, 4)  # the fifth plane classifies the scene
+    assert np.array_equal(found[bands, :8], upper[bands, :8]) and np.array_equal(found[bands, 8:], whole[bands, 8:])
 
 
 def test_frames_without_an_observation_do_not_exist(folder):

@@ -5,6 +5,9 @@ Each test first leaves the shipped recipe as it is where that is cheap, then tak
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import rasterio
@@ -13,6 +16,8 @@ from aef.data.chips import ChipError
 from aef.data.ingest.places import IngestError
 from aef.data.ingest.readers import RasterError
 from aef.data.ingest.recipe import RecipeError
+from aef.data.ingest.schema import TimeRule
+from aef.data.ingest.times import FrameTimes
 from aef.timecode import DAY_MS, parse_time
 
 BELGIUM_1, BELGIUM_2 = "00002806639B424A", "000028085BF08E7E"
@@ -200,6 +205,16 @@ def test_negative_reflectances_of_viirs_count_in_their_cell(converted, sample_da
         blocks = [plane[50 * row : 50 * row + 50, 50 * col : 50 * col + 50] for plane in days]
         means = [block[block != 0].mean() for block in blocks]
         assert series.values[:, 0, row, col] == pytest.approx(means, rel=1e-5)
+
+
+def test_a_day_without_an_hour_is_its_noon_and_a_last_day_is_that_of_the_last_step():
+    def days(**rule):
+        time = TimeRule(source="file_name", regex=r"_(?P<time>\d{8})", precision="day", step="P8D", **rule)
+        frames = FrameTimes(SimpleNamespace(time=time), "p", interval=False)
+        found, _ = frames.of(SimpleNamespace(steps=3), Path(), "S2_20190310.tif", Path())
+        return [(time_ms - parse_time("2019-03-10")) / DAY_MS for time_ms in found]
+
+    assert days() == [0.5, 8.5, 16.5] and days(anchor="end") == [-15.5, -7.5, 0.5]
 
 
 def test_the_date_in_the_name_is_the_last_day(altered, converted):
