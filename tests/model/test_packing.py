@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from aef.data.normalize import Statistics
+from aef.data.statistics import Statistics
 
 from aef.data.collate import FrameBlock, Frames
 from aef.model.projectors import Projector

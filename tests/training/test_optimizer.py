@@ -62,3 +62,13 @@ def test_matrices_decay_and_norms_and_biases_do_not(make_engine):
     after = engine.weights()
     assert torch.allclose(after["0.weight"], before["0.weight"] * (1 - 0.5 * 0.1))
     assert all(torch.equal(after[name], before[name]) for name in ("0.bias", "1.weight", "1.bias"))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_tensor_of_odd_size_misaligns_no_other_in_the_flat_buffer(make_engine, weight_decay):
+    model = nn.Sequential(Linear(16, 5), Linear(5, 16), Linear(16, 3), Linear(3, 16))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    engine = make_engine(model, "zero1", weight_decay=weight_decay)
+    even = [parameter for parameter in model.parameters() if parameter.numel() % 8 == 0]
+    assert len(even) == 6 and all(parameter.data_ptr() % 16 == 0 for parameter in even)
+    assert all(torch.equal(value, before[name]) for name, value in engine.weights().items())
