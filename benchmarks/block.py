@@ -7,9 +7,11 @@ own, beside the precision operator. CUDA graphs of each are timed as of every ot
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -42,7 +44,7 @@ RUNGS = {
 }
 LENGTHS = (43, 21)
 """A teacher's and a student's frames of one sample."""
-Rung = tuple[str, str, Callable[[], object], roofline.Work]
+Rung = tuple[str, str, Callable[[], Callable[[], object]], roofline.Work]
 
 
 def block_rungs(
@@ -54,21 +56,26 @@ def block_rungs(
     samples: tuple[int, ...] = (1, 4),
     names: Sequence[str] = tuple(RUNGS),
 ) -> Iterator[Rung]:
-    """(shape, rung, call, work) of one block at `side` × `side` precision pixels, for each number of samples."""
+    """(shape, rung, what makes its call, work) of one block at `side` × `side` precision pixels, for each number of samples."""
     widths = level_widths(config.precision_width, config.time_width, config.space_width)
     for count in samples:
         lengths = [*LENGTHS] * count
         work = roofline.block(lengths, side, widths, config.head_width, config.mlp_ratio, config.pyramid_kernel)["both"]
         arguments = _arguments(lengths, side, widths, device, dtype)
         for name in names:
-            way = RUNGS[name]
-            torch.compiler.reset()
-            module = Block(config).to(device)
-            runs: Callable = module if way.compiled is None else torch.compile(module, dynamic=False, **way.compiled)
-            if way.two_streams:
-                runs = TwoStreams(module, device)
-            call = _call(runs, list(module.parameters()), (*arguments, module.precision.norm), way.kernels)
-            yield f"{sum(lengths)} frames", name, call, work
+            yield f"{sum(lengths)} frames", name, partial(_make, RUNGS[name], config, arguments), work
+
+
+def _make(way: Way, config: ModelConfig, arguments: tuple) -> Callable[[], object]:
+    device = arguments[0].device
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    module = Block(config).to(device)
+    runs: Callable = module if way.compiled is None else torch.compile(module, dynamic=False, **way.compiled)
+    if way.two_streams:
+        runs = TwoStreams(module, device)
+    return _call(runs, list(module.parameters()), (*arguments, module.precision.norm), way.kernels)
 
 
 class TwoStreams:

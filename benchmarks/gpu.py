@@ -11,6 +11,7 @@ import argparse
 import csv
 import dataclasses
 import datetime
+import itertools
 import json
 import queue
 import subprocess
@@ -36,14 +37,18 @@ Perform = Callable[[Task], Iterator[Event]]
 
 
 class Sheet:
-    """The CSV and Markdown files of one run: every row is on disk as soon as it is known."""
+    """The CSV and Markdown files of one run: every row is on disk as soon as it is known. A further run of the same day and
+    commit has files of its own, "-2" and so on: what was measured is never overwritten."""
 
     def __init__(self, folder: Path, commit: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{datetime.date.today()}-{commit[:10]}"
+        dirty = "-dirty" if commit.endswith("-dirty") else ""
+        stem = f"{datetime.date.today()}-{commit.removesuffix('-dirty')[:10]}{dirty}"
+        stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        stem = next(one for one in stems if not list(folder.glob(f"{one}.*")))
         self.csv_path, self.text_path = folder / f"{stem}.csv", folder / f"{stem}.md"
         self.rows: list[Row] = []
-        with self.csv_path.open("w", newline="", encoding="utf-8") as file:
+        with self.csv_path.open("x", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([one.name for one in fields(Row)])
 
     def add(self, row: Row) -> None:

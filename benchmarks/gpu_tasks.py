@@ -7,13 +7,14 @@ their own, which says so and ends; the next task gets a new one, and no more tha
 
 import dataclasses
 import datetime
+import functools
 import gc
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from aef.kernels import tuning
 from benchmarks import roofline
 from benchmarks.block import RUNGS, block_rungs
-from benchmarks.kernels import Case, cases
+from benchmarks.kernels import Case, Contender, cases
 from benchmarks.timing import MODES, Timing, calls_of, check, input_sets, ladder, time_calls
 
 MICRO_BATCHES = {"large": (1, 2, 4, 5, 6), "base": (1, 4, 8), "small": (24, 96), "tiny": (2,)}
@@ -139,77 +140,93 @@ def _check(task: Task, device: torch.device, identity: dict, deadline: float) ->
     yield {"verdict": [task.name, f"FAILED: {failed}" if failed else "passed"]}
 
 
+def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -> Iterator[Event]:
+    """Rows of measurements, made one after another; each that fails, or that nothing is left for, is named instead."""
+    broken = False
+    for label, measure in wanted:
+        if broken or time.monotonic() > deadline:
+            yield {"unrun": f"{label}: {'the CUDA context is broken' if broken else 'out of time'}"}
+            continue
+        try:
+            yield {"row": asdict(measure())}
+        except Exception as error:  # of compilers, libraries and drivers, which have no common kind
+            failed = describe(error)
+        else:
+            continue
+        yield {"unrun": f"{label}: {failed}"}
+        broken = not _usable()  # not before the error is gone, which holds on to what the measurement made
+
+
 def _time(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     """All contenders of a case in all modes, as far as the time goes."""
     case = case_named(task.name)
     sets = input_sets(case, device)
-    for name, contender, capturable, compiled in ladder(case):
-        if compiled != task.compiled:
-            continue
-        for mode in MODES:
-            label = f"{case.name} | {name} | {mode}"
-            if time.monotonic() > deadline:
-                yield {"unrun": f"{label}: out of time"}
-                continue
-            try:
-                timing = time_calls(calls_of(contender, sets, mode), capturable)
-            except (RuntimeError, NotImplementedError, ValueError) as error:
-                yield {"unrun": f"{label}: {describe(error)}"}
-                torch.cuda.empty_cache()
-                continue
-            yield _event(make_row(case.operator, case.shape, name, mode, timing, case.work[mode], identity))
+
+    def row(name: str, contender: Contender, capturable: bool, mode: str) -> Row:
+        timing = time_calls(calls_of(contender, sets, mode), capturable)
+        return make_row(case.operator, case.shape, name, mode, timing, case.work[mode], identity)
+
+    contenders = [one[:3] for one in ladder(case) if one[3] == task.compiled]
+    wanted = (
+        (f"{case.name} | {name} | {mode}", functools.partial(row, name, contender, capturable, mode))
+        for name, contender, capturable in contenders
+        for mode in MODES
+    )
+    yield from measured(wanted, deadline)
 
 
 def _block(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
+    def row(shape: str, name: str, make: Callable[[], Callable[[], object]], work: roofline.Work) -> Row:
+        return make_row("block", shape, name, "both", time_calls([make()]), work, identity)
+
     names = [name for name, way in RUNGS.items() if (way.compiled is not None) == task.compiled]
-    for shape, name, call, work in block_rungs(device, torch.bfloat16, names=names):
-        if time.monotonic() > deadline:
-            yield {"unrun": f"block {shape} | {name}: out of time"}
-            continue
-        try:
-            timing = time_calls([call])
-        except (RuntimeError, NotImplementedError) as error:
-            yield {"unrun": f"block {shape} | {name}: {describe(error)}"}
-        else:
-            yield _event(make_row("block", shape, name, "both", timing, work, identity))
-        gc.collect()
-        torch.cuda.empty_cache()
+    rungs = block_rungs(device, torch.bfloat16, names=names)
+    yield from measured(((f"block {one[0]} | {one[1]}", functools.partial(row, *one)) for one in rungs), deadline)
 
 
 def _questions(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    for operator, shape, calls, work in questions(device):
-        if time.monotonic() > deadline:
-            yield {"unrun": f"{operator} {shape}: out of time"}
-            continue
-        yield _event(make_row(operator, shape, "stock", "forward", time_calls(calls), work, identity))
+    def row(operator: str, shape: str, calls: list[Callable[[], object]], work: roofline.Work) -> Row:
+        return make_row(operator, shape, "stock", "forward", time_calls(calls), work, identity)
+
+    wanted = ((f"{one[0]} {one[1]}", functools.partial(row, *one)) for one in questions(device))
+    yield from measured(wanted, deadline)
 
 
 def _steps(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     """A preset's plain step with ever more samples, until they no longer fit: bf16 weights, fp32 masters."""
-    step, limits = preset_step(task.name), limits_of(identity["gpu"])
-    for samples in MICRO_BATCHES[task.name]:
-        shape = f"{task.name}, {samples} sample{'s' * (samples > 1)}"
-        if time.monotonic() > deadline:
-            yield {"unrun": f"step {shape}: out of time"}
-            continue
+    step, full = preset_step(task.name), False
+
+    def row(samples: int, shape: str) -> Row:
+        nonlocal full
+        if full:
+            raise torch.OutOfMemoryError("fewer samples did not fit")
         try:
-            step.draw(samples)
-            launches, host_ms = count_launches(step)
-            timing = time_calls([step], capturable=False, calls_timed=STEPS)
-            shares = phase_shares(step)
+            return step_row(step, samples, shape, identity)
         except torch.OutOfMemoryError:
-            yield {"unrun": f"step {shape}: does not fit"}
-            return
-        about, seconds = step.about, timing.median * 1e-6
-        work = roofline.Work(about["gflop"] * 1e9, 0.0)
-        row = make_row("step", f"{shape}: {about['frames']} frames", "plain", "both", timing, work, identity)
-        peak = "" if limits is None else f"{work.flops / seconds / limits.matrix:.0%} of the matrix peak, "
-        note = (
-            f"{samples / seconds:.2f} samples/s, {timing.peak_mb / about['frames']:.1f} MB a frame at the peak, {peak}"
-            + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
-            + f", {launches} launches issued in {host_ms:.1f} ms"
-        )
-        yield _event(dataclasses.replace(row, note=note))
+            full = True
+            raise
+
+    shapes = {one: f"{task.name}, {one} sample{'s' * (one > 1)}" for one in MICRO_BATCHES[task.name]}
+    wanted = ((f"step {shape}", functools.partial(row, samples, shape)) for samples, shape in shapes.items())
+    yield from measured(wanted, deadline)
+
+
+def step_row(step: Any, samples: int, shape: str, identity: dict) -> Row:
+    """A step of so many samples."""
+    step.draw(samples)
+    launches, host_ms = count_launches(step)
+    timing = time_calls([step], capturable=False, calls_timed=STEPS)
+    shares, limits = phase_shares(step), limits_of(identity["gpu"])
+    about, seconds = step.about, timing.median * 1e-6
+    work = roofline.Work(about["gflop"] * 1e9, 0.0)
+    row = make_row("step", f"{shape}: {about['frames']} frames", "plain", "both", timing, work, identity)
+    peak = "" if limits is None else f"{work.flops / seconds / limits.matrix:.0%} of the matrix peak, "
+    note = (
+        f"{samples / seconds:.2f} samples/s, {timing.peak_mb / about['frames']:.1f} MB a frame at the peak, {peak}"
+        + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+        + f", {launches} launches issued in {host_ms:.1f} ms"
+    )
+    return dataclasses.replace(row, note=note)
 
 
 def phase_shares(step: Callable[..., object]) -> dict[str, float]:
@@ -228,10 +245,6 @@ def phase_shares(step: Callable[..., object]) -> dict[str, float]:
 
 
 _KINDS = {"check": _check, "time": _time, "block": _block, "questions": _questions, "steps": _steps}
-
-
-def _event(row: Row) -> Event:
-    return {"row": asdict(row)}
 
 
 def case_named(name: str) -> Case:

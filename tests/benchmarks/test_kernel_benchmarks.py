@@ -10,6 +10,7 @@ from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, timing
 
 CASES = list(kernels.cases("small"))
 CPU = torch.device("cpu")
+IDENTITY = {"gpu": "NVIDIA H200", "torch": "2", "triton": "3", "cudnn": 9, "commit": "abc", "date": "2026-01-01"}
 SMALL = {case.operator: case for case in reversed(CASES)}
 
 
@@ -118,15 +119,66 @@ def test_without_a_gpu_nothing_is_written(tmp_path, capsys):
 
 def test_rows_are_on_disk_as_soon_as_they_are_known_and_unrun_ones_are_listed(tmp_path):
     sheet = gpu.Sheet(tmp_path, "abc")
-    identity = {"gpu": "NVIDIA H200", "torch": "2", "triton": "3", "cudnn": 9, "commit": "abc", "date": "2026-01-01"}
     timed, work = timing.Timing(20.0, 19.0, 21.0, 10.0, 1.0), roofline.Work(7.9e9, 0.0)
-    sheet.add(gpu_tasks.make_row("x", "s", "ours", "both", timed, work, identity))
+    sheet.add(gpu_tasks.make_row("x", "s", "ours", "both", timed, work, IDENTITY))
     row = sheet.csv_path.read_text().splitlines()[1]
     assert row.startswith("x,s,ours,both,bfloat16,20.0,19.0,21.0,10.0,790.0")
     sheet.close({"x": "passed"}, ["y: out of time"])
     text = sheet.text_path.read_text()
     assert "| 100% |" in text  # 7.9 GFLOP at 790 TFLOP/s take 10 µs
     assert "- y: out of time" in text
+
+
+def test_a_second_run_of_a_day_leaves_the_first_one_alone_and_changes_are_told_from_their_commit(tmp_path):
+    commits = ("0123456789abcdef", "0123456789abcdef", "0123456789-dirty", "0123456789-dirty")
+    stems = [gpu.Sheet(tmp_path, commit).csv_path.stem for commit in commits]
+    assert [stem.split("-", 3)[3] for stem in stems] == [
+        "0123456789",
+        "0123456789-2",
+        "0123456789-dirty",
+        "0123456789-dirty-2",
+    ]
+
+
+def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch):
+    case = kernels._point_wise("bias_gelu", 4, 8, 1)
+
+    def wrong(*arguments):
+        raise TypeError("not like this")
+
+    names = ("reference", "ours", "first", "last")
+    broken = dataclasses.replace(case, contenders=dict.fromkeys(names, case.contenders["ours"]) | {"first": wrong})
+    usable = iter([True, True, False, False])
+    monkeypatch.setattr(gpu_tasks, "case_named", lambda name: broken)
+    monkeypatch.setattr(gpu_tasks, "_usable", lambda: next(usable))
+    monkeypatch.setattr(gpu_tasks, "input_sets", lambda case, device: [case.make(device, torch.float32)])
+    monkeypatch.setattr(gpu_tasks, "time_calls", timed_once)
+    events = list(gpu_tasks.perform(gpu_tasks.Task("time", "x"), CPU, IDENTITY))
+    rows = [(event["row"]["contender"], event["row"]["mode"]) for event in events if "row" in event]
+    assert rows == [(name, mode) for name in ("reference", "ours") for mode in timing.MODES]
+    unrun = [event["unrun"] for event in events if "unrun" in event]
+    assert [one.split(" | ", 1)[1] for one in unrun] == [
+        *(f"first | {mode}: TypeError: not like this" for mode in timing.MODES),
+        *(f"last | {mode}: the CUDA context is broken" for mode in timing.MODES),
+    ]
+
+
+def timed_once(calls, *settings):
+    calls[0]()
+    return timing.Timing(1.0, 1.0, 1.0, None, 0)
+
+
+def test_counts_of_samples_beyond_the_memory_are_listed(monkeypatch):
+    def row(step, samples, shape, identity):
+        raise torch.OutOfMemoryError("so much")
+
+    monkeypatch.setattr(gpu_tasks, "preset_step", lambda preset: None)
+    monkeypatch.setattr(gpu_tasks, "step_row", row)
+    monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
+    events = list(gpu_tasks.perform(gpu_tasks.Task("steps", "base"), CPU, IDENTITY))
+    assert [event["unrun"].split(": ")[0] for event in events[:-1]] == [
+        f"step base, {count} sample{'s' * (count > 1)}" for count in gpu_tasks.MICRO_BATCHES["base"]
+    ]
 
 
 def test_floors_follow_the_notes_of_the_roofline():

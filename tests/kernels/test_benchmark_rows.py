@@ -43,11 +43,11 @@ def test_ours_agrees_with_the_reference_of_its_row(case):
 def test_the_rungs_of_a_block_are_forward_and_backward_of_the_models_own():
     rungs = block_rungs(torch.device("cpu"), torch.float32, config=PRESETS["tiny"].model, side=8, samples=(1,))
     shapes = {}
-    for shape, name, call, work in rungs:
+    for shape, name, make, work in rungs:
         assert shape == "64 frames"
         assert work.flops > 0
         if RUNGS[name].compiled is None:  # compiling is the GPU run's
-            shapes[name] = [tuple(one.shape) for one in call()]
+            shapes[name] = [tuple(one.shape) for one in make()()]
     assert set(shapes) == {"tuned eager", "ours", "ours, two streams"}
     assert shapes["tuned eager"] == shapes["ours"] == shapes["ours, two streams"]
 
