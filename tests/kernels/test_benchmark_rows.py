@@ -1,5 +1,7 @@
 """What benchmarks.gpu would time: every case runs, ours agrees with its reference, and a block's rungs are one block."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -83,3 +85,13 @@ def test_two_streams_compute_what_one_does():
     found = block.TwoStreams(module.block, CPU)(*arguments)
     torch.testing.assert_close(list(found), list(module(*arguments)))
     assert all((one != 0).all() for one in module.parameters())
+
+
+def test_the_documents_ladder_of_a_block_has_every_rung_with_a_prediction():
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1:-1] for line in text.split("## The block")[1].split("\n## ")[0].splitlines() if "|" in line
+    ]
+    named = [name.strip() for row in rows[2:] for name in row[0].replace("…", "tuned eager, sdpa").split(";")]
+    assert sorted(named) == sorted(block.RUNGS)
+    assert all(row[2].strip() for row in rows)
