@@ -157,7 +157,7 @@ COMPILERS: dict[str, Callable[[tuning.Entry], None]] = {
 """For each operator with tile settings: launch its kernels, forward and backward, at an entry's settings."""
 
 
-CHIPS = {"nvidia-h": (90,), "default": ARCHS}
+CHIPS = {"nvidia-h": (90,), "": ARCHS}
 """The capabilities of the GPUs that a table is for, by how its file name begins."""
 
 

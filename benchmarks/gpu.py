@@ -8,9 +8,7 @@ benchmarks/results/GPU. Without a GPU it says so, writes nothing, and exits 0.
 """
 
 import argparse
-import csv
 import dataclasses
-import datetime
 import json
 import queue
 import subprocess
@@ -18,68 +16,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from aef.kernels import tuning
-from benchmarks.gpu_tasks import MICRO_BATCHES, Event, Row, Task
-from benchmarks.kernels import cases, operators
+from benchmarks import block
+from benchmarks.cases import cases, operators
+from benchmarks.gpu_tasks import Event, Task
+from benchmarks.sheet import Row, Sheet
+from benchmarks.steps import CONTENDERS, PLAN
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PARTS = ("block", "questions", "steps")
+PARTS = ("block", "steps", "questions")
+WORTH_MOST = 6
+"""The value from which on a case comes before blocks and steps."""
 OVERTIME_S = 60.0
 """How long after the budget a task may go on before its process is ended."""
 Perform = Callable[[Task], Iterator[Event]]
-
-
-class Sheet:
-    """The CSV and Markdown files of one run: every row is on disk as soon as it is known."""
-
-    def __init__(self, folder: Path, commit: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{datetime.date.today()}-{commit[:10]}"
-        self.csv_path, self.text_path = folder / f"{stem}.csv", folder / f"{stem}.md"
-        self.rows: list[Row] = []
-        with self.csv_path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([one.name for one in fields(Row)])
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        with self.csv_path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, [one.name for one in fields(Row)]).writerow(asdict(row))
-        graph = "" if row.graph_us is None else f", graph {row.graph_us:.1f}"
-        print(f"{row.operator} {row.shape} | {row.contender} | {row.mode}: {row.median_us:.1f} µs{graph}", flush=True)
-
-    def close(self, verdicts: dict[str, str], unrun: list[str]) -> None:
-        """Write the Markdown: verdicts of correctness, all rows, and what was not run."""
-        lines = ["# Kernels on a GPU", ""]
-        if self.rows:
-            r = self.rows[0]
-            lines += [f"{r.gpu}, torch {r.torch}, Triton {r.triton}, cuDNN {r.cudnn}, commit {r.commit}, {r.date}", ""]
-        lines += [
-            "## Correctness",
-            "",
-            *(f"- {name}: {verdict}" for name, verdict in verdicts.items()),
-            "",
-            "## Timings",
-            "",
-        ]
-        lines += [
-            "| operator | shape | contender | mode | µs (20–80 %) | graph µs | TFLOP/s | GB/s | share of floor | MB | note |"
-        ]
-        lines += ["| " + "--- | " * 11]
-        for r in self.rows:
-            graph = "–" if r.graph_us is None else f"{r.graph_us:.1f}"
-            share = "–" if r.floor_share is None else f"{r.floor_share:.0%}"
-            lines.append(
-                f"| {r.operator} | {r.shape} | {r.contender} | {r.mode} | {r.median_us:.1f} ({r.q20_us:.1f}–{r.q80_us:.1f}) "
-                f"| {graph} | {r.tflops:.1f} | {r.gbytes_s:.0f} | {share} | {r.peak_mb:.0f} | {r.note} |"
-            )
-        lines += ["", "## Not run", "", *(f"- {name}" for name in unrun or ["nothing: every row was run"])]
-        self.text_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -168,45 +124,89 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(sheet: Sheet, perform: Perform, only: list[str] | None, budget_s: float) -> int:
     """Perform all tasks in the order of what they are worth. Returns 1 where a kernel is wrong."""
-    deadline, verdicts, unrun = time.monotonic() + budget_s, {}, []
+    deadline, verdicts, unrun = time.monotonic() + budget_s, Verdicts(), []
     for task in tasks_of(only):
-        if task.kind == "time" and verdicts.get(task.name) != "passed":
-            if not task.compiled:
-                unrun.append(f"{task.name}: not timed, {verdicts.get(task.name, 'not checked')}")
-            continue
+        without, refused = verdicts.refused(task)
+        unrun += [line for line in refused if line not in unrun]
+        if task.kind == "time" and set(without) >= set(task.checked):
+            continue  # an operator that fails is not timed, and its stock rungs alone say nothing
         left = deadline - time.monotonic()
         if left <= 0:
             unrun.append(f"{task}: out of time")
             continue
-        for event in perform(dataclasses.replace(task, seconds=left)):
+        for event in perform(dataclasses.replace(task, without=without, seconds=left)):
             if "row" in event:
                 sheet.add(Row(**event["row"]))
             elif "verdict" in event:
-                name, verdicts[name] = event["verdict"]
-                print(f"{name}: {verdicts[name]}", flush=True)
+                name, text, chosen = event["verdict"]
+                verdicts.add(name, text, chosen)
             elif "unrun" in event:
                 unrun.append(event["unrun"])
                 print(event["unrun"], flush=True)
         if task.kind == "check":
-            verdicts.setdefault(task.name, "FAILED: " + (unrun.pop() if unrun else "no answer"))
-        sheet.close(verdicts, unrun)
+            verdicts.complete(task, unrun)
+        sheet.close(verdicts.texts, unrun)
     print(f"{len(sheet.rows)} rows in {sheet.csv_path} and {sheet.text_path}")
-    return int(any(verdict.startswith("FAILED") for verdict in verdicts.values()))
+    return int(any(text.startswith("FAILED") for text in verdicts.texts.values()))
+
+
+class Verdicts:
+    """What the checks found, by "case | rung", and what must not be timed because of it."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.wrong_choices: list[str] = []
+
+    def add(self, name: str, text: str, chosen: bool) -> None:
+        self.texts[name] = text
+        if chosen and text.startswith("FAILED"):
+            self.wrong_choices.append(name)
+        print(f"{name}: {text}", flush=True)
+
+    def complete(self, task: Task, unrun: list[str]) -> None:
+        """Rungs that a check said nothing of have failed it; why is what came last, where its process ended."""
+        names = [name for name in (f"{task.name} | {rung}" for rung in task.checked) if name not in self.texts]
+        why = unrun.pop() if names and unrun and unrun[-1].startswith(str(task)) else "no answer"
+        for name in names:
+            self.add(name, f"FAILED: {why}", chosen=task.name not in block.MODULES or name.endswith("| ours"))
+
+    def refused(self, task: Task) -> tuple[tuple[str, ...], list[str]]:
+        """The contenders that a task must leave out, and a line on each."""
+        if task.kind == "steps" and self.wrong_choices:
+            names = [name for name in CONTENDERS if CONTENDERS[name].kernels == "auto"]
+            why = f"what the table chooses is wrong: {', '.join(self.wrong_choices)}"
+        elif task.kind in ("time", "part"):
+            found = {rung: self.texts.get(f"{task.name} | {rung}", "not checked") for rung in task.checked}
+            wrong = {rung: text for rung, text in found.items() if not text.startswith("passed")}
+            lines = [f"{task.name} | {rung}: not timed, {text}" for rung, text in wrong.items()]
+            # What a compiler makes of a rung that is wrong is no better.
+            return (*wrong, *(["ours compiled"] if "ours" in wrong else [])), lines
+        else:
+            return (), []
+        return tuple(names), [f"{task} | {name}: not timed, {why}" for name in names]
 
 
 def tasks_of(only: list[str] | None) -> list[Task]:
-    """Everything that is wanted: is it right; then times, the most valuable first; what must be compiled first, last."""
-    wanted = [case for case in cases("large") if only is None or case.operator in only]
-    names = [case.name for case in sorted(wanted, key=lambda one: -one.value)]
-    parts = [part for part in PARTS if only is None or part in only]
+    """Everything that is wanted, the most valuable first: is it right, then times; what a compiler must make, last."""
+    wanted = sorted((c for c in cases("large") if only is None or c.operator in only), key=lambda one: -one.value)
+    first = [case.name for case in wanted if case.value >= WORTH_MOST]
+    rest = [case.name for case in wanted if case.value < WORTH_MOST]
+    modules, steps, asked = (only is None or part in only for part in PARTS)
+    parts = list(block.MODULES) if modules else []
+    presets = list(PLAN) if steps else []
     return [
-        *(Task("check", name) for name in names),
-        *(Task("time", name) for name in names),
-        *(Task("block") for part in parts if part == "block"),
-        *(Task("steps", preset) for part in parts if part == "steps" for preset in MICRO_BATCHES),
-        *(Task("questions") for part in parts if part == "questions"),
-        *(Task("block", compiled=True) for part in parts if part == "block"),
-        *(Task("time", name, compiled=True) for name in names),
+        *(Task("check", name) for name in [*first, *(block.MODULES if modules or steps else ())]),
+        *(Task("time", name) for name in first),
+        *(Task("part", name) for name in parts),
+        *(Task("steps", preset) for preset in presets[:1]),
+        *(Task("check", name) for name in rest),
+        *(Task("time", name) for name in rest),
+        *(Task("questions") for _ in range(asked)),
+        *(Task("steps", preset) for preset in presets[1:]),
+        *(Task("part", name, compiled=True) for name in parts),
+        *(Task("time", name, compiled=True) for name in first),
+        *(Task("steps", preset, compiled=True) for preset in presets),
+        *(Task("time", name, compiled=True) for name in rest),
     ]
 
 

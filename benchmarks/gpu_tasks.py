@@ -6,103 +6,57 @@ their own, which says so and ends; the next task gets a new one, and no more tha
 """
 
 import dataclasses
-import datetime
 import gc
-import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from aef.kernels import tuning
-from benchmarks import roofline
-from benchmarks.block import RUNGS, block_rungs
-from benchmarks.kernels import Case, cases
-from benchmarks.timing import MODES, Timing, calls_of, check, input_sets, ladder, time_calls
+from benchmarks import block, roofline
+from benchmarks.cases import cases
+from benchmarks.cases.case import Case
+from benchmarks.questions import Question, matrix_peak, questions
+from benchmarks.sheet import Row, identity_of, make_row
+from benchmarks.steps import Steps
+from benchmarks.timing import MODES, UNAVAILABLE, Rung, calls_of, check, input_sets, rungs_of, time_calls
 
-MICRO_BATCHES = {"large": (1, 2, 4, 5, 6), "base": (1, 4, 8), "small": (24, 96), "tiny": (2,)}
-"""Samples of a step, by preset, in the order in which presets are timed."""
-STEPS = 8
 Event = dict[str, Any]
-"""{"row": …}, {"unrun": text}, {"verdict": [case, text]}, and at a task's end {"done": whether the process can go on}."""
+"""{"row": …}, {"unrun": text}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
+the process can go on}."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """check: is this case right; time: its contenders; block, questions, steps (of one preset). Those that a compiler has to
-    make first, for minutes, are tasks of their own. `seconds` are left when it begins."""
+    """check: are the rungs of a case or a part of the model right; time: its contenders; part: a block's or an exchange's
+    rungs; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are tasks of their own.
+    Rungs `without` which it is to be are wrong. `seconds` are left when it begins."""
 
     kind: str
     name: str = ""
     compiled: bool = False
+    without: tuple[str, ...] = ()
     seconds: float = float("inf")
 
     def __str__(self) -> str:
         return " ".join((self.kind, *filter(None, (self.name, "compiled" if self.compiled else ""))))
 
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement. `floor_share` is floor / median: above 1 the floor is wrong."""
-
-    operator: str
-    shape: str
-    contender: str
-    mode: str
-    dtype: str
-    median_us: float
-    q20_us: float
-    q80_us: float
-    graph_us: float | None
-    tflops: float
-    gbytes_s: float
-    floor_share: float | None
-    peak_mb: float
-    gpu: str
-    torch: str
-    triton: str
-    cudnn: int
-    commit: str
-    date: str
-    note: str = ""
+    @property
+    def checked(self) -> list[str]:
+        """The rungs that a check gives a verdict on."""
+        if self.name in block.CHECKED:
+            return list(block.CHECKED[self.name])
+        return [f"ours, {backend}" for backend in case_named(self.name).decision.backends]
 
 
-def identity_of(device: torch.device, commit: str) -> dict[str, Any]:
-    """What every row says of where it was measured."""
-    import triton
-
-    return {
-        "gpu": torch.cuda.get_device_name(device),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cudnn": torch.backends.cudnn.version() or 0,
-        "commit": commit,
-        "date": str(datetime.date.today()),
-    }
-
-
-def make_row(
-    operator: str, shape: str, contender: str, mode: str, timing: Timing, work: roofline.Work, identity: dict
-) -> Row:
-    """A row of the sheet, rates taken from the graph's time where there is one."""
-    seconds, limits = (timing.graph or timing.median) * 1e-6, limits_of(identity["gpu"])
-    share = None if limits is None else work.floor_s(limits) / seconds
-    return Row(
-        *(operator, shape, contender, mode, "bfloat16"),
-        *(timing.median, timing.low, timing.high, timing.graph),
-        *(work.flops / seconds / 1e12, work.bytes / seconds / 1e9, share, timing.peak_mb),
-        **identity,
-    )
-
-
-def limits_of(gpu: str) -> roofline.Gpu | None:
-    return next((limits for name, limits in roofline.GPUS.items() if name in tuning.slug(gpu)), None)
+def case_named(name: str) -> Case:
+    """The case of the paper's shapes of this name."""
+    return next(case for case in cases("large") if case.name == name)
 
 
 def perform(task: Task, device: torch.device, identity: dict[str, Any]) -> Iterator[Event]:
@@ -131,164 +85,110 @@ def _usable() -> bool:
     return True
 
 
+def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -> Iterator[Event]:
+    """Rows of measurements, made one after another; each that fails, or that nothing is left for, is named instead."""
+    broken = False
+    for label, measure in wanted:
+        if broken or time.monotonic() > deadline:
+            yield {"unrun": f"{label}: {'the CUDA context is broken' if broken else 'out of time'}"}
+            continue
+        try:
+            yield {"row": asdict(measure())}
+        except Exception as error:  # of compilers, libraries and drivers, which have no common kind
+            failed = describe(error)
+        else:
+            continue
+        yield {"unrun": f"{label}: {failed}"}
+        broken = not _usable()  # not before the error is gone, which holds on to what the measurement made
+
+
+# --- kinds of tasks --------------------------------------------------------------------------------------------------
+
+
 def _check(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    try:
-        failed = check(case_named(task.name), device)
-    except Exception as error:
-        failed = describe(error)
-    yield {"verdict": [task.name, f"FAILED: {failed}" if failed else "passed"]}
+    """A verdict on each rung of ours. One that raises may have broken the context: those behind it are judged by its word."""
+    if task.name in block.CHECKED:
+        for name, wrong, remark in block.check(task.name, device):
+            yield {"verdict": [f"{task.name} | {name}", verdict(wrong, remark), name == "ours"]}
+        return
+    case, broken = case_named(task.name), ""
+    for rung in (one for one in rungs_of(case) if one.name in task.checked):
+        try:
+            wrong, remark = (broken, "") if broken else check(case, device, rung)
+        except Exception as error:
+            wrong, remark = describe(error), ""
+            broken = "" if _usable() else f"the CUDA context is broken: {wrong}"
+        choice = case.table_choice()
+        chosen = choice is not None and choice.backend == rung.backend
+        yield {"verdict": [f"{case.name} | {rung.name}", verdict(wrong, remark), chosen]}
+
+
+def verdict(wrong: str | None, remark: str) -> str:
+    """What a check found, in words that begin with "passed", "FAILED" or "not available"."""
+    if wrong:
+        return wrong if wrong.startswith(UNAVAILABLE) else f"FAILED: {wrong}"
+    return f"passed; {remark}" if remark else "passed"
 
 
 def _time(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     """All contenders of a case in all modes, as far as the time goes."""
     case = case_named(task.name)
     sets = input_sets(case, device)
-    for name, contender, capturable, compiled in ladder(case):
-        if compiled != task.compiled:
-            continue
-        for mode in MODES:
-            label = f"{case.name} | {name} | {mode}"
-            if time.monotonic() > deadline:
-                yield {"unrun": f"{label}: out of time"}
-                continue
-            try:
-                timing = time_calls(calls_of(contender, sets, mode), capturable)
-            except (RuntimeError, NotImplementedError, ValueError) as error:
-                yield {"unrun": f"{label}: {describe(error)}"}
-                torch.cuda.empty_cache()
-                continue
-            yield _event(make_row(case.operator, case.shape, name, mode, timing, case.work[mode], identity))
+
+    def row(rung: Rung, mode: str) -> Row:
+        timing = time_calls(calls_of(case, rung, sets, mode), rung.capturable)
+        choice = case.table_choice()
+        chosen = choice is not None and rung.backend == choice.backend
+        note = "the table's choice" if chosen else ""
+        settings = {"backend": rung.backend, "dtype": sets[0][0].dtype, "note": note}
+        return make_row(case.operator, case.shape, rung.name, mode, timing, case.work[mode], identity, **settings)
+
+    wanted = (
+        (f"{case.name} | {rung.name} | {mode}", partial(row, rung, mode))
+        for rung in rungs_of(case)
+        if rung.compiled == task.compiled and rung.name not in task.without
+        for mode in MODES
+    )
+    yield from measured(wanted, deadline)
 
 
-def _block(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    names = [name for name, way in RUNGS.items() if (way.compiled is not None) == task.compiled]
-    for shape, name, call, work in block_rungs(device, torch.bfloat16, names=names):
-        if time.monotonic() > deadline:
-            yield {"unrun": f"block {shape} | {name}: out of time"}
-            continue
-        try:
-            timing = time_calls([call])
-        except (RuntimeError, NotImplementedError) as error:
-            yield {"unrun": f"block {shape} | {name}: {describe(error)}"}
-        else:
-            yield _event(make_row("block", shape, name, "both", timing, work, identity))
-        gc.collect()
-        torch.cuda.empty_cache()
+def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
+    """The rungs of a block or an exchange, beside the rate of a large product, of which they are a share."""
+    rates: list[float] = []
+
+    def peak(question: Question) -> Row:
+        found = _answer(question, identity)
+        rates.append(found.tflops)
+        return found
+
+    def row(shape: str, name: str, make: Callable[[], Callable[[], object]], work: roofline.Work) -> Row:
+        found = make_row(task.name, shape, name, "both", time_calls([make()]), work, identity)
+        note = f"{found.tflops / rates[0]:.0%} of the large product's rate" if rates else ""
+        return dataclasses.replace(found, note=note)
+
+    names = block.RUNGS if task.name == "block" else block.EXCHANGE_RUNGS
+    names = [one for one in names if (block.RUNGS[one].compiled is not None) == task.compiled]
+    rungs = block.rungs(task.name, device, torch.bfloat16, names=[one for one in names if one not in task.without])
+    wanted = ((f"{task.name} {one[0]} | {one[1]}", partial(row, *one)) for one in rungs)
+    yield from measured([("large product", partial(peak, matrix_peak(device)))], deadline)
+    yield from measured(wanted, deadline)
 
 
 def _questions(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    for operator, shape, calls, work in questions(device):
-        if time.monotonic() > deadline:
-            yield {"unrun": f"{operator} {shape}: out of time"}
-            continue
-        yield _event(make_row(operator, shape, "stock", "forward", time_calls(calls), work, identity))
+    wanted = ((f"{one[0]} {one[1]}", partial(_answer, one, identity)) for one in questions(device))
+    yield from measured(wanted, deadline)
+
+
+def _answer(question: Question, identity: dict) -> Row:
+    operator, shape, calls, work = question
+    return make_row(operator, shape, "stock", "forward", time_calls(calls), work, identity)
 
 
 def _steps(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    """A preset's plain step with ever more samples, until they no longer fit: bf16 weights, fp32 masters."""
-    step, limits = preset_step(task.name), limits_of(identity["gpu"])
-    for samples in MICRO_BATCHES[task.name]:
-        shape = f"{task.name}, {samples} sample{'s' * (samples > 1)}"
-        if time.monotonic() > deadline:
-            yield {"unrun": f"step {shape}: out of time"}
-            continue
-        try:
-            step.draw(samples)
-            launches, host_ms = count_launches(step)
-            timing = time_calls([step], capturable=False, calls_timed=STEPS)
-            shares = phase_shares(step)
-        except torch.OutOfMemoryError:
-            yield {"unrun": f"step {shape}: does not fit"}
-            return
-        about, seconds = step.about, timing.median * 1e-6
-        work = roofline.Work(about["gflop"] * 1e9, 0.0)
-        row = make_row("step", f"{shape}: {about['frames']} frames", "plain", "both", timing, work, identity)
-        peak = "" if limits is None else f"{work.flops / seconds / limits.matrix:.0%} of the matrix peak, "
-        note = (
-            f"{samples / seconds:.2f} samples/s, {timing.peak_mb / about['frames']:.1f} MB a frame at the peak, {peak}"
-            + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
-            + f", {launches} launches issued in {host_ms:.1f} ms"
-        )
-        yield _event(dataclasses.replace(row, note=note))
+    yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
 
 
-def phase_shares(step: Callable[..., object]) -> dict[str, float]:
-    """Which part of a step's time on the device each phase takes."""
-    events = [("", torch.cuda.Event(enable_timing=True))]
-    events[0][1].record()
-
-    def mark(phase: str) -> None:
-        events.append((phase, torch.cuda.Event(enable_timing=True)))
-        events[-1][1].record()
-
-    step(mark)
-    torch.cuda.synchronize()
-    whole = events[0][1].elapsed_time(events[-1][1])
-    return {after[0]: before[1].elapsed_time(after[1]) / whole for before, after in itertools.pairwise(events)}
-
-
-_KINDS = {"check": _check, "time": _time, "block": _block, "questions": _questions, "steps": _steps}
-
-
-def _event(row: Row) -> Event:
-    return {"row": asdict(row)}
-
-
-def case_named(name: str) -> Case:
-    return next(case for case in cases("large") if case.name == name)
-
-
-# --- open questions and whole steps ----------------------------------------------------------------------------------
-
-
-def questions(device: torch.device) -> Iterator[tuple[str, str, list[Callable[[], object]], roofline.Work]]:
-    """Rates that plans rest on: cuDNN's bare convolution, matrix products of few rows, copies, reads from L2."""
-
-    def random(*shape):
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
-
-    weight = random(128, 128, 3, 3).to(memory_format=torch.channels_last)
-    for frames in (32, 64, 128, 256):
-        sets = [random(frames, 128, 64, 64).to(memory_format=torch.channels_last) for _ in range(4)]
-        work = roofline.conv3x3(frames, 64, 128)["forward"]
-        yield "cudnn conv3x3", f"{frames}x64x64x128", [lambda x=x: F.conv2d(x, weight, padding=1) for x in sets], work
-    for rows, width in ((2048, 1024), (4096, 1024), (8192, 512), (16384, 512)):
-        sets, right = [random(rows, width) for _ in range(16)], random(width, 3 * width)
-        work = roofline.Work(6.0 * rows * width**2, 2.0 * (4 * rows * width + 3 * width**2))
-        yield "gemm", f"{rows}x{width}x{3 * width}", [lambda x=x, right=right: x @ right for x in sets], work
-    large = [torch.empty(1 << 29, device=device, dtype=torch.bfloat16) for _ in range(3)]
-    yield (
-        "copy",
-        "1 GiB",
-        [lambda: large[0].copy_(large[1]), lambda: large[1].copy_(large[2])],
-        roofline.Work(0, 2.0**31),
-    )
-    resident = torch.ones(8 << 20, device=device, dtype=torch.bfloat16)
-    yield "read from L2", "16 MiB", [resident.sum], roofline.Work(0, 2.0**24)
-
-
-def preset_step(preset: str) -> Any:
-    """A preset's plain step with bf16 weights."""
-    from aef.config import PRESETS as SETTINGS
-    from benchmarks.step import PlainStep
-
-    config = SETTINGS[preset]
-    model = dataclasses.replace(config.model, compute_dtype="bfloat16")
-    train = dataclasses.replace(config.train, micro_batch=1)
-    return PlainStep(dataclasses.replace(config, model=model, train=train), "cuda", torch.bfloat16)
-
-
-def count_launches(call: Callable[[], object]) -> tuple[int, float]:
-    """Kernels that one call launches, and the host's milliseconds to issue them."""
-    call()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    call()
-    host_ms = (time.perf_counter() - begin) * 1e3
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return sum(1 for one in profile.events() if one.device_type == torch.autograd.DeviceType.CUDA), host_ms
+_KINDS = {"check": _check, "time": _time, "part": _part, "questions": _questions, "steps": _steps}
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

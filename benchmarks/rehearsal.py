@@ -26,7 +26,9 @@ import torch
 
 from aef.config import PRESETS, Config
 from benchmarks import gpu, gpu_tasks, standin_gpu, timing
+from benchmarks import steps as step_rows
 from benchmarks.block import kernels_from
+from benchmarks.sheet import Sheet, identity_of
 from benchmarks.step import PlainStep
 
 BACKENDS = {"torch": "tuned eager", "auto": "ours"}
@@ -128,12 +130,14 @@ def rehearse_gpu(only: list[str] | None) -> tuple[int, list[str]]:
         stack.enter_context(_without_initial_weights())
         stack.enter_context(mock.patch.object(timing, "CALLS", 1))
         stack.enter_context(mock.patch.object(timing, "REPEATS", 1))
+        stack.enter_context(mock.patch.object(timing, "MOST_SETS", 2))
+        stack.enter_context(mock.patch.object(step_rows, "STEPS", 1))
         stack.enter_context(mock.patch.object(timing, "_error", lambda found, wanted: 0.0))
         stack.enter_context(mock.patch.object(torch, "equal", lambda one, other: one.shape == other.shape))
-        stack.enter_context(mock.patch.object(gpu_tasks, "count_launches", lambda call: (call(), (0, 0.0))[1]))
-        sheet = gpu.Sheet(Path(stack.enter_context(tempfile.TemporaryDirectory())), "rehearsal")
+        stack.enter_context(mock.patch.object(step_rows, "count_launches", lambda call: (call(), (0, 0.0))[1]))
+        sheet = Sheet(Path(stack.enter_context(tempfile.TemporaryDirectory())), "rehearsal")
         device = torch.device("cuda", 0)
-        identity = gpu_tasks.identity_of(device, "rehearsal")
+        identity = identity_of(device, "rehearsal")
 
         def perform(task: gpu_tasks.Task) -> Iterator[gpu_tasks.Event]:
             return iter(()) if task.compiled else gpu_tasks.perform(task, device, identity)

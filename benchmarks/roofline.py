@@ -131,14 +131,13 @@ def block(
     lengths: list[int], side: int, widths: tuple[int, int, int, int], head: int, mlp: int, kernel: int = 3
 ) -> Direction:
     """One STP block: `widths` at `side`, side/2, side/4 and side/8. Bytes: each state read and written once."""
-    frames, (half, quarter, eighth, sixteenth) = sum(lengths), widths
+    frames, (half, _, eighth, sixteenth) = sum(lengths), widths
     time, space = (side // 4) ** 2, (side // 8) ** 2
     flops = 2 * conv3x3(frames, side, half)["forward"].flops
     flops += 2 * (4 + 2 * mlp) * frames * (time * eighth**2 + space * sixteenth**2)
     flops += time_attention(lengths, time, eighth // head, head)["forward"].flops
     flops += space_attention(frames, space, sixteenth // head, head)["forward"].flops
-    levels = ((side, half, quarter), (side // 2, quarter, eighth), (side // 4, eighth, sixteenth))
-    flops += sum(2 * exchange(frames, *level, kernel)["forward"].flops for level in levels)
+    flops += whole_exchange(frames, side, widths, kernel)["forward"].flops
     states = 2 * frames * (side**2 * half + time * eighth + space * sixteenth)
     return _both(Work(flops, 2 * states), Work(2 * flops, 3 * states))
 
@@ -156,6 +155,16 @@ def exchange_up_norm(frames: int, side: int, fine: int, coarse: int, kernel: int
     flops = exchange(frames, side, fine, coarse, kernel, itemsize)["forward"].flops
     state, coarser = frames * side**2 * fine * itemsize, frames * (side // 2) ** 2 * coarse * itemsize
     return _both(Work(flops, 3 * state + coarser), Work(2 * flops, 4 * state + 2 * coarser))
+
+
+def whole_exchange(frames: int, side: int, widths: tuple[int, int, int, int], kernel: int = 3) -> Direction:
+    """All six steps of a block's exchange. Bytes: the three states and the norm once; what lies between them is not counted."""
+    half, quarter, eighth, sixteenth = widths
+    levels = ((side, half, quarter), (side // 2, quarter, eighth), (side // 4, eighth, sixteenth))
+    flops = sum(2 * exchange(frames, *level, kernel)["forward"].flops for level in levels)
+    precision = 2 * frames * side**2 * half
+    states = precision + 2 * frames * ((side // 4) ** 2 * eighth + (side // 8) ** 2 * sixteenth)
+    return _both(Work(flops, 2 * states + precision), Work(2 * flops, 3 * states + precision))
 
 
 def main(argv: list[str] | None = None) -> int:

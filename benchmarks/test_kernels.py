@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.kernels import as_outputs, cases, cotangents_of, leaves, run
+from benchmarks.cases import cases
+from benchmarks.cases.case import as_outputs, cotangents_of, leaves, run
 
 CASES = {case.name: case for case in cases("small")}
 

@@ -1,66 +1,130 @@
 """Is a case right, and how long does it take: what `python -m benchmarks.gpu` asks of every contender.
 
-Correctness at full shapes in bf16: an output's error against fp32 is at most twice, a gradient's at most three times that of
-the naive reference in bf16, and 20 repeats are bit equal. Timing: inputs rotate over sets that together exceed four times
-the L2 cache; median and 20/80 % quantiles of single calls, and beside it the mean of a CUDA graph of one call per set,
-which hides launches.
+Correctness at full shapes: an output's error against a run in fp32 (fp64 where the case is in fp32) is at most twice, a
+gradient's at most three times that of the naive reference in the case's type; 20 repeats are bit equal where our kernels
+compute, and where a library does it is said whether they are. Timing: inputs rotate over sets that together exceed four
+times the L2 cache; median and 20/80 % quantiles of single calls, and beside it the mean of a CUDA graph of one call per
+set, which hides launches.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import Arguments, Case, Contender, as_outputs, cotangents_of, leaves, run
+from benchmarks.cases.case import Arguments, Case, Contender, as_outputs, cotangents_of, leaves, run
 
-OUTPUT_FACTOR, GRADIENT_FACTOR, REPEATS = 2.0, 3.0, 20
-CALLS = 60
-L2_MULTIPLE = 4
+OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR, REPEATS = 2.0, 3.0, 1e-5, 20
+CALLS, FEWEST_CALLS, ENOUGH_MS = 60, 8, 250.0
+"""Calls that are timed: the fewer, the longer one takes."""
+L2_MULTIPLE, MOST_SETS = 4, 64
+UNAVAILABLE = "not available: "
 MODES = ("forward", "backward", "both")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A contender as it is run: by which backend of dispatch ("": none, or what dispatch chooses), whether a CUDA graph may
+    be captured of it, and whether a compiler has to make it first."""
+
+    name: str
+    call: Contender
+    backend: str = ""
+    capturable: bool = True
+    compiled: bool = False
+
+
+def rungs_of(case: Case) -> Iterator[Rung]:
+    """The rungs of a case: ours by every backend first, then stock ones, then what a user's compiler makes of those."""
+    decision = case.decision
+    for backend in decision.backends:
+        yield Rung(f"ours, {backend}", case.contenders["ours"], backend)
+    for name, contender in case.contenders.items():
+        if name != "ours" and name not in case.only_compiled:
+            yield Rung(name, contender, decision.stock.get(name, ""), name != "reference")
+    for label, settings in (("compiled", {}), ("max-autotune", {"mode": "max-autotune-no-cudagraphs"})):
+        for name in case.compiled:
+            torch.compiler.reset()  # cases share the code of a contender, and there is a limit to its recompilations
+            whole = name not in case.only_compiled  # FlexAttention makes its mask outside of the graph
+            made = torch.compile(case.contenders[name], dynamic=False, fullgraph=whole, **settings)
+            yield Rung(f"{label} {name}", made, "", True, True)
 
 
 # --- correctness -----------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, device: torch.device) -> str | None:
-    """Why the case's kernel must not be timed, or None."""
+def check(case: Case, device: torch.device, rung: Rung) -> tuple[str | None, str]:
+    """Why the rung must not be timed, or None; and a remark."""
     torch.manual_seed(0)
     arguments = case.make(device, torch.bfloat16)
-    wide = tuple(_widen(one) for one in arguments)
-    ours, reference = case.contenders["ours"], case.contenders["reference"]
-    exact = as_outputs(reference(*wide))
-    cotangents = cotangents_of(exact)
-    wanted = (*exact, *torch.autograd.grad(exact, leaves(wide), cotangents))
-    plain, found = (_results(one, arguments, cotangents) for one in (reference, ours))
-    for index, (truth, eager, fast) in enumerate(zip(wanted, plain, found)):
-        gradient = index - len(exact)
+    reference = case.contenders["reference"]
+    with exact_products():
+        wide = tuple(_widen(one) for one in arguments)
+        exact = as_outputs(reference(*wide))
+        cotangents = cotangents_of(exact)
+        wanted = (*exact, *torch.autograd.grad(exact, leaves(wide), cotangents))
+    outputs = len(exact)
+    plain = results(reference, arguments, cotangents)
+    with case.by(rung.backend):
+        found = results(rung.call, arguments, cotangents)
+        chosen = case.table_choice(rung.backend) if rung.backend else None
+        if chosen and chosen.backend != rung.backend:
+            return UNAVAILABLE + chosen.reason, ""
+        wrong = disagreement(wanted, plain, found, outputs)
+        if wrong:
+            return wrong, ""
+        repeats = (results(rung.call, arguments, cotangents) for _ in range(REPEATS))
+        equal = all(torch.equal(one, other) for again in repeats for one, other in zip(again, found))
+    if equal:
+        return None, ""
+    said = f"{REPEATS} repeats are not bit equal"
+    return (said, "") if rung.backend == "triton" else (None, f"{said}, by a library")
+
+
+def disagreement(
+    wanted: Sequence[Tensor], plain: Sequence[Tensor], found: Sequence[Tensor], outputs: int
+) -> str | None:
+    """Whether `found`, first `outputs` outputs and then gradients, is further from `wanted` than a multiple of `plain`."""
+    for index, (truth, eager, fast) in enumerate(zip(wanted, plain, found, strict=True)):
+        gradient = index - outputs
         name, factor = (f"output {index}", OUTPUT_FACTOR) if gradient < 0 else (f"gradient {gradient}", GRADIENT_FACTOR)
-        allowed, error = factor * _error(eager, truth) + 1e-6, _error(fast, truth)
+        allowed, error = factor * _error(eager, truth) + FLOOR, _error(fast, truth)
         if not error <= allowed:  # also where it is not a number
-            return f"{name}: error {error:.2e} exceeds {allowed:.2e}, {factor:g} times the reference's in bf16"
-    for _ in range(REPEATS):
-        again = _results(ours, arguments, cotangents)
-        if not all(torch.equal(one, other) for one, other in zip(again, found)):
-            return f"{REPEATS} repeats are not bit equal"
+            return f"{name}: error {error:.2e} exceeds {allowed:.2e}, {factor:g} times plain PyTorch's in this type"
     return None
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """fp32 convolutions and matrix products without TF32, whose error is that of bf16."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _widen(argument):
     if not isinstance(argument, Tensor) or not argument.is_floating_point():
         return argument
-    return argument.detach().float().requires_grad_(argument.requires_grad)
+    wide = torch.float64 if argument.dtype == torch.float32 else torch.float32
+    return argument.detach().to(wide).requires_grad_(argument.requires_grad)
 
 
-def _results(contender: Contender, arguments: Arguments, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def results(contender: Contender, arguments: Arguments, cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs and gradients."""
     out = as_outputs(contender(*arguments))
     given = [one.to(other.dtype) for one, other in zip(cotangents, out)]
     return (*(one.detach() for one in out), *torch.autograd.grad(out, leaves(arguments), given))
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
-    return ((found.float() - wanted.float()).norm() / wanted.float().norm().clamp(min=1e-30)).item()
+    difference = found.to(wanted.dtype) - wanted
+    return (difference.norm() / wanted.norm().clamp(min=1e-30)).item()
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
@@ -78,25 +142,33 @@ class Timing:
 
 
 def time_calls(calls: list[Callable[[], object]], capturable: bool = True, calls_timed: int | None = None) -> Timing:
-    """Time one call after another, each on another set of inputs; so many in all (default: CALLS)."""
-    for call in calls[:3] * 2:
+    """Time one call after another, each on another set of inputs; so many in all (default: by how long one takes)."""
+    for call in calls[:3]:
         call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    pairs = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        for _ in range(calls_timed or CALLS)
-    ]
+    count = calls_timed or _calls_worth(_times(calls, 3))
+    times = sorted(_times(calls, count))
+    peak = (torch.cuda.max_memory_allocated() - before) / 1e6
+    low, median, high = (times[int(share * (len(times) - 1))] for share in (0.2, 0.5, 0.8))
+    return Timing(median, low, high, _time_graph(calls) if capturable else None, peak)
+
+
+def _times(calls: list[Callable[[], object]], count: int) -> list[float]:
+    """Microseconds of `count` calls."""
+    pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(count)]
     for (begin, end), call in zip(pairs, itertools.cycle(calls)):
         begin.record()
         call()
         end.record()
     torch.cuda.synchronize()
-    peak = (torch.cuda.max_memory_allocated() - before) / 1e6
-    times = sorted(begin.elapsed_time(end) * 1e3 for begin, end in pairs)
-    low, median, high = (times[int(share * (len(times) - 1))] for share in (0.2, 0.5, 0.8))
-    return Timing(median, low, high, _time_graph(calls) if capturable else None, peak)
+    return [begin.elapsed_time(end) * 1e3 for begin, end in pairs]
+
+
+def _calls_worth(first: list[float]) -> int:
+    median = sorted(first)[len(first) // 2]
+    return CALLS if not median > 0 else min(CALLS, max(FEWEST_CALLS, int(ENOUGH_MS * 1e3 / median)))
 
 
 def _time_graph(calls: list[Callable[[], object]]) -> float | None:
@@ -115,48 +187,42 @@ def _time_graph(calls: list[Callable[[], object]]) -> float | None:
     except RuntimeError:
         torch.cuda.synchronize()
         return None
-    times = []
-    for _ in range(12):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
-    return sorted(times)[len(times) // 2]
+    times = sorted(_times([graph.replay], 1 + _calls_worth(_times([graph.replay], 3)) // 4))
+    return times[len(times) // 2] / len(calls)
+
+
+def sets_beyond_cache(make: Callable[[], Arguments], device: torch.device) -> list[Arguments]:
+    """Enough sets of inputs that one after another they miss the L2 cache."""
+    first = make()
+    size = sum(one.numel() * one.element_size() for one in first if isinstance(one, Tensor))
+    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 50_000_000)
+    count = min(MOST_SETS, max(2, -(-L2_MULTIPLE * cache // max(size, 1)) + 1))
+    return [first, *(make() for _ in range(count - 1))]
 
 
 def input_sets(case: Case, device: torch.device) -> list[Arguments]:
-    """Enough sets of inputs that one after another they miss the L2 cache."""
-    first = case.make(device, torch.bfloat16)
-    size = sum(one.numel() * one.element_size() for one in first if isinstance(one, Tensor))
-    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 50_000_000)
-    count = min(16, max(2, -(-L2_MULTIPLE * cache // max(size, 1)) + 1))
-    return [first, *(case.make(device, torch.bfloat16) for _ in range(count - 1))]
+    """Sets of a case's inputs that exceed the cache together."""
+    return sets_beyond_cache(lambda: case.make(device, torch.bfloat16), device)
 
 
-def calls_of(contender: Contender, sets: list[Arguments], mode: str) -> list[Callable[[], object]]:
-    """One call per set of inputs, in one of MODES."""
-    cotangents = cotangents_of(as_outputs(contender(*sets[0])))
-    if mode == "backward":
-        outs = [(as_outputs(contender(*one)), leaves(one)) for one in sets]
-        return [lambda o=o, x=x: torch.autograd.grad(o, x, cotangents, retain_graph=True) for o, x in outs]
-    given = cotangents if mode == "both" else None
-    return [lambda one=one: run(contender, one, given) for one in sets]
+def calls_of(case: Case, rung: Rung, sets: list[Arguments], mode: str) -> list[Callable[[], object]]:
+    """One call per set of inputs, in one of MODES; every set has gradients of the outputs of its own."""
+    with case.by(rung.backend):
+        like = as_outputs(rung.call(*sets[0]))
+        given = [cotangents_of(like) if mode != "forward" else None for _ in sets]
+        if mode == "backward":
+            outs = [as_outputs(rung.call(*one)) for one in sets]
+            return [_by(case, rung, _backward, o, leaves(x), g) for o, x, g in zip(outs, sets, given)]
+    return [_by(case, rung, run, rung.call, one, g) for one, g in zip(sets, given)]
 
 
-def ladder(case: Case) -> Iterator[tuple[str, Contender, bool, bool]]:
-    """(name, contender, whether a graph may be captured, whether a compiler makes it first): the plain ones, and those that
-    a user's compiler would give."""
-    for name, contender in case.contenders.items():
-        if name == "flex compiled":
-            yield name, torch.compile(contender, dynamic=False), True, True
-        else:
-            yield name, contender, name != "reference", False
-    eager = next(
-        (one for one in ("eager matmul", "eager", "matmul chain", "sdpa padded") if one in case.contenders), None
-    )
-    if eager:
-        yield f"compiled {eager}", torch.compile(case.contenders[eager], dynamic=False, fullgraph=True), True, True
-        tuned = torch.compile(case.contenders[eager], dynamic=False, mode="max-autotune-no-cudagraphs")
-        yield f"max-autotune {eager}", tuned, True, True
+def _by(case: Case, rung: Rung, function: Callable, *arguments) -> Callable[[], object]:
+    def call() -> object:
+        with case.by(rung.backend):  # backward asks for the backend as well
+            return function(*arguments)
+
+    return call
+
+
+def _backward(outputs: tuple[Tensor, ...], inputs: list[Tensor], cotangents: tuple[Tensor, ...]) -> object:
+    return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True)

@@ -5,9 +5,10 @@
 reason are logged once. Checkpoints never depend on the choice.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Choice:
 
 _refusals: dict[str, dict[str, Refusal]] = {}
 _choices: dict[tuple, Choice] = {}
+_preferred: dict[str, str] = {}
 
 
 def register(operator: str, **refusals: Refusal) -> None:
@@ -58,6 +60,22 @@ def requested() -> str:
     if request not in REQUESTS:
         raise ValueError(f"AEF_KERNELS: expected one of {', '.join(REQUESTS)}, found {request!r}")
     return request
+
+
+@contextlib.contextmanager
+def preferring(operator: str, backend: str) -> Iterator[None]:
+    """Within the block, backward included, `operator` runs as `AEF_KERNELS=backend` would have it and all others as they are
+    set: how a benchmark compares the ways of one operator."""
+    _preferred[operator] = backend
+    try:
+        yield
+    finally:
+        del _preferred[operator]
+
+
+def asked() -> list[tuple]:
+    """What was asked for in this process, each once: (request, operator, device, dtype, sizes)."""
+    return list(_choices)
 
 
 def choose(operator: str, tensor: Tensor, **sizes: int) -> Choice:
@@ -76,7 +94,7 @@ def _backend(operator: str, device: str, dtype: str, sizes: tuple[tuple[str, int
 
 
 def _remember(operator: str, device: torch.device, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> Choice:
-    key = (requested(), operator, device, dtype, sizes)
+    key = (_preferred.get(operator) or requested(), operator, device, dtype, sizes)
     if key not in _choices:
         _choices[key] = decide(key[0], operator, Case(device, dtype, dict(sizes)))
         log.info("%s on %s: %s", operator, device, _choices[key].reason)

@@ -6,34 +6,52 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, timing
+from aef.kernels import dispatch
+from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, sheet, steps, timing
+from benchmarks.cases import attention, cases, pointwise, pooling
+from benchmarks.cases import case as contest
 
-CASES = list(kernels.cases("small"))
+CASES = list(cases("small"))
 CPU = torch.device("cpu")
+IDENTITY = {"gpu": "NVIDIA H200", "driver": "580", "cuda": "13", "torch": "2", "triton": "3", "cudnn": 9} | {
+    "flash_attn": "none",
+    "commit": "abc",
+    "date": "2026-01-01",
+}
 SMALL = {case.operator: case for case in reversed(CASES)}
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("operator", sorted(SMALL))
 def test_every_contender_that_runs_here_does_the_same_work(operator):
     torch.manual_seed(0)
-    cases = [case for case in CASES if case.operator == operator]
+    chosen = [case for case in CASES if case.operator == operator][:2]
     if operator == "time_attention":
-        cases = [kernels._attention([12] * 3, 5, 2, 16, 1), cases[0]]
+        chosen = [attention.time_attention(lengths, 5, 2, 16, 1) for lengths in ([12] * 3, [5, 3, 5, 2])]
     if operator == "temporal_pooling":
-        cases = [kernels._pooling([9], [4], 5, 2, 16, 1), kernels._pooling([7, 3], [2, 1], 4, 2, 16, 1)]
-    for case in cases[:2]:
+        chosen = [pooling.temporal_pooling([9], [4], 5, 2, 16, 1), *SMALL_POOLING]
+    for case in chosen:
         arguments = case.make(CPU, torch.float32)
         wanted = case.contenders["reference"](*arguments)
-        cotangents = kernels.cotangents_of(kernels.as_outputs(wanted))
+        cotangents = contest.cotangents_of(contest.as_outputs(wanted))
+        ran = []
         for name, contender in case.contenders.items():
-            if name != "flex compiled" and kernels._runs(contender, arguments, cotangents):
-                torch.testing.assert_close(contender(*arguments), wanted, rtol=1e-4, atol=2e-5, msg=name)
+            taken, given = arguments, cotangents
+            if name in case.only_compiled:  # FlexAttention has no backward here
+                taken, given = tuple(one.detach() if torch.is_tensor(one) else one for one in arguments), None
+            if kernels.runs(contender, taken, given):
+                torch.testing.assert_close(contender(*taken), wanted, rtol=1e-4, atol=2e-5, msg=name)
+                ran.append(name)
+        assert {"ours", "reference", *case.compiled} <= set(ran)
+
+
+SMALL_POOLING = [pooling.temporal_pooling([7, 3], [2, 1], 4, 2, 16, 1, biased=biased) for biased in (False, True)]
 
 
 def test_a_kernel_that_agrees_passes_and_one_that_does_not_is_named(monkeypatch):
     monkeypatch.setattr(timing, "REPEATS", 2)
-    case = kernels._attention([6, 3], 4, 2, 16, 1)
-    assert timing.check(case, CPU) is None
+    case = attention.time_attention([6, 3], 4, 2, 16, 1)
+    assert timing.check(case, CPU, timing.Rung("ours", case.contenders["ours"])) == (None, "")
 
     def wrong(*arguments):
         return case.contenders["reference"](*arguments) * 1.02
@@ -43,21 +61,57 @@ def test_a_kernel_that_agrees_passes_and_one_that_does_not_is_named(monkeypatch)
     def unsteady(*arguments):
         return case.contenders["reference"](*arguments) + 1e-2 * (next(calls) > 0)
 
-    broken = dataclasses.replace(case, contenders={**case.contenders, "ours": wrong})
-    assert "output 0: error" in timing.check(broken, CPU)
-    shaky = dataclasses.replace(case, contenders={**case.contenders, "ours": unsteady})
-    assert "not bit equal" in timing.check(shaky, CPU)
+    found, _ = timing.check(case, CPU, timing.Rung("ours", wrong))
+    assert "output 0: error" in found
+    monkeypatch.setattr(contest.Case, "table_choice", lambda case, request="auto": None)
+    assert "not bit equal" in timing.check(case, CPU, timing.Rung("ours", unsteady, "triton"))[0]
+    calls = iter(range(1000))
+    wrong, remark = timing.check(case, CPU, timing.Rung("ours", unsteady, "torch"))
+    assert wrong is None and "not bit equal, by a library" in remark
+
+
+def test_a_backend_that_cannot_run_here_is_not_timed_as_if_it_did():
+    case = attention.time_attention([6, 3], 4, 2, 16, 1)
+    found, _ = timing.check(case, CPU, timing.Rung("ours, triton", case.contenders["ours"], "triton"))
+    assert found.startswith("not available: PyTorch, not triton: the tensors are on a cpu device")
+    assert gpu_tasks.verdict(found, "") == found
 
 
 def test_a_kernel_that_crashes_is_a_verdict(monkeypatch):
-    case = kernels._attention([6, 3], 4, 2, 16, 1)
+    case = attention.time_attention([6, 3], 4, 2, 16, 1)
     crashing = dataclasses.replace(case, contenders={**case.contenders, "ours": lambda *a: 1 / 0})
     monkeypatch.setattr(gpu_tasks, "case_named", lambda name: crashing)
     monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
-    ((name, verdict),) = [
+    ((name, verdict, _),) = [
         event["verdict"] for event in gpu_tasks.perform(gpu_tasks.Task("check", "x"), CPU, {}) if "verdict" in event
     ]
-    assert name == "x" and verdict.startswith("FAILED: ZeroDivisionError")
+    assert name == f"{case.name} | ours, triton" and verdict.startswith("FAILED: ZeroDivisionError")
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_every_case_asks_dispatch_for_what_it_decides(size):
+    for case in cases(size):
+        assert case.decision.operator in dispatch._refusals
+        known = {"torch", *dispatch._refusals[case.decision.operator]}
+        assert {*case.decision.backends, *case.decision.stock.values()} <= known
+        assert set(case.decision.stock) | set(case.compiled) <= set(case.contenders)
+        if size == "small":
+            case.contenders["ours"](*case.make(CPU, torch.float32))
+            assert case.table_choice() is not None, case.name
+
+
+def test_every_case_climbs_the_whole_ladder():
+    for case in cases("large"):
+        names = [rung.name for rung in timing.rungs_of(case)]
+        plain = [name for name in names if not name.startswith(("compiled", "max-autotune"))]
+        assert plain[0].startswith("ours, ") and plain[-1] == "reference" and len(plain) >= 3, case.name
+        assert {f"{label} {name}" for label in ("compiled", "max-autotune") for name in case.compiled} <= set(names)
+        if case.operator in ("time_attention", "space_attention"):
+            assert {*(f"sdpa {name}" for name in contest.SDPA), "eager matmul", "max-autotune flex"} <= set(names)
+            assert "flash" in case.decision.stock.values()
+    for operator in ("conv3x3", "precision_operator", "exchange_down", "exchange_up", "exchange_up_norm"):
+        case = next(case for case in cases("large") if case.operator == operator)
+        assert [rung.backend for rung in timing.rungs_of(case)][:2] == ["triton", "torch"]
 
 
 WORKER = """
@@ -91,22 +145,52 @@ def test_tasks_go_on_in_a_new_process_where_one_breaks_dies_or_hangs(monkeypatch
     assert pids[0] == pids[1] and len(set(pids)) == 4
 
 
-def test_what_a_compiler_must_make_comes_last_and_wrong_kernels_are_not_timed(tmp_path, capsys):
-    tasks = gpu.tasks_of(["channel_norm", "block", "steps"])
-    assert [task.kind for task in tasks[:2]] == ["check"] * 2
+def test_what_a_compiler_must_make_comes_last_and_what_is_worth_most_first():
+    tasks = gpu.tasks_of(None)
     first = next(number for number, task in enumerate(tasks) if task.compiled)
     assert all(task.compiled for task in tasks[first:])
-    done = []
+    order = [(task.kind, task.name) for task in tasks[:first]]
+    case = "time_attention T=32, 8 segments, 256x8x64"
+    assert order[0] == ("check", case)
+    wanted = [("check", "block"), ("time", case), ("part", "block"), ("part", "exchange"), ("steps", "large")]
+    assert [one for one in order if one in wanted] == wanted
+    assert (
+        order.index(("steps", "large")) < order.index(("time", "sample_vmf 180224x64")) < order.index(("questions", ""))
+    )
+    for kind, name in order:  # nothing is timed before it is checked
+        if kind in ("time", "part"):
+            assert ("check", name) in order[: order.index((kind, name))]
+
+
+def test_wrong_kernels_are_not_timed_and_neither_is_what_is_made_of_them(tmp_path, capsys):
+    done = {}
 
     def perform(task):
-        done.append((task.kind, task.name))
+        done.setdefault((task.kind, task.name), task.without)
         if task.kind == "check":
-            yield {"verdict": [task.name, "FAILED: wrong" if "512" in task.name else "passed"]}
+            for rung in task.checked:
+                wrong = "512" in task.name or (task.name, rung) in (("block", "ours"), (CONV, "ours, triton"))
+                yield {"verdict": [f"{task.name} | {rung}", "FAILED: wrong" if wrong else "passed", rung == "ours"]}
 
-    assert gpu.run(gpu.Sheet(tmp_path, "abc"), perform, ["channel_norm"], 100.0) == 1
-    assert [name for kind, name in done if kind == "time"] == ["channel_norm 262144x128"] * 2
+    assert gpu.run(sheet.Sheet(tmp_path, "abc"), perform, ["channel_norm", "conv3x3", "block", "steps"], 100.0) == 1
+    assert ("time", "channel_norm 16384x512") not in done
+    assert done["time", "channel_norm 262144x128"] == () and done["time", CONV] == ("ours, triton",)
+    assert done["part", "block"] == ("ours", "ours compiled") and done["part", "exchange"] == ()
+    assert "ours, selective" in done["steps", "large"] and "tuned eager" not in done["steps", "large"]
     (text,) = tmp_path.glob("*.md")
-    assert "- channel_norm 16384x512: not timed, FAILED: wrong" in text.read_text()
+    assert "- channel_norm 16384x512 | ours, triton: not timed, FAILED: wrong" in text.read_text()
+    assert "- steps large | ours: not timed, what the table chooses is wrong: block | ours" in text.read_text()
+
+
+CONV = "conv3x3 64x64x64x128"
+
+
+def test_a_check_that_says_nothing_is_failed():
+    verdicts, unrun = gpu.Verdicts(), ["check conv3x3 64x64x64x128: its process died, status 7"]
+    verdicts.add(f"{CONV} | ours, triton", "passed", False)
+    verdicts.complete(gpu_tasks.Task("check", CONV), unrun)
+    assert not unrun and verdicts.texts[f"{CONV} | ours, torch"].startswith("FAILED: check conv3x3")
+    assert verdicts.wrong_choices == [f"{CONV} | ours, torch"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -117,16 +201,71 @@ def test_without_a_gpu_nothing_is_written(tmp_path, capsys):
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_known_and_unrun_ones_are_listed(tmp_path):
-    sheet = gpu.Sheet(tmp_path, "abc")
-    identity = {"gpu": "NVIDIA H200", "torch": "2", "triton": "3", "cudnn": 9, "commit": "abc", "date": "2026-01-01"}
+    written = sheet.Sheet(tmp_path, "abc")
     timed, work = timing.Timing(20.0, 19.0, 21.0, 10.0, 1.0), roofline.Work(7.9e9, 0.0)
-    sheet.add(gpu_tasks.make_row("x", "s", "ours", "both", timed, work, identity))
-    row = sheet.csv_path.read_text().splitlines()[1]
-    assert row.startswith("x,s,ours,both,bfloat16,20.0,19.0,21.0,10.0,790.0")
-    sheet.close({"x": "passed"}, ["y: out of time"])
-    text = sheet.text_path.read_text()
+    written.add(sheet.make_row("x", "s", "ours", "both", timed, work, IDENTITY))
+    row = written.csv_path.read_text().splitlines()[1]
+    assert row.startswith("x,s,ours,,both,bfloat16,20.0,19.0,21.0,10.0,790.0")
+    written.close({"x": "passed"}, ["y: out of time"])
+    text = written.text_path.read_text()
     assert "| 100% |" in text  # 7.9 GFLOP at 790 TFLOP/s take 10 µs
     assert "- y: out of time" in text
+
+
+def test_a_second_run_of_a_day_leaves_the_first_one_alone_and_changes_are_told_from_their_commit(tmp_path):
+    commits = ("0123456789abcdef", "0123456789abcdef", "0123456789-dirty", "0123456789-dirty")
+    stems = [sheet.Sheet(tmp_path, commit).csv_path.stem for commit in commits]
+    assert [stem.split("-", 3)[3] for stem in stems] == [
+        "0123456789",
+        "0123456789-2",
+        "0123456789-dirty",
+        "0123456789-dirty-2",
+    ]
+
+
+def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch):
+    case = pointwise.point_wise("bias_gelu", 4, 8, 1)
+
+    def wrong(*arguments):
+        raise TypeError("not like this")
+
+    names = ("ours", "second", "first", "last")
+    broken = dataclasses.replace(
+        case, contenders=dict.fromkeys(names, case.contenders["ours"]) | {"first": wrong}, compiled=()
+    )
+    usable = iter([True, True, False, False])
+    monkeypatch.setattr(gpu_tasks, "case_named", lambda name: broken)
+    monkeypatch.setattr(gpu_tasks, "_usable", lambda: next(usable))
+    monkeypatch.setattr(gpu_tasks, "input_sets", lambda case, device: [case.make(device, torch.float32)])
+    monkeypatch.setattr(gpu_tasks, "time_calls", timed_once)
+    events = list(gpu_tasks.perform(gpu_tasks.Task("time", "x"), CPU, IDENTITY))
+    rows = [(event["row"]["contender"], event["row"]["mode"]) for event in events if "row" in event]
+    assert rows == [(name, mode) for name in ("ours, triton", "second") for mode in timing.MODES]
+    unrun = [event["unrun"] for event in events if "unrun" in event]
+    assert [one.split(" | ", 1)[1] for one in unrun] == [
+        *(f"first | {mode}: TypeError: not like this" for mode in timing.MODES),
+        *(f"last | {mode}: the CUDA context is broken" for mode in timing.MODES),
+    ]
+
+
+def timed_once(calls, *settings):
+    calls[0]()
+    return timing.Timing(1.0, 1.0, 1.0, None, 0)
+
+
+def test_counts_of_samples_beyond_the_memory_are_listed(monkeypatch):
+    def full(self, name, step, samples):
+        raise torch.OutOfMemoryError("so much")
+
+    monkeypatch.setattr(steps, "preset_step", lambda preset, way: None)
+    monkeypatch.setattr(steps.Steps, "_measure", full)
+    monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
+    events = list(gpu_tasks.perform(gpu_tasks.Task("steps", "base"), CPU, IDENTITY))
+    assert [event["unrun"] for event in events[:-1]] == [
+        "step base, 4 samples | ours: OutOfMemoryError: so much",
+        "step base, 8 samples | ours: OutOfMemoryError: 4 samples did not fit",
+        "step base, 4 samples | tuned eager: OutOfMemoryError: so much",
+    ]
 
 
 def test_floors_follow_the_notes_of_the_roofline():

@@ -1,13 +1,14 @@
 """What benchmarks.gpu would time: every case runs, ours agrees with its reference, and a block's rungs are one block."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from aef.config import PRESETS
-from aef.model.pyramid import level_widths
-from aef.model.stp import Block
-from benchmarks.block import RUNGS, TwoStreams, _arguments, block_rungs
-from benchmarks.kernels import as_outputs, cases, cotangents_of, leaves
+from benchmarks import block, timing
+from benchmarks.cases import cases
+from benchmarks.cases.case import as_outputs, cotangents_of, leaves
 
 ISSUE_ROWS = {"time_attention", "temporal_pooling", "channel_norm", "bias_gelu", "bias_residual", "sample_vmf"} | {
     "precision_operator",
@@ -17,8 +18,17 @@ ISSUE_ROWS = {"time_attention", "temporal_pooling", "channel_norm", "bias_gelu",
     "residual_norm",
     "space_attention",
     "gelu_linear",
+    "conv3x3",
 }
-NEWEST = ("precision_operator", "gelu_linear", "residual_norm", "exchange_down", "exchange_up", "exchange_up_norm")
+NEWEST = (
+    "precision_operator",
+    "conv3x3",
+    "gelu_linear",
+    "residual_norm",
+    "exchange_down",
+    "exchange_up",
+    "exchange_up_norm",
+)
 NEW = [case for case in cases("small") if case.operator in NEWEST]
 
 
@@ -40,24 +50,48 @@ def test_ours_agrees_with_the_reference_of_its_row(case):
     assert set(case.work) == {"forward", "backward", "both"}
 
 
-def test_the_rungs_of_a_block_are_forward_and_backward_of_the_models_own():
-    rungs = block_rungs(torch.device("cpu"), torch.float32, config=PRESETS["tiny"].model, side=8, samples=(1,))
+TINY = PRESETS["tiny"].model
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("part", block.MODULES)
+def test_the_rungs_of_a_block_are_forward_and_backward_of_the_models_own(part, monkeypatch):
+    monkeypatch.setattr(block, "LENGTHS", (4, 2))
+    plain = [name for name, way in block.RUNGS.items() if way.compiled is None and not way.sdpa]
+    names = [name for name in plain if part == "block" or name in block.EXCHANGE_RUNGS]
     shapes = {}
-    for shape, name, call, work in rungs:
-        assert shape == "64 frames"
+    for shape, name, make, work in block.rungs(
+        part, CPU, torch.float32, config=TINY, side=8, samples=(1,), names=names
+    ):
+        assert shape == "6 frames"
         assert work.flops > 0
-        if RUNGS[name].compiled is None:  # compiling is the GPU run's
-            shapes[name] = [tuple(one.shape) for one in call()]
-    assert set(shapes) == {"tuned eager", "ours", "ours, two streams"}
-    assert shapes["tuned eager"] == shapes["ours"] == shapes["ours, two streams"]
+        shapes[name] = [tuple(one.shape) for one in make()()]
+    assert set(shapes) == set(names)
+    assert all(one == shapes["tuned eager"] for one in shapes.values())
+
+
+@pytest.mark.parametrize("part", block.MODULES)
+def test_a_block_is_checked_against_tuned_eager_before_it_is_timed(part, monkeypatch):
+    monkeypatch.setattr(block, "LENGTHS", (4, 2))
+    found = {name: (wrong, remark) for name, wrong, remark in block.check(part, CPU, config=TINY, side=8)}
+    assert found == dict.fromkeys(block.CHECKED[part], (None, ""))
+    monkeypatch.setattr(timing, "_error", lambda found, wanted: float("nan"))
+    assert all("output 0: error nan" in wrong for _, wrong, _ in block.check(part, CPU, config=TINY, side=8))
 
 
 def test_two_streams_compute_what_one_does():
-    block = Block(PRESETS["tiny"].model)
-    widths = level_widths(16, 32, 32)
-    arguments = _arguments([4, 2], 8, widths, torch.device("cpu"), torch.float32)
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    reader = block.precision.norm
-    found = TwoStreams(block, torch.device("cpu"))(*arguments, reader)
-    torch.testing.assert_close(list(found), list(block(*arguments, reader)))
+    module = block.without_zeros(block.BlockInChain(TINY))
+    arguments = block._arguments(TINY, [4, 2], 8, CPU, torch.float32)
+    found = block.TwoStreams(module.block, CPU)(*arguments)
+    torch.testing.assert_close(list(found), list(module(*arguments)))
+    assert all((one != 0).all() for one in module.parameters())
+
+
+def test_the_documents_ladder_of_a_block_has_every_rung_with_a_prediction():
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1:-1] for line in text.split("## The block")[1].split("\n## ")[0].splitlines() if "|" in line
+    ]
+    named = [name.strip() for row in rows[2:] for name in row[0].replace("…", "tuned eager, sdpa").split(";")]
+    assert sorted(named) == sorted(block.RUNGS)
+    assert all(row[2].strip() for row in rows)

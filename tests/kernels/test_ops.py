@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -266,8 +267,9 @@ def test_every_shipped_entry_says_measured_or_predicted_and_names_an_operator():
     for entry in entries:
         assert entry.why
         assert entry.backend in ("torch", *dispatch._refusals[entry.operator])
-    # No GPU has run these kernels yet; whoever measures writes the run into `why` and changes this line.
-    assert {entry.basis for entry in entries} == {"predicted"}
+        if entry.basis == "measured":  # `python -m benchmarks.adopt` writes where
+            results = Path(__file__).parents[2] / entry.why.split(":")[0]
+            assert results.suffix == ".csv" and results.is_file(), entry.why
 
 
 def test_a_gpu_reads_its_own_table_before_the_default():
