@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._functorch.config
 
 from benchmarks import block, roofline
 from benchmarks.cases import cases
@@ -24,7 +25,17 @@ from benchmarks.cases.case import Case
 from benchmarks.questions import Question, matrix_peak, questions
 from benchmarks.sheet import Row, identity_of, make_row
 from benchmarks.steps import Steps
-from benchmarks.timing import MODES, UNAVAILABLE, Rung, calls_of, check, input_sets, rungs_of, time_calls
+from benchmarks.timing import (
+    MODES,
+    UNAVAILABLE,
+    Rung,
+    calls_of,
+    check,
+    failed_captures,
+    input_sets,
+    rungs_of,
+    time_calls,
+)
 
 Event = dict[str, Any]
 """{"row": …}, {"unrun": text}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
@@ -75,8 +86,10 @@ def describe(error: BaseException) -> str:
 
 
 def _usable() -> bool:
-    """Free what the task held; False where the CUDA context is broken."""
+    """Free what the task held; False where the CUDA context is broken, or PyTorch is left in the middle of a capture."""
     gc.collect()
+    if failed_captures:
+        return False
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -90,13 +103,16 @@ def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -
     broken = False
     for label, measure in wanted:
         if broken or time.monotonic() > deadline:
-            yield {"unrun": f"{label}: {'the CUDA context is broken' if broken else 'out of time'}"}
+            yield {"unrun": f"{label}: {'the process is broken' if broken else 'out of time'}"}
             continue
         try:
             yield {"row": asdict(measure())}
         except Exception as error:  # of compilers, libraries and drivers, which have no common kind
             failed = describe(error)
         else:
+            if failed_captures:
+                broken = True
+                yield {"unrun": f"{label}: no time in a CUDA graph, its capture failed: {failed_captures[-1]}"}
             continue
         yield {"unrun": f"{label}: {failed}"}
         broken = not _usable()  # not before the error is gone, which holds on to what the measurement made
@@ -185,7 +201,12 @@ def _answer(question: Question, identity: dict) -> Row:
 
 
 def _steps(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
+    # As in training, where a search for the fastest convolution would be made at every new number of frames.
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
+    finally:
+        torch.backends.cudnn.benchmark = True
 
 
 _KINDS = {"check": _check, "time": _time, "part": _part, "questions": _questions, "steps": _steps}
@@ -199,6 +220,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not mix with the answers
     device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_stream(torch.cuda.Stream(device))  # graphs are captured on it: `timing._time_graph`
     torch._functorch.config.donated_buffer = False  # a compiled backward is repeated on one graph
     torch.backends.cudnn.benchmark = True
     identity = identity_of(device, sys.argv[1])

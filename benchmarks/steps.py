@@ -1,6 +1,6 @@
 """Whole training steps of the presets on a GPU, without data and without an engine: rows of `benchmarks.gpu --only steps`.
 
-bf16 weights, fp32 masters. There is no loader, so nothing of a step is waiting for data; `aef bench` runs the engine's.
+bf16 weights, fp32 masters. There is no loader, so nothing of a step is waiting for data; `aef throughput --data` runs the engine's.
 """
 
 import dataclasses
@@ -101,9 +101,9 @@ class Steps:
     def _measure(self, name: str, step: PlainStep, samples: int) -> Row:
         step.draw(samples)
         step()
-        launches, host_ms = count_launches(step)
         timing = time_calls([step], capturable=False, calls_timed=STEPS)
         shares, limits = phase_shares(step), limits_of(self.identity["gpu"])
+        launches, host_ms = count_launches(step)  # last: the profiler stays attached
         about, seconds = step.about, timing.median * 1e-6
         work = roofline.Work(about["gflop"] * 1e9, 0.0)
         peak = "" if limits is None else f"{work.flops / seconds / limits.matrix:.0%} of the matrix peak, "

@@ -9,6 +9,7 @@ set, which hides launches.
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from benchmarks.cases.case import Arguments, Case, Contender, as_outputs, cotang
 OUTPUT_FACTOR, GRADIENT_FACTOR, FLOOR, REPEATS = 2.0, 3.0, 1e-5, 20
 CALLS, FEWEST_CALLS, ENOUGH_MS = 60, 8, 250.0
 """Calls that are timed: the fewer, the longer one takes."""
+WARM_S = 0.03
+"""Of calls before the first that counts: an idle GPU's clock is a sixth of what it is under load."""
 L2_MULTIPLE, MOST_SETS = 4, 64
 UNAVAILABLE = "not available: "
 MODES = ("forward", "backward", "both")
@@ -99,13 +102,15 @@ def disagreement(
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """fp32 convolutions and matrix products without TF32, whose error is that of bf16."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """fp32 convolutions and matrix products without TF32, whose error is that of bf16, and without a search for the
+    fastest."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _widen(argument):
@@ -143,9 +148,13 @@ class Timing:
 
 def time_calls(calls: list[Callable[[], object]], capturable: bool = True, calls_timed: int | None = None) -> Timing:
     """Time one call after another, each on another set of inputs; so many in all (default: by how long one takes)."""
-    for call in calls[:3]:
-        call()
-    torch.cuda.synchronize()
+    begun, turns = time.perf_counter(), itertools.cycle(calls)
+    while True:
+        for _ in calls[:3]:
+            next(turns)()
+        torch.cuda.synchronize()
+        if time.perf_counter() - begun > WARM_S:
+            break
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     count = calls_timed or _calls_worth(_times(calls, 3))
@@ -171,21 +180,27 @@ def _calls_worth(first: list[float]) -> int:
     return CALLS if not median > 0 else min(CALLS, max(FEWEST_CALLS, int(ENOUGH_MS * 1e3 / median)))
 
 
+failed_captures: list[str] = []
+"""What went wrong in captures of this process. One that fails leaves PyTorch's random numbers and its allocator in the
+middle of it: the process must end."""
+
+
 def _time_graph(calls: list[Callable[[], object]]) -> float | None:
-    """Mean µs per call of a CUDA graph of all calls; None where it cannot be captured."""
-    stream = torch.cuda.Stream()
+    """Mean µs per call of a CUDA graph of all calls; None where it cannot be captured (`failed_captures`).
+
+    Captured on the current stream, which must be the one on which forward passes ran: autograd runs backward passes there
+    too, and the default stream, where both would run otherwise, cannot be captured.
+    """
     graph = torch.cuda.CUDAGraph()
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
     try:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             for call in calls:
                 call()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
-                call()
-    except RuntimeError:
-        torch.cuda.synchronize()
+    except RuntimeError as error:
+        failed_captures.append(str(error).splitlines()[0][:140])
         return None
     times = sorted(_times([graph.replay], 1 + _calls_worth(_times([graph.replay], 3)) // 4))
     return times[len(times) // 2] / len(calls)

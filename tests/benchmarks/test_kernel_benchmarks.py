@@ -244,13 +244,42 @@ def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch)
     unrun = [event["unrun"] for event in events if "unrun" in event]
     assert [one.split(" | ", 1)[1] for one in unrun] == [
         *(f"first | {mode}: TypeError: not like this" for mode in timing.MODES),
-        *(f"last | {mode}: the CUDA context is broken" for mode in timing.MODES),
+        *(f"last | {mode}: the process is broken" for mode in timing.MODES),
     ]
 
 
 def timed_once(calls, *settings):
     calls[0]()
     return timing.Timing(1.0, 1.0, 1.0, None, 0)
+
+
+def test_a_capture_that_fails_keeps_its_row_and_ends_the_process(monkeypatch):
+    """PyTorch is left in the middle of it: whatever follows would fail, or be measured wrong."""
+    failed = []
+    monkeypatch.setattr(gpu_tasks, "failed_captures", failed)
+
+    def uncaptured():
+        failed.append("legacy stream")
+        return sheet.Row(*[""] * len(dataclasses.fields(sheet.Row)))
+
+    events = list(gpu_tasks.measured([("first", uncaptured), ("second", uncaptured)], float("inf")))
+    assert [next(iter(event)) for event in events] == ["row", "unrun", "unrun"] and len(failed) == 1
+    assert "no time in a CUDA graph, its capture failed: legacy stream" in events[1]["unrun"]
+    assert events[2]["unrun"] == "second: the process is broken"
+    assert not gpu_tasks._usable()
+
+
+def test_a_task_gets_no_more_than_its_share_of_the_budget_but_a_compiler_may_take_all(tmp_path):
+    given = {}
+
+    def perform(task):
+        given[str(task)] = task.seconds
+        return iter([])
+
+    gpu.run(sheet.Sheet(tmp_path, "abc"), perform, ["block", "questions"], 10_000.0)
+    assert given["check block"] == gpu.MOST_S["check"] and given["questions"] == gpu.MOST_S["questions"]
+    gpu.run(sheet.Sheet(tmp_path, "abc"), perform, ["questions"], 5.0)
+    assert 0 < given["questions"] <= 5
 
 
 def test_counts_of_samples_beyond_the_memory_are_listed(monkeypatch):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from aef.data.statistics import Statistics
 
 from aef.data.collate import FrameBlock, Frames
+from aef.data.statistics import Statistics
 from aef.model.projectors import Projector
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, encode_period, encode_time
