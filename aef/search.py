@@ -29,9 +29,9 @@ from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
-from aef.mapping.field import observed_span
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity
+from aef.mapping.support import observed_span
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
@@ -222,7 +222,7 @@ def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
 
 def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
     """A similarity map as a float32 GeoTIFF, atomically. Raises OSError where it cannot be written."""
-    write_geotiff(path, map_[None].astype(np.float32), field, descriptions=["cosine similarity"])
+    write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"])
 
 
 def write_places(path: Path, places: Sequence[Found]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run, with_western_longitudes
+from aef.launcher.command import Progress, add_device, load_model, parser, run, with_western_longitudes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     options.add_argument("--dry-run", action="store_true", help="say what would be searched")
+    add_device(options)
     arguments = options.parse_args(with_western_longitudes(argv, "--at"))
     if (arguments.text is None) == (arguments.at is None):
         raise ValueError("give either --text WORDS or --at LON,LAT")
@@ -36,10 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.top < 1:
         raise ValueError(f"--top: expected at least 1, found {arguments.top}")
 
-    import aef
     from aef import search
 
-    model = aef.load(arguments.checkpoint)
+    model = load_model(__file__, arguments.checkpoint, arguments.device)
     fields, total, what = _fields(arguments, model)
     if arguments.fields and arguments.text is not None:
         search.require_fields_of(model, search.field_files(arguments.fields))

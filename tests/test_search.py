@@ -41,7 +41,12 @@ def chip(name, number=0, side=16):
 
 def field(name, vectors, number=0, period=YEAR):
     return as_data_array(
-        vectors[None], chip(name, number, vectors.shape[1]), [period], ["sentinel2"], MadeBy("v"), single=True
+        vectors[None],
+        chip(name, number, vectors.shape[1]),
+        [period],
+        [{"sources": "sentinel2"}],
+        MadeBy("v"),
+        single=True,
     )
 
 

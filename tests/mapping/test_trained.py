@@ -9,7 +9,8 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.mapping.field import EmbeddingError, LongPeriodWarning
+from aef.mapping.field import EmbeddingError
+from aef.mapping.support import LongPeriodWarning
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
