@@ -23,12 +23,14 @@ class ChipTimes:
     """Where a chip lies, and when the model's inputs saw it.
 
     Attributes:
-        ground: chips of equal ground show the same pixels of the same place.
+        place: its name.
+        grid: chips of equal grids show the same pixels.
         times_ms: (N,) sorted, of all inputs.
     """
 
     path: Path
-    ground: tuple
+    place: str
+    grid: tuple
     times_ms: np.ndarray
 
     @property
@@ -42,25 +44,39 @@ class ChipTimes:
         away = abs(sum(span) - sum(period)) if span else np.iinfo(np.int64).max
         return -int(inside.sum()), away, self.path.name
 
+    def continues(self, other: ChipTimes) -> bool:
+        """Whether both are one series of a place, cut by time: of one name, or never seen at the same time.
+
+        `aef ingest` names a place after its folder, so that the years of one may have several names.
+        """
+        if self.place == other.place:
+            return True
+        own, theirs = self.span, other.span
+        return (
+            own is not None and theirs is not None and (own.end_ms <= theirs.start_ms or theirs.end_ms <= own.start_ms)
+        )
+
 
 def read_times(path: str | os.PathLike, inputs: Iterable[str]) -> ChipTimes:
-    """What a chip's header and times say. A file that cannot be read has ground of its own and no time."""
+    """What a chip's header and times say. A file that cannot be read has a grid of its own and no time."""
     path = Path(path)
     try:
         header, times = read_chip_header(path), read_frame_times(path, inputs)
-        ground = tuple(header[key] for key in ("place", "crs", "height", "width")) + tuple(header["transform"])
+        grid = (*(header[key] for key in ("crs", "height", "width")), *header["transform"])
+        place = str(header["place"])
     except (ChipError, LookupError, TypeError):  # whoever reads the chip says what is wrong with it
-        return ChipTimes(path, (str(path),), np.zeros(0, np.int64))
-    return ChipTimes(path, ground, np.sort(np.concatenate([np.zeros(0, np.int64), *times.values()])))
+        return ChipTimes(path, "", (str(path),), np.zeros(0, np.int64))
+    return ChipTimes(path, place, grid, np.sort(np.concatenate([np.zeros(0, np.int64), *times.values()])))
 
 
 def periods_by_chip(chips: Sequence[ChipTimes], periods: Sequence[Period]) -> Mapping[Path, list[Period]]:
-    """The periods that are embedded from each chip: of chips of one ground, the one that holds most frames of a period."""
-    grounds: dict[tuple, list[ChipTimes]] = {}
+    """The periods that are embedded from each chip: of the chips of one series, the one with most frames in a period."""
+    grids: dict[tuple, list[ChipTimes]] = {}
     for chip in chips:
-        grounds.setdefault(chip.ground, []).append(chip)
-    chosen: dict[Path, list[Period]] = {chip.path: [] for chip in chips}
-    for candidates in grounds.values():
-        for period in dict.fromkeys(periods):
-            chosen[min(candidates, key=lambda chip: chip.rank(period)).path].append(period)
-    return chosen
+        grids.setdefault(chip.grid, []).append(chip)
+
+    def is_best(chip: ChipTimes, period: Period) -> bool:
+        others = (other for other in grids[chip.grid] if other is not chip and chip.continues(other))
+        return all(chip.rank(period) < other.rank(period) for other in others)
+
+    return {chip.path: [period for period in dict.fromkeys(periods) if is_best(chip, period)] for chip in chips}

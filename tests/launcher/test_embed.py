@@ -13,6 +13,7 @@ from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
 from aef.launcher.command import run
 from aef.mapping import trained
+from aef.mapping.choice import periods_by_chip, read_times
 from aef.mapping.files import read_field, read_tags
 from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
@@ -219,6 +220,21 @@ def test_a_folder_of_one_chip_per_year_gives_one_field_per_place_and_year(call, 
     assert [read_tags(path)[1]["frames_in_period"] for path in written] == ["12", "5"] * 2
     code, said = call("--no-quicklooks", data=folder, period="2022-01-01/2023-01-01")
     assert code == 1 and "p0_2020: the period 2022-01-01/2023-01-01 reaches more than six months" in said
+
+
+def test_years_of_one_ground_may_have_names_of_their_own(tmp_path):
+    folder = tmp_path / "years"
+    folder.mkdir()
+    for year in (2019, 2020):  # as `aef ingest` names places after their folders
+        a_place(folder, 0, [f"{year}-01-03"], place=f"place_{{}}_{year}")
+    a_place(folder, 0, ["2019-01-05"], name="other_{}_{}", place="other")  # of the same time: not a part of the series
+    periods = [parse_period(text) for text in ("2019-01-01/2020-01-01", "2020-01-01/2021-01-01")]
+    chosen = periods_by_chip([read_times(path, ["sentinel2"]) for path in sorted(folder.iterdir())], periods)
+    assert {path.stem: own for path, own in chosen.items()} == {
+        "other_0_2019": periods[:1],
+        "p0_2019": periods[:1],
+        "p0_2020": periods[1:],
+    }
 
 
 def test_a_chip_of_other_ground_at_the_same_place_is_embedded_too(call, tmp_path):
