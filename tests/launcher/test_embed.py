@@ -11,9 +11,10 @@ import torch
 import aef
 from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
-from aef.launcher.command import run
+from aef.launcher.command import Progress, run
 from aef.mapping import trained
 from aef.mapping.choice import periods_by_chip, read_times
+from aef.mapping.field import windows as field_windows
 from aef.mapping.files import read_field, read_tags
 from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
@@ -293,6 +294,22 @@ def test_a_large_chip_is_written_by_rows_of_windows_and_tells_how_far_it_is(mode
         assert np.isnan(back.values[:, 40:, 5:9]).all() and back.attrs["period"] == str(field.period.values)
     assert len(heights) > 2 and sum(heights) == side and max(heights) < side
     assert windows[-1][0] == windows[-1][1] and len(windows) > 2
+
+
+def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path, capsys):
+    chip = Chip(
+        "big", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), 40, 40, 3.0, 51.0,
+        {"sentinel2": a_series("sentinel2", 1, 40)},
+    )  # fmt: skip
+    path = write_chip(tmp_path / "big.npz", chip, BUILT_IN)
+    monkeypatch.setattr(trained, "FRAME_PIXELS", 1)
+    monkeypatch.setattr(Progress, "PLAIN_EVERY_S", 0.0)
+    given = ["--checkpoint", tiny_run, "--data", path, "--out", tmp_path / "out", "--period", YEAR, "--no-quicklooks"]
+    assert run(embed.main, [str(word) for word in given]) == 0
+    count = len(field_windows(40, model.config.data.chip_px)) ** 2
+    said = capsys.readouterr().err
+    assert count > 1 and f"embed: 0/1 chips, 0/s big: {count - 1} of {count} windows" in said
+    assert "embed: tiny@7 on cpu" in said
 
 
 def test_a_device_that_is_not_there_is_one_line(call, monkeypatch):
