@@ -57,11 +57,14 @@ def add_device(options: argparse.ArgumentParser) -> None:
 
 
 def load_model(module: str, path: str, device: str):
-    """The trained model of a run on a device, which is said in one line. Raises RunError where it cannot be had."""
+    """The trained model of a run on a device, which is said where there is a choice. Raises RunError where it cannot be had."""
+    import torch
+
     import aef
 
     model = aef.load(path, device=device)
-    print(f"{Path(module).stem}: {model.version} on {model.device}", file=sys.stderr)
+    if torch.cuda.is_available():
+        print(f"{Path(module).stem}: {model.version} on {model.device}", file=sys.stderr)
     return model
 
 

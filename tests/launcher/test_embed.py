@@ -11,11 +11,12 @@ import torch
 import aef
 from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
-from aef.launcher.command import Progress, run
+from aef.launcher.command import Progress, load_model, run
 from aef.mapping import trained
 from aef.mapping.choice import periods_by_chip, read_times
 from aef.mapping.field import windows as field_windows
 from aef.mapping.files import read_field, read_tags
+from aef.mapping.trained import find_device
 from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
 from aef.sources import BUILT_IN
@@ -309,7 +310,6 @@ def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path
     count = len(field_windows(40, model.config.data.chip_px)) ** 2
     said = capsys.readouterr().err
     assert count > 1 and f"embed: 0/1 chips, 0/s big: {count - 1} of {count} windows" in said
-    assert "embed: tiny@7 on cpu" in said
 
 
 def test_a_device_that_is_not_there_is_one_line(call, monkeypatch):
@@ -321,6 +321,16 @@ def test_a_device_that_is_not_there_is_one_line(call, monkeypatch):
     ):
         code, said = call("--device", device)
         assert code == 1 and said.startswith("aef embed: error: device ") and reason in said and said.count("\n") == 0
+
+
+def test_where_there_is_a_gpu_the_device_is_said(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    load_model("launcher/embed.py", str(tiny_run), "auto")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load_model("launcher/embed.py", str(tiny_run), "cpu")
+    assert capsys.readouterr().err == "embed: tiny@7 on cpu\n"
+    assert find_device("auto") == torch.device("cuda")
 
 
 @pytest.mark.parametrize("command", [embed, evaluate, gaps, leave_out, prove, report, search])

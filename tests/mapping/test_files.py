@@ -127,17 +127,17 @@ def test_codes_of_what_is_no_unit_vector_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize("form", ["int8", "float"])
 def test_a_geotiff_is_cloud_optimised(tmp_path, form):
-    field = a_field(side=(300, 520))
+    field = a_field(side=(30, 270))
     with rasterio.open(write_field(tmp_path / "f.tif", field, form)) as file:
         assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and file.compression.name == "zstd"
         assert file.block_shapes[0] == (256, 256) and file.overviews(1)
         assert file.descriptions == tuple(f"A{band:02d}" for band in range(64))
         assert (np.isnan(file.nodata) if form == "float" else file.nodata) in (True, -128)
         level = file.overviews(1)[0]
-        coarse = file.read(out_shape=(64, -(-300 // level), -(-520 // level)))
+        coarse = file.read(out_shape=(64, -(-30 // level), -(-270 // level)))
         # Each pixel of an overview is one of the field's, not a mix of codes.
         whole = {vector.tobytes() for vector in np.moveaxis(file.read(), 0, -1).reshape(-1, 64)}
-        assert all(vector.tobytes() in whole for vector in np.moveaxis(coarse, 0, -1).reshape(-1, 64)[::97])
+        assert all(vector.tobytes() in whole for vector in np.moveaxis(coarse, 0, -1).reshape(-1, 64)[::9])
 
 
 def test_a_field_written_in_strips_is_the_one_written_at_once(tmp_path):
