@@ -18,8 +18,11 @@ __version__ = "0.1.0"
 def load(run: str | os.PathLike, *, device: str = "cpu") -> TrainedModel:
     """The trained model of a run folder: ``aef.load(RUN).embed(chip, ("2018-01-01", "2019-01-01"))``.
 
+    Args:
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
+
     Raises:
-        aef.run.RunError: the folder is missing, foreign, partial or of a newer version of this software.
+        aef.run.RunError: there is no such device, or the folder is missing, foreign, partial or of a newer version of this software.
     """
     from aef.mapping.trained import load as load_trained
 

@@ -29,13 +29,15 @@ from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
-from aef.mapping.field import observed_span
+from aef.mapping.choice import periods_by_chip, read_times
+from aef.mapping.field import MadeBy
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity
+from aef.mapping.support import observed_span
 from aef.mapping.trained import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
-from aef.timecode import Period, parse_period
+from aef.timecode import DAY_MS, Period, parse_period
 
 if TYPE_CHECKING:
     import xarray
@@ -54,6 +56,7 @@ class Found:
 
     chip: str
     place: str
+    period: str
     row: int
     col: int
     lon: float
@@ -66,14 +69,23 @@ class Found:
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 
+def chips_to_embed(model: TrainedModel, chips: ChipFolder, period: str | Period | None = None) -> list[Path]:
+    """The chips that are searched: over a period, of several of one place, the one that observed most of it."""
+    if period is None:
+        return chips.files
+    wanted = parse_period(period) if isinstance(period, str) else period
+    chosen = periods_by_chip([read_times(path, model.inputs) for path in chips.files], [wanted])
+    return [path for path, periods in chosen.items() if periods]
+
+
 def embed_fields(
     model: TrainedModel, chips: ChipFolder, period: str | Period | None = None
 ) -> Iterator[xarray.DataArray]:
-    """The embedding field of every chip, one at a time, over one valid period; None: over the last year of each chip."""
+    """The embedding fields of chips, one at a time, over one valid period; None: over the last year of each chip."""
     wanted = parse_period(period) if isinstance(period, str) else period
-    for path in chips.files:
+    for path in chips_to_embed(model, chips, wanted):
         chip = model.read(path)
-        end_ms = observed_span(chip, model.inputs).end_ms
+        end_ms = -(-observed_span(chip, model.inputs).end_ms // DAY_MS) * DAY_MS
         yield model.embed(chip, wanted or Period(end_ms - model.support_ms, end_ms))
 
 
@@ -86,13 +98,39 @@ def field_files(folder: str | os.PathLike) -> list[Path]:
     return paths
 
 
-def require_fields_of(model: TrainedModel, paths: Iterable[Path]) -> None:
-    """Raises SearchError where a field's file says that another model made it: its text head knows nothing of them."""
-    made_by = model.made_by()
-    for path in paths:
-        difference = made_by.other_model(read_tags(path)[1])
+def choose_fields(
+    paths: Iterable[Path], *, period: str | Period | None = None, made_by: MadeBy | None = None
+) -> list[Path]:
+    """The fields of one period (None: of all), once it is known that they compare: one maker, and no field twice.
+
+    Args:
+        made_by: the model that must have made them, as a text's direction is its own; None: that of the first field.
+
+    Raises:
+        SearchError: another model made a field or left other sources out, two files hold one field, or none is of the period.
+    """
+    wanted = parse_period(period) if isinstance(period, str) else period
+    tags = {path: read_tags(path)[1] for path in paths}
+    chosen = [path for path, found in tags.items() if wanted is None or found.get("period") == str(wanted)]
+    if not chosen:
+        known = ", ".join(sorted({found.get("period", "none stated") for found in tags.values()}))
+        raise SearchError(f"no field of the period {wanted}: there are fields of {known}")
+    first = tags[chosen[0]]
+    seen: dict[tuple[str, str], Path] = {}
+    for path in chosen:
+        difference = made_by.other_model(tags[path]) if made_by else None
         if difference:
             raise SearchError(f"{path}: {difference}: give the run that made the fields, or embed them with this one")
+        for name in ("model_version", "model_weights", "left_out", "unobserved"):
+            if tags[path].get(name) != first.get(name):
+                raise SearchError(
+                    f"{path}: its {name} is {tags[path].get(name, 'none')}, that of {chosen[0].name} is "
+                    f"{first.get(name, 'none')}: their vectors do not compare, search them one by one"
+                )
+        key = (tags[path].get("chip", path.stem), tags[path].get("period", ""))
+        if seen.setdefault(key, path) is not path:
+            raise SearchError(f"{path}: holds the field of {key[0]} over {key[1]} as {seen[key].name} does: remove one")
+    return chosen
 
 
 def read_fields(paths: Iterable[Path]) -> Iterator[xarray.DataArray]:
@@ -151,12 +189,26 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
 
 
 def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) -> np.ndarray:
-    """The embedding (D,) of the pixel that holds a position. Raises SearchError if no field does."""
+    """The embedding (D,) of the pixel that holds a position.
+
+    Raises:
+        SearchError: no field holds it, its pixel is no data, or fields of several periods hold it.
+    """
+    found: dict[str, np.ndarray] = {}
     for field in fields:
         row, col = pixel_at(field, lon, lat)
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
-            return np.asarray(field.values[:, row, col])
-    raise SearchError(f"no field holds {lon:g}, {lat:g} (longitude, latitude)")
+            found.setdefault(str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col]))
+    if not found:
+        raise SearchError(f"no field holds {lon:g}, {lat:g} (longitude, latitude)")
+    if len(found) > 1:
+        raise SearchError(
+            f"{lon:g}, {lat:g}: fields of {', '.join(sorted(found))} hold this pixel: choose one by --period"
+        )
+    (vector,) = found.values()
+    if not np.isfinite(vector).all():
+        raise SearchError(f"{lon:g}, {lat:g}: no frame observed this pixel, so it has no vector: choose another")
+    return vector
 
 
 def pixel_at(field: xarray.DataArray, lon: float, lat: float) -> tuple[int, int]:
@@ -214,25 +266,32 @@ def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
     x, y = raster_xy(field.rio.transform(), row, col)
     (lon,), (lat,) = warp(field.rio.crs, "EPSG:4326", [x], [y])
     name = _name(field)
-    return Found(name, str(field.attrs.get("place", name)), row, col, lon, lat, float(map_[row, col]), map_, field)
+    place, period = str(field.attrs.get("place", name)), str(field.attrs.get("period", ""))
+    return Found(name, place, period, row, col, lon, lat, float(map_[row, col]), map_, field)
 
 
 # --- what a search leaves behind -------------------------------------------------------------------------------------
 
 
+def map_name(field: xarray.DataArray) -> str:
+    """The file name of a field's similarity map: CHIP_START_END_similarity.tif."""
+    period = str(field.attrs.get("period", "")).replace("/", "_").replace(":", "")
+    return "_".join(word for word in (_name(field), period, "similarity.tif") if word)
+
+
 def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
     """A similarity map as a float32 GeoTIFF, atomically. Raises OSError where it cannot be written."""
-    write_geotiff(path, map_[None].astype(np.float32), field, descriptions=["cosine similarity"])
+    write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"])
 
 
 def write_places(path: Path, places: Sequence[Found]) -> None:
     """The places found as a table."""
     with writing(path, "w") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(("rank", "chip", "place", "lon", "lat", "row", "col", "similarity"))
+        table.writerow(("rank", "chip", "place", "period", "lon", "lat", "row", "col", "similarity"))
         for rank, found in enumerate(places, 1):
             where = (f"{found.lon:.6f}", f"{found.lat:.6f}", found.row, found.col)
-            table.writerow((rank, found.chip, found.place, *where, f"{found.similarity:.4f}"))
+            table.writerow((rank, found.chip, found.place, found.period, *where, f"{found.similarity:.4f}"))
 
 
 def draw(path: Path, places: Sequence[Found], query: str) -> None:

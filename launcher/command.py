@@ -50,6 +50,24 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
+def add_device(options: argparse.ArgumentParser) -> None:
+    """The option that says where a trained model runs (`load_model`)."""
+    words = "where the model runs: auto (a GPU where there is one), cpu, cuda or cuda:N"
+    options.add_argument("--device", default="auto", metavar="DEVICE", help=words)
+
+
+def load_model(module: str, path: str, device: str):
+    """The trained model of a run on a device, which is said where there is a choice. Raises RunError where it cannot be had."""
+    import torch
+
+    import aef
+
+    model = aef.load(path, device=device)
+    if torch.cuda.is_available():
+        print(f"{Path(module).stem}: {model.version} on {model.device}", file=sys.stderr)
+    return model
+
+
 def with_western_longitudes(argv: list[str] | None, *options: str) -> list[str]:
     """``--place -93.5,42`` as ``--place=-93.5,42``: argparse takes a list that starts with a minus for an option."""
     words: list[str] = []

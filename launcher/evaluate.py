@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aef.launcher.command import parser, require_number, run
+from aef.launcher.command import add_device, load_model, parser, require_number, run
 
 MOST_DAYS = 730
-"""A year's frames, and six months to either side: what a model may be asked about (`aef.mapping.field`)."""
+"""A year's frames, and six months to either side: what a model may be asked about (`aef.mapping.support`)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
     options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
+    add_device(options)
     arguments = options.parse_args(argv)
 
     from aef.atomic import require_writable, writing
@@ -80,13 +81,12 @@ def _days(text: str) -> list[float]:
 
 def _judge(path: str, arguments):
     """The version of a run's model, and what is said of it. Raises ValueError for places and dates that it cannot judge."""
-    import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import JudgementError, judge, own_dates, require_unseen_dates
     from aef.evaluation.proof import require_unseen
 
-    model = aef.load(path)
+    model = load_model(__file__, path, arguments.device)
     folder = ChipFolder(arguments.data, model.registry)
     own = own_dates(model)
     listed = arguments.withheld or own

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, as_typed, parser, run
+from aef.launcher.command import Progress, add_device, as_typed, load_model, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,15 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--places", type=int, default=12, metavar="N", help="synthetic places")
     options.add_argument("--seed", type=int, default=1, help="of the synthetic Earth; not that of the training places")
     options.add_argument("--chip-px", type=int, default=32, metavar="PX", help="side of a place in pixels of 10 m")
+    add_device(options)
     arguments = options.parse_args(argv)
 
-    import aef
     from aef.evaluation.gaps import judge_gaps
     from aef.evaluation.tables import require_results, write_results
 
     if arguments.out:
         require_results(Path(arguments.out), "--out")
-    model = aef.load(arguments.checkpoint)
+    model = load_model(__file__, arguments.checkpoint, arguments.device)
     with Progress("gaps", total=arguments.places, unit="place") as progress:
         result = judge_gaps(
             model,

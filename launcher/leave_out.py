@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from aef.launcher.command import STOPPED, as_typed, parser, run
+from aef.launcher.command import STOPPED, add_device, as_typed, load_model, parser, run
 
 STEPS = 1500
 """Six minutes of one idle core at the 0.23 s that a step over real chips with three imaging sources took."""
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--least-fields", type=int, default=3, help="classes with fewer at a place are left out")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of the splits")
+    add_device(options)
     arguments = options.parse_intermixed_args(argv)
 
     if arguments.least_fields < 2:
@@ -43,8 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     from aef.data.chips import ChipFolder
     from aef.evaluation.tables import write_results
     from aef.evaluation.transfer import Task
+    from aef.mapping.trained import find_device
     from aef.settings_file import load_config, registry_of
 
+    find_device(arguments.device)  # before anything is trained
     config = load_config(arguments.config, [f"train.steps={arguments.steps}", *arguments.settings])
     tasks = [Task.parse(text) for text in arguments.label]
     folder = ChipFolder(arguments.data, registry_of(arguments.data))
@@ -115,10 +118,9 @@ def _train(config, data: str, out: Path, place: str) -> bool:
 
 def _judge(out: Path, folder, place: str, tasks, arguments):
     """Results of every label at a place."""
-    import aef
     from aef.evaluation.transfer import judge_place
 
-    model = aef.load(out)
+    model = load_model(__file__, str(out), arguments.device)
     chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]
     options = {"trials": arguments.trials, "seed": arguments.seed, "min_units": arguments.least_fields}
     return [judge_place(model, chips, task, **options) for task in tasks]

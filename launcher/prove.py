@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, as_typed, parser, require_number, run
+from aef.launcher.command import Progress, add_device, as_typed, load_model, parser, require_number, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--trials", type=int, default=10, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")
     options.add_argument("--no-shuffles", action="store_true", help="judge intact chips only, in a third of the time")
+    add_device(options)
     arguments = options.parse_args(argv)
 
-    import aef
     from aef.data.chips import ChipFolder
     from aef.evaluation.probes import MAX_SHOTS
     from aef.evaluation.proof import CONDITIONS, prove
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     require_number("--most-places", arguments.most_places, 0)
     if arguments.out:
         require_results(Path(arguments.out), "--out")
-    model = aef.load(arguments.checkpoint)
+    model = load_model(__file__, arguments.checkpoint, arguments.device)
     folder = ChipFolder(arguments.data, model.registry)
     folder.require(arguments.places or (), "--places: holds no")
     held_out = set(arguments.places or model.config.data.held_out_places) & set(folder.places())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import as_typed, parser, run
+from aef.launcher.command import add_device, as_typed, load_model, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,16 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--commands", metavar="FILE", help="text file of the commands that led here, shown on the page"
     )
+    add_device(options)
     arguments = options.parse_args(argv)
 
-    import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import judge, own_dates
     from aef.evaluation.report import write_report
     from aef.training.log import read_log
 
-    model = aef.load(arguments.checkpoint)
+    model = load_model(__file__, arguments.checkpoint, arguments.device)
     log = read_log(Path(arguments.checkpoint))
     if not log:
         raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")

@@ -1,33 +1,39 @@
 """Search places by words, or by the example of a pixel, with a trained model.
 
     python launcher/search.py --checkpoint RUN --data CHIPS --text "a forest on a steep slope" --out DIR
-    python launcher/search.py --checkpoint RUN --fields FIELDS --at 4.35,50.85 --out DIR
+    python launcher/search.py --fields FIELDS --at 4.35,50.85 --period 2019-01-01/2020-01-01 --out DIR
 
 Writes DIR/search.png (the best places and their similarity), DIR/places.csv, and a GeoTIFF of the similarity of every
-field. Words need a run that learnt from texts (`aef text`), and the text tower that it learnt with.
+field. Words need a run that learnt from texts (`aef text`), and the text tower that it learnt with. Fields must be of one
+model, which need not be there to search them by a pixel.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run, with_western_longitudes
+from aef.launcher.command import Progress, add_device, load_model, parser, run, with_western_longitudes
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parser(__file__, __doc__)
-    options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
+    options.add_argument(
+        "--checkpoint", metavar="RUN", help="run folder of a trained model; not needed for --fields with --at"
+    )
     options.add_argument("--data", metavar="CHIPS", help="folder of chips to embed and search")
     options.add_argument("--fields", metavar="DIR", help="folder of embedding fields to search instead")
     options.add_argument("--text", metavar="WORDS", help="what to look for")
     options.add_argument("--at", metavar="LON,LAT", help="or: look for what is like this pixel, degrees")
     options.add_argument(
-        "--period", metavar="START/END", help="valid period, ISO dates; otherwise the last year of each chip"
+        "--period",
+        metavar="START/END",
+        help="valid period, ISO dates; otherwise the last year of each chip, or every period of the fields",
     )
     options.add_argument("--weights", metavar="FILE", help="weights of the run's text tower, where they are not found")
     options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     options.add_argument("--dry-run", action="store_true", help="say what would be searched")
+    add_device(options)
     arguments = options.parse_args(with_western_longitudes(argv, "--at"))
     if (arguments.text is None) == (arguments.at is None):
         raise ValueError("give either --text WORDS or --at LON,LAT")
@@ -36,18 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.top < 1:
         raise ValueError(f"--top: expected at least 1, found {arguments.top}")
 
-    import aef
+    if arguments.checkpoint is None and (arguments.fields is None or arguments.text is not None):
+        raise ValueError("--checkpoint: words and chips need the run of a trained model")
+
     from aef import search
 
-    model = aef.load(arguments.checkpoint)
+    model = load_model(__file__, arguments.checkpoint, arguments.device) if arguments.checkpoint else None
     fields, total, what = _fields(arguments, model)
-    if arguments.fields and arguments.text is not None:
-        search.require_fields_of(model, search.field_files(arguments.fields))
     if arguments.dry_run:
         print(f"would search {what}")
         return 0
     if arguments.text is not None:
-        vector = search.run_tower(arguments.checkpoint, arguments.weights).encode([arguments.text])[0]
+        assert model is not None
+        vector = search.run_tower(arguments.checkpoint, arguments.weights, device=str(model.device)).encode(
+            [arguments.text]
+        )[0]
         query = f"“{arguments.text}”"
     else:
         lon, lat = _position(arguments.at)
@@ -62,14 +71,16 @@ def main(argv: list[str] | None = None) -> int:
     with Progress("search", total, "field") as progress:
 
         def keep(field, map_) -> None:
-            search.write_map(out / f"{field.attrs['chip']}_similarity.tif", field, map_)
+            search.write_map(out / search.map_name(field), field, map_)
             progress.advance(note=field.attrs["chip"])
 
         places = search.search(fields(), direction, top=arguments.top, on_map=keep)
     search.write_places(out / "places.csv", places)
     search.draw(out / "search.png", places, query)
     for rank, found in enumerate(places, 1):
-        print(f"{rank}. {found.place} at {found.lat:.5f}, {found.lon:.5f}: cosine {found.similarity:.3f}")
+        print(
+            f"{rank}. {found.place} over {found.period} at {found.lat:.5f}, {found.lon:.5f}: cosine {found.similarity:.3f}"
+        )
     print(f"{query} in {what}: {out / 'search.png'}")
     return 0
 
@@ -80,11 +91,13 @@ def _fields(arguments, model):
     from aef.data.chips import ChipFolder
 
     if arguments.fields:
-        files = search.field_files(arguments.fields)
+        made_by = model.made_by() if model else None
+        files = search.choose_fields(search.field_files(arguments.fields), period=arguments.period, made_by=made_by)
         return lambda: search.read_fields(files), len(files), arguments.fields
     chips = ChipFolder(arguments.data, model.registry)
     what = f"{arguments.data} over {arguments.period or 'the last year of each chip'}"
-    return lambda: search.embed_fields(model, chips, arguments.period), len(chips), what
+    total = len(search.chips_to_embed(model, chips, arguments.period))
+    return lambda: search.embed_fields(model, chips, arguments.period), total, what
 
 
 def _position(text: str) -> tuple[float, float]:

@@ -19,6 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
     options = p.parse_args(argv)
 
+    out = Path(options.out) if options.out else Path(options.chip).with_suffix(".png")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
+
+    from aef.atomic import writing
     from aef.data.chips import read_chip
     from aef.data.facts import facts_of
     from aef.data.portrait import draw_chip
@@ -32,13 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         clear = "" if facts.clear is None else f", {facts.clear:.0%} clear"
         doubts = f"  ! {', '.join(facts.doubts)}" if facts.doubts else ""
         print(f"{name}: {facts.frames} frames, {facts.span}, {facts.observed:.0%} observed{clear}{doubts}")
-    out = Path(options.out) if options.out else path.with_suffix(".png")
-    temporary = out.with_name(f".{out.name}.tmp.png")
-    try:
-        draw_chip(chip, registry).savefig(temporary, dpi=options.dpi)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    figure = draw_chip(chip, registry)
+    with writing(out) as stream:
+        figure.savefig(stream, dpi=options.dpi, format="png")
     print(f"wrote {out}")
     return 0
 

@@ -19,7 +19,7 @@ from aef.data.statistics import Statistics
 from aef.launcher.command import run as run_command
 from aef.launcher.search import main
 from aef.mapping.field import MadeBy
-from aef.mapping.files import as_data_array, write_field
+from aef.mapping.files import as_data_array, read_field, write_field
 from aef.run import TEXT_TOWER, Run, build_model, write_weights
 from aef.search import SearchError, embed_fields, pixel_direction, read_fields, run_tower, search, text_direction
 from aef.sources import BUILT_IN
@@ -41,7 +41,12 @@ def chip(name, number=0, side=16):
 
 def field(name, vectors, number=0, period=YEAR):
     return as_data_array(
-        vectors[None], chip(name, number, vectors.shape[1]), [period], ["sentinel2"], MadeBy("v"), single=True
+        vectors[None],
+        chip(name, number, vectors.shape[1]),
+        [period],
+        [{"sources": "sentinel2"}],
+        MadeBy("v"),
+        single=True,
     )
 
 
@@ -140,15 +145,14 @@ def test_the_command_writes_a_picture_a_table_and_maps(trained, tmp_path, capsys
         main(["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--top", "2", "--out", str(out)]) == 0
     )
     assert sorted(p.name for p in out.iterdir()) == [
-        "a_similarity.tif",
-        "b_similarity.tif",
-        "c_similarity.tif",
+        *(f"{name}_2018-11-10_2019-11-10_similarity.tif" for name in "abc"),
         "places.csv",
         "search.png",
     ]
     rows = list(csv.DictReader((out / "places.csv").open()))
     assert len(rows) == 2 and float(rows[0]["similarity"]) >= float(rows[1]["similarity"])
-    with rasterio.open(out / f"{rows[0]['chip']}_similarity.tif") as file:
+    assert rows[0]["period"] == "2018-11-10/2019-11-10"
+    with rasterio.open(out / f"{rows[0]['chip']}_2018-11-10_2019-11-10_similarity.tif") as file:
         assert file.read(1)[int(rows[0]["row"]), int(rows[0]["col"])] == pytest.approx(
             float(rows[0]["similarity"]), abs=1e-4
         )
@@ -171,24 +175,94 @@ def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
     assert (best["chip"], best["row"], best["col"]) == ("b", "7", "3")
 
 
-def test_words_are_not_looked_for_in_fields_of_another_model(trained, tmp_path, capsys):
+@pytest.fixture
+def searched(trained, tmp_path, capsys):
+    """A folder of fields of two places over two periods, and `aef search` in it: exit code and what it said."""
     run, chips = trained
-    fields, options = tmp_path / "fields", ["--checkpoint", str(run), "--out", str(tmp_path / "found")]
+    fields = tmp_path / "fields"
     fields.mkdir()
     model = aef.load(run)
-    (one, *_) = embed_fields(model, ChipFolder(chips, model.registry), YEAR)
-    ours, theirs = write_field(fields / "a.tif", one), fields / "b.tif"
-    words = [*options, "--fields", str(fields), "--text", "a lake"]
-    assert run_command(main, words) == 0
-    theirs = write_field(theirs, one.assign_attrs(model_weights="f" * 64))
-    (there,) = search(read_fields([ours]), np.ones(64), top=1)
-    assert run_command(main, [*options, "--fields", str(fields), "--at", f"{there.lon},{there.lat}"]) == 0
-    shutil.rmtree(tmp_path / "found")
-    capsys.readouterr()
+    for period in ("2019-01-01/2019-07-01", YEAR):
+        for number, one in enumerate(embed_fields(model, ChipFolder(chips, model.registry), period)):
+            if number < 2:
+                write_field(fields / f"{one.attrs['chip']}_{str(period)[-10:]}.tif", one)
+
+    def call(*options, checkpoint=run):
+        given = ["--fields", fields, "--out", tmp_path / "found", *options]
+        code = run_command(main, [str(word) for word in given + ["--checkpoint", checkpoint] * bool(checkpoint)])
+        return code, "".join(capsys.readouterr())
+
+    return fields, call
+
+
+def a_pixel_of(path):
+    (there,) = search(read_fields([path]), np.ones(64), top=1)
+    return f"{there.lon},{there.lat}"
+
+
+def test_periods_are_kept_apart(searched, tmp_path):
+    fields, call = searched
+    assert call("--text", "a lake")[0] == 0
+    found = tmp_path / "found"
+    assert len(list(found.glob("*_similarity.tif"))) == 4
+    rows = list(csv.DictReader((found / "places.csv").open()))
+    assert len({(row["place"], row["period"]) for row in rows}) == 4
+    at = a_pixel_of(fields / "a_2020-01-01.tif")
+    code, said = call("--at", at)
+    assert code == 1 and "2019-01-01/2019-07-01, 2019-01-01/2020-01-01 hold this pixel: choose one by --period" in said
+    shutil.rmtree(found)
+    assert call("--at", at, "--period", "2019-01-01/2019-07-01", checkpoint=None)[0] == 0
+    assert sorted(path.name for path in found.glob("*.tif")) == [
+        f"{name}_2019-01-01_2019-07-01_similarity.tif" for name in "ab"
+    ]
+    code, said = call("--text", "a lake", "--period", "2019-01-01/2019-08-01")
+    assert code == 1 and "no field of the period 2019-01-01/2019-08-01: there are fields of 2019-01-01/2019-07" in said
+
+
+def test_fields_of_another_model_are_not_searched(searched, tmp_path):
+    fields, call = searched
+    at, year = a_pixel_of(fields / "a_2020-01-01.tif"), str(YEAR)
+    one = read_field(fields / "a_2020-01-01.tif")
+    theirs = write_field(fields / "c.tif", one.assign_attrs(model_weights="f" * 64, chip="c"))
     for dry in ([], ["--dry-run"]):
-        assert run_command(main, [*words, *dry]) == 1 and not (tmp_path / "found").exists()
-        said = capsys.readouterr().err
-        assert f"{theirs}: expected model tiny@1 (weights" in said and "found tiny@1 (weights ffffffffffff)" in said
+        for question in (["--text", "a lake"], ["--at", at, "--period", year]):
+            code, said = call(*question, *dry)
+            assert code == 1 and not (tmp_path / "found").exists()
+            assert f"{theirs}: expected model tiny@1 (weights" in said and "found tiny@1 (weights ffffffffffff)" in said
+    code, said = call("--at", at, "--period", year, checkpoint=None)
+    assert code == 1 and f"{theirs}: its model_weights is ffff" in said and "their vectors do not compare" in said
+    write_field(theirs, one.assign_attrs(left_out="sentinel1", chip="c"))
+    assert "its left_out is sentinel1, that of a_2019-07-01.tif is none" in call("--text", "a lake")[1]
+    write_field(theirs, one)
+    assert "holds the field of a over 2019-01-01/2020-01-01 as a_2020-01-01.tif does" in call("--text", "a lake")[1]
+
+
+def test_words_and_chips_need_a_run(searched, trained, tmp_path, capsys):
+    _, call = searched
+    assert "--checkpoint: words and chips need the run" in call("--text", "a lake", checkpoint=None)[1]
+    assert run_command(main, ["--data", str(trained[1]), "--at", "1,2", "--out", str(tmp_path / "o")]) == 1
+    assert "--checkpoint: words and chips need the run" in capsys.readouterr().err
+
+
+def test_a_pixel_without_a_vector_is_no_example(searched):
+    fields, call = searched
+    at, path = a_pixel_of(fields / "a_2020-01-01.tif"), fields / "a_2020-01-01.tif"
+    one = read_field(path)
+    one.values[:] = np.nan
+    write_field(path, one)
+    assert "no frame observed this pixel, so it has no vector" in call("--at", at, "--period", str(YEAR))[1]
+
+
+def test_a_place_with_a_chip_per_year_is_searched_once(trained, tmp_path):
+    run, chips = trained
+    model = aef.load(run)
+    folder = shutil.copytree(chips, tmp_path / "chips")
+    (folder / "b.npz").unlink()
+    later = dataclasses.replace(chip("a"), id="a_2020")
+    later.sources["sentinel2"].time_ms[:] += 365 * DAY_MS
+    write_chip(folder / "a_2020.npz", later, BUILT_IN)
+    found = [one.attrs["chip"] for one in embed_fields(model, ChipFolder(folder, model.registry), YEAR)]
+    assert found == ["a", "c"]
 
 
 def test_a_full_disk_is_one_line_and_no_map(trained, tmp_path, capsys, monkeypatch):
@@ -199,7 +273,7 @@ def test_a_full_disk_is_one_line_and_no_map(trained, tmp_path, capsys, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     options = ["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--out", str(tmp_path / "found")]
     assert run_command(main, options) == 1
-    assert capsys.readouterr().err.endswith("a_similarity.tif: No space left on device\n")
+    assert capsys.readouterr().err.endswith("a_2018-11-10_2019-11-10_similarity.tif: No space left on device\n")
     assert not list((tmp_path / "found").iterdir())
 
 

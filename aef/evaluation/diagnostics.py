@@ -9,6 +9,7 @@ import numpy as np
 
 from aef.data.chips import Chip
 from aef.evaluation.probes import Labelled, better, effective_rank, probe
+from aef.mapping.field import EmbeddingError
 from aef.mapping.trained import TrainedModel
 from aef.timecode import Period
 
@@ -48,7 +49,10 @@ def source_presence(
         for chip, (rows, columns, block), whole in zip(chips, places, complete):
             if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
                 continue
-            without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0][0]
+            try:
+                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0][0]
+            except EmbeddingError:  # no other source has a frame in the period
+                continue
             for present, field in ((1, whole), (0, without)):
                 vectors.append(field[:, rows, columns].T)
                 labels.append(np.full(PIXELS_PER_CHIP, present))

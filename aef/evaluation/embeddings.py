@@ -45,8 +45,8 @@ def decoded_source(model: TrainedModel, chips: Sequence[Chip]) -> str | None:
 def feature_sets(
     model: TrainedModel, chip: Chip, years: Sequence[Period], decoded: str | None
 ) -> dict[Period, dict[str, np.ndarray]]:
-    """Every feature set of some years of a chip: years and quarters from one pass of the encoder, the decoded series of a
-    year from one more.
+    """Every feature set of some years of a chip: a year and its quarters from one pass of the encoder over the frames of
+    the year, the decoded series of a year from one more.
 
     Args:
         model, chip: the model need not know the chip.
@@ -57,12 +57,12 @@ def feature_sets(
         year → name → (64, h, w), (256, h, w) or (12 C, h, w).
 
     Raises:
-        EmbeddingError: a year lies more than six months outside the chip's observations, or `decoded` is not decoded.
+        EmbeddingError: a year holds no frame, or `decoded` is not decoded.
     """
-    periods = list(dict.fromkeys(period for year in years for period in (year, *quarters(year))))
-    embedded = dict(zip(periods, model.embed_array(chip, periods)[0]))
     found: dict[Period, dict[str, np.ndarray]] = {}
     for year in dict.fromkeys(years):
+        periods = [year, *quarters(year)]
+        embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)[0]))
         fields = {EMBEDDING: embedded[year], QUARTERLY: np.concatenate([embedded[part] for part in quarters(year)])}
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)

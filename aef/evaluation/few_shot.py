@@ -13,7 +13,7 @@ from aef.evaluation.embeddings import EMBEDDING
 from aef.evaluation.features import baseline_fields
 from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
 from aef.evaluation.probes import Scores, better, bootstrap, probe
-from aef.mapping.field import observed_span
+from aef.mapping.support import observed_span
 from aef.mapping.trained import TrainedModel
 from aef.timecode import Period
 

@@ -3,13 +3,12 @@
 The model sees the chip through windows of the side that it was trained on. Windows overlap, and each pixel is taken
 from the window in which it lies farthest from the border: of 128 px an inner window gives its central 96 px. (The paper
 tiles at 960 m and buffers by 160 m: windows of 128 px at a pitch of 96 px, of which 8 px a side are trimmed. 112 px
-remain, neighbours overlap by 16 px, and how they are merged is not stated.) All frames of the support are encoded,
-without a budget (paper, v2.1), once for all periods of one support.
+remain, neighbours overlap by 16 px, and how they are merged is not stated.) All frames of the support
+(`aef.mapping.support`) are encoded, without a budget (paper, v2.1), once for all periods of one support.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,24 +18,14 @@ import numpy as np
 
 from aef.data.chips import Chip, SourceSeries
 from aef.data.collate import Frames
-from aef.timecode import DAY_MS, Period
-
-BEYOND_MS = 183 * DAY_MS
-"""How far a valid period may lie outside the observations (paper: 6 months)."""
+from aef.timecode import Period
 
 MARGIN = 1 / 8
 """Share of a window's side that is trimmed at an inner border: 16 of 128 px, which gives the paper's pitch of 96 px."""
 
-FAR_LONGER = 1.5
-"""A valid period of more than so many supports is warned of: training saw none that is longer than its support."""
-
 
 class EmbeddingError(ValueError):
     """A chip or period that cannot be embedded; one line."""
-
-
-class LongPeriodWarning(UserWarning):
-    """A valid period far longer than any that the model has seen; one line."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +36,22 @@ class MadeBy:
         version: preset and step of the model.
         weights: SHA-256 of its weights.
         left_out: input sources that were ignored.
+        inpainted: pixels that were never observed have a vector too.
     """
 
     version: str
     weights: str = ""
     left_out: tuple[str, ...] = ()
+    inpainted: bool = False
 
     @property
     def tags(self) -> dict[str, str]:
-        every = {"model_version": self.version, "model_weights": self.weights, "left_out": ", ".join(self.left_out)}
+        every = {
+            "model_version": self.version,
+            "model_weights": self.weights,
+            "left_out": ", ".join(self.left_out),
+            "unobserved": "inpainted" if self.inpainted else "",
+        }
         return {name: value for name, value in every.items() if value}
 
     def other_model(self, tags: Mapping[str, str]) -> str | None:
@@ -64,17 +60,51 @@ class MadeBy:
             return None
         return f"expected model {_model_in_words(self.tags)}, found {_model_in_words(tags)}"
 
-    def difference(self, tags: Mapping[str, str]) -> str | None:
-        """What a field's tags tell of another maker, in words, or None."""
+    def difference(self, tags: Mapping[str, str], support: Period | None = None) -> str | None:
+        """What a field's tags tell of another maker, or of another support than the one that is given; None if nothing."""
         if (model := self.other_model(tags)) is not None:
             return model
         wanted, found = (given.get("left_out") for given in (self.tags, tags))
-        return None if wanted == found else f"expected {wanted or 'no source'} left out, found {found or 'none'}"
+        if wanted != found:
+            return f"expected {wanted or 'no source'} left out, found {found or 'none'}"
+        wanted, found = (given.get("unobserved", "no data") for given in (self.tags, tags))
+        if wanted != found:
+            return f"expected unobserved pixels to be {wanted}, found {found}"
+        if support is not None and tags.get("support") != str(support):
+            return f"expected the support {support}, found {tags.get('support', 'none stated')}"
+        return None
 
 
 def _model_in_words(tags: Mapping[str, str]) -> str:
     weights = tags.get("model_weights")
     return f"{tags.get('model_version', 'unknown')} (weights {weights[:12] if weights else 'not stated'})"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the encoder over a chip: the frames of one support, for the valid periods that it serves.
+
+    Attributes:
+        sources: the input sources with a frame in the support that shows something.
+        times_ms: (N,) of all these frames.
+        observed: (H, W) bool: where one of them shows something.
+    """
+
+    support: Period
+    periods: tuple[Period, ...]
+    sources: tuple[str, ...]
+    times_ms: np.ndarray
+    observed: np.ndarray
+
+    def about(self, period: Period) -> dict[str, str | int]:
+        """What the file of a period's field says of the frames that it was made from."""
+        inside = (self.times_ms >= period.start_ms) & (self.times_ms < period.end_ms)
+        return {
+            "sources": ", ".join(self.sources),
+            "support": str(self.support),
+            "frames": len(self.times_ms),
+            "frames_in_period": int(inside.sum()),
+        }
 
 
 class Window(NamedTuple):
@@ -99,58 +129,42 @@ def windows(side_px: int, window_px: int) -> list[Window]:
     return [Window(origin, start, stop) for origin, (start, stop) in zip(origins, pairwise(borders))]
 
 
-def observed_span(chip: Chip, inputs: Sequence[str]) -> Period:
-    """From the first to just after the last frame of the model's input sources. Raises EmbeddingError if there is none."""
-    held = [chip.sources[name].time_ms for name in inputs if name in chip.sources]
-    times = [t for t in held if t is not None and len(t)]
+def look_over(
+    chip: Chip,
+    support: Period,
+    periods: Sequence[Period],
+    inputs: Sequence[str],
+    without_ms: Mapping[str, Sequence[int]] | None = None,
+) -> Pass:
+    """What there is to encode of a chip over a support. Raises EmbeddingError where no frame shows anything.
+
+    Args:
+        without_ms: per source, frames to leave out, to the millisecond.
+    """
+    observed = np.zeros((chip.height, chip.width), bool)
+    times: dict[str, list[int]] = {}
+    for name in inputs:
+        series = chip.sources.get(name)
+        if series is None or series.moment_ms is None:
+            continue
+        for index in np.flatnonzero(_inside(series.moment_ms, support, (without_ms or {}).get(name, ()))):
+            shown = series.valid[index].any(axis=0)
+            if shown.any():
+                observed |= shown
+                times.setdefault(name, []).append(int(series.moment_ms[index]))
     if not times:
         raise EmbeddingError(
-            f"chip {chip.id}: holds no frame of any input of the model ({', '.join(inputs)}); it holds "
-            f"{', '.join(chip.sources) or 'nothing'}"
+            f"chip {chip.id}: no frame of {', '.join(inputs)} within the support {support} of the period "
+            f"{', '.join(map(str, periods))}: there is nothing to embed"
         )
-    return Period(int(min(t[0] for t in times)), int(max(t[-1] for t in times)) + 1)
+    every = np.sort(np.concatenate([np.array(of_source, np.int64) for of_source in times.values()]))
+    return Pass(support, tuple(periods), tuple(times), every, observed)
 
 
-def support_of(period: Period, span: Period, length_ms: int, chip_id: str) -> Period:
-    """The support whose frames embed a valid period: `length_ms` around its middle, moved inside the observed span.
-
-    A longer period is its own support. Raises EmbeddingError when the period lies more than six months outside.
-    """
-    if period.start_ms < span.start_ms - BEYOND_MS or period.end_ms > span.end_ms + BEYOND_MS:
-        raise EmbeddingError(
-            f"chip {chip_id}: the period {period} reaches more than six months beyond the observations ({span}): "
-            "choose one inside or near them"
-        )
-    if period.length_ms > length_ms:
-        return period
-    latest = max(span.end_ms - length_ms, span.start_ms)
-    middle = (period.start_ms + period.end_ms - length_ms) // 2
-    start = min(max(middle, span.start_ms), latest)
-    return Period(start, start + length_ms)
-
-
-def warn_of_long(period: Period, length_ms: int) -> None:
-    """Warn of a period far longer than the supports of training (`length_ms`)."""
-    if period.length_ms > FAR_LONGER * length_ms:
-        warnings.warn(
-            f"the period {period} is {period.length_ms / DAY_MS:.0f} days long, but the model was trained on periods of up "
-            f"to {length_ms / DAY_MS:.0f} days: its field may be poor; embed shorter periods, such as each year by itself",
-            LongPeriodWarning,
-            stacklevel=3,
-        )
-
-
-def group_by_support(
-    periods: Sequence[Period], span: Period, length_ms: int, chip_id: str
-) -> dict[Period, list[Period]]:
-    """Periods that one support can serve together, so that the encoder runs once for them."""
-    together = Period(min(p.start_ms for p in periods), max(p.end_ms for p in periods))
-    groups: dict[Period, list[Period]] = {}
-    for period in periods:
-        one = support_of(period, span, length_ms, chip_id)
-        shared = support_of(together, span, length_ms, chip_id) if together.length_ms <= length_ms else one
-        groups.setdefault(shared, []).append(period)
-    return groups
+def _inside(moments_ms: np.ndarray, support: Period, without_ms: Sequence[int]) -> np.ndarray:
+    """Which frames (T,) lie inside a support and are not left out."""
+    chosen = (moments_ms >= support.start_ms) & (moments_ms < support.end_ms)
+    return chosen & ~np.isin(moments_ms, np.asarray(without_ms, np.int64))
 
 
 def cut_frames(
@@ -162,8 +176,7 @@ def cut_frames(
     """
     moments = series.moment_ms
     assert moments is not None
-    chosen = (moments >= support.start_ms) & (moments < support.end_ms)
-    chosen &= ~np.isin(moments, np.asarray(without_ms, np.int64))
+    chosen = _inside(moments, support, without_ms)
     chosen &= series.valid[:, :, rows, columns].any(axis=(1, 2, 3))
     index = np.flatnonzero(chosen)
     if not len(index):

@@ -1,9 +1,10 @@
-"""Embedding fields as labelled arrays and as files: GeoTIFF (int8 or float), NetCDF."""
+"""Embedding fields as labelled arrays and as files: GeoTIFF (int8 or float, cloud-optimised), NetCDF."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +14,32 @@ import numpy as np
 import rasterio
 import rioxarray  # noqa: F401  (registers the `rio` accessor)
 import xarray
-from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 from xarray.backends import NetCDF4DataStore
 
 from aef.atomic import writing
 from aef.data.chips import Chip
+from aef.mapping.cog import writing_cog
 from aef.mapping.field import MadeBy
 from aef.mapping.quantize import NODATA, dequantize, quantize
 from aef.timecode import Period
 
 Format = Literal["int8", "float", "netcdf"]
 SUFFIX: dict[str, str] = {"int8": ".tif", "float": ".tif", "netcdf": ".nc"}
+
+
+FILE_TAGS = ("AREA_OR_POINT", "OVR_RESAMPLING_ALG", "dequantize", "vectors")
+"""Tags of a file that are no attributes of its field."""
+
+STRIP_PX = 256
+"""Rows that are coded at once."""
+
+UNIT = 0.02
+"""Lengths that differ by more from 1 are not those of vectors of an embedding, coded or not."""
+
+
+class NotUnitWarning(UserWarning):
+    """Vectors that are written as codes of unit vectors and are none; one line."""
 
 
 class DamagedFieldError(ValueError):
@@ -36,9 +51,19 @@ class OtherFieldError(ValueError):
 
 
 def as_data_array(
-    vectors: np.ndarray, chip: Chip, periods: Sequence[Period], sources: Sequence[str], made_by: MadeBy, *, single: bool
+    vectors: np.ndarray,
+    chip: Chip,
+    periods: Sequence[Period],
+    about: Sequence[Mapping[str, str | int]],
+    made_by: MadeBy,
+    *,
+    single: bool,
 ) -> xarray.DataArray:
-    """(period, band, y, x) vectors of a chip → a labelled array with pixel-centre coordinates, CRS and provenance."""
+    """(period, band, y, x) vectors of a chip → a labelled array with pixel-centre coordinates, CRS and provenance.
+
+    `about` tells of each period's frames (`Pass.about`). A single period and what it says are attributes; of several they
+    are coordinates along `period`, which a selection of one keeps.
+    """
     affine = Affine(*chip.transform)
     columns, rows = np.arange(chip.width) + 0.5, np.arange(chip.height) + 0.5
     field = xarray.DataArray(
@@ -51,85 +76,131 @@ def as_data_array(
             "x": affine.c + affine.a * columns,
         },
         name="embedding",
-        attrs={
-            "long_name": "embedding field: one unit vector per pixel",
-            "chip": chip.id,
-            "place": chip.place,
-            "sources": ", ".join(sources),
-            **made_by.tags,
-            "synthetic": int(chip.synthetic),
-        },
+        attrs=chip_tags(chip, made_by),
     )
     if single:
-        field = field.isel(period=0, drop=True)
-        field.attrs["period"] = str(periods[0])
+        field = field.isel(period=0, drop=True).assign_attrs(period=str(periods[0]), **about[0])
+    elif about:
+        field = field.assign_coords({key: ("period", [one[key] for one in about]) for key in about[0]})
     return field.rio.write_crs(chip.crs).rio.write_transform(affine)
+
+
+def chip_tags(chip: Chip, made_by: MadeBy) -> dict[str, str | int]:
+    """What the field of a chip says of where it lies and what made it."""
+    return {
+        "long_name": "embedding field: one unit vector per pixel",
+        "chip": chip.id,
+        "place": chip.place,
+        **made_by.tags,
+        "synthetic": int(chip.synthetic),
+    }
 
 
 def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format = "int8") -> Path:
     """Write one field (band, y, x), atomically: ``int8`` GeoTIFF in the published code, ``float`` GeoTIFF or ``netcdf``.
 
     The int8 file is read back by `aef.mapping.dequantize` (or sign(q) (|q| / 127.5)² in any other tool); −128 is no data.
+    Attributes become tags, and so do coordinates of no dimension, such as the period of a field selected from several.
 
     Raises:
         ValueError: an unknown format, a name whose suffix is not the format's, or a field of several periods.
         OSError: the disk is full or the folder cannot be written; an older file stays as it was.
+
+    Warns:
+        NotUnitWarning: as codes of unit vectors, vectors of another length (means, or only some of the bands).
     """
-    if form not in SUFFIX:
-        raise ValueError(f"unknown format {form!r}: expected {', '.join(SUFFIX)}")
     if field.dims != ("band", "y", "x"):
         raise ValueError(f"expected a field of one period (band, y, x), found {field.dims}: select a period first")
-    path = Path(path)
-    if path.suffix.lower() != SUFFIX[form]:
-        raise ValueError(f"{path}: expected a name that ends in {SUFFIX[form]} for the format {form}")
+    path = _named_for(path, form)
+    tags = {**field.attrs, **{str(key): one.item() for key, one in field.coords.items() if not one.dims}}
+    tags = {key: tags[key] for key in sorted(tags) if key not in ("spatial_ref", *FILE_TAGS)}
     if form == "netcdf":
+        names = [name for name, one in field.coords.items() if not one.dims and name != "spatial_ref"]
+        field = field.drop_vars(names)
+        field.attrs = {**tags, "vectors": _count(field.values)}
         with writing(path) as stream:
-            stream.write(_as_netcdf(field))
+            stream.write(_as_netcdf(field.rio.write_transform(transform_of(field))))
         return path
-    values, tags = field.values.astype(np.float32), {key: str(value) for key, value in field.attrs.items()}
-    if form == "int8":
-        values = quantize(field.values)
-        tags["dequantize"] = "sign(q) * (abs(q) / 127.5) ** 2"
-    write_geotiff(path, values, field, descriptions=[str(band) for band in field.band.values], tags=tags)
+    grid = {"crs": field.rio.crs, "transform": transform_of(field), "bands": [str(band) for band in field.band.values]}
+    with writing_strips(path, form, shape=field.shape, tags=tags, **grid) as write:  # type: ignore[arg-type]
+        for first in range(0, field.sizes["y"], STRIP_PX):
+            write(first, field.values[:, first : first + STRIP_PX])
     return path
 
 
-def write_geotiff(
+@contextmanager
+def writing_strips(
     path: str | os.PathLike,
-    values: np.ndarray,
-    field: xarray.DataArray,
+    form: Format,
     *,
-    descriptions: Sequence[str],
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write (band, y, x) int8 codes or float32 values on the grid of a field as a GeoTIFF, atomically.
+    shape: tuple[int, int, int],
+    crs: Any,
+    transform: Any,
+    bands: Sequence[str],
+    tags: Mapping[str, object],
+) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """A field's GeoTIFF, to be written some rows at a time: gives a function of the first row and (band, rows, x) vectors.
 
-    It is made in memory: what GDAL fails to write as it closes a file is logged, not raised.
+    It appears once the block has ended well; only its codes are held in memory, not its vectors. Raises as `write_field`.
+    """
+    path = _named_for(path, form)
+    dtype = np.dtype(np.int8 if form == "int8" else np.float32)
+    vectors, off_unit = 0, 0.0
+    with writing_cog(path, shape=shape, dtype=dtype, crs=crs, transform=transform, bands=bands) as file:
+
+        def write(first: int, strip: np.ndarray) -> None:
+            nonlocal vectors, off_unit
+            lengths = np.linalg.norm(strip, axis=0)
+            off_unit = max(off_unit, float(np.max(np.abs(lengths - 1), initial=0.0, where=np.isfinite(lengths))))
+            vectors += _count(strip)
+            values = quantize(strip) if form == "int8" else strip.astype(np.float32, copy=False)
+            file.write(values, window=((first, first + strip.shape[1]), (0, strip.shape[2])))
+
+        yield write
+        code = {"dequantize": "sign(q) * (abs(q) / 127.5) ** 2"} if form == "int8" else {}
+        file.update_tags(**{key: str(value) for key, value in sorted(tags.items())}, vectors=str(vectors), **code)
+    if form == "int8" and off_unit > UNIT:
+        warnings.warn(
+            f"{path}: expected unit vectors of all bands, found lengths that differ from 1 by up to {off_unit:.2f}: "
+            "normalise them, or write them as float",
+            NotUnitWarning,
+            stacklevel=4,
+        )
+
+
+def _named_for(path: str | os.PathLike, form: str) -> Path:
+    """The path of a file, if its name is one of the format. Raises ValueError."""
+    if form not in SUFFIX:
+        raise ValueError(f"unknown format {form!r}: expected {', '.join(SUFFIX)}")
+    path = Path(path)
+    if path.suffix.lower() != SUFFIX[form]:
+        raise ValueError(f"{path}: expected a name that ends in {SUFFIX[form]} for the format {form}")
+    return path
+
+
+def _count(vectors: np.ndarray) -> int:
+    """Pixels of (band, y, x) that have a vector."""
+    return int(np.isfinite(vectors).all(axis=0).sum())
+
+
+def transform_of(field: xarray.DataArray) -> Affine:
+    """The affine transform of a field's grid, from its coordinates: the one it was made with may be of another grid."""
+    stored, found = field.rio.transform(), field.rio.transform(recalc=True)
+    # Differences of coordinates are rounded; the stored transform is exact.
+    return stored if np.allclose(stored, found, rtol=0, atol=1e-6) else found
+
+
+def write_geotiff(
+    path: str | os.PathLike, values: np.ndarray, field: xarray.DataArray, *, bands: Sequence[str]
+) -> None:
+    """Write (band, y, x) float32 values on the grid of a field as a GeoTIFF, atomically.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    bands, height, width = values.shape
-    codes = values.dtype == np.int8
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=bands,
-            dtype=values.dtype,
-            crs=field.rio.crs,
-            transform=field.rio.transform(),
-            nodata=NODATA if codes else float("nan"),
-            compress="zstd",
-            predictor=2 if codes else 3,
-            interleave="pixel",
-        ) as file:
-            file.write(values)
-            file.descriptions = tuple(descriptions)
-            file.update_tags(**(tags or {}))
-        with writing(path) as stream:
-            stream.write(memory.getbuffer())
+    grid = {"crs": field.rio.crs, "transform": transform_of(field)}
+    with writing_cog(path, shape=values.shape, dtype=values.dtype, bands=bands, **grid) as file:  # type: ignore[arg-type]
+        file.write(values)
 
 
 def _as_netcdf(field: xarray.DataArray) -> memoryview:
@@ -150,7 +221,9 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
     path = Path(path)
     with _opened(path) as file:
         if isinstance(file, xarray.Dataset):
-            return (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"].load()
+            field = (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"].load()
+            field.attrs = {key: value for key, value in field.attrs.items() if key not in FILE_TAGS}
+            return field
         values, tags = file.read(), file.tags()
         names = [name or f"A{band:02d}" for band, name in enumerate(file.descriptions)]
         affine, crs = file.transform, file.crs
@@ -162,7 +235,7 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
         dims=("band", "y", "x"),
         coords={"band": names, "y": affine.f + affine.e * rows, "x": affine.c + affine.a * columns},
         name="embedding",
-        attrs={key: value for key, value in tags.items() if key not in ("AREA_OR_POINT", "dequantize")},
+        attrs={key: value for key, value in tags.items() if key not in FILE_TAGS},
     )
     return field.rio.write_crs(crs).rio.write_transform(affine)
 
@@ -175,11 +248,12 @@ def read_tags(path: str | os.PathLike) -> tuple[Format, dict[str, str]]:
         return "int8" if file.dtypes[0] == "int8" else "float", file.tags()
 
 
-def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy) -> bool:
-    """Whether a file holds a whole field in this format by this maker. One that is damaged or has gaps counts as absent.
+def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy, support: Period | None = None) -> bool:
+    """Whether a file holds a whole field in this format by this maker. One that is damaged or cut short counts as absent.
 
     Raises:
-        OtherFieldError: it holds a field of another model, with other sources left out or in another format.
+        OtherFieldError: it holds a field of another model, with other sources left out, from another support or in another
+            format.
         ValueError: it is not an embedding field.
     """
     path = Path(path)
@@ -187,13 +261,38 @@ def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy) -> bool:
         return False
     try:
         found, tags = read_tags(path)
-        difference = f"expected format {form}, found {found}" if found != form else made_by.difference(tags)
+        if "vectors" not in tags:
+            _count_vectors(path)  # GDAL opens a file that is cut within its tags
+        difference = f"expected format {form}, found {found}" if found != form else made_by.difference(tags, support)
         if difference:
             raise OtherFieldError(f"{path}: holds another field: {difference}")
-        # A model gives every pixel a vector; GDAL reads a block that was never written as no data.
-        return bool(np.isfinite(read_field(path).values).all())
+        # GDAL reads a block that was never written as no data.
+        return str(_count_vectors(path)) == tags.get("vectors")
     except DamagedFieldError:
         return False
+
+
+def _count_vectors(path: Path) -> int:
+    """Pixels of a field's file that have a vector, read a block at a time. Raises DamagedFieldError."""
+    with _opened(path) as file:
+        if isinstance(file, xarray.Dataset):
+            return _count(file["embedding"].values)
+        blocks = (file.read(window=window) for _, window in file.block_windows(1))
+        return sum(
+            int((block != NODATA).all(axis=0).sum()) if block.dtype == np.int8 else _count(block) for block in blocks
+        )
+
+
+def preview(path: str | os.PathLike, most_px: int = 512) -> np.ndarray:
+    """Vectors (band, y, x) of every n-th pixel of a field's file, so that no side is longer. Raises as `read_field` does."""
+    with _opened(Path(path)) as file:
+        if isinstance(file, xarray.Dataset):
+            field = file["embedding"]
+            step = -(-max(field.sizes["y"], field.sizes["x"]) // most_px)
+            return field[:, ::step, ::step].values
+        step = -(-max(file.height, file.width) // most_px)
+        codes = file.read(out_shape=(file.count, -(-file.height // step), -(-file.width // step)))
+    return dequantize(codes) if codes.dtype == np.int8 else codes
 
 
 @contextmanager

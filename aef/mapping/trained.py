@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,27 +16,26 @@ from aef.data.chips import Chip, read_chip
 from aef.data.collate import Batch, Collator, Sample, Target
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
-from aef.mapping.field import (
-    EmbeddingError,
-    MadeBy,
-    Window,
-    cut_frames,
-    group_by_support,
+from aef.mapping.field import EmbeddingError, MadeBy, Pass, Window, cut_frames, look_over, windows
+from aef.mapping.support import (
+    PeriodLike,
+    as_period,
+    as_periods,
+    count_frames,
+    group_requests,
     observed_span,
+    require_support,
+    support_at,
     warn_of_long,
-    windows,
+    warn_of_sparse,
 )
 from aef.model.aef import AEF
-from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
+from aef.run import WEIGHTS, Run, RunError, build_model, load_state, read_weights
 from aef.sources import Registry
-from aef.timecode import DAY_MS, Period, format_time, parse_period
+from aef.timecode import DAY_MS, Period, format_time
 
 if TYPE_CHECKING:
     import xarray
-
-PeriodLike = str | tuple[str, str] | Period
-One = TypeVar("One", bound=PeriodLike)
-"""What a list of periods holds."""
 
 FRAME_PIXELS = 2**19
 """Frames x pixels encoded at once: about 0.3 GB at the width of `small`; a single window may exceed it."""
@@ -70,56 +69,92 @@ class TrainedModel:
     def embed(
         self,
         chip: Chip | str | os.PathLike,
-        period: PeriodLike | list[One],
+        period: PeriodLike | Sequence[PeriodLike],
         *,
         leave_out: Sequence[str] = (),
+        support: PeriodLike | None = None,
+        inpaint: bool = False,
     ) -> xarray.DataArray:
         """The embedding field of a chip over one valid period, or over several at once.
 
         Args:
             chip: a chip or the file of one.
-            period: ("2018-01-01", "2019-01-01"), "2018-01-01/2019-01-01" or a `Period`; or a list of them, which one
-                pass of the encoder serves where they fit into one support of a year.
+            period: ("2018-01-01", "2019-01-01"), "2018-01-01/2019-01-01", two dates or a `Period`; or a list of them. The
+                months of a calendar year share their support, and one pass of the encoder serves them.
             leave_out: input sources to ignore.
+            support: the frames to embed from, for every period; None: `aef.mapping.support` says which.
+            inpaint: give pixels that no frame of the support observed the vector that the model infers from their
+                surroundings, instead of NaN.
 
         Returns:
             (band, y, x) float32, or (period, band, y, x) for a list: unit vectors, with coordinates of pixel centres,
-            CRS, and as attributes the periods, the sources used, the model's version and the hash of its weights.
+            CRS, and as attributes (of a list: as coordinates) the period, its support, the sources and numbers of frames
+            used; the model's version and the hash of its weights.
 
         Raises:
-            EmbeddingError: the chip holds no input of the model, or a period lies more than six months outside.
+            EmbeddingError: no frame lies in the support, or the period lies more than six months outside.
             ValueError: a period that is none, or does not end after it starts.
 
         Warns:
             LongPeriodWarning: a period is far longer than the supports that the model learnt from.
+            UnobservedPeriodWarning: a period reaches more than six months beyond the observations.
+            SparseSupportWarning: another support holds more than twice the frames.
         """
         from aef.mapping.files import as_data_array
 
-        chip = self._open(chip)
-        single = not isinstance(period, list)
-        periods = [_period(one) for one in period] if isinstance(period, list) else [_period(period)]
-        if not periods:
-            raise EmbeddingError(f"chip {chip.id}: expected at least one period, found an empty list")
-        for one in periods:
-            warn_of_long(one, self.support_ms)
-        vectors, used = self.embed_array(chip, periods, leave_out=leave_out)
-        return as_data_array(vectors, chip, periods, used, self.made_by(leave_out), single=single)
+        chip = self.open(chip)
+        periods, single = as_periods(period)
+        named = None if support is None else as_period(support)
+        passes = self.passes(chip, periods, leave_out=leave_out, support=named)
+        self.warn(chip, passes, leave_out, named=named is not None)
+        vectors = self._collect(chip, passes, periods)
+        serving = [next(one for one in passes if period in one.periods) for period in periods]
+        for vector, one in zip(vectors, serving):
+            if not inpaint:
+                vector[:, ~one.observed] = np.nan
+        about = [one.about(period) for one, period in zip(serving, periods)]
+        return as_data_array(vectors, chip, periods, about, self.made_by(leave_out, inpaint), single=single)
 
     @property
     def support_ms(self) -> int:
         """Length of the support periods that the model learnt from."""
         return round(self.config.data.support_days * DAY_MS)
 
-    def made_by(self, leave_out: Sequence[str] = ()) -> MadeBy:
+    def made_by(self, leave_out: Sequence[str] = (), inpaint: bool = False) -> MadeBy:
         """What its fields' files say that they were made by. Raises EmbeddingError for sources that it does not encode."""
-        left = set(self.inputs) - set(self._inputs(leave_out))
-        return MadeBy(self.version, self.weights, tuple(name for name in self.inputs if name in left))
+        left = set(self.inputs) - set(self.inputs_without(leave_out))
+        return MadeBy(self.version, self.weights, tuple(name for name in self.inputs if name in left), inpaint)
 
-    def supports(
-        self, chip: Chip, periods: Sequence[Period], leave_out: Sequence[str] = ()
-    ) -> dict[Period, list[Period]]:
-        """The supports whose frames embed these periods, with the periods of each. Raises EmbeddingError as `embed` does."""
-        return group_by_support(periods, observed_span(chip, self._inputs(leave_out)), self.support_ms, chip.id)
+    def passes(
+        self,
+        chip: Chip,
+        periods: Sequence[Period],
+        *,
+        leave_out: Sequence[str] = (),
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+        support: Period | None = None,
+    ) -> list[Pass]:
+        """The passes of the encoder that embed these periods: one per support. Raises EmbeddingError as `embed` does."""
+        if not periods:
+            raise EmbeddingError(f"chip {chip.id}: expected at least one period, found an empty list")
+        inputs = self.inputs_without(leave_out)
+        span = observed_span(chip, inputs)
+        if support is not None:
+            require_support(support, periods)
+            warn_of_long(support, self.support_ms)
+        groups: dict[Period, list[Period]] = {}
+        for period in dict.fromkeys(periods):
+            own = support or support_at(period, span, self.support_ms, chip.id)
+            groups.setdefault(own, []).append(period)
+        return [look_over(chip, own, group, inputs, without_ms) for own, group in groups.items()]
+
+    def warn(self, chip: Chip, passes: Sequence[Pass], leave_out: Sequence[str] = (), *, named: bool = False) -> None:
+        """Warn of periods far longer than those of training, and of sparse supports unless they were `named`."""
+        for period in (period for one in passes for period in one.periods):
+            warn_of_long(period, self.support_ms)
+        if not named:
+            for one in passes:
+                warn_of_sparse(chip, one.support, one.periods, self.inputs_without(leave_out), self.support_ms)
 
     def embed_array(
         self,
@@ -128,24 +163,63 @@ class TrainedModel:
         *,
         leave_out: Sequence[str] = (),
         without_ms: Mapping[str, Sequence[int]] | None = None,
+        support: Period | None = None,
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """`embed` without coordinates: (period, band, y, x) float32, and the sources that were encoded."""
+        """`embed` with `inpaint` and without coordinates: (period, band, y, x) float32, and the sources that were encoded."""
+        passes = self.passes(chip, periods, leave_out=leave_out, without_ms=without_ms, support=support)
+        vectors = self._collect(chip, passes, periods, without_ms)
+        return vectors, tuple(name for name in self.inputs if any(name in one.sources for one in passes))
+
+    def _collect(
+        self,
+        chip: Chip,
+        passes: Sequence[Pass],
+        periods: Sequence[Period],
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+    ) -> np.ndarray:
+        """(period, band, y, x) of all passes."""
         out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
-        used: set[str] = set()
-        inputs = self._inputs(leave_out)
-        for support, group in self.supports(chip, periods, leave_out).items():
-            for batch, places in self._batches(chip, support, inputs, without_ms or {}, periods=tuple(group)):
-                used.update(name for name, block in batch.frames.items() if (block.position >= 0).any())
-                with torch.inference_mode():
-                    mean = self.model.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
-                rows = _rows(batch)
-                for sample, (vertical, horizontal) in enumerate(places):
-                    for period in group:
-                        picture = np.moveaxis(mean[rows[period, sample]], -1, 0)
-                        _keep(out[periods.index(period)], picture, vertical, horizontal)
-        for repeated, period in enumerate(periods):
-            out[repeated] = out[periods.index(period)]
-        return out, tuple(name for name in self.inputs if name in used)
+        for one in passes:
+            for rows, vectors in self.strips(chip, one, without_ms=without_ms):
+                for index, period in enumerate(periods):
+                    if period in one.periods:
+                        out[index, :, rows] = vectors[one.periods.index(period)]
+        return out
+
+    def strips(
+        self,
+        chip: Chip,
+        one: Pass,
+        *,
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+        on_windows: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The fields of one pass from north to south, a row of windows at a time: a large chip's need not fit in memory.
+
+        Args:
+            on_windows: called with the number of windows that are done, and of all.
+
+        Yields:
+            rows of the chip, and (period, band, rows, x) float32, in the order of the pass's periods.
+        """
+        across = windows(chip.width, self.config.data.chip_px)
+        total = len(across) * len(windows(chip.height, self.config.data.chip_px))
+        shape = (len(one.periods), self.config.model.embedding_dim)
+        done, strip = 0, np.zeros(0, np.float32)
+        for batch, places in self._batches(chip, one.support, one.sources, without_ms or {}, periods=one.periods):
+            with torch.inference_mode():
+                mean = self.model.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
+            rows = _rows(batch)
+            for sample, (vertical, horizontal) in enumerate(places):
+                if horizontal == across[0]:
+                    strip = np.zeros((*shape, vertical.stop - vertical.start, chip.width), np.float32)
+                own = Window(vertical.origin - vertical.start, 0, vertical.stop - vertical.start)
+                for number, period in enumerate(one.periods):
+                    _keep(strip[number], np.moveaxis(mean[rows[period, sample]], -1, 0), own, horizontal)
+                done += 1
+                if horizontal == across[-1]:
+                    yield slice(vertical.start, vertical.stop), strip
+            on_windows(done, total)
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
@@ -182,7 +256,7 @@ class TrainedModel:
                 raise EmbeddingError(f"source {source}: {format_time(time_ms)} lies outside its period {period}")
         entry = self.registry[source]
         out = np.zeros((len(requests), entry.decoded_channels, chip.height, chip.width), np.float32)
-        inputs = self._inputs(leave_out)
+        inputs = self.inputs_without(leave_out)
         span = observed_span(chip, inputs)
         groups = group_requests([period for _, period in requests], span, self.support_ms, chip.id)
         for support, indices in groups.items():
@@ -220,14 +294,21 @@ class TrainedModel:
         """A chip with what the model knows of it: other sources of the file are left alone. Raises ChipError."""
         return read_chip(path, self.registry, sources=(*self.inputs, *self.targets))
 
-    def _open(self, chip: Chip | str | os.PathLike) -> Chip:
+    def open(self, chip: Chip | str | os.PathLike) -> Chip:
+        """A chip as it is, or read from its file."""
         return chip if isinstance(chip, Chip) else self.read(chip)
 
-    def _inputs(self, leave_out: Sequence[str]) -> tuple[str, ...]:
-        for name in leave_out:
+    def inputs_without(self, leave_out: Sequence[str]) -> tuple[str, ...]:
+        """The sources that it encodes but for some. Raises EmbeddingError for one that it does not encode."""
+        left = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
+        for name in left:
             if name not in self.inputs:
                 raise EmbeddingError(f"cannot leave out {name!r}: the model encodes {', '.join(self.inputs)}")
-        return tuple(name for name in self.inputs if name not in leave_out)
+        if not set(self.inputs) - set(left):
+            raise EmbeddingError(
+                f"cannot leave out every input of the model ({', '.join(self.inputs)}): none would be left"
+            )
+        return tuple(name for name in self.inputs if name not in left)
 
     def _batches(
         self,
@@ -242,11 +323,7 @@ class TrainedModel:
         side = self.config.data.chip_px
         collate = Collator(self.registry, self.inputs, self.targets, text_dim=self.config.model.text_dim, views=1)
         places = list(product(windows(chip.height, side), windows(chip.width, side)))
-        frames = sum(
-            int(((t >= support.start_ms) & (t < support.end_ms)).sum())
-            for t in (chip.sources[name].time_ms for name in inputs if name in chip.sources)
-            if t is not None
-        )
+        frames = count_frames(chip, support, inputs)
         at_once = max(1, FRAME_PIXELS // max(frames * side * side, 1))
         for first in range(0, len(places), at_once):
             group = places[first : first + at_once]
@@ -277,21 +354,6 @@ class TrainedModel:
         return {name: frames for name, frames in found.items() if frames is not None}
 
 
-def group_requests(periods: Sequence[Period], span: Period, length_ms: int, chip_id: str) -> dict[Period, list[int]]:
-    """Indices of periods by the support that embeds them, supports moved to whole tenths so that few are needed.
-
-    Neighbouring periods share a support: it stays within a twentieth of its length of being centred.
-    """
-    step = max(length_ms // 10, 1)
-    groups: dict[Period, list[int]] = {}
-    for index, period in enumerate(periods):
-        (support,) = group_by_support([period], span, length_ms, chip_id)
-        start = span.start_ms + round((support.start_ms - span.start_ms) / step) * step
-        start = min(max(start, span.start_ms), max(span.end_ms - support.length_ms, span.start_ms))
-        groups.setdefault(Period(start, start + support.length_ms), []).append(index)
-    return groups
-
-
 def _rows(batch: Batch) -> dict[tuple[Period, int], int]:
     pairs = zip(batch.periods.tolist(), batch.period_segment.tolist())
     return {(Period(*period), segment): row for row, (period, segment) in enumerate(pairs)}
@@ -304,22 +366,16 @@ def _keep(out: np.ndarray, picture: np.ndarray, vertical: Window, horizontal: Wi
     out[:, rows, columns] = picture[:, inner_rows, inner_columns]
 
 
-def _period(value: PeriodLike) -> Period:
-    if isinstance(value, Period):
-        if value.length_ms <= 0:
-            raise EmbeddingError(f"the period {value} must end after it starts")
-        return value
-    if isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(date, str) for date in value)):
-        return parse_period(value)
-    raise EmbeddingError(f'expected a period like ("2018-01-01", "2019-01-01"), found {value!r}')
-
-
 def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> TrainedModel:
     """The trained model of a run folder, ready to embed.
 
+    Args:
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
+
     Raises:
-        RunError: the folder is missing, foreign, partial or of a newer version of this software.
+        RunError: the folder is missing, foreign, partial or of a newer version of this software; there is no such device.
     """
+    device = find_device(device)
     run = Run.read(path)
     weights = read_weights(run.path / WEIGHTS)
     model = build_model(run)
@@ -334,5 +390,19 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         targets=run.targets,
         version=f"{run.config.preset}@{weights.step}",
         weights=weights.sha256,
-        device=torch.device(device),
+        device=device,
     )
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of a name, "auto" among them. Raises RunError for one that this machine does not have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        why = "this PyTorch is built without CUDA" if not torch.backends.cuda.is_built() else "it has no such GPU"
+        raise RunError(f"device {device}: this machine cannot use it ({why}): `--device cpu`, or see `aef doctor`")
+    return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -135,6 +138,25 @@ def test_a_source_without_an_observation_is_drawn_grey():
     figure = draw_chip(chip_of(sentinel2=series), BUILT_IN)
     images = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
     assert any(image.ndim == 3 and np.allclose(image, 0.85) for image in images)
+
+
+def test_a_picture_is_not_written_over_a_chip(tmp_path, capsys):
+    path = write_chip(tmp_path / "here.npz", chip_of(sentinel2=optical([0], [1])), BUILT_IN)
+    before = path.read_bytes()
+    assert run(main, [str(path), "--out", str(path)]) == 1
+    assert "here.npz: expected the name of a picture, ending in .png" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_names_the_picture(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = write_chip(tmp_path / "here.npz", chip_of(sentinel2=optical([0], [1])), BUILT_IN)
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(main, [str(path)]) == 1
+    assert "here.png: No space left on device" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["here.npz"]
 
 
 def test_a_missing_chip_is_one_line(tmp_path, capsys):

@@ -24,6 +24,7 @@ from aef.evaluation.judgement import (
 from aef.evaluation.labels import label_period, labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
+from aef.mapping.field import EmbeddingError
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time
 
@@ -199,6 +200,19 @@ def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
     # Each place moves in a direction of its own: within a place that is plain to see, elsewhere it is worth nothing.
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
     assert presence(lambda chip: own[chip.id]) < 0.7
+
+
+def test_a_chip_that_nothing_else_saw_in_the_period_is_left_out_of_the_presence_probe():
+    class Strict(Marked):
+        def embed_array(self, chip, periods, leave_out=()):
+            if leave_out and chip.id == places[0].id:
+                raise EmbeddingError("nothing to embed")
+            return super().embed_array(chip, periods, leave_out)
+
+    places = [a_chip(number) for number in range(12)]
+    direction = np.random.default_rng(1).normal(size=(64, 1, 1))
+    found = source_presence(Strict(lambda chip: direction), places, lambda chip: None, trials=5)
+    assert found["sentinel1"] > 0.9
 
 
 def test_of_few_places_the_probe_says_only_what_each_of_them_shows():

@@ -51,7 +51,7 @@ class Phenologist:
     registry = BUILT_IN
     statistics = Statistics.identity(BUILT_IN, ["sentinel2"])
 
-    def embed_array(self, chip, periods):
+    def embed_array(self, chip, periods, *, support=None):
         series = chip.sources["sentinel2"]
         phase = 2 * np.pi * (series.time_ms - START) / (365 * DAY_MS)
         blue = series.values[:, 0].astype(float) - series.values[:, 0].mean()
@@ -147,8 +147,8 @@ def test_without_a_gain_there_is_no_share_of_it(chips, proof):
 class Counter(Phenologist):
     """Says which period it was asked about: the k-th field holds k, but for one brighter pixel of the first."""
 
-    def embed_array(self, chip, periods):
-        self.embedded = periods
+    def embed_array(self, chip, periods, *, support=None):
+        self.embedded, self.support = periods, support
         fields = np.tile(np.arange(len(periods), dtype=float)[:, None, None, None], (1, 2, SIDE, SIDE))
         fields[0, 0, 1, 1] = 9
         return fields, self.inputs
@@ -162,7 +162,8 @@ def test_a_year_is_judged_as_one_vector_as_four_and_as_the_decoded_series_each_o
     year, model = Period(START, START + 365 * DAY_MS), Counter()
     (sets,) = feature_sets(model, chips[0], [year, year], "sentinel2").values()
     assert list(sets) == list(OURS) and [sets[name].shape[0] for name in OURS] == [2, 2, 8, 8, 60, 60]
-    assert model.embedded == [year, *quarters(year)] and {p.length_ms for p in quarters(year)} == {91 * DAY_MS}
+    assert model.embedded == [year, *quarters(year)] and model.support == year
+    assert {p.length_ms for p in quarters(year)} == {91 * DAY_MS}
     assert all(one.end_ms == other.start_ms for one, other in itertools.pairwise(quarters(year)))
     assert sets[OURS[1]][0, :3, :3].tolist() == [[2.25, 1.5, 1.5], [1.5, 1, 1], [1.5, 1, 1]]
     assert sets[OURS[2]][:, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 4, 4]

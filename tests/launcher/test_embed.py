@@ -5,26 +5,33 @@ import shutil
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
-from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.launcher import embed
-from aef.launcher.command import run
+import aef
+from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
+from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
+from aef.launcher.command import Progress, load_model, run
+from aef.mapping import trained
+from aef.mapping.choice import periods_by_chip, read_times
+from aef.mapping.field import windows as field_windows
 from aef.mapping.files import read_field, read_tags
+from aef.mapping.trained import find_device
+from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS, parse_time
+from aef.timecode import DAY_MS, parse_period, parse_time
 
 YEAR = "2018-01-01/2019-01-01"
 
 
-def a_series(name, number, side=8):
+def a_series(name, number, side=8, count=6, start="2018-01-03", days=60):
     source = BUILT_IN[name]
-    shape = (6, source.channels, side, side)
+    shape = (count, source.channels, side, side)
     low, high, kind = (100, 3000, np.uint16) if name == "sentinel2" else (0, 5, np.float32)
     values = np.random.default_rng(number).uniform(low, high, shape).astype(kind)
-    times = parse_time("2018-01-03") + np.arange(6) * 60 * DAY_MS
-    return SourceSeries(values, np.ones((6, 1, side, side), bool), times)
+    times = parse_time(start) + np.arange(count) * days * DAY_MS
+    return SourceSeries(values, np.ones((count, 1, side, side), bool), times)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,11 @@ def another_seed(tiny_run, tmp_path_factory):
     torch.manual_seed(1)
     write_weights(folder / "model.safetensors", build_model(Run.read(folder)).state_dict(), step=7)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return aef.load(tiny_run)
 
 
 @pytest.fixture
@@ -148,6 +160,184 @@ def test_bad_chips_are_named_and_skipped_on_request(call, chips, tmp_path):
     (folder / "b.npz").unlink()
     code, said = call("--skip-bad", data=folder)
     assert code == 1 and "no chip can be embedded: all 1 were skipped" in said
+
+
+def a_place(folder, number, starts, name="p{}_{}", count=12, place="p{}"):
+    """One chip per start date, each of a year of frames of the same ground, and the place's number in its name."""
+    for start in starts:
+        sources = {"sentinel2": a_series("sentinel2", number, count=count, start=start, days=360 // count)}
+        chip = Chip(
+            name.format(number, start[:4]), "EPSG:32631", (10.0, 0, 500_000 + 100 * number, 0, -10.0, 5_700_000), 8, 8, 3.0,
+            51.0, sources, place=place.format(number),
+        )  # fmt: skip
+        write_chip(folder / f"{chip.id}.npz", chip, BUILT_IN)
+    return folder
+
+
+def test_a_resumed_run_writes_what_a_whole_one_writes(call, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    a_place(folder, 0, ["2019-01-03"], count=36)
+    long = folder / "p0_2019.npz"
+    chip = read_chip(long, BUILT_IN)
+    chip.sources["sentinel2"].time_ms[:] = parse_time("2019-01-03") + np.arange(36) * 30 * DAY_MS  # three years
+    write_chip(long, chip, BUILT_IN)
+    first, second, third = "2021-01-01/2021-07-01", "2020-01-01/2021-01-01", "2021-07-01/2022-01-01"
+    options = ("--no-quicklooks", "--period", second, "--period", third)
+    call(*options, data=long, period=first)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "fields").iterdir()}
+    assert len(whole) == 3
+    shutil.rmtree(tmp_path / "fields")
+    call("--no-quicklooks", data=long, period=first)
+    code, said = call(*options, data=long, period=first)
+    assert code == 0 and "2 fields written" in said and "1 were there already" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "fields").iterdir()} == whole
+
+
+def test_a_field_from_another_support_is_refused(call, field):
+    call("--no-quicklooks", "--support", "2018-01-01/2018-12-01")
+    assert read_tags(field)[1]["support"] == "2018-01-01/2018-12-01"
+    for options in ((), ("--support", "2018-02-01/2018-12-01")):
+        code, said = call(*options)
+        assert code == 1 and "expected the support 2018-0" in said and "found 2018-01-01/2018-12-01" in said
+    code, said = call("--support", "2018-01-01/2018-12-01", "--no-quicklooks")
+    assert code == 0 and "2 were there already" in said
+
+
+def test_a_folder_of_one_chip_per_year_gives_one_field_per_place_and_year(call, tmp_path):
+    folder = tmp_path / "years"
+    folder.mkdir()
+    for number in range(2):
+        a_place(folder, number, ["2019-01-03", "2020-01-03"])
+    code, said = call(
+        "--no-quicklooks", "--period", "2020-01-01/2020-06-01", data=folder, period="2019-01-01/2020-01-01"
+    )
+    assert code == 0 and "4 fields written" in said
+    written = sorted((tmp_path / "fields").iterdir())
+    assert [path.name for path in written] == [
+        f"p{number}_{year}_{period}.tif"
+        for number in range(2)
+        for year, period in ((2019, "2019-01-01_2020-01-01"), (2020, "2020-01-01_2020-06-01"))
+    ]
+    assert [read_tags(path)[1]["frames_in_period"] for path in written] == ["12", "5"] * 2
+    code, said = call("--no-quicklooks", data=folder, period="2022-01-01/2023-01-01")
+    assert code == 1 and "p0_2020: the period 2022-01-01/2023-01-01 reaches more than six months" in said
+
+
+def test_years_of_one_ground_may_have_names_of_their_own(tmp_path):
+    folder = tmp_path / "years"
+    folder.mkdir()
+    for year in (2019, 2020):  # as `aef ingest` names places after their folders
+        a_place(folder, 0, [f"{year}-01-03"], place=f"place_{{}}_{year}")
+    a_place(folder, 0, ["2019-01-05"], name="other_{}_{}", place="other")  # of the same time: not a part of the series
+    periods = [parse_period(text) for text in ("2019-01-01/2020-01-01", "2020-01-01/2021-01-01")]
+    chosen = periods_by_chip([read_times(path, ["sentinel2"]) for path in sorted(folder.iterdir())], periods)
+    assert {path.stem: own for path, own in chosen.items()} == {
+        "other_0_2019": periods[:1],
+        "p0_2019": periods[:1],
+        "p0_2020": periods[1:],
+    }
+
+
+def test_a_chip_of_other_ground_at_the_same_place_is_embedded_too(call, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number in range(2):
+        a_place(folder, number, ["2018-01-03"], place="same")
+    assert "2 fields written" in call("--no-quicklooks", data=folder)[1]
+
+
+def test_a_period_that_a_chip_cannot_serve_costs_no_other_period(call, chips, tmp_path):
+    code, said = call("--skip-bad", "--no-quicklooks", "--period", "2025-01-01/2026-01-01")
+    assert code == 0 and "2 fields written" in said and "skipped a field: chip a: the period 2025" in said
+    assert "2 fields skipped: a_2025-01-01_2026-01-01, b_2025-01-01_2026-01-01" in said
+    code, said = call("--no-quicklooks", "--period", "2025-01-01/2026-01-01")
+    assert code == 1 and "more than six months beyond" in said
+
+
+def test_unobserved_pixels_are_no_data_and_the_field_counts_as_whole(call, chips, tmp_path):
+    chip = read_chip(chips / "a.npz", BUILT_IN)
+    for series in chip.sources.values():
+        series.valid[..., :3] = False
+    path = write_chip(tmp_path / "a.npz", chip, BUILT_IN)
+    written = tmp_path / "fields" / "a_2018-01-01_2019-01-01.tif"
+    assert "1 fields written" in call(data=path)[1]
+    with rasterio.open(written) as file:
+        codes = file.read()
+    assert (codes[:, :, :3] == -128).all() and (codes[:, :, 3:] != -128).all()
+    assert "1 were there already" in call(data=path)[1]
+    code, said = call("--inpaint", data=path)
+    assert code == 1 and "expected unobserved pixels to be inpainted, found no data" in said
+    call("--inpaint", "--overwrite", data=path)
+    assert np.isfinite(read_field(written).values).all()
+
+
+def test_a_large_chip_is_written_by_rows_of_windows_and_tells_how_far_it_is(model, monkeypatch, tmp_path):
+    side = 70
+    sources = {"sentinel2": a_series("sentinel2", 1, side)}
+    chip = Chip("big", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), side, side, 3.0, 51.0, sources)
+    sources["sentinel2"].valid[..., 40:, 5:9] = False
+    year, half = parse_period(YEAR), parse_period("2018-01-01/2018-07-01")
+    fields = model.embed(chip, [year, half])
+    monkeypatch.setattr(trained, "FRAME_PIXELS", 6 * 3 * model.config.data.chip_px**2)
+    heights, windows = [], []
+    strips = model.strips
+    monkeypatch.setattr(
+        model,
+        "strips",
+        lambda *a, **k: ((heights.append(rows.stop - rows.start), (rows, x))[1] for rows, x in strips(*a, **k)),
+    )
+    paths = {period: tmp_path / f"{number}.tif" for number, period in enumerate((year, half))}
+    embed_to_files(model, chip, paths, "float", on_windows=lambda done, total: windows.append((done, total)))
+    for field, path in zip(fields, paths.values()):
+        back = read_field(path)
+        assert np.allclose(back.values, field.values, atol=1e-5, equal_nan=True)
+        assert np.isnan(back.values[:, 40:, 5:9]).all() and back.attrs["period"] == str(field.period.values)
+    assert len(heights) > 2 and sum(heights) == side and max(heights) < side
+    assert windows[-1][0] == windows[-1][1] and len(windows) > 2
+
+
+def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path, capsys):
+    chip = Chip(
+        "big", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), 40, 40, 3.0, 51.0,
+        {"sentinel2": a_series("sentinel2", 1, 40)},
+    )  # fmt: skip
+    path = write_chip(tmp_path / "big.npz", chip, BUILT_IN)
+    monkeypatch.setattr(trained, "FRAME_PIXELS", 1)
+    monkeypatch.setattr(Progress, "PLAIN_EVERY_S", 0.0)
+    given = ["--checkpoint", tiny_run, "--data", path, "--out", tmp_path / "out", "--period", YEAR, "--no-quicklooks"]
+    assert run(embed.main, [str(word) for word in given]) == 0
+    count = len(field_windows(40, model.config.data.chip_px)) ** 2
+    said = capsys.readouterr().err
+    assert count > 1 and f"embed: 0/1 chips, 0/s big: {count - 1} of {count} windows" in said
+
+
+def test_a_device_that_is_not_there_is_one_line(call, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device, reason in (
+        ("cuda", "this machine cannot use it"),
+        ("cuda:3", "this machine"),
+        ("tpu", "expected auto, cpu"),
+    ):
+        code, said = call("--device", device)
+        assert code == 1 and said.startswith("aef embed: error: device ") and reason in said and said.count("\n") == 0
+
+
+def test_where_there_is_a_gpu_the_device_is_said(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    load_model("launcher/embed.py", str(tiny_run), "auto")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load_model("launcher/embed.py", str(tiny_run), "cpu")
+    assert capsys.readouterr().err == "embed: tiny@7 on cpu\n"
+    assert find_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("command", [embed, evaluate, gaps, leave_out, prove, report, search])
+def test_every_command_that_runs_a_model_takes_a_device(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "--device DEVICE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])

@@ -137,7 +137,7 @@ def test_a_period_may_reach_six_months_beyond_the_observations_and_no_more(model
     ]
     fields, _ = model.embed_array(chip, inside)
     assert np.allclose(np.linalg.norm(fields, axis=1), 1, atol=1e-5)
-    outside = [Period(first - 184 * DAY_MS, first), Period(last, last + 184 * DAY_MS)]
+    outside = [Period(first - 184 * DAY_MS, first), Period(last + 1, last + 185 * DAY_MS)]
     for period in outside:
         one_line("more than six months beyond", lambda period=period: model.embed(chip, period), EmbeddingError)
 

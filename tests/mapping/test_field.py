@@ -1,13 +1,11 @@
-"""Windows, supports and frames of an embedding field."""
+"""Windows and frames of an embedding field."""
 
 import numpy as np
 import pytest
 
 from aef.data.chips import Chip, SourceSeries
-from aef.mapping.field import EmbeddingError, cut_frames, group_by_support, observed_span, support_of, windows
+from aef.mapping.field import EmbeddingError, MadeBy, cut_frames, look_over, windows
 from aef.timecode import DAY_MS, Period
-
-YEAR = 365 * DAY_MS
 
 
 def chip_of(times: np.ndarray, side: int = 4) -> Chip:
@@ -32,32 +30,6 @@ def test_an_inner_pixel_keeps_the_papers_margin():
     assert all(w.start - w.origin >= 16 and w.origin + 128 - w.stop >= 16 for w in inner)
 
 
-def test_the_support_surrounds_the_period_and_stays_inside_the_observations():
-    span = Period(0, 3 * YEAR)
-    assert support_of(Period(YEAR, YEAR + 10 * DAY_MS), span, YEAR, "c").contains(YEAR)
-    assert support_of(Period(5 * DAY_MS, 9 * DAY_MS), span, YEAR, "c") == Period(0, YEAR)
-    assert support_of(Period(3 * YEAR, 3 * YEAR + 30 * DAY_MS), span, YEAR, "c") == Period(2 * YEAR, 3 * YEAR)
-    assert support_of(Period(0, 2 * YEAR), span, YEAR, "c") == Period(0, 2 * YEAR)
-
-
-def test_a_short_chip_keeps_a_support_of_full_length():
-    assert support_of(Period(0, DAY_MS), Period(0, 100 * DAY_MS), YEAR, "c") == Period(0, YEAR)
-
-
-@pytest.mark.parametrize("start", [-200 * DAY_MS, YEAR + 180 * DAY_MS])
-def test_a_period_more_than_six_months_outside_is_refused(start):
-    with pytest.raises(EmbeddingError, match="six months"):
-        support_of(Period(start, start + 10 * DAY_MS), Period(0, YEAR), YEAR, "c")
-
-
-def test_periods_within_one_year_share_their_support_and_others_do_not():
-    span = Period(0, 3 * YEAR)
-    months = [Period(YEAR + i * 30 * DAY_MS, YEAR + (i + 1) * 30 * DAY_MS) for i in range(12)]
-    assert [len(v) for v in group_by_support(months, span, YEAR, "c").values()] == [12]
-    years = [Period(0, YEAR), Period(YEAR, 2 * YEAR)]
-    assert list(group_by_support(years, span, YEAR, "c").values()) == [[years[0]], [years[1]]]
-
-
 def test_frames_are_cut_in_time_and_space_padded_as_invalid_and_left_out_on_request():
     times = np.array([0, 5, 9, 20], np.int64) * DAY_MS
     chip = chip_of(times)
@@ -72,6 +44,30 @@ def test_frames_are_cut_in_time_and_space_padded_as_invalid_and_left_out_on_requ
     assert cut_frames(series, Period(21 * DAY_MS, 30 * DAY_MS), slice(0, 4), slice(0, 4), 4) is None
 
 
-def test_a_chip_without_any_input_of_the_model_is_refused_by_name():
-    with pytest.raises(EmbeddingError, match="landsat"):
-        observed_span(chip_of(np.array([0], np.int64)), ["landsat"])
+def test_what_there_is_to_encode_is_counted_with_the_pixels_that_it_shows():
+    chip = chip_of(np.array([0, 5, 9, 20], np.int64) * DAY_MS)
+    valid = chip.sources["sentinel2"].valid
+    valid[:, :, 3] = False  # a row that is never seen
+    valid[1] = False  # a frame that shows nothing
+    one = look_over(chip, Period(0, 10 * DAY_MS), [Period(0, DAY_MS)], ["sentinel2", "landsat"])
+    assert one.times_ms.tolist() == [0, 9 * DAY_MS] and one.sources == ("sentinel2",)
+    assert one.observed[:3].all() and not one.observed[3].any()
+    assert one.about(Period(0, DAY_MS)) == {
+        "sources": "sentinel2",
+        "support": "1970-01-01/1970-01-11",
+        "frames": 2,
+        "frames_in_period": 1,
+    }
+    with pytest.raises(EmbeddingError, match="no frame of sentinel2 within the support 1970-01-02/1970-01-09 of"):
+        look_over(chip, Period(DAY_MS, 8 * DAY_MS), [Period(0, DAY_MS)], ["sentinel2"])
+
+
+def test_fields_of_another_support_or_with_inpainted_pixels_are_told_apart():
+    made_by, support = MadeBy("small@20", "0" * 64), Period(0, 365 * DAY_MS)
+    tags = {**made_by.tags, "support": str(support)}
+    assert made_by.difference(tags, support) is None and made_by.difference(tags) is None
+    other = Period(DAY_MS, 366 * DAY_MS)
+    assert made_by.difference(tags, other) == f"expected the support {other}, found {support}"
+    assert made_by.difference(made_by.tags, support) == f"expected the support {support}, found none stated"
+    inpainted = MadeBy("small@20", "0" * 64, inpainted=True)
+    assert inpainted.difference(tags, support) == "expected unobserved pixels to be inpainted, found no data"

@@ -1,6 +1,7 @@
 """Embedding fields as files: what is written is what is read, with its place on the Earth."""
 
 import resource
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,7 +10,17 @@ import rasterio
 
 from aef.data.chips import Chip
 from aef.mapping.field import MadeBy
-from aef.mapping.files import DamagedFieldError, as_data_array, read_field, write_field
+from aef.mapping.files import (
+    DamagedFieldError,
+    NotUnitWarning,
+    as_data_array,
+    is_there,
+    preview,
+    read_field,
+    read_tags,
+    write_field,
+    writing_strips,
+)
 from aef.mapping.picture import pca_rgb, similarity
 from aef.timecode import parse_period
 
@@ -21,7 +32,7 @@ def a_field(side=(5, 7), single=True, periods=(YEAR,), made_by=SMALL):
     chip = Chip("c", "EPSG:32631", (10.0, 0, 500_000, 0, -10.0, 5_700_000), *side, 3.0, 51.0, {})
     x = np.random.default_rng(1).normal(size=(len(periods), 64, *side)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return as_data_array(x, chip, list(periods), ["sentinel2"], made_by, single=single)
+    return as_data_array(x, chip, list(periods), [{"sources": "sentinel2"}] * len(periods), made_by, single=single)
 
 
 def test_coordinates_are_pixel_centres_and_provenance_travels():
@@ -62,6 +73,112 @@ def test_a_field_of_several_periods_is_not_written_as_one(tmp_path):
     with pytest.raises(ValueError, match="select a period"):
         write_field(tmp_path / "f.tif", field)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")])
+def test_a_field_selected_from_several_is_the_one_that_was_made_alone(tmp_path, form, suffix):
+    later = parse_period("2019-01-01/2020-01-01")
+    fields = a_field(single=False, periods=(YEAR, later))
+    fields = fields.assign_coords(support=("period", [str(YEAR), str(later)]), frames=("period", [5, 7]))
+    for drop in (False, True):
+        one = fields.sel(period=str(later), drop=drop)
+        tags = read_tags(write_field(tmp_path / f"f{suffix}", one, form))[1]
+        assert (tags.get("period"), tags.get("frames")) == ((None, None) if drop else (str(later), "7"))
+    attributes = {"period": str(later), "sources": "sentinel2", "support": str(later), "frames": 7}
+    alone = fields.isel(period=1, drop=True).assign_attrs(attributes)
+    selected = write_field(tmp_path / f"f{suffix}", fields.isel(period=1), form)
+    assert selected.read_bytes() == write_field(tmp_path / f"g{suffix}", alone, form).read_bytes()
+    back = read_field(selected)
+    assert back.attrs["period"] == str(later) and "vectors" not in back.attrs and set(back.coords) >= {"x", "y", "band"}
+    assert write_field(tmp_path / "again.nc", back, "netcdf").is_file()
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")])
+def test_a_coarser_or_cropped_field_lies_where_its_coordinates_say(tmp_path, form, suffix):
+    field = a_field(side=(6, 8))
+    field.values[:] = field.values[:, :1, :1]  # so that means have length 1
+    whole = (500_000, 5_699_940, 500_080, 5_700_000)
+    for changed, bounds, pixel in (
+        (field.coarsen(y=2, x=2).mean(), whole, 20),
+        (field[:, 2:, 3:], (500_030, 5_699_940, 500_080, 5_699_980), 10),
+        (field[:, 2:3, 3:], (500_030, 5_699_970, 500_080, 5_699_980), 10),
+        (field[:, ::-1], whole, 10),
+    ):
+        written = read_field(write_field(tmp_path / f"f{suffix}", changed, form))
+        left, low, right, high = written.rio.bounds()
+        assert (left, min(low, high), right, max(low, high)) == pytest.approx(bounds)
+        assert abs(written.rio.transform().a) == pixel
+        assert np.allclose(written.y, changed.y) and np.allclose(written.x, changed.x)
+
+
+def test_codes_of_what_is_no_unit_vector_are_warned_of(tmp_path):
+    field = a_field(side=(6, 8))
+    with pytest.warns(
+        NotUnitWarning, match=r"f\.tif: expected unit vectors of all bands, found lengths .* normalise them"
+    ):
+        write_field(tmp_path / "f.tif", field.coarsen(y=2, x=2).mean())
+    with pytest.warns(NotUnitWarning):
+        write_field(tmp_path / "f.tif", field[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotUnitWarning)
+        write_field(tmp_path / "f.tif", field)
+        write_field(tmp_path / "f.tif", field[:2], "float")
+
+
+@pytest.mark.parametrize("form", ["int8", "float"])
+def test_a_geotiff_is_cloud_optimised(tmp_path, form):
+    field = a_field(side=(30, 270))
+    with rasterio.open(write_field(tmp_path / "f.tif", field, form)) as file:
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and file.compression.name == "zstd"
+        assert file.block_shapes[0] == (256, 256) and file.overviews(1)
+        assert file.descriptions == tuple(f"A{band:02d}" for band in range(64))
+        assert (np.isnan(file.nodata) if form == "float" else file.nodata) in (True, -128)
+        level = file.overviews(1)[0]
+        coarse = file.read(out_shape=(64, -(-30 // level), -(-270 // level)))
+        # Each pixel of an overview is one of the field's, not a mix of codes.
+        whole = {vector.tobytes() for vector in np.moveaxis(file.read(), 0, -1).reshape(-1, 64)}
+        assert all(vector.tobytes() in whole for vector in np.moveaxis(coarse, 0, -1).reshape(-1, 64)[::9])
+
+
+def test_a_field_written_in_strips_is_the_one_written_at_once(tmp_path):
+    field = a_field(side=(20, 9))
+    field.values[:, 4:7, 2] = np.nan
+    once = write_field(tmp_path / "once.tif", field)
+    grid = {"shape": field.shape, "crs": field.rio.crs, "transform": field.rio.transform(), "bands": field.band.values}
+    with writing_strips(tmp_path / "strips.tif", "int8", tags=field.attrs, **grid) as write:
+        for first in (0, 7, 14):
+            write(first, field.values[:, first : first + 7])
+    assert (tmp_path / "strips.tif").read_bytes() == once.read_bytes()
+    with (
+        pytest.raises(RuntimeError, match="interrupted"),
+        writing_strips(tmp_path / "half.tif", "int8", tags={}, **grid) as write,
+    ):
+        write(0, field.values[:, :7])
+        raise RuntimeError("interrupted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["once.tif", "strips.tif"]
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")])
+def test_holes_are_not_damage_but_blocks_that_were_never_written_are(tmp_path, form, suffix):
+    field = a_field()
+    field.values[:, 1:3] = np.nan
+    path = write_field(tmp_path / f"f{suffix}", field, form)
+    assert is_there(path, form, SMALL)
+    if form != "netcdf":
+        with rasterio.open(path) as file:
+            profile, tags = file.profile, file.tags()
+        with rasterio.open(path, "w", **{**profile, "sparse_ok": True}) as file:
+            file.update_tags(**tags)
+        assert not is_there(path, form, SMALL)
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")])
+def test_a_preview_holds_every_nth_vector(tmp_path, form, suffix):
+    field = a_field(side=(30, 41))
+    field.values[:, :9, :9] = np.nan
+    found = preview(write_field(tmp_path / f"f{suffix}", field, form), most_px=21)
+    assert found.shape == (64, 15, 21) and np.isnan(found[:, 0, 0]).all()
+    assert np.allclose(np.linalg.norm(found[:, 6:, 6:], axis=0), 1, atol=0.02)
 
 
 FORMATS = [("int8", ".tif"), ("float", ".tif"), ("netcdf", ".nc")]
