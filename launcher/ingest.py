@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         for place in places:
             print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
+            if place.extent_note:
+                print(f"  note: {place.extent_note}")
             for rule in recipe.rules:
                 files = place.of(rule)
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
