@@ -93,8 +93,10 @@ def viewed(values: Sequence[Any], stored: np.dtype, view: str) -> tuple[float, .
     """Declared values as they look once the stored bits are reinterpreted; those that the type cannot hold never occur."""
     found = []
     for value in values:
-        if stored.kind in "iu" and not (np.isfinite(value) and np.iinfo(stored).min <= value <= np.iinfo(stored).max):
-            continue
+        if stored.kind in "iu":
+            limits = np.iinfo(stored)
+            if not (limits.min <= value <= limits.max and float(value).is_integer()):
+                continue
         cast = np.asarray(value).astype(stored)
         found.append(float(cast.view(np.dtype(view)) if view else cast))
     return tuple(dict.fromkeys(found))

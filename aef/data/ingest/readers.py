@@ -170,14 +170,20 @@ class _Dataset(Raster):
         return np.asarray(self._data[name].values)
 
     def scaling(self, variable: str, step: int) -> tuple[float, float]:
-        stated = {} if self._decoded else self._data[variable].attrs
-        return float(stated.get("scale_factor", 1.0)), float(stated.get("add_offset", 0.0))
+        scale, offset = self._stated(variable, "scale_factor"), self._stated(variable, "add_offset")
+        return (scale or [1.0])[0], (offset or [0.0])[0]
 
     def nodata(self, variable: str, step: int) -> tuple[float, ...]:
-        array = self._data[variable]
-        stated = {} if self._decoded else array.attrs
-        found = [value for key in ("_FillValue", "missing_value") for value in np.atleast_1d(stated.get(key, ()))]
-        return viewed(found, array.dtype, self._view)
+        values = self._stated(variable, "_FillValue") + self._stated(variable, "missing_value")
+        return viewed(values, self._data[variable].dtype, self._view)
+
+    def _stated(self, variable: str, name: str) -> list[float]:
+        """Numbers of an attribute; none where the library has applied it already. Raises RasterError."""
+        value = () if self._decoded else self._data[variable].attrs.get(name, ())
+        try:
+            return [float(number) for number in np.atleast_1d(value)]
+        except (TypeError, ValueError):
+            raise self.refuse(f"{variable}: its attribute {name} is no number: {str(value)[:40]!r}") from None
 
 
 # --- plain arrays ----------------------------------------------------------------------------------------------------

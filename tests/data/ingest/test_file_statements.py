@@ -10,8 +10,10 @@ import rasterio
 import xarray
 from rasterio.transform import Affine
 
+from aef.data.ingest import readers
 from aef.data.ingest.convert import convert_place
 from aef.data.ingest.places import find_places
+from aef.data.ingest.raster import viewed
 from aef.data.ingest.recipe import parse_recipe
 
 LEFT, TOP, SIDE = 664_000.0, 5_612_000.0, 32
@@ -229,3 +231,32 @@ def test_a_fill_value_of_netcdf_is_taken_as_its_bits_are_read(tmp_path):
     own["inputs"][0]["nodata"] = {"file": True}
     series, _ = converted(tmp_path, own)
     assert not series.valid[0, 0, :4].any() and series.valid[0, 0, 4:].all()
+
+
+@pytest.mark.parametrize("name", ["scale_factor", "_FillValue", "missing_value"])
+def test_an_attribute_that_is_no_number_is_named(tmp_path, name, monkeypatch):
+    data = xarray.Dataset(
+        {"B2": (("y", "x"), scene(1)[0])},
+        {"y": TOP - 5 - 10.0 * np.arange(SIDE), "x": LEFT + 5 + 10.0 * np.arange(SIDE)},
+        {"crs": "EPSG:32631"},
+    )
+    (tmp_path / "here").mkdir()
+    data.to_netcdf(tmp_path / "here" / "S2_20200105.nc")
+    own = recipe(glob="*/S2_*.nc", bands=[], band_map={"B2": "B2"}, weight="none", nodata={})
+    opened = readers._open_dataset
+
+    def with_attribute(*arguments):
+        found = opened(*arguments)
+        found["B2"].attrs[name] = "one"
+        return found
+
+    monkeypatch.setattr(readers, "_open_dataset", with_attribute)
+    with pytest.raises(ValueError, match=rf"S2_20200105\.nc: B2: its attribute {name} is no number: 'one'"):
+        converted(tmp_path, own)
+
+
+def test_a_no_data_tag_that_the_type_cannot_hold_never_occurs():
+    for nodata in (-9999.0, 201.5, 1e9):
+        assert viewed([nodata], np.dtype(np.uint16), "") == ()
+    assert viewed([201.0, 201.0], np.dtype(np.uint16), "") == (201.0,)
+    assert viewed([float("nan")], np.dtype(np.uint16), "") == ()
