@@ -150,6 +150,26 @@ def _option(path: str, given: Sequence[str]) -> str:
     return ""
 
 
+def add_compression(p: argparse._ActionsContainer, *, default: bool) -> None:
+    """`--compress` and `--uncompressed`, the same two words wherever chips are written; the help names the default."""
+    words = {
+        "--compress": (True, "smaller files that write and load more slowly"),
+        "--uncompressed": (False, "larger files that write and load faster"),
+    }
+    p.set_defaults(compress=default)
+    either = p.add_mutually_exclusive_group()
+    for option, (value, meaning) in words.items():
+        usual = ": the default" if value == default else ""
+        either.add_argument(
+            option,
+            dest="compress",
+            action="store_const",
+            const=value,
+            default=argparse.SUPPRESS,
+            help=f"{meaning}{usual}",
+        )
+
+
 class Progress:
     """A progress bar with rate and time left on a terminal; elsewhere one plain line every few seconds.
 

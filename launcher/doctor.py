@@ -38,6 +38,7 @@ PACKAGES = {
     "ee": ("earthengine-api", "ee"),
     "pystac_client": ("pystac-client", "stac"),
     "odc.stac": ("odc-stac", "stac"),
+    "pyogrio": ("pyogrio", "vector"),
     "open_clip": ("open_clip_torch", "text"),
     "mwparserfromhell": ("mwparserfromhell", "text"),
     "dwca": ("python-dwca-reader", "text"),
@@ -51,7 +52,10 @@ NEEDS = {
     # command: (needed, needed for a part of it: what)
     "classify": (("rasterio", "xarray", "sklearn", "matplotlib"), {}),
     "demo": (("deepspeed", "matplotlib", "sklearn"), {}),
-    "download": (("rasterio", "pyarrow"), {"ee": "Earth Engine", "pystac_client": "STAC", "odc.stac": "STAC"}),
+    "download": (
+        ("rasterio", "pyarrow"),
+        {"ee": "Earth Engine", "pystac_client": "STAC", "odc.stac": "STAC", "pyogrio": "sites from vector files"},
+    ),
     "embed": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "matplotlib": "quicklooks"}),
     "evaluate": (("sklearn",), {"matplotlib": "figures"}),
     "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF recipes", "pyarrow": "tables"}),

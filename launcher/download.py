@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run, with_western_longitudes
+from aef.launcher.command import Progress, add_compression, parser, run, with_western_longitudes
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
 STAC_WORKERS = 16
@@ -30,7 +33,9 @@ def arguments() -> argparse.ArgumentParser:
 
     where = p.add_argument_group("sites, one of").add_mutually_exclusive_group()
     where.add_argument(
-        "--sites", metavar="FILE", help=".csv, .geojson or .parquet with lon, lat and optionally id, start, end"
+        "--sites",
+        metavar="FILE",
+        help=".csv, .geojson, .parquet, .gpkg, .shp with lon, lat or geometries, optionally id, start, end",
     )
     where.add_argument("--place", metavar="LON,LAT", help="one place")
     where.add_argument("--bbox", metavar="WEST,SOUTH,EAST,NORTH", help="every 1.28 km cell of a box (degrees)")
@@ -49,7 +54,7 @@ def arguments() -> argparse.ArgumentParser:
     sites.add_argument(
         "--draw-periods", type=int, default=0, metavar="N", help="draw N periods of 365 d within --periods"
     )
-    sites.add_argument("--seed", type=int, default=0, help="of random sites and drawn periods")
+    sites.add_argument("--seed", type=int, default=0, metavar="N", help="of random sites and drawn periods")
     sites.add_argument("--shard", metavar="i/n", help="only the i-th of n shares of the sites, for one of n hosts")
 
     what = p.add_argument_group("sources")
@@ -62,8 +67,8 @@ def arguments() -> argparse.ArgumentParser:
         "--require", nargs="*", default=[], metavar="NAME", help="drop chips that lack one of these sources"
     )
     what.add_argument("--accept-failed", action="store_true", help="write chips although a source was refused")
-    what.add_argument("--chip-px", type=int, default=128, help="side of a chip, 10 m pixels")
-    what.add_argument("--uncompressed", action="store_true", help="larger files that are written and load faster")
+    what.add_argument("--chip-px", type=int, default=128, metavar="PX", help="side of a chip, 10 m pixels")
+    add_compression(what, default=True)
 
     ee = p.add_argument_group("Earth Engine")
     ee.add_argument("--project", "--project_id", metavar="P", help="Cloud project that is registered for Earth Engine")
@@ -184,6 +189,9 @@ def planned(options: argparse.Namespace) -> Iterator:
     from aef.earthengine.sites import parse_periods
 
     periods = parse_periods(options.periods) if options.periods else ()
+    for period in periods:
+        if period.start_ms > time.time() * 1000:
+            say(f"warning: the period {period} lies in the future: no images are there yet")
     rule = PeriodRule(periods, options.draw_periods, seed=options.seed)
     shard = parse_shard(options.shard) if options.shard else None
     return planned_chips(sites(options), rule, px=options.chip_px, shard=shard)
@@ -210,9 +218,13 @@ def estimate(options: argparse.Namespace, sources) -> int:
 
 
 def dry_run(options: argparse.Namespace, sources) -> int:
-    shown, count = 5, 0
-    for count, chip in enumerate(planned(options), start=1):
-        if count <= shown:
+    from aef.earthengine.manifest import NAME, Manifest
+
+    shown = 5
+    # Planned as a download would, so that what it refuses is refused here, and equal rows count once.
+    with tempfile.TemporaryDirectory() as folder, Manifest(Path(folder) / NAME) as manifest:
+        count = manifest.plan(planned(options))
+        for chip in itertools.islice(manifest.pending(options.chip_px, batch=shown), shown):
             left, bottom, right, top = chip.grid.bounds
             print(f"{chip.id}: {chip.grid.crs} {left:.0f} {bottom:.0f} {right:.0f} {top:.0f}, {chip.period}")
     more = f" (and {count - shown:,} more)" if count > shown else ""
@@ -248,7 +260,7 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": options.chip_px}
-    plan = Plan(sources, options.chip_px, tuple(options.require), options.accept_failed, not options.uncompressed)
+    plan = Plan(sources, options.chip_px, tuple(options.require), options.accept_failed, options.compress)
     with m.Manifest(m.manifest_path(out, shard), settings) as manifest:
         fill(manifest, options)
         carry_entries(out, sources)
@@ -349,7 +361,7 @@ def report(manifest, out: Path, sources) -> int:
         done, empty, failed = (items.get((name, state), 0) for state in ("done", "empty", "failed"))
         print(f"{name:<14}{done:>10,}{empty:>10,}{failed:>10,}{total - done - empty - failed:>10,}")
     print("chips: " + ", ".join(f"{count:,} {state}" for state, count in sorted(chips.items())))
-    for chip, source, reason in manifest.failures():
+    for chip, source, reason in (*manifest.failures(), *manifest.unanswered()):
         print(f"  {chip}: {source}: {reason}")
     if chips.get("written"):
         print("\n".join(["", *table(survey(out, sources))]))

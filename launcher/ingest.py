@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, add_compression, parser, run
 
 RECIPES = Path(__file__).resolve().parent / "configs" / "ingest"
 
@@ -21,8 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
     p.add_argument("--places", nargs="*", default=[], metavar="PLACE", help="convert only these")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
-    p.add_argument("--uncompressed", action="store_true", help="larger files that load faster")
-    p.add_argument("--overwrite", action="store_true", help="write chips again that the folder holds; texts are lost")
+    add_compression(p, default=True)
+    p.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write chips again that the folder holds, otherwise refused; texts are lost",
+    )
     p.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
     options = p.parse_args(argv)
 
@@ -36,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         for place in places:
             print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
+            if place.extent_note:
+                print(f"  note: {place.extent_note}")
             for rule in recipe.rules:
                 files = place.of(rule)
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
@@ -47,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             root,
             Path(options.out),
             places=chosen,
-            compress=not options.uncompressed,
+            compress=options.compress,
             workers=options.workers,
             overwrite=options.overwrite,
         ):

@@ -22,12 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--weighting", choices=("clear", "valid"), default="clear", help="pixels that count")
     p.add_argument("--held-out", nargs="*", default=[], metavar="PLACE", help="places to leave out")
     p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out")
-    p.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    p.add_argument(
+        "--sources-file", "--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
     p.add_argument("--skip-bad", action="store_true", help="count chips that break the contract instead of stopping")
     p.add_argument("--dry-run", action="store_true", help="print the statistics without writing them")
     options = p.parse_args(argv)
 
-    registry = registry_of(options.data, files=options.sources)
+    registry = registry_of(options.data, files=options.sources_file)
     folder = ChipFolder(options.data, registry)
     kept = folder.without(options.held_out)
     with Progress("stats", total=len(kept), unit="chip") as progress:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import Progress, add_compression, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,10 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--chip-px", type=int, default=64, metavar="PX", help="side of a chip in pixels of 10 m")
     p.add_argument("--years", type=int, default=1, metavar="Y", help="calendar years of observations")
     p.add_argument("--first-year", type=int, default=FIRST_YEAR, metavar="Y", help="the first of them")
-    p.add_argument("--seed", type=int, default=0, help="another seed is another Earth")
-    p.add_argument("--sources", nargs="+", default=list(SOURCES), metavar="SOURCE", help="render only these")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="another seed is another Earth")
+    p.add_argument(
+        "--sources", nargs="+", default=list(SOURCES), metavar="NAME", help="sources to render; otherwise all"
+    )
     p.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: this one")
-    p.add_argument("--compress", action="store_true", help="smaller files that write and load more slowly")
+    add_compression(p, default=False)
     p.add_argument("--overwrite", action="store_true", help="write chips again that the folder holds; texts are lost")
     p.add_argument("--dry-run", action="store_true", help="say what would be made, write nothing")
     options = p.parse_args(argv)

@@ -91,8 +91,11 @@ def _train(config: Config, options) -> int:
 
 
 def _dry_run(config: Config, options) -> int:
+    from aef.training.opening import require_choices
     from aef.training.planner import describe_plan
 
+    if options.data:
+        require_choices(config, Path(options.data))
     print(dump_config(config).rstrip())
     print(describe_plan(config, options.data, options.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
     return 0

@@ -31,7 +31,7 @@ FURTHER = ROOT / "launcher" / "configs" / "sources" / "further.yaml"
 
 
 def test_the_page_tables_every_source():
-    """Regenerate with `aef sources --sources launcher/configs/sources/further.yaml`."""
+    """Regenerate with `aef sources --sources-file launcher/configs/sources/further.yaml`."""
     found = re.search(r"<!-- sources -->\n(.*?)\n?<!-- /sources -->", PAGE.read_text(encoding="utf-8"), re.S)
     assert found and found.group(1).strip() == sources_table(registry_of(files=[FURTHER]).values())
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aef.data.chips import Chip, read_chip
+from aef.clock import format_time
+from aef.data.chips import Chip, SourceSeries, read_chip
 from aef.sources import Registry, Source
 
 SURVEYED_CHIPS = 64
@@ -28,6 +29,8 @@ OFFSET = 1000
 """Digital numbers of Sentinel-2 are this much higher from processing baseline 04.00 on."""
 LEAST_BANDS = 3
 """So many bands hold something darker than the offset, wherever it was removed."""
+FEWEST_FRAMES = 3
+"""So many frames before and after a date make a step; fewer may be clouds that nobody masked."""
 FEW_CHIPS = 8
 """From so many chips on, a distribution says something about the product and not only about the place."""
 
@@ -147,8 +150,11 @@ def survey_chips(chips: Iterable[Chip], registry: Registry) -> list[BandSurvey]:
     """A row per band of what chips hold, at most a few thousand values per band and chip."""
     values: dict[tuple[str, str], list[np.ndarray]] = {}
     seen: dict[tuple[str, str], list[float]] = {}
+    steps: dict[str, list[str]] = {}
     for chip in chips:
         for name, series in chip.sources.items():
+            if step := _step_of_offset(series, registry[name]):
+                steps.setdefault(name, []).append(f"{chip.id}: {step}")
             valid = np.broadcast_to(series.valid, series.values.shape)
             for channel, band in enumerate(registry[name].bands):
                 observed = series.values[:, channel][valid[:, channel]]
@@ -164,7 +170,41 @@ def survey_chips(chips: Iterable[Chip], registry: Registry) -> list[BandSurvey]:
         for band in registry[name].bands
         if (name, band.name) in seen
     ]
-    return _judged(rows)
+    return [_with_step(row, registry[row.source], steps.get(row.source, [])) for row in _judged(rows)]
+
+
+def _step_of_offset(series: SourceSeries, source: Source) -> str | None:
+    """The date from which on no clear pixel of any digital band is below the offset, where it was before; None without
+    such a step. A frame alone may be a cloud or a desert: a step in time is neither."""
+    digital = [at for at, band in enumerate(source.bands) if band.unit == DIGITAL]
+    if len(digital) < LEAST_BANDS or series.time_ms is None or series.frames < 2 * FEWEST_FRAMES:
+        return None
+    bright, times = [], []
+    for frame, time in enumerate(series.time_ms):
+        valid = np.broadcast_to(series.valid[frame], series.values[frame].shape)
+        clear = True if series.weight is None else series.weight[frame, 0] > 0
+        bands = [series.values[frame, at][valid[at] & clear] for at in digital]
+        bands = [values for values in bands if values.size]
+        if len(bands) >= LEAST_BANDS:
+            bright.append(min(float(np.quantile(values, 0.01)) for values in bands) >= OFFSET)
+            times.append(int(time))
+    order = np.argsort(times, kind="stable")
+    late = np.array(bright, np.bool_)[order]
+    count = int(late.sum())
+    if count < FEWEST_FRAMES or late.size - count < FEWEST_FRAMES or not late[-count:].all():
+        return None
+    first = format_time(times[order[-count]])
+    return f"{count} of {late.size} frames, all from {first[:10]} on, are never below {OFFSET}"
+
+
+def _with_step(row: BandSurvey, source: Source, steps: Sequence[str]) -> BandSurvey:
+    """The first digital band of a source carries the suspicion of a step, the others nothing."""
+    first = next((band.name for band in source.bands if band.unit == DIGITAL), "")
+    if not steps or row.band != first:
+        return row
+    more = f" (and {len(steps) - 1} chips more)" if len(steps) > 1 else ""
+    text = f"{steps[0]}{more}: was the offset of processing baseline 04.00 left in there?"
+    return dataclasses.replace(row, suspicion="; ".join(filter(None, (row.suspicion, text))))
 
 
 def _row(source: Source, band: str, parts: Sequence[np.ndarray], seen: Sequence[float]) -> BandSurvey:

@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS items (
     bytes INTEGER, sha256 TEXT, PRIMARY KEY (chip, source)
 ) WITHOUT ROWID;
 """
+_PLANNED = ("id", "site", "lon", "lat", "crs", "left", "top", "start_ms", "end_ms")
 
 
 class ManifestError(ValueError):
@@ -50,7 +51,8 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class PlannedChip:
-    """A chip as it is planned: its number in the manifest (0 before it has one), id, site, grid and support period."""
+    """A chip as it is planned: its number in the manifest (0 before it has one), id, site, grid and support period, and
+    whether a row of the list of sites stated that period."""
 
     id: str
     site: str
@@ -59,6 +61,7 @@ class PlannedChip:
     grid: ChipGrid
     period: Period
     number: int = 0
+    stated: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,27 +163,68 @@ class Manifest:
             self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
 
     def plan(self, chips: Iterable[PlannedChip], *, batch: int = 5000) -> int:
-        """Add chips that are not there yet; returns how many were new. Constant memory: chips stream through."""
-        rows: list[tuple] = []
-        added = 0
-        for chip in chips:
-            g, p = chip.grid, chip.period
-            rows.append((chip.id, chip.site, chip.lon, chip.lat, g.crs, g.left, g.top, p.start_ms, p.end_ms))
-            if len(rows) >= batch:
-                added += self._insert(rows)
-                rows.clear()
-        return added + self._insert(rows)
+        """Add chips that are not there yet; returns how many were new. Constant memory: chips stream through.
 
-    def _insert(self, rows: Sequence[tuple]) -> int:
+        Raises:
+            ManifestError: two chips of one id differ in place or period, or chips of one site lie apart or share days;
+                then none is added.
+        """
+        rows: list[tuple] = []
         with self._lock:
-            before = self._db.total_changes
+            before, stated = self._db.total_changes, False
+            last = self._db.execute("SELECT COALESCE(MAX(number), 0) FROM chips").fetchone()[0]
             self._db.execute("BEGIN")
+            try:
+                for chip in chips:
+                    g, p, stated = chip.grid, chip.period, stated or chip.stated
+                    rows.append((chip.id, chip.site, chip.lon, chip.lat, g.crs, g.left, g.top, p.start_ms, p.end_ms))
+                    if len(rows) >= batch:
+                        self._insert(rows)
+                        rows.clear()
+                self._insert(rows)
+                if stated:
+                    self._refuse_torn_sites(last)
+                added = self._db.total_changes - before
+                self._db.execute("COMMIT")
+                return added
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def _insert(self, rows: Sequence[tuple]) -> None:
+        places, marks = ", ".join(_PLANNED), ", ".join("?" * len(_PLANNED))
+        try:
+            # A row that is there already stays; where it differs, the update runs into the constraint and says so.
             self._db.executemany(
-                "INSERT OR IGNORE INTO chips (id, site, lon, lat, crs, left, top, start_ms, end_ms) VALUES (?,?,?,?,?,?,?,?,?)",
+                f"INSERT INTO chips ({places}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET site = NULL WHERE "
+                "(crs, left, top, start_ms, end_ms) != (excluded.crs, excluded.left, excluded.top, excluded.start_ms, excluded.end_ms)",
                 rows,
             )
-            self._db.execute("COMMIT")
-            return self._db.total_changes - before
+        except sqlite3.IntegrityError:
+            for row in rows:
+                there = self._db.execute(f"SELECT {places} FROM chips WHERE id = ?", row[:1]).fetchone()
+                if there and there[4:] != row[4:]:
+                    raise ManifestError(
+                        f"chip {row[0]} is asked for twice: {_where_and_when(there)}, and {_where_and_when(row)}: give each site an "
+                        "id of its own (in ids all but letters, digits and + - . _ counts as _)"
+                    ) from None
+            raise
+
+    def _refuse_torn_sites(self, after: int) -> None:
+        """Among the chips numbered higher than ``after``: those of a site stand next to each other in the order of ids."""
+        earlier = ", ".join(f"LAG({name}) OVER (ORDER BY id) AS earlier_{name}" for name in _PLANNED)
+        found = self._db.execute(
+            f"SELECT * FROM (SELECT {', '.join(_PLANNED)}, {earlier} FROM chips WHERE number > ?) WHERE site = earlier_site AND "
+            "(start_ms < earlier_end_ms OR (crs, left, top) != (earlier_crs, earlier_left, earlier_top)) LIMIT 1",
+            (after,),
+        ).fetchone()
+        if found:
+            two, one = found[: len(_PLANNED)], found[len(_PLANNED) :]
+            why = "their periods share days" if one[4:7] == two[4:7] else "they lie apart"
+            raise ManifestError(
+                f"site {two[1]} is asked for twice, and {why}: {_where_and_when(one)}, and {_where_and_when(two)}: rows of one id "
+                "are periods of one place, without common days"
+            )
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
@@ -273,12 +317,19 @@ class Manifest:
         return {(source, state): count for source, state, count in rows}
 
     def failures(self, limit: int = 10) -> list[tuple[str, str, str]]:
-        """(chip, source, reason) of the first failed items."""
+        """(chip, source, reason) of the first items that were refused."""
+        return self._reasons(FAILED, limit)
+
+    def unanswered(self, limit: int = 10) -> list[tuple[str, str, str]]:
+        """(chip, source, reason) of the first items that only lack an answer."""
+        return self._reasons(PENDING, limit)
+
+    def _reasons(self, state: str, limit: int) -> list[tuple[str, str, str]]:
         with self._lock:
             return self._db.execute(
                 "SELECT chips.id, items.source, items.reason FROM chips JOIN items ON items.chip = chips.number "
-                "WHERE chips.state = 'incomplete' AND items.state = 'failed' LIMIT ?",
-                (limit,),
+                "WHERE chips.state = 'incomplete' AND items.state = ? LIMIT ?",
+                (state, limit),
             ).fetchall()
 
     def checksums(self) -> Iterator[tuple[str, str]]:
@@ -324,6 +375,11 @@ class Manifest:
                 rows = self._db.execute(query, (*sources, first, first + batch)).fetchall()
             if rows:
                 yield rows
+
+
+def _where_and_when(row: Sequence[Any]) -> str:
+    """A row of the chips in words."""
+    return f"{row[2]:.5f},{row[3]:.5f} in {Period(row[7], row[8])}"
 
 
 def manifest_path(out: str | Path, shard: tuple[int, int] | None = None) -> Path:

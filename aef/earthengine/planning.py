@@ -56,7 +56,8 @@ def planned_chips(
             continue
         grid = ChipGrid.around(site.lon, site.lat, px)
         for period in rule.of(site):
-            yield PlannedChip(f"{site.id}_{_day(period.start_ms)}", site.id, site.lon, site.lat, grid, period)
+            name = f"{site.id}_{_day(period.start_ms)}"
+            yield PlannedChip(name, site.id, site.lon, site.lat, grid, period, stated=bool(site.periods))
 
 
 def _day(time_ms: int) -> str:

@@ -6,196 +6,39 @@ least 1.28 km apart (paper S1.1); sites of a file keep the coordinates that they
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aef.clock import DAY_MS, Period, parse_period, parse_time
+from aef.clock import DAY_MS, Period, parse_period
 from aef.earthengine.grid import to_degrees, to_utm, utm_crs
 from aef.earthengine.land import is_land
+from aef.earthengine.site import Site, SiteError, at
+from aef.earthengine.site_files import geojson_features, geojson_shape, read_sites
 from aef.hashing import stable_hash
+
+__all__ = [
+    "Lattice",
+    "Site",
+    "SiteError",
+    "at",
+    "choose_periods",
+    "draw_periods",
+    "in_box",
+    "in_strata",
+    "on_random_land",
+    "parse_periods",
+    "read_sites",
+]
 
 SPACING_M = 1280.0
 NORTHERNMOST, SOUTHERNMOST = 83.0, -60.0
 """Latitudes between which random land is drawn: Sentinel-2 acquires up to about 83 degrees north; Antarctica is left
 out, as in version 2.0 of the paper."""
-
-_LON = ("lon", "longitude", "lng", "x", "long")
-_LAT = ("lat", "latitude", "y")
-_ID = ("id", "site", "site_id", "name", "index")
-_START = ("start", "start_ms", "support_start", "support_start_ms", "period_start", "period_start_ms", "start_date")
-_END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_end_ms", "end_date")
-
-
-class SiteError(ValueError):
-    """A list of sites cannot be used; one line naming the file and the row."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place: its id, centre in degrees, and what its own file states: support periods, date ranges of its texts."""
-
-    id: str
-    lon: float
-    lat: float
-    periods: tuple[Period, ...] = ()
-    texts: tuple[Period, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not (-180 <= self.lon <= 180 and -80.5 <= self.lat <= 84):
-            raise SiteError(
-                f"site {self.id!r}: expected degrees with latitudes of -80.5 to 84 (the UTM zones), found lon {self.lon}, "
-                f"lat {self.lat}"
-            )
-
-
-def at(lon: float, lat: float) -> Site:
-    """One place, named by its coordinates."""
-    return Site(f"{lat:+09.5f}{lon:+010.5f}", lon, lat)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def read_sites(path: str | Path) -> Iterator[Site]:
-    """Sites of a CSV, GeoJSON or Parquet file, one after the other (a table of millions is never held whole).
-
-    A table needs columns for longitude and latitude (``lon``/``lat``, ``longitude``/``latitude`` or ``x``/``y`` in
-    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's texts
-    (``texts``, ``START/END;START/END``) are optional. Rows that share an
-    id, or coordinates where there is no id, are one site with several periods: the downloader merges them. GeoJSON
-    features may be points or areas (their centroid counts).
-
-    Raises:
-        SiteError: the file is of an unknown kind, a column is missing or a row cannot be read.
-        FileNotFoundError: there is no such file.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such list of sites")
-    readers = {
-        ".csv": _rows_of_csv,
-        ".geojson": _rows_of_geojson,
-        ".json": _rows_of_geojson,
-        ".parquet": _rows_of_parquet,
-        ".geoparquet": _rows_of_parquet,
-    }
-    if path.suffix.lower() not in readers:
-        raise SiteError(f"{path}: expected a .csv, .geojson or .parquet file, found {path.suffix or 'no ending'}")
-    empty = True
-    for number, row in enumerate(readers[path.suffix.lower()](path), start=1):
-        try:
-            yield _site(row)
-        except (ValueError, TypeError) as error:
-            raise SiteError(f"{path}: row {number}: {error}") from None
-        empty = False
-    if empty:
-        raise SiteError(f"{path}: holds no site")
-
-
-def _site(row: dict[str, Any]) -> Site:
-    def field(names: Sequence[str]) -> Any:
-        return next((row[name] for name in names if row.get(name) not in (None, "")), None)
-
-    lon, lat = field(_LON), field(_LAT)
-    if lon is None or lat is None:
-        raise SiteError(f"expected columns lon and lat (or longitude/latitude, x/y), found {', '.join(map(str, row))}")
-    site, start, end = field(_ID), field(_START), field(_END)
-    if (start is None) != (end is None):
-        raise SiteError("a period needs both its start and its end")
-    periods = () if start is None else (Period(_time(start), _time(end)),)
-    if periods and periods[0].length_ms <= 0:
-        raise SiteError(f"the period {periods[0]} must end after it starts")
-    unnamed = at(_degrees("longitude", lon), _degrees("latitude", lat))
-    texts = tuple(parse_period(part) for part in str(row.get("texts") or "").split(";") if part.strip())
-    return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods, texts)
-
-
-def _degrees(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise SiteError(f"{name}: expected decimal degrees, found {value!r}") from None
-
-
-def _safe_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "+-._" else "_" for c in text.strip())
-
-
-def _time(value: Any) -> int:
-    if isinstance(value, int | float | np.number):
-        return int(value)
-    if hasattr(value, "isoformat"):
-        return parse_time(value.isoformat())
-    text = str(value).strip()
-    return int(float(text)) if text.replace(".", "", 1).lstrip("-").isdigit() and len(text) > 8 else parse_time(text)
-
-
-def _rows_of_csv(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        for row in csv.DictReader(stream):
-            yield {str(name).strip().lower(): value for name, value in row.items()}
-
-
-def _rows_of_geojson(path: Path) -> Iterator[dict[str, Any]]:
-    for feature in _features(path):
-        properties = {str(name).lower(): value for name, value in (feature.get("properties") or {}).items()}
-        geometry = feature.get("geometry") or {}
-        if geometry.get("type") == "Point":
-            lon, lat = geometry["coordinates"][:2]
-        else:
-            lon, lat = _shape(geometry, path).centroid.coords[0][:2]
-        name = {"id": feature["id"]} if feature.get("id") is not None else {}
-        yield {**name, **properties, "lon": lon, "lat": lat}
-
-
-def _features(path: Path) -> list[dict[str, Any]]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        features = document["features"] if document.get("type") == "FeatureCollection" else [document]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError) as error:
-        raise SiteError(f"{path}: is no GeoJSON ({type(error).__name__}: {error})") from None
-    return features
-
-
-def _shape(geometry: dict[str, Any], path: Path):
-    import shapely
-    from shapely.geometry import shape
-
-    try:
-        return shapely.make_valid(shape(geometry))
-    except (shapely.errors.ShapelyError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise SiteError(f"{path}: a geometry cannot be read ({error})") from None
-
-
-def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise SiteError(f"{path}: is no Parquet file ({error})") from None
-    names = {name.lower(): name for name in table.schema_arrow.names}
-    for batch in table.iter_batches(10_000):
-        for row in batch.to_pylist():
-            lowered = {name: row[original] for name, original in names.items()}
-            geometry = lowered.pop("geometry", None)
-            if isinstance(geometry, bytes):
-                import shapely
-
-                centre = shapely.from_wkb(geometry).centroid
-                lowered.setdefault("lon", centre.x)
-                lowered.setdefault("lat", centre.y)
-            yield lowered
-
 
 # --- the lattice -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +81,10 @@ class Lattice:
 def in_box(west: float, south: float, east: float, north: float, lattice: Lattice) -> Iterator[Site]:
     """Every lattice cell whose centre lies in a box of degrees. Raises SiteError for an impossible box."""
     if not (-180 <= west < east <= 180 and -80.5 <= south < north <= 84):
-        raise SiteError(f"the box {west},{south},{east},{north} must be WEST,SOUTH,EAST,NORTH in degrees")
+        across = ": across 180 degrees it takes two, one on each side" if west > east else ""
+        raise SiteError(
+            f"the box {west:g},{south:g},{east:g},{north:g} must be WEST,SOUTH,EAST,NORTH in degrees{across}"
+        )
     step_lat = lattice.step_m / 111_320 / 2
     for lat in np.arange(south + step_lat / 2, north, step_lat):
         step_lon = step_lat / max(math.cos(math.radians(lat)), 0.05)
@@ -283,13 +129,16 @@ def in_strata(
     import shapely
 
     strata: dict[str, tuple[list[Any], int]] = {}
-    for number, feature in enumerate(_features(Path(path))):
+    for number, feature in enumerate(geojson_features(Path(path))):
         properties = feature.get("properties") or {}
         if field is not None and field not in properties:
             raise SiteError(f"{path}: feature {number} has no property {field!r}: found {', '.join(properties)}")
         name = str(properties[field]) if field else f"{number}"
         shapes, _ = strata.setdefault(name, ([], int(properties.get("quota", per_stratum))))
-        shapes.append(_shape(feature.get("geometry") or {}, Path(path)))
+        try:
+            shapes.append(geojson_shape(feature.get("geometry")))
+        except SiteError as error:
+            raise SiteError(f"{path}: feature {number}: {error}") from None
     for name, (shapes, quota) in strata.items():
         area = shapely.union_all(shapes)
         if area.is_empty or area.area == 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -25,6 +28,12 @@ OVERPASS_MS = 10 * 60_000
 """Images of one platform within ten minutes are one overpass: neighbouring tiles become one frame."""
 
 TRIES = 4
+_GONE = re.compile(r"HTTP response code: (404|410)\b|No such file or directory")
+"""What GDAL says of an asset that is not there: an answer, unlike 403 (a signature that ran out) or 5xx."""
+
+# It logs every asset that it cannot read; the reason is in the item's outcome.
+logging.getLogger("odc").addHandler(logging.NullHandler())
+
 T = TypeVar("T")
 
 
@@ -166,6 +175,8 @@ class StacDoor:
             return None
         box = GeoBox((grid.px, grid.px), Affine(*grid.affine), grid.crs)
         key = _key(held[0], keys)
+        for item in held:
+            _require_local(item, key)
         rule = {held[0].collection_id: {"assets": {"*": {"nodata": nodata, "data_type": dtype}}}}
         loaded = self._patiently(
             lambda: odc.stac.load(
@@ -191,6 +202,8 @@ class StacDoor:
                 OSError,
             ) as error:
                 failure: Exception = error
+            if isinstance(failure, rasterio.errors.RasterioError) and _GONE.search(str(failure)):
+                raise RequestError(f"an asset is not there ({_one_line(failure)})")
             status = getattr(failure, "status_code", None)
             if status is not None and 400 <= status < 500 and status != 429:
                 raise RequestError(f"the catalogue refused ({_one_line(failure)})")
@@ -262,6 +275,14 @@ def _latest(items: list[Any], version: str) -> list[Any]:
 
 def _key(item: Any, keys: Sequence[str]) -> str:
     return next((key for key in keys if key in item.assets), "")
+
+
+def _require_local(item: Any, key: str) -> None:
+    """Raises RequestError where an asset on this machine does not exist: waiting would not bring it."""
+    href = item.assets[key].get_absolute_href() or item.assets[key].href
+    scheme, _, rest = href.rpartition("://")
+    if scheme in ("", "file") and not Path(unquote(rest) if scheme else rest).exists():
+        raise RequestError(f"{item.id}: asset {key}: there is no file {rest}")
 
 
 def _metadata(source: Source, item: Any) -> np.ndarray:

@@ -156,9 +156,14 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
 
 
+def require_choices(config: Config, data: Path) -> None:
+    """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that cannot
+    be withheld or judged. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
+    _require_choices(config, ChipFolder(data, registry_of(data, files=config.data.sources_file)))
+
+
 def _require_choices(config: Config, folder: ChipFolder) -> None:
-    """Refuse before anything is written what sampling or the first validation would stumble over: places that cannot be
-    held out, dates that cannot be withheld or judged. Raises ChipError, ConfigError, WithheldError."""
+    """Before anything is written: see `require_choices`."""
     folder.without(config.data.held_out_places)
     read_withheld(folder, config.data)
     if config.train.validate_set is not None:

@@ -136,6 +136,27 @@ def test_wrong_words_are_one_line(tmp_path, capsys, arguments, message):
     assert error.startswith("aef download: error: ") and message in error
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], ["--key-file", "none.json"]])
+def test_two_places_of_one_id_are_refused_with_both(tmp_path, capsys, more):
+    sites = tmp_path / "fields.csv"
+    sites.write_text("id,lon,lat\nFeld 1/2,8.54,47.37\nb,8.7,47.4\nFeld 1_2,8.6,47.4\n")
+    assert call("--project", "p", "--out", tmp_path / "c", "--sites", sites, *YEAR, *more) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "chip Feld_1_2_" in error and "8.54000,47.37000" in error and "8.60000,47.40000" in error
+    sites.write_text("id,lon,lat\na,8.54,47.37\na,8.54,47.37\nb,8.7,47.4\n")
+    assert call("--project", "p", "--out", tmp_path / "d", "--sites", sites, *YEAR, "--dry-run") == 0
+    assert "2 chips of 128 px would go to" in capsys.readouterr().out
+
+
+def test_a_period_in_the_future_is_said(tmp_path, capsys):
+    later = ["--periods", "2019-01-01/2020-01-01,2999-01-01/3000-01-01"]
+    assert call("--project", "p", "--out", tmp_path / "c", *PLACE, *later, "--dry-run") == 0
+    error = capsys.readouterr().err
+    assert (
+        "warning: the period 2999-01-01/3000-01-01 lies in the future" in error and error.count("warning: the p") == 1
+    )
+
+
 def test_export_and_verify_of_an_empty_folder(tmp_path, capsys):
     assert call("--out", tmp_path, "--verify") == 1
     assert "nothing was downloaded into this folder yet" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_one_frame_of_a_paper_size_chip_fits_a_request(name):
 # --- the way back ----------------------------------------------------------------------------------------------------
 
 
-def write_cog(path, dtype="int8", nodata=-128, names=True):
+def write_cog(path, dtype="int8", nodata=-128, names=True, **tags):
     import rasterio
     from rasterio.transform import from_origin
 
@@ -84,6 +84,7 @@ def write_cog(path, dtype="int8", nodata=-128, names=True):
     }
     with rasterio.open(path, "w", transform=from_origin(461420, 5217040, 10, 10), **profile) as file:
         file.write(values)
+        file.update_tags(**tags)
         if names:
             for band in range(64):
                 file.set_band_description(band + 1, f"A{band:02d}")
@@ -139,3 +140,39 @@ def test_upload_refuses_what_earth_engine_would(tmp_path, changes, message):
         upload_manifest(**given)
     with pytest.raises(ValueError, match="same name"):
         upload_manifest(**{**given, "cogs": [tmp_path / "a.tif", tmp_path / "x" / "a.tif"]})
+
+
+WHERE = {"bucket": "gs://b", "collection": "projects/demo/assets/f"}
+
+
+def test_each_field_is_uploaded_under_the_period_and_maker_of_its_tags(tmp_path):
+    pytest.importorskip("rasterio")
+    tags = {"model_version": "small@400", "model_weights": "ab" * 32, "sources": "sentinel2", "long_name": "x"}
+    halves = ("2021-01-01/2021-07-01", "2021-07-01/2022-01-01")
+    cogs = [write_cog(tmp_path / f"f{n}.tif", period=period, **tags) for n, period in enumerate(halves)]
+    found = [json.loads(path.read_text()) for path in upload_manifest(cogs, **WHERE, out=tmp_path / "m")]
+    assert [(m["startTime"][:10], m["endTime"][:10]) for m in found] == [tuple(half.split("/")) for half in halves]
+    assert found[0]["properties"] == {key: value for key, value in tags.items() if key != "long_name"}
+    own = upload_manifest(cogs[:1], **WHERE, out=tmp_path / "m", properties={"model_version": "mine"})
+    assert json.loads(own[0].read_text())["properties"]["model_version"] == "mine"
+
+
+def test_a_period_that_contradicts_a_tag_or_is_unknown_writes_nothing(tmp_path):
+    pytest.importorskip("rasterio")
+    year = parse_period("2021-01-01/2022-01-01")
+    cogs = [
+        write_cog(tmp_path / "a.tif", period=str(year)),
+        write_cog(tmp_path / "b.tif", period="2019-01-01/2020-01-01"),
+    ]
+    with pytest.raises(ValueError, match=r"b\.tif: its tags state the period 2019-01-01/2020-01-01, period= says 2021"):
+        upload_manifest(cogs, **WHERE, out=tmp_path / "m", period=year)
+    with pytest.raises(ValueError, match=r"c\.tif: its tags state no period: give period="):
+        upload_manifest([cogs[0], write_cog(tmp_path / "c.tif")], **WHERE, out=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_names_that_earth_engine_would_make_equal_are_refused(tmp_path):
+    pytest.importorskip("rasterio")
+    cogs = [write_cog(tmp_path / name, period="2021-01-01/2022-01-01") for name in ("a b.tif", "a_b.tif")]
+    with pytest.raises(ValueError, match=r"a b\.tif and .*a_b\.tif have the same name in the collection, a_b: rename"):
+        upload_manifest(cogs, **WHERE, out=tmp_path / "m")

@@ -156,3 +156,57 @@ def test_a_clock_that_jumps_changes_nothing(manifest, monkeypatch):
 def test_hosts_that_share_a_folder_have_a_manifest_each(tmp_path):
     assert manifest_path(tmp_path).name == "manifest.sqlite"
     assert manifest_path(tmp_path, (2, 8)).name == "manifest-2-of-8.sqlite"
+
+
+def chip_at(name, left=0, start="2019-01-01", end="2020-01-01", site=None):
+    period = parse_period(f"{start}/{end}")
+    grid = ChipGrid("EPSG:32631", left, 0, 128)
+    return PlannedChip(f"{name}_{start}", site or name, 8.54, 47.37, grid, period, stated=True)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (chip_at("a", left=10), "chip a_2019-01-01 is asked for twice"),
+        (chip_at("a", end="2019-06-01"), "chip a_2019-01-01 is asked for twice"),
+        (chip_at("a", start="2019-06-01", end="2020-06-01"), "site a is asked for twice, and their periods share days"),
+        (chip_at("a", left=10, start="2020-01-01", end="2021-01-01"), "site a is asked for twice, and they lie apart"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 5000])
+def test_one_id_for_two_places_or_shared_days_is_refused_with_both(manifest, second, words, batch):
+    wanted = [chip_at("a"), chip_at("b", left=50), second]
+    with pytest.raises(ManifestError, match=words) as refusal:
+        manifest.plan(wanted, batch=batch)
+    assert str(refusal.value).count("8.54000,47.37000 in ") == 2 and str(second.period) in str(refusal.value)
+    assert manifest.left() == 0  # nothing of a list that is refused stays behind
+    assert manifest.plan(wanted[:2]) == 2
+
+
+def test_equal_rows_and_periods_side_by_side_are_one_site(manifest):
+    years = [chip_at("a"), chip_at("a", start="2020-01-01", end="2021-01-01"), chip_at("a_2")]
+    assert manifest.plan([*years, *years]) == 3
+    assert manifest.plan(years) == 0
+    with pytest.raises(ManifestError, match="asked for twice"):  # by an earlier run
+        manifest.plan([chip_at("a", left=10)])
+
+
+def test_a_list_that_breaks_off_plans_nothing(manifest):
+    def broken():
+        yield from chips(20)
+        raise ValueError("row 21")
+
+    with pytest.raises(ValueError, match="row 21"):
+        manifest.plan(broken(), batch=7)
+    assert manifest.left() == 0 and manifest.plan(chips(2)) == 2
+
+
+def test_reasons_of_items_that_lack_an_answer_are_known(manifest):
+    manifest.plan(chips(2))
+    lacking, refused = manifest.pending(128)
+    manifest.record(lacking, "sentinel2", Outcome(PENDING, "no answer after 4 tries"))
+    manifest.record(refused, "sentinel2", Outcome(FAILED, "permission denied"))
+    for chip in (lacking, refused):
+        manifest.finish(chip, INCOMPLETE, reason="…")
+    assert manifest.unanswered() == [(lacking.id, "sentinel2", "no answer after 4 tries")]
+    assert manifest.failures() == [(refused.id, "sentinel2", "permission denied")]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -241,6 +243,111 @@ def test_wrong_files_are_named(tmp_path, name, text, message):
         list(read_sites(tmp_path / name))
     with pytest.raises(FileNotFoundError):
         list(read_sites(tmp_path / "absent.csv"))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "words"),
+    [
+        (None, "row 2: has no geometry"),
+        ({"type": "Polygon", "coordinates": []}, "row 2: has no geometry"),
+        ({"type": "Blob", "coordinates": [1, 2]}, "row 2: its geometry cannot be read"),
+        ({"type": "Point", "coordinates": [None, 2]}, "row 2: "),
+    ],
+)
+def test_a_feature_without_a_usable_geometry_is_named_by_its_row(tmp_path, geometry, words):
+    fine = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [8.5, 47.1]}}
+    path = write_geojson(tmp_path / "s.geojson", fine, fine | {"geometry": geometry})
+    with pytest.raises(SiteError, match=rf"s\.geojson: {words}"):
+        list(read_sites(path))
+    with pytest.raises(SiteError, match=r"s\.geojson: row 1: is no feature"):
+        list(read_sites(write_geojson(tmp_path / "s.geojson", None)))
+
+
+def test_a_stratum_without_geometry_is_named(tmp_path):
+    path = write_geojson(tmp_path / "s.geojson", {"type": "Feature", "properties": {}, "geometry": None})
+    with pytest.raises(SiteError, match="feature 0: has no geometry"):
+        list(in_strata(path, 1, Lattice(), seed=0))
+
+
+def test_a_box_across_180_degrees_is_refused_with_what_to_do():
+    with pytest.raises(SiteError, match="it takes two, one on each side"):
+        list(in_box(179, -17, -179, -16, Lattice()))
+
+
+# --- vector files, read by pyogrio
+
+
+def write_vector(path, points, crs="EPSG:2056", layer=None, **columns):
+    import pyogrio
+    import shapely
+
+    shapes = np.array([None if point is None else shapely.to_wkb(point) for point in points], object)
+    pyogrio.raw.write(
+        path,
+        shapes,
+        [np.array(values) for values in columns.values()],
+        list(columns),
+        crs=crs,
+        geometry_type="Unknown" if path.suffix == ".gpkg" else "Point",
+        layer=layer,
+        append=path.exists(),
+    )
+    return path
+
+
+BERN = (2_600_000.0, 1_200_000.0)  # the origin of the Swiss grid: 7.43863 degrees east, 46.95108 north
+
+
+@pytest.mark.parametrize("name", ["s.gpkg", "s.shp", "s.fgb", "s.zip"])
+def test_vector_files_are_read_in_their_own_projection(tmp_path, name):
+    pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra [vector])")
+    import shapely
+
+    path = tmp_path / ("s.shp" if name == "s.zip" else name)
+    fields = {"id": ["Feld 1", "Feld 2"], "start": ["2019-01-01", None], "end": ["2020-01-01", None], "lon": [1.0, 2.0]}
+    x, y = BERN
+    area = shapely.box(x - 500, y - 500, x + 500, y + 500) if name == "s.gpkg" else shapely.Point(x, y)
+    write_vector(
+        path,
+        [shapely.Point(x, y), area],
+        **{k: np.array(v, object if k != "lon" else float) for k, v in fields.items()},
+    )
+    if name == "s.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for part in tmp_path.glob("s.*"):
+                if part.suffix != ".zip":
+                    archive.write(part, part.name)
+    one, two = sorted(read_sites(tmp_path / name), key=lambda site: site.id)
+    assert (one.id, two.id) == ("Feld_1", "Feld_2") and two.periods == ()
+    assert one.periods == (parse_period("2019-01-01/2020-01-01"),)
+    for site in (one, two):  # the geometry counts, not a column of that name
+        assert abs(site.lon - 7.43863) < 1e-4 and abs(site.lat - 46.95108) < 1e-4
+
+
+def test_vector_files_that_cannot_be_used_are_named(tmp_path):
+    pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra [vector])")
+    import shapely
+
+    here = shapely.Point(*BERN)
+    with pytest.raises(SiteError, match="row 2: has no geometry"):
+        list(read_sites(write_vector(tmp_path / "null.gpkg", [here, None], id=["a", "b"])))
+    write_vector(tmp_path / "two.gpkg", [here], layer="fields", id=["a"])
+    with pytest.raises(SiteError, match=r"expected one layer with geometries, found fields, roads.*ogr2ogr"):
+        list(read_sites(write_vector(tmp_path / "two.gpkg", [here], layer="roads", id=["a"])))
+    write_vector(tmp_path / "bare.shp", [here], id=["a"])
+    (tmp_path / "bare.prj").unlink()
+    with pytest.raises(SiteError, match="states no coordinate reference system"):
+        list(read_sites(tmp_path / "bare.shp"))
+    (tmp_path / "no.gpkg").write_text("x")
+    with pytest.raises(SiteError, match=r"no\.gpkg: cannot be read"):
+        list(read_sites(tmp_path / "no.gpkg"))
+
+
+def test_without_pyogrio_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    (tmp_path / "s.gpkg").write_text("x")
+    with pytest.raises(SiteError, match=r"pip install 'aef-engine\[vector\]'.*ogr2ogr -t_srs EPSG:4326"):
+        list(read_sites(tmp_path / "s.gpkg"))
 
 
 # --- periods, chips, shards ------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every command answers, installed from a wheel too, and no file of a scripts' folder hides a standard module."""
 
+import argparse
 import importlib
 import logging
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from aef.__main__ import commands, main
 from aef.launcher import doctor
-from aef.launcher.command import run
+from aef.launcher.command import add_compression, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,3 +156,31 @@ def test_the_wheel_finds_a_recipe_by_name(installed, tmp_path):
     (line,) = done.stderr.strip().splitlines()
     # The recipe was found: what is missing is its input.
     assert line.startswith("aef ingest: error: ") and str(tmp_path) in line and "unknown recipe" not in line
+
+
+@pytest.mark.parametrize(("name", "compressed"), [("ingest", True), ("download", True), ("synthesize", False)])
+def test_compression_has_the_same_two_words_wherever_chips_are_written(name, compressed, capsys):
+    command = importlib.import_module(f"aef.launcher.{name}")
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    smaller, larger = "smaller files that write and load more slowly", "larger files that write and load faster"
+    assert f"--compress {smaller}" in text and f"--uncompressed {larger}" in text
+    assert f"{smaller if compressed else larger}: the default" in text and text.count(": the default") == 1
+
+
+def test_compression_is_what_was_said_last_or_the_default():
+    for default in (True, False):
+        p = argparse.ArgumentParser()
+        add_compression(p, default=default)
+        said = [p.parse_args(words).compress for words in ([], ["--compress"], ["--uncompressed"])]
+        assert said == [default, True, False]
+
+
+@pytest.mark.parametrize("option", ["--sources-file", "--sources"])
+def test_files_of_further_sources_have_one_name(option, capsys):
+    from aef.launcher import sources
+    from aef.launcher.download import FURTHER_SOURCES
+
+    assert run(sources.main, [option, str(FURTHER_SOURCES)]) == 0
+    assert "sentinel2_l2a" in capsys.readouterr().out

@@ -108,6 +108,21 @@ def test_wrong_data_are_one_line_and_leave_nothing(chips, tmp_path, capsys):
     assert not run_folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.withheld=nope.csv", "nope.csv"),
+        ("data.held_out_places=[nope]", "nope"),
+        ("train.validate_set=mine", "train.validate_set: expected none without data.withheld"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(setting, words, chips, tmp_path, capsys):
+    given = ["--config", "tiny", "--data", chips, "--out", tmp_path / "run", setting]
+    line = error_of(capsys, train, *given, "--dry-run")
+    assert words in line and line == error_of(capsys, train, *given)
+    assert call(train, *given[:-1], "--dry-run") == 0 and not (tmp_path / "run").exists()
+
+
 def test_statistics_of_another_source_are_refused(chips, tmp_path, capsys):
     entries = json.loads((chips / "stats.json").read_text())
     entries["sources"]["landsat"] = entries["sources"]["sentinel2"]

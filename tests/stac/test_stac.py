@@ -261,14 +261,47 @@ def test_an_api_that_stays_away_is_given_up_and_one_that_refuses_is_not_asked_ag
         assert len(api.searches) == 1
 
 
-def test_a_missing_file_of_an_item_is_an_answer_that_may_still_come(tmp_path):
+def test_a_missing_file_of_an_item_is_an_answer(tmp_path, capfd):
     _, paths = optical(tmp_path)
     catalog = static_catalog(
         tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
     )
     paths["red"].unlink()
-    with pytest.raises(UnavailableError, match="after 4 tries"):
+    with pytest.raises(RequestError, match=r"a: asset red: there is no file .*red0\.tif") as refusal:
         fetch(catalog, "sentinel2")
+    assert not isinstance(refusal.value, UnavailableError) and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (410, 1), (503, d.TRIES)])
+def test_an_asset_that_a_server_does_not_have_is_not_asked_for_again(tmp_path, status, tries):
+    import rasterio.errors
+
+    _, paths = optical(tmp_path)
+    catalog = static_catalog(
+        tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
+    )
+    opened, asked = door(catalog, "sentinel2"), []
+
+    def refuse():
+        asked.append(1)
+        raise rasterio.errors.RasterioIOError(f"HTTP response code: {status}")
+
+    with pytest.raises(RequestError, match=f"response code: {status}") as refusal:
+        opened._patiently(refuse)
+    assert len(asked) == tries and isinstance(refusal.value, UnavailableError) == (status == 503)
+
+
+def test_the_command_says_which_file_is_missing(tmp_path, capsys):
+    _, paths = optical(tmp_path)
+    catalog = static_catalog(
+        tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
+    )
+    paths["red"].unlink()
+    words = ["--from", "stac", "--catalog", catalog, "--place", f"{CHIP.lon},{CHIP.lat}", "--chip-px", str(PX)]
+    words += ["--periods", "2019-01-01/2020-01-01", "--out", str(tmp_path / "chips"), "--sources", "sentinel2"]
+    assert command.main(words) == 1
+    printed = capsys.readouterr()
+    assert "asset red: there is no file" in printed.out and "--retry-failed" in printed.err
 
 
 def test_wrong_catalogues_are_named(tmp_path):

@@ -73,6 +73,8 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
         )
     report.bands = band_lines(chip)
     report.suspicions = [f"{r.source} {r.band}: {r.suspicion}" for r in rows if r.suspicion not in ("", UNSEEN)]
+    report.suspicions += [text for b in builders for stated in b.stated.values() if (text := stated.suspicion())]
+    report.notes = [place.extent_note] if place.extent_note else []
     report.unused = unused_variables(recipe, place, files, builders, label_files)
     return chip, report
 

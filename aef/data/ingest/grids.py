@@ -8,6 +8,7 @@ transformer), so that a pixel lands within a tenth of itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,10 @@ _GDAL = {"nearest": Resampling.nearest, "bilinear": Resampling.bilinear, "area":
 PIXEL_M = 10.0
 SNAP_PX = 1e-3
 """Grids that agree to a thousandth of a pixel are the same grid: no warp, values stay as they are."""
+
+
+SCATTERED = 4
+"""An outline this many times larger than what lies in it is not one place."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,30 @@ def chip_grid(
         left, top = left + col * PIXEL_M, top - row * PIXEL_M
         width, height = min(width, crop_px), min(height, crop_px)
     return Grid(utm, Affine(PIXEL_M, 0, left, 0, -PIXEL_M, top), height, width)
+
+
+def joined(grids: Sequence[Grid]) -> Grid | None:
+    """One outline around all grids, a whole number of the first one's pixels larger than it: the first itself where the
+    others reach no further. None where most of it would be empty."""
+    first = grids[0]
+    boxes = [grid.bounds_in(first.crs) for grid in dict.fromkeys(grids)]
+    left, bottom, right, top = first.bounds
+    dx, dy = (right - left) / first.width, (top - bottom) / first.height
+    west, south = (
+        max(math.ceil((at - min(box[k] for box in boxes)) / d - SNAP_PX), 0)
+        for at, k, d in ((left, 0, dx), (bottom, 1, dy))
+    )
+    east, north = (
+        max(math.ceil((max(box[k] for box in boxes) - at) / d - SNAP_PX), 0)
+        for at, k, d in ((right, 2, dx), (top, 3, dy))
+    )
+    if not (west or south or east or north):
+        return first
+    width, height = first.width + west + east, first.height + south + north
+    covered = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes)
+    if width * dx * height * dy > SCATTERED * covered:
+        return None
+    return Grid(first.crs, Affine(dx, 0, left - west * dx, 0, -dy, top + north * dy), height, width)
 
 
 def cell_grid(target: Grid, cell_m: float) -> Grid:

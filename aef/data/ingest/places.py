@@ -14,7 +14,7 @@ from pathlib import Path
 from rasterio.errors import CRSError
 from rasterio.transform import Affine
 
-from aef.data.ingest.grids import Grid, centre_of, chip_grid, parse_crs
+from aef.data.ingest.grids import Grid, centre_of, chip_grid, joined, parse_crs
 from aef.data.ingest.readers import Raster, geojson_outline, open_raster
 from aef.data.ingest.schema import Input, LabelRule, Recipe
 
@@ -50,6 +50,7 @@ class PlaceFiles:
     files: list[Path]
     shared: list[Path] = field(default_factory=list)
     footprints: dict[Path, Grid] = field(default_factory=dict)
+    extent_note: str = ""
 
     def of(self, rule: Input | LabelRule) -> list[Path]:
         """Files of an input, in order; those found by overlap are the ones that reach the chip."""
@@ -107,7 +108,8 @@ class PlaceFiles:
         return chip_grid(outline.bounds, outline.crs, rule.grid.align, rule.grid.crop_px)
 
     def _file_extent(self) -> Grid:
-        names = self.recipe.place.bounds.input
+        rule = self.recipe.place.bounds
+        names = rule.input
         items = [item for item in map(self.recipe.input, names) if item.match == "group"]
         found = [(item, self.of(item)) for item in items]
         item, files = next(((item, files) for item, files in found if files), (None, []))
@@ -115,7 +117,23 @@ class PlaceFiles:
             raise IngestError(
                 f"{self.recipe.name}: place {self.name}: no file of input {' or '.join(names)} gives its bounds"
             )
-        with open_raster(files[0], item) as raster:
+        found_grids = [self._extent_of(path, item) for path in (files if rule.extent == "union" else files[:1])]
+        whole = joined(found_grids)
+        if whole is None:
+            raise IngestError(
+                f"{self.recipe.name}: place {self.name}: its {len(files)} files of input {item.name} lie scattered (first "
+                f"{files[0].name}): does group_by name the place? otherwise bounds: {{input: {item.name}, extent: first}}"
+            )
+        if whole is not found_grids[0]:
+            sizes = sorted({(grid.height, grid.width) for grid in found_grids})
+            self.extent_note = (
+                f"{len(files)} files of {item.name}, of {' and '.join(f'{h} x {w} px' for h, w in sizes[:4])}, reach differently "
+                "far: the chip covers them all (bounds: extent: first keeps to the first)"
+            )
+        return whole
+
+    def _extent_of(self, path: Path, item: Input) -> Grid:
+        with open_raster(path, item) as raster:
             if raster.grid is None:
                 raise raster.refuse("gives the place's bounds but has no georeference: use bounds: geojson or map")
             override = self.recipe.place.crs

@@ -94,11 +94,15 @@ def holds(rule: Rule, values: np.ndarray) -> np.ndarray:
     return met
 
 
-def convert(values: np.ndarray, rule: Transform) -> np.ndarray:
-    """Apply a transform; float32, unless it changes nothing. The logarithm of what is not positive is NaN."""
-    if rule == Transform():
+def convert(values: np.ndarray, rule: Transform, stated: tuple[float, float] = (1.0, 0.0)) -> np.ndarray:
+    """Apply a transform, with the file's ``stated`` scale and offset where it asks for them; float32, unless it changes
+    nothing. The logarithm of what is not positive is NaN."""
+    if rule.plain:
         return values.astype(np.float32) if values.dtype == np.float64 else values
-    x = values.astype(np.float64) * rule.scale + rule.offset
+    x = values.astype(np.float64)
+    if rule.tags:
+        x = x * stated[0] + stated[1]
+    x = x * rule.scale + rule.offset
     if rule.function in ("db_from_dn", "db_from_linear"):
         factor, offset = (20.0, DN_DB_OFFSET) if rule.function == "db_from_dn" else (10.0, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -132,12 +136,14 @@ class Decoder:
         for band, rule in bands.items():
             stored = raw[rule.var]
             seen = self._observed(stored, rule, other, raster, step) & ~outside & shared
+            seen = self._held_by_file(stored, rule, raster, step, seen)
             self._refuse_nan(raster, rule.var, step, stored, seen)
             # A value that is repeated over space is one value.
             found = np.unique(stored[seen]) if "space" in self.item.collapse else stored[seen]
             self.tallies.setdefault(band, Tally(stored.dtype)).add(found)
             stored = subtract(stored, offset) if offset else stored
-            plane = convert(stored, self.item.transform if rule.transform is None else rule.transform)
+            transform = self.item.transform if rule.transform is None else rule.transform
+            plane = convert(stored, transform, raster.scaling(rule.var, step))
             if plane.dtype.kind == "f":
                 lost = seen & ~np.isfinite(plane)
                 if lost.any():
@@ -179,6 +185,38 @@ class Decoder:
         for condition in own:
             if not condition.var or rule.valid is not None:
                 seen &= holds(condition, self._condition(condition, stored, raster, step, other))
+        return seen
+
+    def _held_by_file(
+        self, stored: np.ndarray, rule: BandRule, raster: Raster, step: int, seen: np.ndarray
+    ) -> np.ndarray:
+        """``seen`` without what the file itself says it does not hold, where the recipe follows it.
+
+        Raises:
+            RasterError: the recipe counts such pixels as seen, and says neither that they are no data nor that they
+                are measurements.
+        """
+        follow = rule.nodata.file if rule.nodata and rule.nodata.file is not None else self.item.nodata.file
+        if follow is False:
+            return seen
+        values, mask = raster.nodata(rule.var, step), raster.mask(rule.var, step)
+        empty = np.zeros(stored.shape, np.bool_)
+        for value in values:
+            empty |= np.isnan(stored) if np.isnan(value) else stored == value
+        accepted = declared(stored, self.item.accept if rule.accept is None else rule.accept)
+        without = np.zeros(stored.shape, np.bool_) if mask is None else ~mask
+        if follow:
+            return seen & ~empty & ~without
+        for found, what in (
+            (empty & seen & ~accepted, f"no-data tag ({', '.join(f'{value:g}' for value in values)})"),
+            (without & seen, "mask"),
+        ):
+            # NaN has a refusal of its own, which names what to declare.
+            if (found & ~np.isnan(stored)).any():
+                raise raster.refuse(
+                    f"{rule.var}, step {step}: its own {what} says that {int(found.sum())} pixels hold no data, which the recipe "
+                    "takes as observed: nodata: {file: true} follows the file, {file: false} does not"
+                )
         return seen
 
     def _shared_rules(self, raster: Raster, step: int, other: QaPlane) -> np.ndarray | bool:

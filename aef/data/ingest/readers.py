@@ -7,21 +7,21 @@ decoded unless the recipe says so.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import xarray
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 
+from aef.data.ingest.gdal_file import GdalFile
 from aef.data.ingest.grids import Grid, parse_crs
-from aef.data.ingest.schema import Input, LabelRule, Layout
+from aef.data.ingest.raster import DAMAGE, Raster, RasterError, one_line, view_as, viewed
+from aef.data.ingest.schema import Input, LabelRule
+
+__all__ = ["Raster", "RasterError", "geojson_outline", "open_raster"]
 
 BLOCK_BYTES = 1 << 20
 """Consecutive steps of a variable are read together up to this size: fewer reads, little memory."""
@@ -29,68 +29,6 @@ BLOCK_BYTES = 1 << 20
 Y_NAMES, X_NAMES = ("y", "lat", "latitude"), ("x", "lon", "longitude")
 ARRAY_SUFFIXES = (".npy",)
 DATASET_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5", ".zarr")
-
-
-DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    RuntimeError,
-    MemoryError,
-    RasterioError,
-)
-"""What libraries raise on files that are cut short or altered."""
-
-
-class RasterError(ValueError):
-    """A file cannot be read as the recipe says; one line naming file and variable."""
-
-
-class Raster:
-    """One opened file. ``steps`` is the length of its time axis (1 without one), ``grid`` its geometry, if it has any."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.steps = 1
-        self.grid: Grid | None = None
-        self.tags: dict[str, str] = {}
-        self.variables: tuple[str, ...] = ()
-
-    def __enter__(self) -> Raster:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the file."""
-
-    def read(self, variable: str, step: int) -> np.ndarray:
-        """One plane (h, w) in the stored type. Raises RasterError."""
-        self.require(variable)
-        try:
-            return self._plane(variable, step)
-        except RasterError:
-            raise
-        except DAMAGE as error:
-            raise self.refuse(f"{variable}, step {step}: cannot be read: {_one_line(error)}") from error
-
-    def _plane(self, variable: str, step: int) -> np.ndarray:
-        raise NotImplementedError
-
-    def coordinate(self, name: str) -> np.ndarray:
-        """A one-dimensional variable, such as times or product ids."""
-        raise self.refuse(f"has no variable {name}")
-
-    def refuse(self, why: str) -> RasterError:
-        return RasterError(f"{self.path}: {why}")
-
-    def require(self, variable: str) -> None:
-        if variable not in self.variables:
-            raise self.refuse(f"has no variable {variable!r}: known are {', '.join(self.variables[:40])}")
 
 
 def open_raster(path: Path, rule: Input | LabelRule | None = None, extent: Grid | None = None) -> Raster:
@@ -110,15 +48,11 @@ def open_raster(path: Path, rule: Input | LabelRule | None = None, extent: Grid 
             return _ArrayFile(path, rule, extent)
         if suffix in DATASET_SUFFIXES:
             return _Dataset(path, rule)
-        return _GdalFile(path, rule)
+        return GdalFile(path, rule)
     except RasterError:
         raise
     except DAMAGE as error:
-        raise RasterError(f"{path}: cannot be opened: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+        raise RasterError(f"{path}: cannot be opened: {one_line(error)}") from error
 
 
 # --- xarray ----------------------------------------------------------------------------------------------------------
@@ -136,7 +70,8 @@ class _Dataset(Raster):
 
     def __init__(self, path: Path, rule: Input | LabelRule | None) -> None:
         super().__init__(path)
-        self._data = _open_dataset(path, getattr(rule, "decode", "raw") == "cf")
+        self._decoded = getattr(rule, "decode", "raw") == "cf"
+        self._data = _open_dataset(path, self._decoded)
         self.tags = {str(k): str(v) for k, v in self._data.attrs.items()}
         self._select = dict(rule.select) if rule else {}
         self._view = getattr(rule, "dtype_view", "")
@@ -227,21 +162,28 @@ class _Dataset(Raster):
             block = array.values
         else:
             block = array.transpose(self._y, self._x).values[None]
-        return _view(block, self._view, self, variable)
+        return view_as(block, self._view, self, variable)
 
     def coordinate(self, name: str) -> np.ndarray:
         if name not in self._data.variables:
             return super().coordinate(name)
         return np.asarray(self._data[name].values)
 
+    def scaling(self, variable: str, step: int) -> tuple[float, float]:
+        scale, offset = self._stated(variable, "scale_factor"), self._stated(variable, "add_offset")
+        return (scale or [1.0])[0], (offset or [0.0])[0]
 
-def _view(block: np.ndarray, view: str, raster: Raster, variable: str) -> np.ndarray:
-    if not view:
-        return block
-    wanted = np.dtype(view)
-    if wanted.itemsize != block.dtype.itemsize:
-        raise raster.refuse(f"{variable} is {block.dtype} and cannot be viewed as {view}: sizes differ")
-    return np.ascontiguousarray(block).view(wanted)
+    def nodata(self, variable: str, step: int) -> tuple[float, ...]:
+        values = self._stated(variable, "_FillValue") + self._stated(variable, "missing_value")
+        return viewed(values, self._data[variable].dtype, self._view)
+
+    def _stated(self, variable: str, name: str) -> list[float]:
+        """Numbers of an attribute; none where the library has applied it already. Raises RasterError."""
+        value = () if self._decoded else self._data[variable].attrs.get(name, ())
+        try:
+            return [float(number) for number in np.atleast_1d(value)]
+        except (TypeError, ValueError):
+            raise self.refuse(f"{variable}: its attribute {name} is no number: {str(value)[:40]!r}") from None
 
 
 # --- plain arrays ----------------------------------------------------------------------------------------------------
@@ -286,7 +228,7 @@ class _ArrayFile(Raster):
         if not first <= step < first + block.shape[0]:
             first, block = self._block = step, self._load(step)
         plane = block[step - first, self.variables.index(variable)]
-        return _view(plane, self._view, self, variable)
+        return view_as(plane, self._view, self, variable)
 
     def _load(self, step: int) -> np.ndarray:
         """Consecutive steps of all bands, (T, C, h, w)."""
@@ -304,69 +246,6 @@ class _ArrayFile(Raster):
         if self._data is None or name not in self._data.variables:
             return super().coordinate(name)
         return np.asarray(self._data[name].values)
-
-
-# --- GDAL ------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=8)
-def _gdal_dataset(path: Path, changed_ns: int) -> rasterio.DatasetReader:
-    """An opened file, kept for its next reader: GDAL decodes all bands of an interleaved block at once."""
-    with rasterio.Env():  # GDAL's remarks go to the log, not to the terminal
-        return rasterio.open(path)
-
-
-class _GdalFile(Raster):
-    """A GeoTIFF or anything else that GDAL opens, its bands named by the recipe, by the file, or by number."""
-
-    def __init__(self, path: Path, rule: Input | LabelRule | None) -> None:
-        super().__init__(path)
-        self._data = _gdal_dataset(path, path.stat().st_mtime_ns)
-        self.tags = dict(self._data.tags())
-        self._view = getattr(rule, "dtype_view", "")
-        stated = getattr(rule, "crs", "")
-        crs = parse_crs(stated) if stated else self._data.crs
-        if crs is not None:
-            self.grid = Grid(crs, self._data.transform, self._data.height, self._data.width)
-        described = tuple(d or "" for d in self._data.descriptions)
-        if rule is not None and rule.layout:
-            self._index = self._lay_out(rule.layout, described)
-            self.steps = max(len(bands) for bands in self._index.values())
-        else:
-            self._index = {name: [k + 1] for k, name in enumerate(self._names(rule, described))}
-        self.variables = tuple(self._index)
-
-    def _names(self, rule: Input | LabelRule | None, described: tuple[str, ...]) -> tuple[str, ...]:
-        count = self._data.count
-        if rule is not None and rule.bands:
-            if len(rule.bands) != count:
-                raise self.refuse(f"has {count} bands, the recipe names {len(rule.bands)}")
-            return rule.bands
-        named = all(described) and len(set(described)) == count and count > 1
-        return described if named else tuple(str(k + 1) for k in range(count))
-
-    def _lay_out(self, layout: Layout, described: tuple[str, ...]) -> dict[str, list[int]]:
-        width, tail, count = len(layout.per_step), len(layout.static_tail), self._data.count
-        steps, rest = divmod(count - tail, width)
-        if rest or steps < 1 or (layout.n_time != "infer" and steps != layout.n_time):
-            wanted = "any number" if layout.n_time == "infer" else layout.n_time
-            raise self.refuse(f"has {count} bands: expected {wanted} of steps of {width} bands and a tail of {tail}")
-        index = {
-            name: [(k * width + at if layout.order == "time_major" else at * steps + k) + 1 for k in range(steps)]
-            for at, name in enumerate(layout.per_step)
-        }
-        index.update({name: [steps * width + at + 1] for at, name in enumerate(layout.static_tail)})
-        for name, bands in index.items():
-            found = re.sub(r"_\d+$", "", described[bands[-1] - 1]) if described[bands[-1] - 1] != name else name
-            if found and found != name:
-                raise self.refuse(f"band {bands[-1]} is called {found}, the recipe's layout says {name}")
-        return index
-
-    def _plane(self, variable: str, step: int) -> np.ndarray:
-        bands = self._index[variable]
-        with rasterio.Env():
-            plane = self._data.read(bands[step if len(bands) > 1 else 0])
-        return _view(plane, self._view, self, variable)
 
 
 def geojson_outline(path: Path) -> tuple[tuple[float, float, float, float], str]:

@@ -218,6 +218,11 @@ def _input_problem(recipe: Recipe, item: Input, names: list[str]) -> str | None:
         return f"metadata: source {source.name} has no field {foreign[0]}"
     if source.classes and item.resample != "nearest":
         return f"resample: {source.name} is categorical and takes nearest, found {item.resample}"
+    tagged = [item.transform.tags, *(rule.transform.tags for rule in item.band_map.values() if rule.transform)]
+    if item.offset_rule and any(tagged):
+        return "offset_rule and transform: {tags: true} would both take the offset off: keep one"
+    if item.decode == "cf" and any(tagged):
+        return "decode: cf applies the file's scale and offset already: leave transform: {tags: true} out"
     if item.cell_m is not None and source.grid != "native":
         return f"cell_m is for sources on their native grid; {source.name} is on the {source.grid} grid"
     return None

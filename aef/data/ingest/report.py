@@ -34,10 +34,12 @@ class Report:
     frames: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The table, one band a line."""
         lines = [f"{self.place} -> {self.file}, {self.shape[0]} x {self.shape[1]} px"]
+        lines += [f"  note: {text}" for text in self.notes]
         width = max((len(line.band) for line in self.bands), default=4)
         for source, frames in self.frames.items():
             lines.append(f"  {source}: {frames}")

@@ -67,12 +67,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class NoData:
-    """Stored values that say "not observed"; checked before anything else is done to a value."""
+    """Stored values that say "not observed"; checked before anything else is done to a value.
+
+    ``file``: whether the no-data tag and the mask of the file itself say so too. A recipe that leaves it out is refused
+    where they contradict it.
+    """
 
     values: tuple[float, ...] = ()
     ranges: tuple[tuple[float, ...], ...] = ()
     nan: bool = False
     all_zero: bool = False
+    file: bool | None = None
 
     def problem(self) -> str | None:
         bad = [pair for pair in self.ranges if len(pair) != 2 or pair[0] > pair[1]]
@@ -91,14 +96,22 @@ class Accept:
 
 @dataclass(frozen=True)
 class Transform:
-    """From stored values to the registry's unit: scale and offset, then at most one function.
+    """From stored values to the registry's unit: the file's own scale and offset if ``tags`` is true, then scale and
+    offset, then at most one function.
 
-    ``db_from_dn``: 20 log10(DN) - 83. ``db_from_linear``: 10 log10(x). ``sin``, ``cos``: of degrees.
+    ``db_from_dn``: 20 log10(DN) - 83. ``db_from_linear``: 10 log10(x). ``sin``, ``cos``: of degrees. ``tags`` that are
+    left out are never applied; where the files of an input disagree in theirs, the recipe must say (true or false).
     """
 
     scale: float = 1.0
     offset: float = 0.0
     function: Literal["", "db_from_dn", "db_from_linear", "sin", "cos"] = ""
+    tags: bool | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether values stay as they are stored."""
+        return (self.scale, self.offset, self.function) == (1.0, 0.0, "") and not self.tags
 
 
 @dataclass(frozen=True)
@@ -284,10 +297,11 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The place's outline: the extent of a file of the first of these inputs that has one, of a GeoJSON sidecar, or
-    numbers (left, bottom, right, top) per place in ``place.crs``."""
+    """The place's outline: the extent of the files of the first of these inputs that has any (of all of them, or of the
+    first one only), of a GeoJSON sidecar, or numbers (left, bottom, right, top) per place in ``place.crs``."""
 
     input: tuple[str, ...] = ()
+    extent: Literal["union", "first"] = "union"
     geojson: str = ""
     map: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

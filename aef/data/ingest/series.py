@@ -13,12 +13,14 @@ import numpy as np
 from rasterio.transform import Affine
 
 from aef.data.chips import SourceSeries
+from aef.data.ingest.collapse import collapse_space, require_constant_in_time
 from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
 from aef.data.ingest.schema import BandRule, Input, Transform
 from aef.data.ingest.siblings import Siblings
+from aef.data.ingest.stated import StatedScales
 from aef.data.ingest.times import FrameTimes
 from aef.sources import Source
 
@@ -41,12 +43,13 @@ class SeriesBuilder:
     """Builds a `SourceSeries` from all inputs of a source at one place.
 
     ``decoders`` keeps, per input, what was read and the extremes found; ``dropped`` and ``twins`` count frames without
-    any observation and pairs within the dedupe window.
+    any observation and pairs within the dedupe window; ``stated`` holds the scales that the files state.
     """
 
     def __init__(self, source: Source, items: list[Input], place: PlaceFiles, files: dict[str, list[Path]]) -> None:
         self.source, self.items, self.place, self.files = source, items, place, files
         self.decoders = {item.name: Decoder(item) for item in items}
+        self.stated = {item.name: StatedScales(item) for item in items}
         self.dropped = self.twins = 0
         self._offsets: dict[Path, float] = {}
 
@@ -61,6 +64,7 @@ class SeriesBuilder:
             for path in self.files[item.name]:
                 with self.place.open(path, item) as raster:
                     starts, ends = self._times(item, raster, path)
+                    self.stated[item.name].add(path, raster, self._bands(item, path, raster))
                 for step, start in enumerate(starts):
                     repeat = seen.get(start, 0) if item.dedupe is None or item.dedupe.keep != "mosaic" else 0
                     seen[start] = repeat + 1
@@ -81,7 +85,24 @@ class SeriesBuilder:
     @cached_property
     def slots(self) -> list[tuple[int, int]]:
         """(time, repeat) of every frame that the source will have, in order."""
-        return sorted({(frame.start_ms, frame.repeat) for frame in self.frames})
+        return sorted({self._slot(frame) for frame in self.frames})
+
+    def _slot(self, frame: Frame) -> tuple[int, int]:
+        return self._mosaics.get(frame.start_ms, frame.start_ms), frame.repeat
+
+    @cached_property
+    def _mosaics(self) -> dict[int, int]:
+        """Time of a file → that of the mosaic that it is part of: the first within the rule's seconds."""
+        rule = self.items[0].dedupe
+        if rule is None or rule.keep != "mosaic" or self.source.time != "instant":
+            return {}
+        found: dict[int, int] = {}
+        first = None
+        for time in sorted({frame.start_ms for frame in self.frames}):
+            if first is None or time - first > rule.within_s * 1000:
+                first = time
+            found[time] = first
+        return found
 
     # -- geometry and type
 
@@ -124,7 +145,7 @@ class SeriesBuilder:
                 with self.place.open(path, item) as raster:
                     bands = self._bands(item, path, raster)
                     for rule in bands.values():
-                        plain = item.resample == "nearest" and (rule.transform or item.transform) == Transform()
+                        plain = item.resample == "nearest" and (rule.transform or item.transform).plain
                         kind = raster.read(rule.var, 0).dtype
                         kinds.append(kind if plain and kind.kind in "iu" else np.dtype(np.float32))
                 if bands:
@@ -155,6 +176,9 @@ class SeriesBuilder:
         if not self.frames:
             return None
         self._check_twins()
+        for stated in self.stated.values():
+            if problem := stated.disagreement():
+                raise IngestError(f"{self.place.name}: {problem}")
         shape = (len(self.slots), self.source.channels, self.grid.height, self.grid.width)
         values = np.zeros(shape, self._dtype())
         valid = np.zeros(shape, np.bool_)
@@ -167,7 +191,7 @@ class SeriesBuilder:
                 raster = stack.enter_context(self.place.open(path, item))
                 qa = Siblings(self.place, raster, stack, self.source.time == "interval")
                 for frame in frames:
-                    slot = at[frame.start_ms, frame.repeat]
+                    slot = at[self._slot(frame)]
                     self._fill(raster, frame, qa, values[slot], valid[slot], None if weight is None else weight[slot])
                     self._read_metadata(raster, frame, metadata[slot])
         self._refuse_extremes()
@@ -201,21 +225,35 @@ class SeriesBuilder:
         if item.role == "static" and raster.steps > 1 and not item.layout and "time" not in item.collapse:
             raise raster.refuse(f"holds {raster.steps} steps of a static source: state collapse: [time], or select one")
         if "time" in item.collapse:
-            self._check_constant_in_time(raster, bands, observed)
+            require_constant_in_time(raster, bands, observed)
         source = raster.grid
         assert source is not None
         if "space" in item.collapse:
-            stack, observed, source = self._collapse_space(raster, frame, stack, observed)
+            stack, observed = collapse_space(raster, frame.step, bands, stack, observed)
+            source = self.grid
         moved, observed = resample(stack, observed, source, self.grid, item.resample)
+        before, filled = valid.any(axis=0), np.zeros(valid.shape[1:], np.bool_)
         for band, plane, mask in zip(bands, moved, observed):
             at = self.source.band_names.index(band)
             mask = mask & ~valid[at]
             values[at][mask] = plane[mask]
             valid[at] |= mask
-        if weight is not None and counts is not None:
+            filled |= mask
+        if weight is not None:
+            self._fill_weight(raster, counts, weight[0], filled & ~before, filled | ~valid.any(axis=0))
+
+    def _fill_weight(
+        self, raster: Raster, counts: np.ndarray | None, weight: np.ndarray, first: np.ndarray, shared: np.ndarray
+    ) -> None:
+        """A file's weight (0/1 on its own grid, None: no rule) into its frame's (H, W): it alone speaks for the pixels
+        that it was the ``first`` to fill, and may only lower the weight of those that it ``shared`` with other files."""
+        own = np.full_like(weight, 255)
+        if counts is not None:
             assert raster.grid is not None
-            moved_weight, _ = resample(counts[None], np.ones_like(counts)[None], raster.grid, self.grid, "nearest")
-            np.minimum(weight, np.where(moved_weight, 255, 0).astype(np.uint8), out=weight)
+            moved, _ = resample(counts[None], np.ones_like(counts)[None], raster.grid, self.grid, "nearest")
+            own = np.where(moved[0], 255, 0).astype(np.uint8)
+        np.minimum(weight, own, out=weight, where=shared & ~first)
+        np.copyto(weight, own, where=first)
 
     def _offset(self, item: Input, raster: Raster, bands: dict[str, BandRule]) -> float:
         if raster.path not in self._offsets:
@@ -232,31 +270,6 @@ class SeriesBuilder:
                 along = np.atleast_1d(raster.coordinate(rule.var))
                 self.decoders[frame.item.name].used.add(rule.var)
                 row[index] = along[frame.step if len(along) > 1 else 0]
-
-    def _check_constant_in_time(self, raster: Raster, bands: dict[str, BandRule], observed: np.ndarray) -> None:
-        for (band, rule), seen in zip(bands.items(), observed):
-            first = raster.read(rule.var, 0).copy()
-            for step in range(1, raster.steps):
-                if not np.array_equal(raster.read(rule.var, step)[seen], first[seen]):
-                    raise raster.refuse(
-                        f"{rule.var} (band {band}) changes at step {step}: it cannot be collapsed in time"
-                    )
-
-    def _collapse_space(
-        self, raster: Raster, frame: Frame, stack: np.ndarray, observed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Grid]:
-        values = np.zeros((len(stack), 1, 1), stack.dtype)
-        seen = np.asarray(observed.any(axis=(1, 2), keepdims=True))
-        for index, (plane, mask) in enumerate(zip(stack, observed)):
-            if not mask.any():
-                continue
-            values[index] = plane[mask][0]
-            if (plane[mask] != plane[mask][0]).any():
-                raise raster.refuse(
-                    f"{list(frame.item.band_map.values())[index].var} is not constant in space at step {frame.step} "
-                    f"({plane[mask].min():g} to {plane[mask].max():g}): do not collapse it, give it a cell_m"
-                )
-        return values, seen, self.grid
 
     # -- after reading
 
@@ -308,7 +321,7 @@ class SeriesBuilder:
         if all(np.array_equal(valid[:, c], valid[:, 0]) for c in range(1, valid.shape[1])):
             valid = valid[:, :1].copy()
         static, native = self.source.time == "static", self.source.grid == "native"
-        ends = {(f.start_ms, f.repeat): f.end_ms for f in self.frames}
+        ends = {self._slot(f): f.end_ms for f in self.frames}
         slots = [slot for slot, kept in zip(self.slots, keep) if kept]
         interval = self.source.time == "interval"
         transforms = {item.transform for item in self.items}

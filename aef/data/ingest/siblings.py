@@ -38,7 +38,8 @@ class Siblings:
                     moved, seen = resample(
                         plane[None], np.ones((1, *plane.shape), np.bool_), raster.grid, self._raster.grid, "nearest"
                     )
-                    return moved[0] if seen.all() else None
+                    if seen.all():  # else it may be the mask of a neighbouring tile of the same time
+                        return moved[0]
             return None
 
         return read
