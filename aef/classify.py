@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from rasterio.io import MemoryFile
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
 from aef.atomic import writing
 from aef.evaluation.tables import markdown_table
-from aef.mapping.files import read_tags
+from aef.mapping.cog import writing_cog
+from aef.mapping.files import read_tags, transform_of
 from aef.mapping.labels import LabelError, Samples
 from aef.timecode import parse_period
 
@@ -208,7 +208,11 @@ def write_maps(
     (255: no data), atomically. Raises OSError."""
     names = {f"class_{code}": name for code, name in enumerate(classes, 1)}
     palette = {code: (*colour, 255) for code, colour in enumerate(colours(len(classes)), 1)}
-    tags = {key: str(field.attrs[key]) for key in ("place", "period", "model", "weights") if key in field.attrs}
+    tags = {
+        key: str(field.attrs[key])
+        for key in ("place", "period", "support", "model_version", "model_weights")
+        if key in field.attrs
+    }
     _write(stem.with_name(f"{stem.name}_classes.tif"), codes + 1, field, "class", 0, tags | names, palette)
     held = np.isfinite(confidence)
     percent = np.where(held, np.round(100 * np.where(held, confidence, 0)), 255)
@@ -224,25 +228,13 @@ def _write(
     tags: Mapping[str, str],
     palette: Mapping[int, tuple[int, int, int, int]] | None = None,
 ) -> None:
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            width=values.shape[1],
-            height=values.shape[0],
-            count=1,
-            dtype="uint8",
-            crs=field.rio.crs,
-            transform=field.rio.transform(),
-            nodata=nodata,
-            compress="deflate",
-        ) as file:
-            file.write(values.astype(np.uint8), 1)
-            file.set_band_description(1, description)
-            file.update_tags(**tags)
-            if palette:
-                file.write_colormap(1, palette)
-        with writing(path) as stream:
-            stream.write(memory.getbuffer())
+    grid = {"crs": field.rio.crs, "transform": transform_of(field)}
+    shape, dtype = (1, *values.shape), np.dtype(np.uint8)
+    with writing_cog(path, shape=shape, dtype=dtype, bands=[description], nodata=nodata, **grid) as file:
+        file.write(values.astype(dtype), 1)
+        file.update_tags(**tags)
+        if palette:
+            file.write_colormap(1, palette)
 
 
 def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectares: np.ndarray) -> None:

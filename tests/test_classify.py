@@ -36,7 +36,7 @@ def field(number=0, period=YEAR, noise=0.05):
     directions = np.where(np.arange(SIDE) < SIDE // 2, WATER[:, None], WOOD[:, None])[:, None]
     vectors = directions + noise * np.random.default_rng(number).normal(size=(8, SIDE, SIDE))
     vectors = (vectors / np.linalg.norm(vectors, axis=0)).astype(np.float32)
-    return as_data_array(vectors[None], chip(number), [period], ["sentinel2"], MadeBy("v"), single=True)
+    return as_data_array(vectors[None], chip(number), [period], [{"sources": "sentinel2"}], MadeBy("v"), single=True)
 
 
 def degrees(row, col, number=0):
@@ -109,6 +109,20 @@ def test_labels_of_one_square_of_ground_belong_together(tmp_path):
     assert sample(fields, areas, block_m=500).blocks.tolist() == [0, 0, 0, 1]
 
 
+def test_a_geopackage_in_metres_is_read_like_geojson_in_degrees(tmp_path):
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio, of the extra `vector`, is not installed")
+    shapely = pytest.importorskip("shapely")
+    shapes = [shapely.box(LEFT, TOP - 40, LEFT + 20, TOP - 10), shapely.Point(LEFT + 85, TOP - 25)]
+    path = tmp_path / "labels.gpkg"
+    pyogrio.raw.write(
+        path, shapely.to_wkb(shapes), [np.array(["water", "wood"], object)], ["Cover"], crs=CRS, geometry_type="Unknown"
+    )
+    one = field()
+    found = sample([one], read_labels(path, "Cover"))
+    expected = [one.values[:, row, col] for row in (1, 2, 3) for col in (0, 1)] + [one.values[:, 2, 8]]
+    assert np.array_equal(found.vectors, np.stack(expected)) and found.codes.tolist() == [0] * 6 + [1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -117,13 +131,13 @@ def test_labels_of_one_square_of_ground_belong_together(tmp_path):
         ("a.csv", "lon,lat,kind\n4,50,a\n", "row 1: expected a column 'cover', found lon, lat, kind"),
         ("a.csv", "easting,lat,cover\n4,50,a\n", "expected columns lon and lat, found easting, lat, cover"),
         ("a.csv", "lon,lat,cover\n4,50,a\n4,51,\n4,51,a\n", "expected 2 to 254 classes in 'cover', found 1"),
-        ("a.geojson", "{}", "is no GeoJSON collection"),
+        ("a.geojson", '{"type"', "is no GeoJSON"),
         (
             "a.geojson",
-            '{"features": [{"properties": {"cover": 1}, "geometry": null}]}',
+            '{"type": "FeatureCollection", "features": [{"properties": {"cover": 1}, "geometry": null}]}',
             "row 1: its geometry is missing or broken",
         ),
-        ("a.shp", "", "expected a .csv or .geojson file, found .shp"),
+        ("a.xlsx", "", "expected one of .csv, .geojson, .json, .gpkg, .shp, .fgb, .zip, found .xlsx"),
     ],
 )
 def test_labels_that_cannot_be_read_are_refused_by_row(tmp_path, name, content, words):

@@ -187,12 +187,18 @@ def _of_wkb(wkb: Any) -> Any:
 
 
 def _rows_of_vector(path: Path) -> Iterator[Row]:
+    for row, wkb, to_degrees in vector_features(path):
+        yield row, partial(_centre, wkb, _of_wkb, to_degrees)
+
+
+def vector_features(path: Path) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+    """Columns of each feature of a vector file, its geometry as WKB, and the pyproj transformer to degrees. Raises SiteError."""
     try:
         import pyogrio
     except ModuleNotFoundError:
         raise SiteError(
             f"{path}: {path.suffix} files are read by pyogrio: pip install 'aef-engine[vector]', or convert it: "
-            f"ogr2ogr -t_srs EPSG:4326 sites.geojson {path.name}"
+            f"ogr2ogr -t_srs EPSG:4326 features.geojson {path.name}"
         ) from None
     from pyproj import CRS, Transformer
 
@@ -201,7 +207,7 @@ def _rows_of_vector(path: Path) -> Iterator[Row]:
         if len(layers) != 1:
             raise SiteError(
                 f"{path}: expected one layer with geometries, found {', '.join(layers) or 'none'}: write one into a file of its "
-                f"own: ogr2ogr -t_srs EPSG:4326 sites.geojson {path.name} LAYER"
+                f"own: ogr2ogr -t_srs EPSG:4326 features.geojson {path.name} LAYER"
             )
         about = pyogrio.read_info(path, layer=layers[0], force_feature_count=True)
         if not about["crs"]:
@@ -212,7 +218,7 @@ def _rows_of_vector(path: Path) -> Iterator[Row]:
             names = [str(name).lower() for name in about["fields"]]
             for number, wkb in enumerate(shapes):
                 row = {name: _plain(column[number]) for name, column in zip(names, columns)}
-                yield row, partial(_centre, wkb, _of_wkb, to_degrees)
+                yield row, wkb, to_degrees
     except pyogrio.errors.DataSourceError as error:
         raise SiteError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
 

@@ -26,8 +26,10 @@ def writing_cog(
     crs: Any,
     transform: Any,
     bands: Sequence[str],
+    nodata: float | None = None,
 ) -> Iterator[Any]:
-    """A rasterio file of (band, y, x) int8 codes or float32 values to write into; it appears once the block has ended well.
+    """A rasterio file of (band, y, x) int8 codes, uint8 or float32 values to write into; it appears once the block has
+    ended well. No data is −128, ``nodata`` or NaN.
 
     It is made in memory: what GDAL fails to write as it closes a file is logged, not raised, and the layout of a COG is
     known at the end only. Overviews hold every second, fourth, … pixel: the mean of codes is not the code of the mean.
@@ -36,7 +38,9 @@ def writing_cog(
         OSError: the disk is full or the folder cannot be written.
     """
     count, height, width = shape
-    codes = np.dtype(dtype) == np.int8
+    if nodata is None:
+        nodata = NODATA if np.dtype(dtype) == np.int8 else float("nan")
+    floating = np.dtype(dtype).kind == "f"
     with MemoryFile() as memory:
         with memory.open(
             driver="COG",
@@ -46,9 +50,9 @@ def writing_cog(
             dtype=dtype,
             crs=crs,
             transform=transform,
-            nodata=NODATA if codes else float("nan"),
+            nodata=nodata,
             compress="zstd",
-            predictor="standard" if codes else "floating_point",
+            predictor="floating_point" if floating else "standard",
             blocksize=BLOCK_PX,
             overview_resampling="nearest",
             bigtiff="if_safer",

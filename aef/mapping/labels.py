@@ -8,7 +8,6 @@ samples.vectors, samples.codes  # (N, 64), (N,) numbers of samples.classes
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from rasterio.features import bounds as bounds_of
 from rasterio.features import is_valid_geom, rasterize
 from rasterio.warp import transform_bounds, transform_geom
 from rasterio.windows import from_bounds
+
+from aef.earthengine.site import SiteError
+from aef.earthengine.site_files import VECTOR_SUFFIXES, geojson_features, vector_features
 
 if TYPE_CHECKING:
     import xarray
@@ -72,9 +74,9 @@ class Samples:
 
 
 def read_labels(path: str | os.PathLike, column: str) -> list[LabelledArea]:
-    """Labels of a CSV (``lon`` and ``lat`` in degrees) or of a GeoJSON file (points or areas), class in one column.
+    """Labels of a CSV (``lon`` and ``lat`` in degrees), or points and areas of a GeoJSON or vector file; class in one column.
 
-    Rows without a class are left out.
+    Vector files (GeoPackage, shapefile, FlatGeobuf) may be in any reference system. Rows without a class are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,11 +86,18 @@ def read_labels(path: str | os.PathLike, column: str) -> list[LabelledArea]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of labels")
-    readers = {".csv": _rows_of_csv, ".geojson": _rows_of_geojson, ".json": _rows_of_geojson}
+    readers = {
+        ".csv": _rows_of_csv,
+        ".geojson": _rows_of_geojson,
+        ".json": _rows_of_geojson,
+        **dict.fromkeys(VECTOR_SUFFIXES, _rows_of_vector),
+    }
     if path.suffix.lower() not in readers:
-        raise LabelError(f"{path}: expected a .csv or .geojson file, found {path.suffix or 'no ending'}")
+        raise LabelError(f"{path}: expected one of {', '.join(readers)}, found {path.suffix or 'no ending'}")
     areas = []
     for number, (properties, geometry) in enumerate(readers[path.suffix.lower()](path), 1):
+        if column not in properties and column.lower() in properties:  # vector files: names in small letters
+            properties = {**properties, column: properties[column.lower()]}
         if column not in properties:
             known = ", ".join(map(str, properties)) or "none"
             raise LabelError(f"{path}: row {number}: expected a column {column!r}, found {known}")
@@ -128,11 +137,26 @@ def _rows_of_csv(path: Path) -> Iterator[Row]:
 
 def _rows_of_geojson(path: Path) -> Iterator[Row]:
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))["features"]
-        rows = [(feature.get("properties") or {}, feature.get("geometry") or {}) for feature in features]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise LabelError(f"{path}: is no GeoJSON collection of features ({type(error).__name__}: {error})") from None
-    yield from rows
+        features = geojson_features(path)
+    except SiteError as error:
+        raise LabelError(str(error)) from None
+    for feature in features:
+        yield feature.get("properties") or {}, feature.get("geometry") or {}
+
+
+def _rows_of_vector(path: Path) -> Iterator[Row]:
+    import shapely
+
+    try:
+        for properties, wkb, to_degrees in vector_features(path):
+            shape = shapely.from_wkb(wkb)
+            if shape is None or shape.is_empty:
+                yield properties, {}
+                continue
+            degrees = shapely.transform(shape, to_degrees.transform, interleaved=False)
+            yield properties, shapely.geometry.mapping(degrees)
+    except (SiteError, shapely.errors.ShapelyError) as error:
+        raise LabelError(str(error)) from None
 
 
 # --- the pixels beneath ----------------------------------------------------------------------------------------------
