@@ -117,7 +117,7 @@ def _require_graphs(config: Config, stage: int, on_gpu: bool, accumulated: int) 
         "graphs are recorded on an NVIDIA GPU, and none is here: set model.cuda_graphs=false": not on_gpu,
         "ZeRO-3 gathers weights at new addresses, and a graph keeps its own: take --deepspeed-config zero2, or "
         "model.compile=true instead": stage == 3,
-        "every number of frames would be a graph of its own: set data.frame_bucket, for example to 32": (
+        "every number of frames would be a graph of its own: set data.frame_bucket, for example to 8": (
             not config.data.frame_bucket
         ),
         "a block that runs forward again in backward has not been proven with graphs: set model.checkpointing=selective": (
