@@ -105,6 +105,13 @@ def test_fake_has_the_shape_and_strides_of_the_result(name):
 
 
 @EACH
+def test_fake_gradients_have_the_shape_and_strides_of_the_real_ones(name, assert_backward_has_its_fakes_layout):
+    operator, _, arguments = calls()[name]
+    found = assert_backward_has_its_fakes_layout(operator, flat(name, arguments))
+    assert found or name == "bias_residual"  # whose gradients are its cotangent and a sum
+
+
+@EACH
 def test_compiles_into_one_graph_forward_and_backward(name):
     _, function, arguments = calls()[name]
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
