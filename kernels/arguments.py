@@ -73,3 +73,13 @@ def check_segments(cu_frames: Tensor, max_frames: int, device: torch.device) -> 
         raise ValueError("cu_frames: expected at least the offset 0, found an empty tensor")
     if not isinstance(max_frames, int | torch.SymInt) or max_frames < 1:
         raise ValueError(f"max_frames: expected a positive Python int, found {max_frames!r}")
+
+
+def nan_where_cut(cu_frames: Tensor, max_frames: int) -> Tensor:
+    """0, or NaN where a segment is longer than `max_frames`: one number on the device, found without synchronisation.
+
+    A path that lets the device read the offsets adds it to its per-frame table, so that a bound that would cut frames
+    off shows in every output instead of giving plausible numbers.
+    """
+    cut = (cu_frames.diff() > max_frames).any()
+    return torch.zeros((), device=cu_frames.device).masked_fill(cut, torch.nan)

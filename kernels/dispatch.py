@@ -85,7 +85,9 @@ def choose(operator: str, tensor: Tensor, **sizes: int) -> Choice:
 
 def backend(operator: str, tensor: Tensor, **sizes: int) -> str:
     """`choose(...).backend`, also where `torch.compile` traces: there the answer is a constant of the graph."""
-    return _backend(operator, str(tensor.device), str(tensor.dtype), tuple(sizes.items()))
+    if torch.compiler.is_compiling():
+        return _backend(operator, str(tensor.device), str(tensor.dtype), tuple(sizes.items()))
+    return choose(operator, tensor, **sizes).backend
 
 
 @torch.compiler.assume_constant_result

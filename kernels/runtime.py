@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -47,10 +48,11 @@ KERNELS: dict[str, Kernel] = {}
 
 
 class Kernel:
-    """A jitted kernel that counts its launches."""
+    """A jitted kernel that counts its launches; interpreted, also by the flags for which it was specialised."""
 
     def __init__(self, function: Callable) -> None:
         self.name, self.launches = function.__name__, 0
+        self.flags: Counter[tuple[str, bool | str]] = Counter()
         self.jitted: Any = jit(function)  # Triton's type, which a machine without Triton does not have
 
     def launch(self, device: torch.device, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
@@ -58,6 +60,8 @@ class Kernel:
         if 0 in grid:
             return
         self.launches += 1
+        if INTERPRET:
+            self.flags.update((name, value) for name, value in settings.items() if isinstance(value, bool | str))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             self.jitted[grid](*arguments, **settings)
 

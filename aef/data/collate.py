@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -194,6 +195,9 @@ class Batch(_Movable):
 
     What only the host reads stays with it: places, a hash of each sample's place, and global_index, each sample's number in
     the global order.
+
+    Raises ValueError while it is on the host if cu_frames do not rise from 0 to F, or a segment is longer than max_frames:
+    on a GPU nobody looks any more.
     """
 
     side_px: int
@@ -216,6 +220,18 @@ class Batch(_Movable):
     global_index: list[int]
     sample_ids: list[str]
     key: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if self.cu_frames.device.type != "cpu":
+            return
+        offsets = self.cu_frames.tolist()
+        lengths = [end - start for start, end in pairwise(offsets)]
+        if offsets[0] != 0 or offsets[-1] != self.total_frames or min(lengths) < 0:
+            raise ValueError(
+                f"cu_frames: expected offsets rising from 0 to {self.total_frames} frames, found {offsets}"
+            )
+        if max(lengths) > self.max_frames:
+            raise ValueError(f"max_frames: expected at least {max(lengths)}, found {self.max_frames}")
 
     @property
     def samples(self) -> int:

@@ -31,9 +31,10 @@ from .layers import ChannelNorm, Conv3x3, Conv3x3Gelu, Linear, LinearResidual, R
 from .pyramid import Ascent, Descent, Exchange, States, level_widths
 
 POSITION_OCTAVES = 6
-COMPILED: dict[str, Any] = {"dynamic": None}
-GRAPHED: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"}
-GRAPHED_LENGTHS = 64
+COMPILED: dict[str, Any] = {"dynamic": False}
+GRAPHED: dict[str, Any] = COMPILED | {"mode": "reduce-overhead"}
+COMPILED_LENGTHS = 64
+"""Lengths for which a block is compiled before it runs as it is."""
 
 
 class PrecisionOperator(nn.Module):
@@ -182,10 +183,11 @@ class Encoder(nn.Module):
         self.checkpointing, self.graphs = config.checkpointing, config.cuda_graphs
         if self.checkpointing == "selective":
             remake_operands(self.blocks)
-        if self.graphs:
-            # A graph per length: with `data.frame_bucket` they are few, but more than torch's limit of recompilations.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHED_LENGTHS)
-        if config.compile or self.graphs:
+        self.compiled = config.compile or self.graphs
+        if self.compiled:
+            # Once per length, which Inductor cannot take for a variable (it fails to order strides of 32·F·P): with
+            # `data.frame_bucket` lengths are few, but more than torch's limit of recompilations.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_LENGTHS)
             for block in self.blocks:
                 block.compile(**(GRAPHED if self.graphs else COMPILED))
 
@@ -217,6 +219,6 @@ class Encoder(nn.Module):
     def _remembering(self, block: nn.Module) -> Callable[..., States]:
         """The block, with as much recomputation in backward as `model.checkpointing` asks for."""
         if not torch.is_grad_enabled():
-            # Graphs are recorded for the lengths of training; maps and evaluation have others, each for a few calls.
-            return block.forward if self.graphs else block
+            # Compiled for the lengths of training; maps and evaluation have others, each for a few calls.
+            return block.forward if self.compiled else block
         return partial(checkpoint, block, use_reentrant=False) if self.checkpointing == "full" else block

@@ -29,6 +29,16 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return next((peak for known, peak in DENSE_BF16_FLOPS.items() if known in name), None)
 
 
+OLDEST_WITH_BF16 = (8, 0)
+
+
+def gpu_without_bf16() -> str | None:
+    """The name of this process's GPU if it computes bf16 by emulation at best; None where it has bf16, or no GPU is."""
+    if not torch.cuda.is_available() or torch.version.hip or torch.cuda.get_device_capability() >= OLDEST_WITH_BF16:
+        return None
+    return torch.cuda.get_device_name()
+
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 

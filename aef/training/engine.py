@@ -44,6 +44,7 @@ from .loader import StepLoader
 from .log import Display, StepLog, read_validations
 from .opening import Opening, open_run
 from .phases import PREFIX
+from .planner import filler
 from .schedule import learning_rate
 from .signals import StopSignals
 from .zero import Engine, resolve
@@ -394,6 +395,9 @@ class Trainer:
             + (f" = {ranks.size} x {count} x {micro}, cache and replay: one more forward" if count > 1 else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
+        padding = filler(self.config, self.run.registry, self.run.inputs, ranks.size)
+        if padding:
+            words.append(padding)
         if opened.checkpoint and opened.position.step >= t.steps:
             words.append(f"already at step {opened.position.step}, nothing is left of train.steps={t.steps}")
         self.display.say("\n".join(words))

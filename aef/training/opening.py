@@ -38,6 +38,7 @@ from aef.text.tower import TowerError, TowerIdentity
 from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, Position, State, restore_generator
 from .distributed import Ranks
 from .log import StepLog, read_events
+from .planner import filler
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
@@ -101,7 +102,7 @@ def open_run(
             return _reopen(config, data, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
             raise RunError(f"--resume {resume}: {out} holds no run")
-        create_run(config, data, out, say)
+        create_run(config, data, out, say, ranks.size)
         return [None, None]
 
     checkpoint, universal = (None if path is None else Path(path) for path in ranks.on_first(decide))
@@ -114,10 +115,11 @@ def open_run(
 # --- a new run -------------------------------------------------------------------------------------------------------
 
 
-def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
+def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1) -> Run:
     """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
     a copy of the dates that it withholds."""
     run = describe_run(config, data, out, say)
+    filler(run.config, run.registry, run.inputs, ranks)  # too much of it is said before anything is written
     if config.data.withheld is not None:
         _keep_list(config.data.withheld, out)
     run.write()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aef.config import Config
+from aef.config import Config, ConfigError
 from aef.data.random_batch import frames_per_sample, sources_of
 from aef.model import cost
 from aef.sources import BUILT_IN, Registry
@@ -22,6 +22,9 @@ from .zero import micro_batches, precision_of, resolve, stage_of
 CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
 RESERVED = 0.1
 """Share of a GPU's memory left to its runtime, kernels' workspaces and fragmentation."""
+
+MOST_FILLER = 0.05
+"""Share of filler among a micro-batch's frames, at most: they cost what frames cost, and nobody reads them."""
 
 WAYS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
@@ -42,6 +45,7 @@ class Plan:
     flops_per_frame: int
     activation_bytes_per_frame: int
     frames_per_sample: float
+    filler: str
     micro_batch: int
     accumulation: int
     stage: int
@@ -110,6 +114,7 @@ def plan(
         flops_per_frame=cost.flops_per_frame(m, registry, inputs, d.chip_px, round(teacher)),
         activation_bytes_per_frame=per_frame,
         frames_per_sample=frames,
+        filler=filler(config, registry, inputs, ranks),
         micro_batch=micro,
         accumulation=accumulation,
         stage=stage,
@@ -120,6 +125,28 @@ def plan(
         outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
         traffic=_traffic(config, count, stage, precision, ranks),
     )
+
+
+def filler(config: Config, registry: Registry, inputs: Sequence[str], ranks: int) -> str:
+    """Most filler frames of a micro-batch under `data.frame_bucket`, and their share, in words; empty without it.
+
+    Raises:
+        ConfigError: they can be more than a twentieth of the frames planned; says the largest bucket that fits.
+    """
+    bucket = config.data.frame_bucket
+    if not bucket:
+        return ""
+    micro, _ = micro_batches(config, ranks)
+    frames = micro * sum(frames_per_sample(config, registry, inputs))
+    share = (bucket - 1) / (bucket - 1 + frames)
+    if share > MOST_FILLER:
+        largest = 1 + int(frames * MOST_FILLER / (1 - MOST_FILLER))
+        raise ConfigError(
+            f"data.frame_bucket: {bucket - 1} filler frames beside {frames:.0f} of a micro-batch would be {share:.1%} of "
+            f"its work: expected at most {MOST_FILLER:.0%}, {f'a bucket up to {largest}' if largest > 1 else '0'} here, "
+            "or a larger train.micro_batch"
+        )
+    return f"filler: at most {bucket - 1} beside {frames:.0f} frames of a micro-batch, {share:.1%}"
 
 
 def _fields_per_sample(config: Config, registry: Registry, targets: Sequence[str]) -> tuple[float, float]:
@@ -201,6 +228,8 @@ def describe(found: Plan) -> list[str]:
         "expected memory of one rank: " + format_gb(found.device_bytes),
         *(f"  {part}: {format_gb(getattr(found, part))}" for part in parts if getattr(found, part)),
     ]
+    if found.filler:
+        lines.append(found.filler)
     if found.accumulation > 1:
         lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
     lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in found.traffic.items()]
@@ -218,7 +247,8 @@ def what_fits(
         for way in WAYS:
             model = dataclasses.replace(config.model, checkpointing=way)
             train = dataclasses.replace(config.train, micro_batch=1, global_batch=ranks)
-            one = dataclasses.replace(config, model=model, train=train)
+            data = dataclasses.replace(config.data, frame_bucket=0)  # what fits is asked sample by sample
+            one = dataclasses.replace(config, model=model, data=data, train=train)
             found = plan(
                 one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice, parameters=count
             )

@@ -8,6 +8,7 @@ nor MPI is needed on a CPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from aef.config import Config, ConfigError
 
 from .checkpoint import RESTART
-from .devices import keep_freed_memory
+from .devices import gpu_without_bf16, keep_freed_memory
 from .distributed import Ranks
 
+log = logging.getLogger("aef.training")
 SHIPPED = Path(__file__).parents[1] / "launcher" / "configs" / "deepspeed"
 OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 REFUSED = ("optimizer", "scheduler", "fp16", "amp", "torch_autocast")
@@ -66,19 +68,24 @@ def resolve(
 ) -> dict[str, Any]:
     """The complete DeepSpeed configuration of a run: "auto" entries filled in, batch sizes and clipping added.
 
-    ``bf16.enabled`` = auto means: from ZeRO-1 up, on a GPU or where ``model.compute_dtype`` asks for it. Bucket sizes =
-    auto means: the model's size, so that a small model does not allocate gigabytes.
+    ``bf16.enabled`` = auto means: from ZeRO-1 up, on a GPU that has bf16 or where ``model.compute_dtype`` asks for it.
+    Bucket sizes = auto means: the model's size, so that a small model does not allocate gigabytes.
 
     Raises:
-        ConfigError: as `read_configuration`; bf16 at stage 0 (DeepSpeed takes another, worse path there); a batch that
+        ConfigError: as `read_configuration`; bf16 asked of a GPU that lacks it; bf16 at stage 0 (DeepSpeed takes another, worse path there); a batch that
             does not spread evenly over the ranks; `model.cuda_graphs` where graphs cannot be replayed.
     """
     found = read_configuration(choice, ranks, on_gpu)
     zero = found.setdefault("zero_optimization", {})
     stage = zero.setdefault("stage", 0)
     bf16 = found.setdefault("bf16", {"enabled": False})
+    lacking = gpu_without_bf16() if on_gpu else None
     if bf16.get("enabled") == "auto":
-        bf16["enabled"] = stage >= 1 and (on_gpu or config.model.compute_dtype == "bfloat16")
+        bf16["enabled"] = stage >= 1 and ((on_gpu and not lacking) or config.model.compute_dtype == "bfloat16")
+        if lacking and not bf16["enabled"]:
+            _say_fp32(lacking)
+    if lacking and (bf16.get("enabled") or config.model.compute_dtype == "bfloat16"):
+        raise ConfigError(f"{lacking} has no bf16: set model.compute_dtype=float32, and no bf16 in --deepspeed-config")
     if bf16.get("enabled") and stage == 0:
         raise ConfigError("DeepSpeed's bf16 at stage 0 loses precision: take zero1, or model.compute_dtype=bfloat16")
     if bf16.get("enabled"):
@@ -108,6 +115,11 @@ def resolve(
     return found
 
 
+@functools.cache  # once, however often a run asks for its configuration
+def _say_fp32(gpu: str) -> None:
+    log.warning("training in fp32: %s has no bf16, which came with compute capability 8.0", gpu)
+
+
 def _require_graphs(config: Config, stage: int, on_gpu: bool, accumulated: int) -> None:
     """Refuse `model.cuda_graphs` where a recorded graph would not fit the next step; says what to set.
 
@@ -117,7 +129,7 @@ def _require_graphs(config: Config, stage: int, on_gpu: bool, accumulated: int) 
         "graphs are recorded on an NVIDIA GPU, and none is here: set model.cuda_graphs=false": not on_gpu,
         "ZeRO-3 gathers weights at new addresses, and a graph keeps its own: take --deepspeed-config zero2, or "
         "model.compile=true instead": stage == 3,
-        "every number of frames would be a graph of its own: set data.frame_bucket, for example to 32": (
+        "every number of frames would be a graph of its own: set data.frame_bucket, for example to 8": (
             not config.data.frame_bucket
         ),
         "a block that runs forward again in backward has not been proven with graphs: set model.checkpointing=selective": (

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..arguments import nan_where_cut
+
 
 def pool_padded(
     states: Tensor,
@@ -17,7 +19,8 @@ def pool_padded(
     frames, segment = states.shape[0], period_segment.long().clamp(0, cu_frames.shape[0] - 2)
     if not frames:
         return query[:, None].to(states.dtype).expand(-1, states.shape[1], -1, -1) * 0
-    x = states + table[:, None].to(states.dtype)
+    table = table.to(states.dtype) + nan_where_cut(cu_frames, max_frames).to(states.dtype)
+    x = states + table[:, None]
     starts, lengths = cu_frames[:-1].long()[segment], cu_frames.diff().long()[segment]  # (Q,)
     step = torch.arange(max_frames, device=states.device)
     seen = step < lengths[:, None]  # (Q, T)

@@ -73,7 +73,8 @@ def temporal_pooling(
 
     Raises:
         ValueError: wrong rank, shape, dtype or device; on a CPU also offsets or segments out of range, a `bias` of the
-            wrong number of rows, and a segment longer than `max_frames`.
+            wrong number of rows, and a segment longer than `max_frames`; on a GPU, whose offsets the host does not
+            read, that shows as NaN.
     """
     check_arguments(states, table, query, bias, period_segment, cu_frames, max_frames)
     backend = dispatch.backend("temporal_pooling", states, **_sizes(states, query, bias, max_frames))

@@ -138,6 +138,19 @@ def test_a_sample_at_another_time_takes_its_texts_and_further_periods_along(make
         assert other == Period(one.start_ms + DAY_MS, one.end_ms + DAY_MS)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_frames": 2}, r"max_frames: expected at least \d+, found 2"),
+        ({"cu_frames": torch.tensor([0, 9, 4, 10], dtype=torch.int32)}, "cu_frames: expected offsets rising from 0"),
+        ({"cu_frames": torch.tensor([0, 3], dtype=torch.int32)}, r"cu_frames: expected .*, found \[0, 3\]"),
+    ],
+)
+def test_offsets_that_a_gpu_would_not_question_are_refused_on_the_host(samples, pack, changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(pack(samples), **changes)
+
+
 def test_the_longest_segment_is_rounded_up_to_few_values():
     bounds = [bucket_frames(n) for n in range(1, 400)]
     assert all(bound >= n for n, bound in enumerate(bounds, 1))

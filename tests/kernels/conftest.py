@@ -10,6 +10,7 @@ are global state. In the wrong lane a test skips and says so.
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aef.kernels import dispatch, runtime
 
@@ -88,6 +89,41 @@ def assert_agrees():
             assert relative_error(one, other) <= tolerance, f"{name}: {relative_error(one, other):.1e}"
 
     return compare
+
+
+class _Backwards(TorchDispatchMode):
+    """Keeps what the operators of our backward passes were given and gave."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        if function.namespace == "aef" and "backward" in function.name():
+            self.seen.append((function, arguments, out))
+        return out
+
+    seen: list
+
+
+@pytest.fixture
+def assert_backward_has_its_fakes_layout():
+    """`assert_backward_has_its_fakes_layout(operator, arguments)`: shapes, types and strides, as compiled graphs expect."""
+
+    def check(operator, arguments):
+        outputs = [out for out in as_tuple(operator(*arguments)) if out.requires_grad]
+        leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
+        with _Backwards() as mode:
+            mode.seen = []
+            # Cotangents that are not contiguous: what a gradient is laid out like must not depend on them.
+            cotangents = [torch.randn(*out.shape, 2, dtype=out.dtype)[..., 0] for out in outputs]
+            torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
+        for function, given, real in mode.seen:
+            meta = [one.to("meta") if isinstance(one, torch.Tensor) else one for one in given]
+            described = [
+                [(out.shape, out.dtype, out.stride()) for out in as_tuple(found)] for found in (function(*meta), real)
+            ]
+            assert described[0] == described[1], function.name()
+        return {function.name() for function, *_ in mode.seen}
+
+    return check
 
 
 @pytest.fixture

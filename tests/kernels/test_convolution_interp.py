@@ -19,8 +19,9 @@ from aef.kernels.exchange.reference import (
     exchange_up_add_reference,
     exchange_up_norm_reference,
 )
+from aef.kernels.implicit_gemm import gather
 from aef.kernels.precision_conv.reference import conv3x3_reference
-from aef.kernels.runtime import KERNELS
+from aef.kernels.runtime import KERNELS, jit, tl
 
 pytestmark = pytest.mark.interp
 
@@ -176,6 +177,41 @@ def test_gradcheck_in_double_precision(triton_kernels):
     assert torch.autograd.gradcheck(exchange_up_add, up, fast_mode=True)
     norm = (random(3, dtype=torch.float64), random(3, dtype=torch.float64))
     assert torch.autograd.gradcheck(exchange_up_norm, (*up, *norm), fast_mode=True)
+
+
+def test_gradcheck_in_double_precision_of_what_is_made_again(triton_kernels):
+    """`conv3x3_of_gelu` and `conv3x3_of_norm`, which keep neither a GELU's output nor a norm's."""
+    x, first, bias, _ = make_leaves(1, (2, 3), 3, 2, torch.float64)
+    scale, shift, last = (
+        random(3, dtype=torch.float64),
+        random(3, dtype=torch.float64),
+        random(2, 3, 3, 2, dtype=torch.float64),
+    )
+
+    def chain(x, scale, shift, first, bias, last):
+        normal = Normalized(channel_norm(x, scale, shift), x, scale, shift)
+        return conv3x3(conv3x3_gelu(normal, first, bias), last, bias)
+
+    assert torch.autograd.gradcheck(chain, (x, scale, shift, first, bias, last), fast_mode=True)
+
+
+@jit
+def gather_row(image, out, frame, height, width, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    """The first row of pixels of one frame, as `implicit_gemm` reads them."""
+    column, channel = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
+    found = gather(image, frame, 0, column, channel, column < width, height, width, CHANNELS, tl.float32)
+    tl.store(out + column[:, None] * CHANNELS + channel[None, :], found)
+
+
+def test_pixels_are_found_beyond_two_to_the_31_elements():
+    """The last frame of 4.3 GB that are never touched: a whole convolution would walk through all of them."""
+    image = torch.empty(2**17 + 1, 32, 32, 16, dtype=torch.float16)
+    assert image.numel() > 2**31
+    torch.manual_seed(0)
+    image[-1, 0] = torch.randn(32, 16)
+    out = torch.full((32, 16), torch.nan)
+    gather_row[(1,)](image, out, image.shape[0] - 1, 32, 32, CHANNELS=16, ROWS=32)
+    assert torch.equal(out, image[-1, 0].float())
 
 
 def test_4x4_steps_stay_with_the_library(triton_kernels):

@@ -91,6 +91,13 @@ def test_fakes_give_the_shapes_and_strides_of_the_result():
             assert (out.shape, out.stride(), out.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fake_gradients_have_the_shape_and_strides_of_the_real_ones(name, assert_backward_has_its_fakes_layout):
+    torch.manual_seed(0)
+    operator, arguments = OPERATORS[name]
+    assert assert_backward_has_its_fakes_layout(operator, arguments())
+
+
 def test_a_chain_compiles_into_one_graph():
     torch.manual_seed(0)
     x, first, bias, _ = conv_inputs()

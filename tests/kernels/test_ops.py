@@ -106,6 +106,13 @@ def test_fake_has_the_shape_and_strides_of_the_result(name):
 
 
 @EACH
+def test_fake_gradients_have_the_shape_and_strides_of_the_real_ones(name, assert_backward_has_its_fakes_layout):
+    operator, _, arguments = calls()[name]
+    found = assert_backward_has_its_fakes_layout(operator, flat(name, arguments))
+    assert found or name == "bias_residual"  # whose gradients are its cotangent and a sum
+
+
+@EACH
 def test_compiles_into_one_graph_forward_and_backward(name):
     _, function, arguments = calls()[name]
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
@@ -126,32 +133,111 @@ def test_compiles_into_one_graph_forward_and_backward(name):
 
 
 def test_padded_attention_agrees_with_the_reference():
-    qkv, table, cu_frames, longest = random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 1, 6), 8
-    found = library.attend_padded(qkv, table, cu_frames, longest)
-    wanted = time_attention_reference(qkv, table, cu_frames, longest)
-    _assert_equal_with_gradients(found, wanted, (qkv, table))
+    _assert_attends(library.attend_padded)
 
 
 def test_variable_length_attention_gets_one_sequence_per_segment_and_pixel(monkeypatch):
     def attend(query, key, value, cu_query, cu_key, longest_query, longest_key):
         assert torch.equal(cu_query, cu_key)
         assert (cu_query.dtype, longest_query, longest_key) == (torch.int32, 8, 8)
-        qkv = torch.stack([query, key, value], dim=1)[:, None]  # every token a frame of one pixel
-        return time_attention_reference(qkv, torch.zeros_like(qkv[:, 0]), cu_query, longest_query)[:, 0]
+        return attend_tokens(query, key, value, cu_query, longest_query)
 
     monkeypatch.setattr(library, "varlen_library", lambda: ("stand-in", attend))
-    qkv, table, cu_frames = random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 1, 6)
-    found = library.attend_varlen(qkv, table, cu_frames, 8)
-    _assert_equal_with_gradients(found, time_attention_reference(qkv, table, cu_frames, 8), (qkv, table))
+    _assert_attends(library.attend_varlen)
 
 
-def test_flash_attn_is_found_where_it_is_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func="theirs"))
-    library.varlen_library.cache_clear()
-    assert library.varlen_library() == ("flash_attn", "theirs")
-    monkeypatch.delitem(sys.modules, "flash_attn")
-    library.varlen_library.cache_clear()
+def _assert_attends(function):
+    arguments = (random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 1, 6), 8)
+    found, wanted = function(*arguments), time_attention_reference(*arguments)
+    _assert_equal_with_gradients(found, wanted, arguments[:2])
+
+
+def attend_tokens(query, key, value, cu_frames, longest):
+    """What these libraries compute, by the reference: every token a frame of one pixel."""
+    qkv = torch.stack([query, key, value], dim=1)[:, None]
+    return time_attention_reference(qkv, torch.zeros_like(qkv[:, 0]), cu_frames, longest)[:, 0]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """`installed(module, function)`: a stand-in for flash-attn (None: nothing of that name can be imported)."""
+    monkeypatch.setattr(library, "_imported", {})
+    for module in ("flash_attn_interface", "flash_attn"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+    def install(module, function, attribute="flash_attn_varlen_func"):
+        monkeypatch.setitem(sys.modules, module, function and SimpleNamespace(**{attribute: function}))
+
+    return install
+
+
+def test_flash_attn_2_is_asked_for_a_backward_that_repeats(installed):
+    asked = []
+
+    def flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout_p=0.0, causal=False, deterministic=False):
+        asked.append((dropout_p, causal, deterministic))
+        return attend_tokens(q, k, v, cu_q, max_q)
+
+    installed("flash_attn", flash)
+    assert library.varlen_library()[0] == "flash_attn"
+    _assert_attends(library.attend_varlen)
+    assert asked == [(0.0, False, True)]
+
+
+def test_flash_attn_3_of_before_and_after_mid_2025_gives_the_output(installed, on_an_h200):
+    asked = []
+
+    def older(q, k, v, cu_q, cu_k, max_q, max_k, causal=False, deterministic=False):
+        asked.append((causal, deterministic))
+        return attend_tokens(q, k, v, cu_q, max_q), q.sum(-1)
+
+    installed("flash_attn", lambda *arguments: pytest.fail("flash-attn 3 is asked first"))
+    installed("flash_attn_interface", older)
+    assert library.varlen_library()[0] == "flash_attn_interface"
+    _assert_attends(library.attend_varlen)
+    assert asked == [(False, True)]
+    assert "multiples of 8 up to 192" in decide("flash", channels=256).reason  # beyond, its backward does not repeat
+    library._imported.clear()
+    installed("flash_attn_interface", lambda *arguments, deterministic=False: older(*arguments)[0])
+    _assert_attends(library.attend_varlen)
+
+
+def test_without_any_library_dispatch_says_so(installed, on_an_h200):
     assert library.varlen_library()[0] == "torch varlen_attn"
+    library._imported.clear()
+    installed("torch.nn.attention.varlen", None)  # as PyTorch 2.9, which has no such module
+    choice = decide("auto", max_frames=400)
+    assert choice.backend == "triton"
+    assert "not flash: no variable-length attention: flash-attn cannot be imported" in choice.reason
+    with pytest.raises(NotImplementedError, match="neither flash-attn nor"):
+        library.attend_varlen(torch.zeros(1, 1, 3, 1, 8), torch.zeros(1, 3, 1, 8), offsets(1), 8)
+
+
+def test_a_library_is_traced_into_a_compiled_block(installed):
+    def flash(q, k, v, cu_q, cu_k, max_q, max_k, deterministic=False):
+        return F.scaled_dot_product_attention(q, k, v), None  # what is traced counts, not what is computed
+
+    installed("flash_attn_interface", flash)
+    torch.compiler.reset()
+    arguments = (random(7, 3, 3, 2, 16), random(7, 3, 2, 16), offsets(3, 4), 8)
+    compiled = torch.compile(library.attend_varlen, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), library.attend_varlen(*arguments))
+
+
+def test_a_bound_that_would_cut_a_segment_shows_as_nan():
+    """Nobody reads a GPU's offsets: plausible numbers would go unnoticed."""
+    qkv, table, cu_frames = random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 7)
+    pooling = (random(12, 3, 16), random(12, 16), random(2, 2, 16), None, torch.tensor([0, 2], dtype=torch.int32))
+    for longest, cut in ((7, False), (6, True)):
+        assert library.attend_padded(qkv, table, cu_frames, longest).isnan().all() == cut
+        assert pool_padded(*pooling, cu_frames, longest).isnan().all() == cut
+
+
+def test_variable_length_attention_shows_a_cut_segment_as_nan(installed):
+    installed("flash_attn", lambda q, k, v, cu_q, cu_k, max_q, max_k: attend_tokens(q, k, v, cu_q, 12))
+    arguments = (random(12, 3, 3, 2, 16), random(12, 3, 2, 16), offsets(5, 0, 7))
+    for longest, cut in ((7, False), (6, True)):
+        assert library.attend_varlen(*arguments, longest).isnan().all() == cut
 
 
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
@@ -207,11 +293,11 @@ def test_long_segments_go_to_a_library_and_fall_back_where_none_can_run(on_an_h2
     ("request_", "change", "words"),
     [
         ("triton", {"dtype": torch.float64}, "fp64 has no tensor-core path"),
-        ("triton", {"channels": 256}, "heads of 256 channels exceed"),
+        ("triton", {"channels": 72}, "heads of 72 channels exceed the kernel's tile of 64"),
         ("triton", {"max_frames": 10_000}, r"2\^31 elements or more"),
         ("triton", {"device": torch.device("cpu")}, "need an NVIDIA GPU"),
         ("flash", {"dtype": torch.float32}, "takes bf16 and fp16"),
-        ("flash", {"channels": 20}, "multiples of 8"),
+        ("flash", {"channels": 20}, "multiples of 8 up to 256"),
         ("flash", {"device": torch.device("cpu")}, "needs a GPU"),
         ("auto", {"dtype": torch.float64}, "no table entry|fp64"),
     ],

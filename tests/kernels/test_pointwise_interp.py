@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import bias_gelu, bias_residual, channel_norm, gelu_linear, residual_norm, sample_vmf
+from aef.kernels import (
+    Normalized,
+    bias_gelu,
+    bias_residual,
+    channel_norm,
+    gelu_linear,
+    norm_linear,
+    residual_norm,
+    sample_vmf,
+)
 from aef.kernels.activation.reference import bias_gelu_reference, bias_residual_reference, gelu_linear_reference
 from aef.kernels.channel_norm.reference import channel_norm_reference, residual_norm_reference
 from aef.kernels.vmf.reference import sample_vmf_reference
@@ -37,6 +46,16 @@ def test_agrees_with_the_reference(name, shape, triton_kernels, assert_agrees):
 @EACH
 def test_gradcheck_in_double_precision(name, triton_kernels):
     assert torch.autograd.gradcheck(OPERATORS[name][0], make_leaves(name, (3, 5), torch.float64), fast_mode=True)
+
+
+def test_gradcheck_in_double_precision_of_a_product_that_makes_its_norm_again(triton_kernels):
+    x, scale, shift = make_leaves("channel_norm", (3, 5), torch.float64)
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+
+    def product(x, scale, shift, weight):
+        return norm_linear(Normalized(channel_norm(x, scale, shift), x, scale, shift), weight)
+
+    assert torch.autograd.gradcheck(product, (x, scale, shift, weight), fast_mode=True)
 
 
 def test_the_fitted_gaussian_keeps_the_digits_of_fp32(triton_kernels):

@@ -16,6 +16,7 @@ CASES = {  # lengths, segment of each period, pixels, heads, channels
     "a segment without a period": ([7, 33], [1, 1], 4, 3, 48),
     "more queries than a tile": ([5, 2], [0] * 30 + [1] * 3, 2, 3, 16),
     "odd channels": ([6, 4], [1, 0, 1], 35, 1, 20),
+    "just over a tile": ([65], [0, 0], 3, 1, 16),
     "more frames than a tile": ([103, 47], [0, 1, 0], 2, 2, 16),
 }
 BIAS = pytest.mark.parametrize("biased", [True, False], ids=["bias", "plain"])
@@ -66,6 +67,26 @@ def test_gradcheck_in_double_precision(biased, triton_kernels):
         return temporal_pooling(states, table, query, bias, *rest)
 
     assert torch.autograd.gradcheck(function, present, fast_mode=True)
+
+
+def test_four_hundred_frames_beside_single_ones(triton_kernels, assert_agrees):
+    leaves, rest = make_inputs([400, 1, 1], [0, 2, 1, 0], 1, 1, 16, True)
+    assert_agrees(temporal_pooling, temporal_pooling_reference, leaves, rest)
+
+
+def test_offsets_beyond_two_to_the_31_elements():
+    """The last frames of 4.3 GB that are never touched: only what is read is backed by memory."""
+    frames, pixels, channels = 2**20 + 3, 128, 16
+    states = torch.empty(frames, pixels, channels, dtype=torch.float16)
+    assert states.numel() > 2**31
+    torch.manual_seed(0)
+    states[-2:] = torch.randn(2, pixels, channels)
+    table = torch.zeros(1, channels, dtype=torch.float16).expand(frames, -1)
+    query, segment = torch.randn(1, 1, channels), torch.zeros(1, dtype=torch.int32)
+    cu_frames = torch.tensor([frames - 2, frames], dtype=torch.int32)
+    found = pool(states, table, query, None, segment, cu_frames, 2, {"queries": 16, "frames": 16})
+    last = (states[-2:].float(), table[-2:].float(), query, None, segment, torch.tensor([0, 2], dtype=torch.int32), 2)
+    torch.testing.assert_close(found.float(), temporal_pooling_reference(*last), rtol=2e-3, atol=2e-3)
 
 
 def test_periods_are_sorted_by_segment_on_the_device():

@@ -37,9 +37,11 @@ def test_agrees_with_the_reference(case, shipped_tiles, triton_kernels, assert_a
     assert_agrees(time_attention, time_attention_reference, (qkv, table), rest)
 
 
-@pytest.mark.parametrize("rows", [16, 32])
-def test_small_tiles_loop_over_blocks_of_frames(rows, poisoned):
-    qkv, table, cu_frames, max_frames = make_inputs([33, 5, 16], 3, 2, 16)
+@pytest.mark.parametrize(
+    ("rows", "lengths", "pixels", "heads"), [(16, [33, 5, 16], 3, 2), (32, [33, 5, 16], 3, 2), (128, [400, 1, 1], 1, 1)]
+)
+def test_tiles_loop_over_blocks_of_frames(rows, lengths, pixels, heads, poisoned):
+    qkv, table, cu_frames, max_frames = make_inputs(lengths, pixels, heads, 16)
     out = time_attention_reference(qkv, table, cu_frames, max_frames)
     cotangent = torch.randn_like(out)
     arguments, config = (qkv.detach(), table.detach(), cu_frames, max_frames), {"rows": rows}
@@ -73,6 +75,20 @@ def test_wrong_offsets_never_lead_out_of_the_arrays(offsets):
 def test_a_segment_beyond_max_frames_shows_as_nan():
     qkv, table, cu_frames, _ = make_inputs([9], 3, 1, 16)
     assert attend(qkv.detach(), table.detach(), cu_frames, 4, {})[:4].isnan().all()
+
+
+def test_offsets_beyond_two_to_the_31_elements():
+    """The last frames of 4.3 GB that are never touched: only what is read and written is backed by memory."""
+    frames, pixels, heads, channels = 2**20 + 3, 32, 4, 8
+    qkv = torch.empty(frames, pixels, 3, heads, channels, dtype=torch.float16)
+    table = torch.zeros(1, 3, heads, channels, dtype=torch.float16).expand(frames, -1, -1, -1)
+    assert qkv.numel() > 2**31
+    torch.manual_seed(0)
+    qkv[-2:] = torch.randn(2, pixels, 3, heads, channels)
+    cu_frames = torch.tensor([frames - 2, frames], dtype=torch.int32)
+    found = attend(qkv, table, cu_frames, 2, {"rows": 16})[-2:]
+    wanted = time_attention_reference(qkv[-2:].float(), table[-2:].float(), torch.tensor([0, 2], dtype=torch.int32), 2)
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_every_kernel_was_launched(triton_kernels):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aef.model.stp import Block
+from aef.model.stp import COMPILED_LENGTHS, Block
 from aef.sources import BUILT_IN
 from aef.timecode import TIMECODE_WIDTH
 
@@ -143,11 +143,18 @@ def test_an_engine_that_casts_the_parameters_decides_the_operands(make_model, ma
     assert all(gradient.isfinite().all() for gradient in gradients(cast, batch).values())
 
 
-def test_graphs_are_recorded_for_each_length_and_only_where_there_is_a_gradient(make_model, make_batch, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "how"),
+    [("cuda_graphs", {"dynamic": False, "mode": "reduce-overhead"}), ("compile", {"dynamic": False})],
+)
+def test_blocks_are_compiled_for_each_length_and_only_where_there_is_a_gradient(
+    setting, how, make_model, make_batch, monkeypatch
+):
     asked, called = [], []
     monkeypatch.setattr(Block, "compile", lambda self, **settings: asked.append(settings))
-    model, batch = make_model(cuda_graphs=True), make_batch(1, text_dim=8)
-    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}] * model.config.blocks
+    model, batch = make_model(**{setting: True}), make_batch(1, text_dim=8)
+    assert asked == [how] * model.config.blocks
+    assert torch._dynamo.config.recompile_limit >= COMPILED_LENGTHS
     for block in model.encoder.blocks:  # hooks belong to what `compile` replaces, not to `forward`
         block.register_forward_hook(lambda *arguments: called.append(1))
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """One rank of the equality tests: python ranks.py RANK SIZE STORE OUT CASE [CASE …]
 
-A case is STAGE[+checkpoint][+micro][+sharded][+large]: ZeRO stage; whole-block activation checkpointing; micro-batches of
-one sample (cache and replay); ZeRO-3 that shards even the smallest parameter; one step of the preset `large` at 16 px instead
-of ten of `tiny`. bf16 is never on. Writes to OUT, as JSON,
+A case is STAGE[+checkpoint][+micro][+sharded][+compile][+large]: ZeRO stage; whole-block activation checkpointing;
+micro-batches of one sample (cache and replay); ZeRO-3 that shards even the smallest parameter; blocks compiled; one step of
+the preset `large` at 16 px instead of ten of `tiny`. bf16 is never on. Writes to OUT, as JSON,
 the losses of every step, whether the poisoned step left everything as it was, and the sum of the final weights.
 """
 
@@ -67,6 +67,7 @@ def build_config(case):
             text_dim=TEXT_DIM,
             checkpointing=next((kind for word, kind in RECOMPUTED.items() if word in case), "none"),
             inputs=INPUTS,
+            compile="compile" in case,
         ),
         objective=dataclasses.replace(tiny.objective, text_weight=0.1),
         train=dataclasses.replace(
@@ -126,7 +127,10 @@ def train(case, ranks):
     for number in range(1 if "large" in case else STEPS + 1):
         own = samples_of(number)[ranks.rank * share : (ranks.rank + 1) * share]
         parts = [own[i : i + micro] for i in range(0, share, micro)]
-        batches = [collate(part, inputs=INPUTS, targets=TARGETS, text_dim=TEXT_DIM) for part in parts]
+        bucket = 32 if "compile" in case else 0  # one length, to be compiled for once
+        batches = [
+            collate(part, inputs=INPUTS, targets=TARGETS, text_dim=TEXT_DIM, frame_bucket=bucket) for part in parts
+        ]
         poisoned = number == POISONED
         if poisoned:
             before = digest([engine.weights(), inner_state(engine)])

@@ -100,6 +100,15 @@ def test_every_number_of_ranks_stage_and_way_of_saving_memory_gives_the_same_los
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_compiled_blocks_give_the_same_losses_at_every_stage(one_rank, tmp_path):
+    cases = [f"{stage}+compile" for stage in "0123"]
+    for result in run_ranks(2, cases, tmp_path / "run", timeout_s=3000):
+        for case in cases:
+            same(result[case], one_rank)
+
+
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_one_step_of_large_on_two_sharded_ranks_equals_zero_1(tmp_path):
     sharded = run_ranks(2, ["3+sharded+large"], tmp_path / "three", timeout_s=3600)

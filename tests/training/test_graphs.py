@@ -33,7 +33,7 @@ def test_stages_0_to_2_replay_graphs_of_padded_lengths_on_a_gpu(choice, checkpoi
     [
         ({"on_gpu": False}, "none is here: set model.cuda_graphs=false"),
         ({"choice": "zero3"}, "ZeRO-3 gathers weights at new addresses.*take --deepspeed-config zero2"),
-        ({"frame_bucket": 0}, "set data.frame_bucket, for example to 32"),
+        ({"frame_bucket": 0}, "set data.frame_bucket, for example to 8"),
         ({"checkpointing": "full"}, "set model.checkpointing=selective"),
         ({"micro_batch": 3}, "set train.micro_batch=4 or model.cuda_graphs=false"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from aef.config import ConfigError
 from aef.data.random_batch import random_batch, sources_of
 from aef.data.statistics import Statistics
 from aef.model.aef import AEF
@@ -47,6 +48,30 @@ def test_predicted_activations_are_what_autograd_keeps(preset):
     inputs, targets = sources_of(config, BUILT_IN)
     predicted = planner.plan(config, BUILT_IN, inputs, targets).activations
     assert predicted == pytest.approx(kept_bytes(config, inputs, targets), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "words"),
+    [
+        (
+            "large",
+            ("data.frame_bucket=32", "train.micro_batch=1"),
+            "31 filler frames beside 151 .* a bucket up to 8 here",
+        ),
+        ("large", ("data.frame_bucket=32", "train.micro_batch=3"), "a bucket up to 24 here"),
+        ("tiny", ("data.frame_bucket=32",), "a bucket up to 2 here"),
+        ("tiny", ("data.frame_bucket=2", "train.global_batch=1"), "5%, 0 here, or a larger train.micro_batch"),
+    ],
+)
+def test_filler_beyond_a_twentieth_of_the_frames_is_refused_with_the_bucket_that_fits(preset, settings, words):
+    with pytest.raises(ConfigError, match=f"data.frame_bucket: .*{words}"):
+        plan(preset, *settings)
+
+
+def test_the_largest_bucket_that_fits_is_planned_with_its_share():
+    found = plan("large", "data.frame_bucket=8", "train.micro_batch=1", on_gpu=True)
+    assert "filler: at most 7 beside 151 frames of a micro-batch, 4.4%" in planner.describe(found)
+    assert plan("large", "train.micro_batch=1").filler == ""
 
 
 def plan(preset, *settings, **options):
