@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
-from aef.data.chips import ChipError, ChipFolder
+from aef.data.chips import ChipFolder
 from aef.data.dataset import read_withheld
 from aef.data.statistics import FILE_NAME, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
@@ -130,23 +130,20 @@ def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
 
 def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
     """The registry of a folder of chips, and what a run over it encodes and decodes, from its headers."""
-    registry = registry_of(data, files=config.data.sources_file)
-    folder = ChipFolder(data, registry)
-    found: dict[str, None] = {}
-    for index in range(len(folder)):
-        try:
-            found.update(dict.fromkeys(folder.header(index)["sources"]))
-        except ChipError:
-            if not config.data.skip_bad:
-                raise
-    inputs, targets = input_and_target_names(config, list(found), registry)
-    return registry, (tuple(inputs), tuple(targets))
+    folder = ChipFolder(data, registry_of(data, files=config.data.sources_file))
+    return folder.registry, _sources_of(config, folder)
+
+
+def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs, targets = input_and_target_names(config, folder.sources(skip_bad=config.data.skip_bad), folder.registry)
+    return tuple(inputs), tuple(targets)
 
 
 def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
-    registry, (inputs, targets) = find_sources(config, data)
+    registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
+    inputs, targets = _sources_of(config, folder)
     _require_choices(config, folder)
     statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
