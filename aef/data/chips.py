@@ -188,9 +188,11 @@ class ChipFolder:
             )
         return wanted
 
-    def where(self, places: Iterable[str]) -> np.ndarray:
-        """Indices of the chips of some places, (n,) int64 in the folder's order."""
-        return np.flatnonzero(self._of(places))
+    def where(self, places: Iterable[str], *, or_unknown: bool = False) -> np.ndarray:
+        """Indices of the chips of some places, (n,) int64 in the folder's order; if asked, those of chips whose header
+        cannot be read too: reading one says why."""
+        found = self._of(places)
+        return np.flatnonzero(found | (self.index.place < 0) if or_unknown else found)
 
     def _of(self, places: Iterable[str]) -> np.ndarray:
         self._require_no_twins()

@@ -17,7 +17,7 @@ from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
 from aef.data.dataset import read_withheld
-from aef.data.statistics import FILE_NAME, Statistics, TakenOver
+from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
 from aef.run import (
     DESCRIPTION,
@@ -203,17 +203,20 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     if weighting == "given":
         return Statistics.read(path)
     held_out = set(config.data.held_out_places)
-    places = {place for place in folder.places() if place} - held_out if held_out else None
-    withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    places = set(folder.known_places()) - held_out if held_out else None
+    withheld = read_withheld(folder, config.data)
+    over = TakenOver.of(folder, places, withheld)
     absent = not path.exists()
     if absent:
         say(f"{path} is absent: taking statistics over the training places")
     else:
         found = Statistics.read(path)
-        why = _unfit(found, held_out, weighting, TakenOver.of(folder, places, withheld))
+        why = _unfit(found, held_out, weighting, over)
         if why is None:
             return found
         say(f"{path}: its statistics are {why}: this run takes its own")
+    if over.chips > SAMPLE:
+        say(f"they are taken over {SAMPLE:,} of {over.chips:,} chips, drawn at random: `aef stats` takes more")
     taken = Statistics.of_chips(
         folder,
         folder.registry,
@@ -221,6 +224,8 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
         places=places,
         withheld=withheld,
         skip_bad=config.data.skip_bad,
+        sample=SAMPLE,
+        workers=max(1, config.data.workers),
     )
     if absent:
         try:
@@ -232,12 +237,15 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
 
 def _unfit(found: Statistics, held_out: set[str], weighting: str, over: TakenOver) -> str | None:
     """Why statistics do not serve a run over ``over``, or None. Those of unknown origin are trusted."""
-    seen = sorted(held_out & set(found.places))
+    # Names of very many places are read only where some are asked for.
+    seen = sorted(held_out.intersection(found.places)) if held_out else []
     if seen:
         return f"of {', '.join(seen)} too, held out here"
     if found.weighting not in (weighting, "identity"):
         return f"over {found.weighting} pixels"
-    if found.taken_over not in (None, over):
+    if found.taken_over is not None and not found.taken_over.is_of_this_form:
+        return "of an earlier version, which remembered its chips in another way (`aef stats` takes them again for all runs)"
+    if found.taken_over is not None and not found.taken_over.fits(over):
         return (
             f"of other chips, values or withheld dates ({found.taken_over.chips} chips, here {over.chips}; `aef stats` takes "
             "them again for all runs, data.statistics=given uses them on purpose)"
