@@ -7,6 +7,7 @@ With --chips a random sample stands for all of them: a run accepts it as long as
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from aef.data.chips import ChipFolder
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             require_number(f"--{name}", getattr(options, name), 1)
     registry = registry_of(options.data, files=options.sources)
     folder = ChipFolder(options.data, registry)
+    folder.survey(lambda text: print(text, file=sys.stderr, flush=True))
     held_out = set(names_of(options.held_out, "--held-out"))
     count = len(folder.without(held_out))
     with Progress("stats", total=min(count, options.chips or count), unit="chip") as progress:

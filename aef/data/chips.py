@@ -10,7 +10,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,12 @@ class ChipFolder:
     @property
     def index(self) -> Index:
         """Everything that start-up asks of the chips, mapped."""
+        return self.survey(lambda text: None)
+
+    def survey(self, say: Callable[[str], None]) -> Index:
+        """The index; where making it takes long, ``say`` hears now and then how far it is."""
         if self._index is None:
-            self._index = index_of(self.path, self.files.names, look_at)
+            self._index = index_of(self.path, self.files.names, look_at, say)
             self.files = ChipFiles(self.path, self._index.names)
         return self._index
 

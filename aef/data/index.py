@@ -34,8 +34,8 @@ THREADS = 16
 RACY_NS = 2_000_000_000
 """A file this young may be written again without its times telling: the coarsest clock of a file system."""
 
-SAVE_S = 300.0
-"""A first pass over millions of chips keeps what it has read this often."""
+SAVE_S, SAY_S = 300.0, 30.0
+"""A first pass over millions of chips keeps what it has read, and says how far it is, this often."""
 
 _MAGIC = b"AEF index of chips, 1\n"
 _PAGE = 4096
@@ -57,6 +57,7 @@ class Look(NamedTuple):
 
 
 LookAt = Callable[[Path], Look]
+Say = Callable[[str], None]
 
 
 def list_names(folder: Path) -> list[str]:
@@ -169,7 +170,7 @@ class Index:
         return cls(mmap.mmap(file.fileno(), 0, access=access), file, path)
 
     @classmethod
-    def _anonymous(cls, content: bytes) -> Index:
+    def _anonymous(cls, content: bytearray) -> Index:
         """For a folder that cannot be written: a file without a name, which processes share all the same."""
         file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the index is)
         file.write(content)
@@ -197,7 +198,7 @@ def _from_descriptor(descriptor: Any, mode: str, path: Path | None) -> Index:
 # --- the pass --------------------------------------------------------------------------------------------------------
 
 
-def index_of(folder: Path, names: Sequence[str], look_at: LookAt) -> Index:
+def index_of(folder: Path, names: Sequence[str], look_at: LookAt, say: Say = lambda text: None) -> Index:
     """The index of some chips of a folder: from its file as far as that is true, the rest read; the file made anew.
 
     Safe with several processes: each writes a whole file and renames it. A folder that cannot be written works without.
@@ -205,26 +206,26 @@ def index_of(folder: Path, names: Sequence[str], look_at: LookAt) -> Index:
     path = folder / FILE_NAME
     old = Index.read(path)
     if old is None and len(names) < LEAST_CHIPS:
-        return Index(bytearray(_take(folder, names, np.zeros((len(names), 3), np.int64), None, look_at)))
+        return Index(_take(folder, names, np.zeros((len(names), 3), np.int64), None, look_at))
     now = _clock_ns(path) if old is None else None
     signature = _signatures(folder, names)
     if old is not None:
         if len(old) == len(names) and bool((old.signature == signature).all()) and list(old.names) == list(names):
             return old
-        # Later than the signatures: what was written in between counts as too young.
+        # Before any chip is looked at: one that is written after that has later times, unless it was written just now.
         now = _clock_ns(path)
     if now is not None:
         signature[signature[:, 1:].max(axis=1) >= now - RACY_NS] = 0
 
-    def keep(content: bytes) -> None:
+    def keep(content: bytearray) -> None:
         try:
             with atomic.writing(path) as stream:
                 stream.write(content)
         except OSError:
             pass  # a full disk: the pass is kept in memory only
 
-    content = _take(folder, names, signature, old, look_at, keep if now is not None else None)
-    made = Index(bytearray(content))
+    content = _take(folder, names, signature, old, look_at, keep if now is not None else None, say)
+    made = Index(content)
     if now is not None and _differs(old, made):
         keep(content)
     kept = Index.read(path)
@@ -288,15 +289,19 @@ def _take(
     signature: np.ndarray,
     old: Index | None,
     look_at: LookAt,
-    keep: Callable[[bytes], None] | None = None,
-) -> bytes:
+    keep: Callable[[bytearray], None] | None = None,
+    say: Say = lambda text: None,
+) -> bytearray:
     """Look at every chip that ``old`` does not know as it is now. ``keep`` is called now and then with what there is."""
     table = _Table(names)
     missing = table.copy(old, signature) if old is not None else np.arange(len(names))
-    saved = time.monotonic()
+    saved = said = time.monotonic()
     looks = _spread(lambda row: look_at(folder / names[row]), missing.tolist())
-    for row, look in zip(missing.tolist(), looks):
+    for number, (row, look) in enumerate(zip(missing.tolist(), looks), 1):
         table.add(row, look, signature[row])
+        if time.monotonic() - said > SAY_S:
+            say(f"{folder}: {number:,} of {len(missing):,} headers read; once read, {FILE_NAME} remembers them")
+            said = time.monotonic()
         if keep is not None and time.monotonic() - saved > SAVE_S:
             keep(table.content())
             saved = time.monotonic()
@@ -360,7 +365,7 @@ class _Table:
                 setattr(self, column, np.pad(getattr(self, column), ((0, 0), (0, 1))))
         return self.sources[name]
 
-    def content(self) -> bytes:
+    def content(self) -> bytearray:
         """The bytes of an index file."""
         columns: dict[str, np.ndarray] = {}
         for one, values in (("name", self.names), ("id", self.ids), ("place", list(self.places))):
@@ -384,12 +389,14 @@ class _Table:
         text = json.dumps(head).encode()
         before = len(_MAGIC) + struct.calcsize("<IQ")
         text += b" " * (-(before + len(text)) % _PAGE)
-        body = bytearray(struct.pack("<Q", len(text)) + text + bytes(offset))
+        body = bytearray(before + len(text) + offset)
+        body[: before + len(text)] = _MAGIC + struct.pack("<IQ", 0, len(text)) + text
         for name, column in columns.items():
-            start = 8 + len(text) + head["columns"][name][0]
+            start = before + len(text) + head["columns"][name][0]
             body[start : start + column.nbytes] = np.ascontiguousarray(column).tobytes()
-        fixed = 8 + len(text) + head["columns"]["checked"][0]
-        return _MAGIC + struct.pack("<I", zlib.crc32(memoryview(body)[:fixed])) + body
+        fixed = memoryview(body)[len(_MAGIC) + 4 : before + len(text) + head["columns"]["checked"][0]]
+        struct.pack_into("<I", body, len(_MAGIC), zlib.crc32(fixed))
+        return body
 
     def _twins(self) -> tuple[int, int] | None:
         """Two chips of one id."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from aef.config import Config
+from aef.data.chips import ChipError
 from aef.data.dataset import ChipDataset
 from aef.timecode import DAY_MS
 
@@ -16,6 +20,23 @@ class ExpectedFrames(Sequence[float]):
 
     def __init__(self, chips: ChipDataset, config: Config) -> None:
         self.chips, self.config = chips, config
+        self._index = chips.folder.index  # now: all processes of this rank must share samples by the same figures
+
+    def fingerprint(self) -> str:
+        """What sharing samples among ranks depends on: which chips there are, in which order, with how many frames."""
+        found = hashlib.sha256(np.asarray(self.chips.index).astype(np.int64).tobytes())
+        for column in (self._index.names.text, self._index.names.ends, self._index.frames, self._index.seconds):
+            found.update(np.ascontiguousarray(column).data)
+        return found.hexdigest()
+
+    def require_same(self, first: str) -> None:
+        """Raises ChipError where rank 0 has found other chips: some samples would be drawn twice and others never."""
+        if self.fingerprint() != first:
+            raise ChipError(
+                "this rank finds other chips than rank 0: the folder changed while the run opened, or its file system is not "
+                "yet the same on all machines; try again",
+                file=self.chips.folder.path,
+            )
 
     def __len__(self) -> int:
         return len(self.chips)

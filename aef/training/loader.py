@@ -127,7 +127,9 @@ class StepLoader:
     def __init__(self, run: Run, data: Path, ranks: Ranks, consumed: int) -> None:
         self.steps = StepDataset(run, data, ranks.rank, ranks.size)
         if self.steps.needs_balance:
-            self.steps.costs = ExpectedFrames(self.steps.chips, run.config)
+            costs = ExpectedFrames(self.steps.chips, run.config)
+            costs.require_same(ranks.on_first(costs.fingerprint))
+            self.steps.costs = costs
         self.workers, self._pin = run.config.data.workers, ranks.device.type == "cuda"
         self.restarts = 0
         self._first = consumed // run.config.train.global_batch

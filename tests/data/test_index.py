@@ -294,6 +294,16 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(folder, looked_at, monkeypat
     assert opened(folder).places() == ["a", "b", "b", "c"] and looked_at == ["b@2020.npz", "c.npz"]
 
 
+def test_a_long_pass_says_how_far_it_is(folder, monkeypatch):
+    said: list[str] = []
+    ChipFolder(folder, BUILT_IN).survey(said.append)
+    assert said == []
+    (folder / FILE_NAME).unlink()
+    monkeypatch.setattr(index_module, "SAY_S", -1.0)
+    ChipFolder(folder, BUILT_IN).survey(said.append)
+    assert [line.partition(": ")[2].partition(" headers")[0] for line in said] == [f"{n} of 4" for n in (1, 2, 3, 4)]
+
+
 def test_an_index_of_names_that_are_no_text_and_ids_with_zeros(tmp_path, indexed):
     names = ["\udcff.npz", "é.npz"]
     look = index_module.Look("i\0d", "pla\ud800ce", (), {}, bytes(16), True)

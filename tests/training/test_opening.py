@@ -309,3 +309,9 @@ def test_a_sample_is_expected_to_encode_the_frames_that_the_index_knows(chips, c
             frames += min(len(times) / years, config.data.frame_budget * BUILT_IN[name].frame_budget)
         assert costs[number] == pytest.approx(frames, rel=1e-6)
     assert len(costs) == 5
+    first = costs.fingerprint()
+    costs.require_same(first)
+    (chips / "place4.npz").unlink()
+    fewer = ExpectedFrames(ChipDataset(ChipFolder(chips, BUILT_IN), config.data), config)
+    with pytest.raises(ChipError, match="this rank finds other chips than rank 0"):
+        fewer.require_same(first)
