@@ -19,14 +19,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aef.config import Config
-from aef.data.chips import ChipError, ChipFolder, read_frame_times
+from aef.data.chips import ChipError, ChipFolder
 from aef.data.collate import Batch, Collator
 from aef.data.dataset import ChipDataset, GlobalOrder
 from aef.run import Run
-from aef.sources import Registry
-from aef.timecode import DAY_MS
 
+from .costs import ExpectedFrames
 from .distributed import Ranks
 from .opening import text_vectors
 from .signals import ASKING
@@ -57,16 +55,6 @@ def share(costs: Sequence[float], capacities: Sequence[int]) -> list[list[int]]:
         if len(bins[number]) < capacities[number]:
             heapq.heappush(open_bins, (total + costs[item], number))
     return [sorted(items) for items in bins]
-
-
-def expected_frames(times: dict[str, Any], registry: Registry, config: Config) -> float:
-    """Frames that a sample of a chip is expected to encode: each input source up to its budget, within one support."""
-    total = 0.0
-    for name, moments in times.items():
-        if len(moments):
-            years = max(1.0, (int(moments[-1]) - int(moments[0])) / (config.data.support_days * DAY_MS))
-            total += min(len(moments) / years, config.data.frame_budget * registry[name].frame_budget)
-    return total
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -100,23 +88,11 @@ class StepDataset(Dataset[Loaded]):
         self.rank, self.ranks, self.global_batch = rank, ranks, config.train.global_batch
         self.micro, self.count = micro_batches(config, ranks)
         self.order = GlobalOrder(len(self.chips), seed=config.train.seed, crops=config.data.crops_per_chip)
-        self.costs: list[float] = []
+        self.costs: Sequence[float] = ()
 
     @property
     def needs_balance(self) -> bool:
         return self.ranks * self.count > 1
-
-    def measure(self, config: Config) -> list[float]:
-        """Expected frames of every training chip, from their times alone; a damaged chip counts nothing here."""
-        return [self._expected(number, config) for number in range(len(self.chips))]
-
-    def _expected(self, number: int, config: Config) -> float:
-        folder = self.chips.folder
-        try:
-            times = read_frame_times(folder.files[self.chips.index[number]], self.chips.sampler.inputs)
-        except (ChipError, OSError):
-            return 0.0
-        return expected_frames(times, folder.registry, config)
 
     def __getitem__(self, step: int) -> Loaded:
         draws = [self.order.draw(step * self.global_batch + place) for place in range(self.global_batch)]
@@ -151,7 +127,9 @@ class StepLoader:
     def __init__(self, run: Run, data: Path, ranks: Ranks, consumed: int) -> None:
         self.steps = StepDataset(run, data, ranks.rank, ranks.size)
         if self.steps.needs_balance:
-            self.steps.costs = ranks.on_first(lambda: self.steps.measure(run.config))
+            costs = ExpectedFrames(self.steps.chips, run.config)
+            costs.require_same(ranks.on_first(costs.fingerprint))
+            self.steps.costs = costs
         self.workers, self._pin = run.config.data.workers, ranks.device.type == "cuda"
         self.restarts = 0
         self._first = consumed // run.config.train.global_batch
