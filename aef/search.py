@@ -72,7 +72,7 @@ class Found:
 def chips_to_embed(model: TrainedModel, chips: ChipFolder, period: str | Period | None = None) -> list[Path]:
     """The chips that are searched: over a period, of several of one place, the one that observed most of it."""
     if period is None:
-        return chips.files
+        return list(chips.files)
     wanted = parse_period(period) if isinstance(period, str) else period
     chosen = periods_by_chip([read_times(path, model.inputs) for path in chips.files], [wanted])
     return [path for path, periods in chosen.items() if periods]

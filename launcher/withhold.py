@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aef.data.chips import Chip, ChipFolder
 from aef.launcher.command import Progress, parser, require_number, run
-from aef.settings_file import registry_of
+from aef.settings_file import names_of, registry_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,8 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", required=True, metavar="CSV", help="the list; an existing one is kept, and refused")
     options.add_argument("--every", type=int, default=5, metavar="N", help="one of N clear frames of a place")
     options.add_argument("--most", type=int, metavar="N", help="choose at most N places, spread over the folder")
-    options.add_argument("--held-out", nargs="*", default=[], metavar="PLACE", help="places that are not trained on")
-    options.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    options.add_argument(
+        "--held-out",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="places that are not trained on; @FILE: one a line of a file",
+    )
+    options.add_argument(
+        "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
     arguments = options.parse_args(argv)
     require_number("--every", arguments.every, 2)
     if arguments.most is not None:
@@ -35,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(arguments.out)
     if out.exists():
         raise ValueError(f"--out {out}: is there already, and runs may depend on it: choose another name")
-    registry = registry_of(arguments.data, files=arguments.sources)
+    registry = registry_of(arguments.data, files=arguments.sources_file)
     folder = ChipFolder(arguments.data, registry)
     first: dict[str, int] = {}
-    for index in folder.without(arguments.held_out):
+    for index in folder.without(names_of(arguments.held_out, "--held-out")):
         first.setdefault(folder.places()[index] or "", index)
     indices = list(first.values())
     if arguments.most is not None:
