@@ -17,7 +17,7 @@ from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError
 from aef.training.engine import TrainingError
-from aef.training.loader import Loaded, share
+from aef.training.loader import Loaded
 from aef.training.log import read_log
 
 FIELDS = [
@@ -247,16 +247,6 @@ def test_a_sources_setting_that_the_data_lack_is_refused(make_config):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, inputs=("landsat",)))
     with pytest.raises(RunError, match="the data hold no 'landsat'"):
         input_and_target_names(config, ["sentinel2"], BUILT_IN)
-
-
-def test_samples_are_spread_so_that_costs_are_about_equal():
-    costs = [5.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0]
-    bins = share(costs, [4, 4])
-    assert sorted(item for items in bins for item in items) == list(range(8))
-    assert [sum(costs[item] for item in items) for items in bins] == [8.0, 8.0]
-    assert share(costs, [3, 3, 2]) == share(costs, [3, 3, 2])
-    assert [len(items) for items in share(costs, [3, 3, 2])] == [3, 3, 2]
-    assert share([1.0] * 4, [4]) == [[0, 1, 2, 3]]
 
 
 def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_config):
