@@ -81,7 +81,8 @@ class ChipNames:
 class State:
     """``state.json``: the position, and what a resume must match.
 
-    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips."""
+    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are the
+    files that the run passed over (``data.skip_bad``), and does ever after."""
 
     position: Position
     world_size: int
@@ -90,6 +91,7 @@ class State:
     global_batch: int
     seed: int
     chips: ChipNames | None = None
+    bad_chips: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def write(self, path: Path) -> None:
@@ -107,6 +109,7 @@ class State:
                 )
             chips = entries.get("chips")
             entries["chips"] = None if chips is None else ChipNames(**chips)
+            entries["bad_chips"] = tuple(entries.get("bad_chips", ()))
             return cls(**{**entries, "position": Position(**entries["position"])})
         except CheckpointError:
             raise

@@ -41,7 +41,7 @@ from .log import StepLog, read_events
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
-    "data": {"workers", "cache_chips", "skip_bad"},
+    "data": {"workers", "cache_chips", "skip_bad", "max_bad"},
     "model": {"checkpointing", "compile", "cuda_graphs"},
     "train": {
         "steps",
@@ -70,6 +70,7 @@ class Opening:
     position: Position
     checkpoint: Path | None = None
     universal: Path | None = None
+    bad_chips: tuple[str, ...] = ()
 
     def restore(self, engine: Engine, ranks: Ranks) -> None:
         """Load weights, moments and generator states into the engine. Collective; the manifest has passed."""
@@ -108,7 +109,8 @@ def open_run(
     run = Run.read(out)
     if checkpoint is None:
         return Opening(run, Position())
-    return Opening(run, State.read(checkpoint / STATE).position, checkpoint, universal)
+    state = State.read(checkpoint / STATE)
+    return Opening(run, state.position, checkpoint, universal, state.bad_chips)
 
 
 # --- a new run -------------------------------------------------------------------------------------------------------

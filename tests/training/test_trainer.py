@@ -167,7 +167,40 @@ def test_a_chip_truncated_under_the_loader_is_one_line_that_names_it(chips, tmp_
             if record["step"] == 4:
                 for path in chips.glob("*.npz"):
                     path.write_bytes(path.read_bytes()[:5000])
-    assert (run / "checkpoints" / "step-00000003").is_dir()
+    # Nothing that was learnt is lost.
+    last = read_log(run)[-1]["step"]
+    assert last >= 4 and (run / "checkpoints" / f"step-{last:08d}").is_dir()
+
+
+def skipping(config, **data):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, skip_bad=True, **data))
+
+
+def test_a_chip_that_is_passed_over_is_named_once_and_ever_after(chips, tmp_path, make_config, capsys):
+    run = tmp_path / "run"
+    (chips / "place1.npz").write_bytes((chips / "place1.npz").read_bytes()[:5000])
+    with Trainer(skipping(make_config(), cache_chips=0), chips, run) as trainer:
+        assert trainer.fit()
+    (event,) = events(run, "bad_chip")
+    assert event["chip"] == "place1.npz" and "place1.npz: is damaged or not a chip" in event["reason"]
+    assert capsys.readouterr().err.count("passed over") == 1
+    state = json.loads((run / "checkpoints" / "step-00000010" / "state.json").read_text())
+    assert state["bad_chips"] == ["place1.npz"]
+    with Trainer(skipping(make_config(steps=12)), chips, run, resume="auto", quiet=True) as trainer:
+        assert trainer.loader.steps.chips.skipped == ["place1.npz"] and trainer.bad_chips.names == {"place1.npz"}
+        assert trainer.fit()
+    assert len(events(run, "bad_chip")) == 1
+
+
+def test_more_bad_chips_than_a_run_may_do_without_end_it_with_one_line(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    for name in ("place1", "place3"):
+        (chips / f"{name}.npz").write_bytes((chips / f"{name}.npz").read_bytes()[:5000])
+    few = pytest.raises(TrainingError, match=r"^2 of 5 training chips are bad, more than data\.max_bad=0\.01 of them")
+    with Trainer(skipping(make_config()), chips, run, quiet=True) as trainer, few:
+        trainer.fit()
+    assert {event["chip"] for event in events(run, "bad_chip")} == {"place1.npz", "place3.npz"}
+    assert go_on(skipping(make_config(), max_bad=0.5), chips, run)
 
 
 def test_a_killed_worker_is_replaced_without_losing_a_sample(chips, tmp_path, make_config, uninterrupted):
