@@ -5,6 +5,9 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,3 +290,42 @@ def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_con
         trainer.loader.next = lambda: Loaded(error="chips/place1.npz: source landsat: is damaged")
         with pytest.raises(TrainingError, match=r"^chips/place1\.npz: source landsat: is damaged$"):
             trainer.fit()
+
+
+OPENING = """
+import signal
+from aef.launcher import train
+from aef.training import engine
+
+def open_for_long(*arguments):
+    print("opening", flush=True)
+    signal.pause()
+
+engine.open_run = open_for_long
+train.main(["--data", "chips", "--out", "run"])
+"""
+
+
+@pytest.mark.parametrize("asked", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_while_the_run_opens_puts_the_job_back_into_its_queue(asked, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        env.pop(name, None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPENING],
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "opening\n"
+        process.send_signal(asked)
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == f"aef train: stopped by {asked.name} between steps: go on with --resume auto"
+    (event,) = events(tmp_path / "run", "stopped")
+    assert event["signal"] == asked.name and event["step"] == 0
