@@ -134,6 +134,7 @@ class TrainConfig:
     seed: int = setting(0, "keys every random draw, with the epoch and the sample id")
     checkpoint_every: int = setting(1000, "steps between checkpoints", least=1)
     keep_checkpoints: int = setting(2, "complete checkpoints kept", least=1)
+    keep_every: int = setting(0, "keep every checkpoint of a multiple of so many steps beside the newest; 0: none")
     figure_every: int = setting(1000, "steps between figures; 0: only at the end")
     validate_every: int = setting(0, "steps between validations; 0: never")
     validate_set: str | None = setting(None, "rows of data.withheld that validation judges (column `set`); none: all")

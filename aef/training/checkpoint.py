@@ -118,17 +118,18 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only rank 0 calls its writing methods."""
+    """The checkpoints of one run: the newest ``keep``, and with ``every`` those of each multiple of so many steps. Only rank
+    0 calls its writing methods."""
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self.folder, self.keep = run / FOLDER, keep
+    def __init__(self, run: Path, keep: int, every: int = 0) -> None:
+        self.folder, self.keep, self.every = run / FOLDER, keep, every
 
     def all(self) -> list[Path]:
         """Every finished checkpoint folder, newest first, unverified."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        return sorted(found, key=_step_of, reverse=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that passes its manifest, and one line for each newer one that does not.
@@ -179,7 +180,8 @@ class Checkpoints:
         os.replace(partial, final)
         _sync(self.folder)
         for old in self.all()[self.keep :]:
-            self._remove(old)
+            if not self.every or _step_of(old) % self.every:
+                self._remove(old)
         return final
 
     def _remove(self, path: Path) -> None:
@@ -188,6 +190,10 @@ class Checkpoints:
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ranks: Ranks) -> Path:

@@ -153,7 +153,9 @@ class Trainer:
             self.config, self.data = self.run.config, Path(data)
             self.position = opened.position
             self.log = StepLog(self.run.path, tensorboard=tensorboard and self.ranks.is_first)
-            self.checkpoints = Checkpoints(self.run.path, self.config.train.keep_checkpoints)
+            self.checkpoints = Checkpoints(
+                self.run.path, self.config.train.keep_checkpoints, self.config.train.keep_every
+            )
 
             torch.manual_seed(self.config.train.seed)
             model = build_model(self.run)

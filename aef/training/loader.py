@@ -32,7 +32,7 @@ from .log import counted
 from .opening import text_vectors
 from .sharing import expected_frames, share
 from .transport import Packed
-from .workers import fits_open_files, prepare, worker_died
+from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_died
 from .zero import micro_batches
 
 
@@ -173,8 +173,6 @@ class StepLoader:
     ``RESTARTS`` times in a row, without losing or repeating a sample.
     """
 
-    AHEAD = 1
-    """Whole steps that wait, beside the one that is being put together."""
     RESTARTS = 3
     CHECK_S = 5.0
     """How often a wait for workers looks whether they live, and whether the loader is to close."""
@@ -190,7 +188,7 @@ class StepLoader:
         self.patience_s = ranks.timeout_s / 2
         self.restarts = 0
         self._first = consumed // run.config.train.global_batch
-        self._made: queue.Queue[Loaded | Exception] = queue.Queue(self.AHEAD)
+        self._made: queue.Queue[Loaded | Exception] = queue.Queue(STEPS_AHEAD)
         self._iterator: Iterator[Loaded] = iter(())
         self._first_batch: Batch | None = None
         self._closing = threading.Event()
@@ -272,7 +270,7 @@ class StepLoader:
 
     def _open_files(self) -> int:
         """Blocks of shared memory that this process holds at most: a step at work, those ahead, and units on their way."""
-        return (self.AHEAD + 2) * self.steps.units + 2 * self.workers
+        return (STEPS_AHEAD + 2) * self.steps.units + UNITS_AHEAD * self.workers
 
     def _source(self, first: int) -> Iterator[Loaded]:
         numbers = itertools.count(first)
@@ -285,6 +283,7 @@ class StepLoader:
                 batch_size=None,
                 sampler=numbers,  # type: ignore[arg-type]
                 num_workers=self.workers,
+                prefetch_factor=UNITS_AHEAD,
                 collate_fn=Loaded.pack,  # type: ignore[arg-type]  # of one unit, not of a list
                 multiprocessing_context="forkserver",
                 worker_init_fn=prepare,

@@ -48,6 +48,7 @@ MAY_CHANGE = {
         "micro_batch",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_every",
         "figure_every",
         "validate_every",
         "validate_set",

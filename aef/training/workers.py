@@ -11,6 +11,12 @@ import threading
 
 from .signals import ASKING
 
+STEPS_AHEAD = 1
+"""Whole steps that wait in a rank, beside the one that is being put together."""
+
+UNITS_AHEAD = 2
+"""Units of a step that wait for each worker to be fetched or made."""
+
 MOST_OPEN = 65536
 OWN_FILES = 64
 """Open files of a rank beside its loader's: libraries, sockets, logs."""
