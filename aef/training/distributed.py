@@ -23,8 +23,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .log import duration
+
 BEAT_S = 2.0
 """How often rank 0 shows that it lives while the others wait for what it does alone."""
+
+SAID_EVERY = 15
+"""Beats between two lines that say what rank 0 is doing."""
 
 _alone = itertools.count()
 # Numbers what rank 0 does alone: every rank comes to the same actions in the same order.
@@ -81,11 +86,13 @@ class Ranks:
         """Rank 0's JSON value on every rank."""
         return self.gather(value if self.is_first else None)[0]
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def on_first(
+        self, action: Callable[[], Any], doing: str = "", say: Callable[[str], None] = lambda text: None
+    ) -> Any:
         """Run ``action`` on rank 0 only and return its JSON value on every rank.
 
         It may take any time: the others wait outside of collectives, and give up only where rank 0 itself stands still
-        for ``timeout_s``.
+        for ``timeout_s``. What rank 0 is ``doing``, if it has a name, is said every ``SAID_EVERY`` beats.
 
         Raises:
             Exception: what ``action`` raised, on rank 0; `RankError` with its message on the others, so that no rank
@@ -96,7 +103,7 @@ class Ranks:
         with self.watching():
             turn = f"aef/alone/{next(_alone)}"
             if self.is_first:
-                with self._beating(turn):
+                with self._beating(turn, doing, say):
                     try:
                         value = action()
                     except Exception as found:
@@ -112,18 +119,21 @@ class Ranks:
         return value
 
     @contextmanager
-    def _beating(self, turn: str) -> Iterator[None]:
-        """Within the block, a thread counts up in the group's store, so that the others know that this rank lives."""
-        if self.size == 1:
-            yield
-            return
-        store, over = _store(), threading.Event()
+    def _beating(self, turn: str, doing: str = "", say: Callable[[str], None] = print) -> Iterator[None]:
+        """Within the block, a thread counts up in the group's store, so that the others know that this rank lives, and says
+        how long it has been doing what it does."""
+        store, over = None if self.size == 1 else _store(), threading.Event()
 
         def beat() -> None:
             # A store that is gone is found by whatever this rank does next.
             with suppress(RuntimeError):
-                while not over.wait(BEAT_S):
-                    store.add(f"{turn}/beats", 1)
+                for beats in itertools.count(1):
+                    if over.wait(BEAT_S):
+                        return
+                    if store is not None:
+                        store.add(f"{turn}/beats", 1)
+                    if doing and beats % SAID_EVERY == 0:
+                        say(f"{doing}: {duration(beats * BEAT_S)} so far")
 
         thread = threading.Thread(target=beat, name="beats", daemon=True)
         thread.start()
@@ -132,7 +142,8 @@ class Ranks:
         finally:
             over.set()
             thread.join()
-            store.set(f"{turn}/done", "1")
+            if store is not None:
+                store.set(f"{turn}/done", "1")
 
     def _await_first(self, turn: str) -> None:
         """Wait until rank 0 is done. Raises RankError where its beats stand still for ``timeout_s``."""

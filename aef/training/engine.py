@@ -378,7 +378,11 @@ class Trainer:
             figures = self.validation.measure(self.engine.model, self.position.step)
             self.ranks.on_first(lambda: self._tell(figures))
             return figures
-        return self.ranks.on_first(lambda: self._tell(self.validation.measure(self.engine.model, self.position.step)))
+        return self.ranks.on_first(
+            lambda: self._tell(self.validation.measure(self.engine.model, self.position.step)),
+            "validating",
+            self.display.say,
+        )
 
     def _tell(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Log, say and draw what a validation measured. Rank 0 only."""

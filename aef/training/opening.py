@@ -106,7 +106,9 @@ def open_run(
         create_run(config, data, out, say)
         return [None, None]
 
-    checkpoint, universal = (None if path is None else Path(path) for path in ranks.on_first(decide))
+    checkpoint, universal = (
+        None if path is None else Path(path) for path in ranks.on_first(decide, "opening the run", say)
+    )
     run = Run.read(out)
     if checkpoint is None:
         return Opening(run, Position())

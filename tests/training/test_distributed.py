@@ -63,6 +63,20 @@ def test_rank_0_beats_while_it_works_and_says_when_it_is_done(store, monkeypatch
     assert not any(thread.name == "beats" for thread in threading.enumerate())
 
 
+def test_what_rank_0_is_doing_is_said_on_one_rank_too(monkeypatch):
+    monkeypatch.setattr(distributed, "BEAT_S", 0.001)
+    monkeypatch.setattr(distributed, "SAID_EVERY", 2)
+    said, heard = [], threading.Event()
+
+    def say(line):
+        said.append(line)
+        heard.set()
+
+    alone = Ranks(0, 1, 0, torch.device("cpu"), 10.0)
+    assert alone.on_first(heard.wait, "opening the run", say) is True
+    assert said[0] == "opening the run: 0 s so far"
+
+
 def test_work_that_fails_is_done_too(store):
     with pytest.raises(OSError), ranks(0)._beating("turn"):
         raise OSError
