@@ -148,7 +148,7 @@ class ChipDataset(Dataset[Sample]):
                 if not self.config.skip_bad:
                     raise
                 error, self._bad[number] = found, True
-                self._found.append((self.folder.files[self.index[number]].name, str(found)))
+                self._found.append((self._file(self.folder.files[self.index[number]]), str(found)))
         raise ChipError(
             f"no chip is left: all {len(self)} were skipped, the last because {error}", file=self.folder.path
         )
@@ -196,10 +196,14 @@ class ChipDataset(Dataset[Sample]):
         files = self.folder.files
         for name in names:
             # Both are sorted, and millions long.
-            at = bisect_left(files, self.folder.path / name)
+            at = bisect_left(files, name, key=self._file)
             number = bisect_left(self.index, at)
-            if at < len(files) and files[at].name == name and self.index[number : number + 1] == [at]:
+            known = at < len(files) and self._file(files[at]) == name
+            if known and number < len(self.index) and self.index[number] == at:
                 self._bad[number] = True
+
+    def _file(self, path: Path) -> str:
+        return path.relative_to(self.folder.path).as_posix()
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader's process, which decodes its own chips."""
