@@ -95,7 +95,7 @@ class DataConfig:
         "clear", "pixels over which statistics are taken; given: CHIPS/stats.json as it is, whatever it was taken over"
     )
     withheld: str | None = setting(None, "CSV of dates (place, time_utc) that no sample may see, their twins included")
-    held_out_places: tuple[str, ...] = setting((), "places that training never reads")
+    held_out_places: tuple[str, ...] = setting((), "places that training never reads; @FILE: one a line of a file")
     workers: int = setting(0, "loader processes per rank; 0: in the training process")
     cache_chips: int = setting(16, "decoded chips kept in memory per worker")
     skip_bad: bool = setting(False, "count and skip chips that break the contract instead of stopping")

@@ -24,6 +24,10 @@ from aef.sources import BUILT_IN, Registry, Source, SourceError
 SOURCES_FILE = "sources.yaml"
 """Name under which a folder of chips carries the entries of its own sources."""
 
+# libyaml where PyYAML was built with it: 40,000 held-out places take seconds without, and every rank reads them.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 def load_yaml(path: str | os.PathLike) -> Any:
     """Parse one YAML file with the safe loader. Raises FileNotFoundError, or ConfigError with the parser's first line."""
@@ -31,7 +35,7 @@ def load_yaml(path: str | os.PathLike) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from error
 
@@ -66,7 +70,7 @@ def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved settings as YAML; `load_config` reads it back unchanged."""
-    return yaml.safe_dump(_plain(config), sort_keys=False)
+    return yaml.dump(_plain(config), Dumper=_DUMPER, sort_keys=False)
 
 
 def _plain(value: Any) -> Any:
@@ -83,7 +87,8 @@ def _override(config: Config, text: str) -> Config:
         raise ConfigError(f"expected section.key=value, like train.steps=100; found {text!r}")
     section, _, name = key.strip().partition(".")
     try:
-        value = yaml.safe_load(raw)
+        # YAML reserves the @ of a file of names.
+        value = raw.strip() if raw.strip().startswith("@") else yaml.safe_load(raw)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: cannot read the value {raw!r}") from None
     return _merge(config, {section: {name: value}}, "command line")
@@ -116,6 +121,29 @@ def _require_known(name: str, known: list[str], where: str, kind: str, prefix: s
         raise ConfigError(f"{where}: unknown {kind} {prefix}{shown}: {hint}")
 
 
+def names_of(listed: Iterable[str], where: str) -> tuple[str, ...]:
+    """Names as they are listed; ``@FILE`` stands for those in a file, one a line: a command line ends at 128 KB.
+
+    Raises ConfigError where the file cannot be read or holds none.
+    """
+    names: list[str] = []
+    for name in listed:
+        if not name.startswith("@"):
+            names.append(name)
+            continue
+        try:
+            found = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(
+                f"{where}: {name[1:]}: cannot be read ({why}): expected a file of names, one a line"
+            ) from None
+        if not any(found):
+            raise ConfigError(f"{where}: {name[1:]}: holds no name: expected one a line")
+        names += filter(None, found)
+    return tuple(names)
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Check a YAML value against a dataclass field's type, widening int to float and list to tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -131,7 +159,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             raise ConfigError(f"{where}: expected a list, found {value!r}")
-        return tuple(_convert(item, arguments[0], where) for item in items)
+        converted = tuple(_convert(item, arguments[0], where) for item in items)
+        return names_of(converted, where) if arguments[0] is str else converted
     if hint is float and isinstance(value, str):
         # YAML reads 1e-4 (without a dot) as a string.
         try:

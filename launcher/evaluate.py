@@ -83,7 +83,7 @@ def _judge(path: str, arguments):
     import aef
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
-    from aef.evaluation.judgement import JudgementError, judge, own_dates, require_unseen_dates
+    from aef.evaluation.judgement import JudgementError, chips_to_judge, judge, own_dates, require_unseen_dates
     from aef.evaluation.proof import require_unseen
 
     model = aef.load(path)
@@ -102,8 +102,8 @@ def _judge(path: str, arguments):
         if arguments.places
         else model.config.data.held_out_places
     )
-    chips = [model.read(file) for file in folder.files]
-    seen, unseen = ([chip for chip in chips if (chip.place in held_out) == wanted] for wanted in (False, True))
+    wanted = chips_to_judge(folder, held_out, judged, arguments.health_places)
+    seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)
     if arguments.places:
         require_unseen(model, unseen)
     if judged:

@@ -191,3 +191,17 @@ def test_any_settings_file_is_lawful_or_one_line(tmp_path, content):
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().blocks = 3  # type: ignore[misc]
+
+
+def test_a_list_of_names_may_lie_in_a_file(tmp_path):
+    path = tmp_path / "places.txt"
+    path.write_text("".join(f"site-{number}\n" for number in range(3)) + "\n")
+    config = load_config("small", [f"data.held_out_places=[first,'@{path}']"])
+    assert config.data.held_out_places == ("first", "site-0", "site-1", "site-2")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    assert load_config("small", [f"data.held_out_places=@{path}"]).data.held_out_places[0] == "site-0"
+    path.write_text("\n")
+    for listed, words in ((path, "holds no name"), (tmp_path / "absent", "cannot be read")):
+        with pytest.raises(ConfigError, match=f"data.held_out_places: {listed}: {words}"):
+            load_config("small", [f"data.held_out_places='@{listed}'"])

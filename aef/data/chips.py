@@ -1,8 +1,6 @@
-"""Chips on disk: the one data contract of the project, read, written and checked (docs/data.md).
+"""Folders of chips: in a fixed order, with what start-up asks of all of them (docs/data.md).
 
-A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a temporary
-name and renamed. Readers outside this module see `Chip` and `ChipFolder` only, never the file format. A chip that
-breaks the contract is refused with file, source, field and reason; it is never silently repaired.
+Everything about a single chip's file is in `aef.data.chip_file`, and importable from here.
 """
 
 from __future__ import annotations
@@ -10,22 +8,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import lzma
+import operator
 import os
-import struct
-import textwrap
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aef import atomic
-from aef.data.contract import ARRAYS, PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.validation import validate
+from aef.data.chip_file import (
+    FORMAT_VERSION,
+    look_at,
+    read_chip,
+    read_chip_header,
+    read_frame_times,
+    require_free,
+    write_chip,
+)
+from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
+from aef.data.index import LEAST_CHIPS, Index, index_of, list_names
+from aef.data.validation import RULES, validate
 from aef.sources import Registry
 
 __all__ = [
@@ -39,207 +42,56 @@ __all__ = [
     "TextPoint",
     "read_chip",
     "read_chip_header",
+    "read_frame_times",
     "require_free",
     "validate",
     "write_chip",
 ]
 
-FORMAT_VERSION = 1
+
+class ChipFiles(Sequence[Path]):
+    """The files of a folder's chips; paths are made when they are asked for."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.folder / name for name in self.names[index]]
+        return self.folder / self.names[operator.index(index)]
 
 
-def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compress: bool = True) -> Path:
-    """Validate and write a chip, atomically: a reader sees the old file or the whole new one.
+class Indices(Sequence[int]):
+    """Some chips of a folder, in its order, at four bytes a chip."""
 
-    Raises:
-        ChipError: the chip breaks the contract; nothing is written.
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    validate(chip, registry, file=path.name)
-    try:
-        header = json.dumps(_header(chip)).encode()
-    except (TypeError, ValueError) as error:
-        raise ChipError(f"cannot be written as JSON: {error}", field="attributes", file=path.name) from error
-    arrays: dict[str, Any] = {"header": np.frombuffer(header, np.uint8)}
-    for name, series in chip.sources.items():
-        for key in ARRAYS:
-            if getattr(series, key) is not None:
-                arrays[f"{name}/{key}"] = getattr(series, key)
-    for name, label in chip.labels.items():
-        arrays[f"labels/{name}/values"] = label.values
-        if label.fields is not None:
-            arrays[f"labels/{name}/fields"] = label.fields
-    with atomic.writing(path) as stream:
-        (np.savez_compressed if compress else np.savez)(stream, **arrays)
-    return path
+    def __init__(self, values: np.ndarray | range) -> None:
+        self._values = values
 
+    def __len__(self) -> int:
+        return len(self._values)
 
-def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
-    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [int(value) for value in self._values[index]]
+        return int(self._values[operator.index(index)])
 
-    Chips that are written again lose the texts that were attached to them.
-    """
-    wanted = list(ids)
-    held = [f"{name}.npz" for name in wanted if (Path(folder) / f"{name}.npz").exists()]
-    if held:
-        raise ChipError(
-            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
-            "another folder, or write them again with --overwrite, which loses attached texts",
-            file=folder,
-        )
-
-
-def _header(chip: Chip) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        **{
-            key: getattr(chip, key)
-            for key in ("id", "place", "crs", "height", "width", "lon", "lat", "synthetic", "attributes")
-        },
-        "transform": list(chip.transform),
-        "sources": {name: series.header() for name, series in chip.sources.items()},
-        "labels": {
-            name: {
-                "legend": {str(code): text for code, text in label.legend.items()},
-                "ignore": list(label.ignore),
-                "valid_start_ms": label.valid_start_ms,
-                "valid_end_ms": label.valid_end_ms,
-                "licence": label.licence,
-            }
-            for name, label in chip.labels.items()
-        },
-        "texts": [dataclasses.asdict(point) for point in chip.texts],
-    }
-
-
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    OSError,
-    RuntimeError,
-    MemoryError,
-)
-"""Everything that a cut or flipped file makes NumPy, zipfile, their decoders and JSON raise."""
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The archive of a chip; whatever goes wrong inside becomes a `ChipError` that names the file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such chip")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            yield archive
-    except ChipError as error:
-        raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
-    except _DAMAGE as error:
-        raise ChipError(f"is damaged or not a chip ({_why(path, error)}): make it again", file=path) from error
-
-
-def _why(path: Path, error: BaseException) -> str:
-    """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
-    if not zipfile.is_zipfile(path):
-        return "not a whole .npz archive"
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
-
-
-def read_chip(
-    path: str | os.PathLike,
-    registry: Registry,
-    *,
-    sources: Iterable[str] | None = None,
-    check_values: bool = False,
-) -> Chip:
-    """Read a chip and check its structure (with ``check_values`` every value too).
-
-    Args:
-        sources: read only these; those that the chip lacks are left out.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ChipError: the file is damaged, of a newer format or breaks the contract.
-    """
-    wanted = None if sources is None else set(sources)
-    with _opened(Path(path)) as archive:
-        header = _read_header(archive)
-        series = {
-            name: _read_series(archive, name, fields)
-            for name, fields in header["sources"].items()
-            if wanted is None or name in wanted
-        }
-        chip = Chip(
-            **{key: header[key] for key in ("id", "place", "crs", "height", "width", "lon", "lat", "synthetic")},
-            attributes=header["attributes"],
-            transform=tuple(header["transform"]),
-            sources=series,
-            labels={name: _read_label(archive, name, fields) for name, fields in header["labels"].items()},
-            texts=[TextPoint(**point) for point in header["texts"]],
-        )
-        if wanted is None or series:
-            validate(chip, registry, values=check_values)
-    return chip
-
-
-def read_chip_header(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON header of a chip (place, sources, bands, units, legends) without its arrays. Raises ChipError."""
-    with _opened(Path(path)) as archive:
-        return _read_header(archive)
-
-
-def read_frame_times(path: str | os.PathLike, sources: Iterable[str]) -> dict[str, np.ndarray]:
-    """Start times (T,) of some sources of a chip, without its pixels; those that it lacks are left out. Raises ChipError."""
-    with _opened(Path(path)) as archive:
-        return {name: archive[f"{name}/time_ms"] for name in sources if f"{name}/time_ms" in archive}
-
-
-def _read_header(archive: Any) -> dict[str, Any]:
-    if "header" not in archive:
-        raise ChipError("has no header: not a chip of this software", field="header")
-    header = json.loads(bytes(archive["header"]).decode())
-    version = header.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise ChipError(
-            f"expected a version up to {FORMAT_VERSION}, found {version!r}: update the software", field="format_version"
-        )
-    return header
-
-
-def _read_series(archive: Any, name: str, fields: Mapping[str, Any]) -> SourceSeries:
-    arrays: dict[str, Any] = {key: archive[f"{name}/{key}"] for key in ARRAYS if f"{name}/{key}" in archive}
-    for key in ("values", "valid"):
-        if key not in arrays:
-            raise ChipError("is missing", source=name, field=key)
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return SourceSeries(**{**known, **arrays})
-
-
-def _read_label(archive: Any, name: str, fields: Mapping[str, Any]) -> Label:
-    return Label(
-        values=archive[f"labels/{name}/values"],
-        fields=archive.get(f"labels/{name}/fields"),
-        legend={int(code): text for code, text in fields["legend"].items()},
-        ignore=tuple(fields["ignore"]),
-        valid_start_ms=fields["valid_start_ms"],
-        valid_end_ms=fields["valid_end_ms"],
-        licence=fields["licence"],
-    )
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._values, dtype)
 
 
 class ChipFolder:
-    """A folder of chips in a fixed (sorted) order.
+    """The chips of a folder and its sub-folders in a fixed (sorted) order.
+
+    What start-up asks of all of them is answered by the folder's index (`aef.data.index`), which is made when it is first
+    asked for and is as true as the files are then.
 
     Raises:
         FileNotFoundError: the folder does not exist.
         NotADirectoryError: it is a file.
-        ChipError: it holds no chip.
+        ChipError: it holds no chip, or two of one name in two sub-folders.
     """
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
@@ -250,12 +102,37 @@ class ChipFolder:
             )
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder of chips")
-        self.files = sorted(p for p in self.path.glob("*.npz") if not p.name.startswith("."))
-        if not self.files:
+        names = list_names(self.path)
+        if not names:
             raise ChipError(
                 "holds no chip (*.npz): make some with `aef synthesize`, `aef ingest` or `aef download`", file=self.path
             )
+        _require_own_names(names, self.path)
+        self.files = ChipFiles(self.path, names)
+        self._index: Index | None = None
         self._places: list[str | None] | None = None
+
+    @property
+    def index(self) -> Index:
+        """Everything that start-up asks of the chips, mapped."""
+        return self.survey(lambda text: None)
+
+    def survey(self, say: Callable[[str], None]) -> Index:
+        """The index; where making it takes long, ``say`` hears now and then how far it is."""
+        if self._index is None:
+            self._index = index_of(self.path, self.files.names, look_at, say)
+            self.files = ChipFiles(self.path, self._index.names)
+        return self._index
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: the index, which it maps, tells everything else."""
+        files = self.files if self._index is None else None
+        return {**self.__dict__, "files": files, "_places": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._index is not None:
+            self.files = ChipFiles(self.path, self._index.names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -264,7 +141,14 @@ class ChipFolder:
         return (self.read(index) for index in range(len(self)))
 
     def read(self, index: int, sources: Iterable[str] | None = None, *, check_values: bool = False) -> Chip:
-        return read_chip(self.files[index], self.registry, sources=sources, check_values=check_values)
+        """Read a chip; one whose every value is found right is remembered where the folder has an index."""
+        wanted = None if sources is None else set(sources)
+        chip = read_chip(self.files[index], self.registry, sources=wanted, check_values=check_values)
+        if check_values and self._index is not None:
+            held = {self._index.sources[i] for i in np.flatnonzero(self._index.present[index])}
+            if wanted is None or held <= wanted:
+                self._index.mark_checked(index, self._rules)
+        return chip
 
     def header(self, index: int) -> dict[str, Any]:
         return read_chip_header(self.files[index])
@@ -276,24 +160,30 @@ class ChipFolder:
             ChipError: two files hold a chip of the same id: a copy would be trained on twice.
         """
         if self._places is None:
-            known: dict[str, Path] = {}
-            places: list[str | None] = []
-            for path in self.files:
-                name, place = _id_and_place(path)
-                if name is not None and known.setdefault(name, path) is not path:
-                    raise ChipError(
-                        f"two files hold the chip {name!r}, {known[name].name} and {path.name}: remove one of them",
-                        field="id",
-                        file=self.path,
-                    )
-                places.append(place)
-            self._places = places
+            self._require_no_twins()
+            table = [*self.index.places, None]  # −1, an unknown place, is the last
+            self._places = [table[number] for number in self.index.place.tolist()]
         return self._places
+
+    def known_places(self) -> list[str]:
+        """Every place of the folder once, sorted. Raises ChipError as `places` does."""
+        self._require_no_twins()
+        return sorted(filter(None, self.index.places))
+
+    def _require_no_twins(self) -> None:
+        if self.index.twins is not None:
+            first, second = self.index.twins
+            names = self.index.names
+            raise ChipError(
+                f"two files hold the chip {self.index.ids[first]!r}, {names[first]} and {names[second]}: remove one of them",
+                field="id",
+                file=self.path,
+            )
 
     def require(self, wanted: Iterable[str], words: str) -> list[str]:
         """Places that are asked for, each once. Raises ChipError, with ``words`` before those that the folder does not hold."""
         wanted = list(dict.fromkeys(wanted))
-        known = sorted({place for place in self.places() if place})
+        known = self.known_places()
         unknown = sorted(set(wanted) - set(known))
         if unknown:
             raise ChipError(
@@ -302,44 +192,88 @@ class ChipFolder:
             )
         return wanted
 
-    def without(self, held_out: Iterable[str]) -> list[int]:
+    def where(self, places: Iterable[str], *, or_unknown: bool = False) -> np.ndarray:
+        """Indices of the chips of some places, (n,) int64 in the folder's order; if asked, those of chips whose header
+        cannot be read too: reading one says why."""
+        found = self._of(places)
+        return np.flatnonzero(found | (self.index.place < 0) if or_unknown else found)
+
+    def _of(self, places: Iterable[str]) -> np.ndarray:
+        self._require_no_twins()
+        wanted = set(places)
+        numbers = [number for number, place in enumerate(self.index.places) if place in wanted]
+        return np.isin(self.index.place, numbers)
+
+    def without(self, held_out: Iterable[str]) -> Sequence[int]:
         """Indices of the chips of all other places. Raises ChipError if a held-out place is unknown or no chip is left."""
         held_out = set(held_out)
         if not held_out:
-            return list(range(len(self)))
+            return Indices(range(len(self)))
         self.require(held_out, "cannot hold out")
         # A chip whose header cannot be read stays: reading it says what is wrong.
-        kept = [index for index, place in enumerate(self.places()) if place not in held_out]
-        if not kept:
+        kept = np.flatnonzero(~self._of(held_out)).astype(np.int32)
+        if not len(kept):
             raise ChipError("every place is held out: no chip is left", field="place", file=self.path)
-        return kept
+        return Indices(kept)
 
-    def digest(self, indices: Iterable[int]) -> str:
+    def sources(self, *, skip_bad: bool = False) -> list[str]:
+        """Names of all sources that the chips hold. Raises ChipError where a header cannot be read and that is not skipped."""
+        found = dict.fromkeys(self.index.sources[i] for i in np.flatnonzero(self.index.present.any(axis=0)))
+        for index in np.flatnonzero(~self.index.sound).tolist():
+            try:
+                found.update(dict.fromkeys(self.header(index)["sources"]))
+            except ChipError:
+                if not skip_bad:
+                    raise
+        return list(found)
+
+    def holding(self, sources: Iterable[str]) -> np.ndarray:
+        """Which chips hold any of some sources, (N,) bool; true of one that could not be read: reading it says why."""
+        wanted = set(sources)
+        columns = [i for i, name in enumerate(self.index.sources) if name in wanted]
+        return self.index.present[:, columns].any(axis=1) | ~self.index.sound
+
+    def frames(self, index: int, sources: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Frames of some sources of a chip and the seconds from first to last; without those that it lacks."""
+        found = {}
+        for name in sources:
+            if name in self.index.sources:
+                column = self.index.sources.index(name)
+                if count := int(self.index.frames[index, column]):
+                    found[name] = (count, int(self.index.seconds[index, column]))
+        return found
+
+    def checked(self, indices: Sequence[int]) -> np.ndarray:
+        """Which chips are known to hold right values only, by the rules of today's registry: (n,) bool."""
+        if len(self) < LEAST_CHIPS:
+            return np.zeros(len(indices), np.bool_)
+        return self.index.checked[np.asarray(indices)] == self._rules
+
+    @cached_property
+    def _rules(self) -> int:
+        entries = [dataclasses.asdict(source) for source in self.registry.values()]
+        text = json.dumps([RULES, entries], sort_keys=True, default=str)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") | 1
+
+    def digest(self, indices: Sequence[int]) -> str:
         """SHA-256 over some chips: their names and what their sources hold, without decoding a pixel.
 
         An archive lists size and checksum of every array. So a copy has the digest of its original, other compression,
         labels, texts or dates of the files change nothing, and other values do.
         """
-        found = hashlib.sha256()
+        names = self.index.names
+        found = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
         for index in indices:
-            found.update(json.dumps([self.files[index].name, _contents(self.files[index])]).encode())
+            found.update(names[index].encode("utf-8", "surrogatepass") + b"\0")
         return found.hexdigest()
 
 
-def _contents(path: Path) -> list[Any]:
-    """Name, size and CRC-32 of every array of a chip's sources; the size of a file that is no archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, LookupError, struct.error, RuntimeError, NotImplementedError):
-        return [path.stat().st_size]
-    return [member for member in members if member[0] != "header.npy" and not member[0].startswith("labels/")]
-
-
-def _id_and_place(path: Path) -> tuple[str | None, str | None]:
-    try:
-        header = read_chip_header(path)
-    except (ChipError, OSError):
-        return None, None
-    name, place = header.get("id"), header.get("place")
-    return name if isinstance(name, str) else None, place if isinstance(place, str) else None
+def _require_own_names(names: Sequence[str], folder: Path) -> None:
+    """Raises ChipError where two chips of a tree have one name: what is made of them could not be told apart."""
+    if not any("/" in name for name in names):
+        return
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(name.rpartition("/")[2], name)
+        if other is not name:
+            raise ChipError(f"two files have one name, {other} and {name}: rename one of them", file=folder)

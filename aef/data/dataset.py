@@ -82,8 +82,8 @@ class GlobalOrder:
 class ChipDataset(Dataset[Sample]):
     """Samples drawn from a folder of chips. An index is a `Draw`, or a plain number within the current ``epoch``.
 
-    Every value of a chip is checked when it is first read; later reads check its structure. Where storage fails, a read is
-    tried again after each of ``WAITS_S``.
+    Every value of a chip is checked when it is first read, unless its folder's index knows that it was before; later reads
+    check its structure. Where storage fails, a read is tried again after each of ``WAITS_S``.
 
     Args:
         folder: the chips.
@@ -119,6 +119,7 @@ class ChipDataset(Dataset[Sample]):
         self._cache: OrderedDict[int, Chip] = OrderedDict()
         # Shared with the loader's processes, so that all of them know what one has found.
         self._checked, self._bad = (torch.zeros(len(self.index), dtype=torch.bool).share_memory_() for _ in range(2))
+        self._checked |= torch.from_numpy(folder.checked(self.index))
         self._found: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
@@ -240,10 +241,11 @@ def read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | Non
     if config.withheld is None:
         return None
     withheld = WithheldDates.read(config.withheld, twin_ms=round(config.twin_minutes * MINUTE_MS))
-    if not withheld.places & set(folder.places()):
+    known = folder.known_places()
+    if not withheld.places.intersection(known):
         raise ConfigError(
             f"data.withheld: {config.withheld} names no place of {folder.path}: expected some of "
-            f"{', '.join(sorted(filter(None, folder.places()))[:5])}, found {', '.join(sorted(withheld.places)[:5])}"
+            f"{', '.join(known[:5])}, found {', '.join(sorted(withheld.places)[:5])}"
         )
     return withheld
 

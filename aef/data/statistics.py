@@ -7,28 +7,38 @@ times the clear one and the signal shrinks to a third (docs/data.md). They are b
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from aef import atomic
-from aef.data.chips import Chip, ChipError, ChipFolder, SourceSeries, validate
-from aef.data.transform import transform
+from aef.data.chips import Chip, ChipFolder, validate
+from aef.data.draw import Part, draw_chips
+from aef.data.gathering import Found, Plan, in_blocks
+from aef.data.moments import SourceStatistics
 from aef.data.withheld import WithheldDates
 from aef.sources import Registry, Source
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "stats.json"
+
+SAMPLE = 20_000
+"""Chips that a run draws for statistics of its own where it has more: a mean over so many places is known to far less than
+a hundredth of a deviation, and reading millions takes days."""
+
+MOST_PLACES = 10_000
+"""Names of more places lie in a file of their own beside the statistics, which is read when somebody asks."""
+
+_FORM = "2:"
 
 
 class StatisticsError(ValueError):
@@ -36,43 +46,35 @@ class StatisticsError(ValueError):
 
 
 @dataclass(frozen=True)
-class SourceStatistics:
-    """Mean and standard deviation of every band after the transform, and where they come from.
-
-    ``count`` is the number of observations behind each band; a band that was never observed has count 0, mean 0 and
-    standard deviation 1, and so passes through unscaled.
-    """
-
-    bands: tuple[str, ...]
-    units: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    count: tuple[int, ...]
-    collections: tuple[str, ...] = ()
-
-    @property
-    def unobserved(self) -> tuple[str, ...]:
-        return tuple(band for band, count in zip(self.bands, self.count) if count == 0)
-
-
-@dataclass(frozen=True)
 class TakenOver:
     """What statistics were taken over: how many chips, and a digest of these and of the dates left out.
 
-    Statistics of other values than a model sees shrink or blow up its signal, and nothing else would tell.
+    Statistics of other values than a model sees shrink or blow up its signal, and nothing else would tell. ``sampled`` of
+    the chips were read, drawn with ``seed``; None: all.
     """
 
     chips: int
     digest: str
+    sampled: int | None = None
+    seed: int | None = None
 
     @classmethod
     def of(cls, folder: ChipFolder, places: Collection[str] | None, withheld: WithheldDates | None) -> TakenOver:
-        """Of the chips of some places (None: all) without the withheld dates. Reads headers, no pixels."""
+        """Of the chips of some places (None: all) without the withheld dates. Reads no pixels."""
         indices = _indices(folder, places)
         found = hashlib.sha256(folder.digest(indices).encode())
         if withheld is not None:
             found.update(json.dumps([sorted(withheld.dates().items()), withheld.twin_ms]).encode())
-        return cls(len(indices), found.hexdigest())
+        return cls(len(indices), _FORM + found.hexdigest())
+
+    @property
+    def is_of_this_form(self) -> bool:
+        """Whether the digest can be compared: earlier versions took another."""
+        return self.digest.startswith(_FORM)
+
+    def fits(self, other: TakenOver) -> bool:
+        """Whether both are of the same chips and dates, however many of them were read."""
+        return (self.chips, self.digest) == (other.chips, other.digest)
 
 
 class Statistics(Mapping[str, SourceStatistics]):
@@ -82,7 +84,7 @@ class Statistics(Mapping[str, SourceStatistics]):
         weighting: ``clear`` (observed pixels, weighted by their loss weight) or ``valid`` (every observed pixel), or
             ``identity``.
         date: when they were taken, ISO.
-        places: the places behind them.
+        places: the training places behind them, the chips that were not drawn included.
         skipped: files left out because they break the chip contract.
         taken_over: the chips and dates behind them, None where that is not known.
     """
@@ -93,13 +95,21 @@ class Statistics(Mapping[str, SourceStatistics]):
         *,
         weighting: str,
         date: str,
-        places: Iterable[str] = (),
+        places: Iterable[str] | PlacesFile = (),
         skipped: int = 0,
         taken_over: TakenOver | None = None,
     ) -> None:
         self._sources = dict(sources)
-        self.weighting, self.date, self.places, self.skipped = weighting, date, tuple(places), skipped
+        self.weighting, self.date, self.skipped = weighting, date, skipped
+        self._places = places if isinstance(places, PlacesFile) else tuple(places)
         self.taken_over = taken_over
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Raises StatisticsError where the names lie in a file that is gone or another's."""
+        if isinstance(self._places, PlacesFile):
+            self._places = self._places.read()
+        return self._places
 
     def __getitem__(self, name: str) -> SourceStatistics:
         return self._sources[name]
@@ -157,9 +167,12 @@ class Statistics(Mapping[str, SourceStatistics]):
         places: Collection[str] | None = None,
         withheld: WithheldDates | None = None,
         skip_bad: bool = False,
+        sample: int | None = None,
+        seed: int = 0,
+        workers: int = 1,
         progress: Callable[[], None] = lambda: None,
     ) -> Statistics:
-        """Stream over chips once, in float64, and merge their moments.
+        """Stream over chips once, in float64, and merge their moments; the result knows nothing of ``workers``.
 
         Every value is checked on the way: statistics are where a wrong unit or an undeclared no-data value turns into a
         silently shrunken signal.
@@ -171,51 +184,55 @@ class Statistics(Mapping[str, SourceStatistics]):
             places: only chips of these places; None: all.
             withheld: dates to leave out, as training does.
             skip_bad: count chips that break the contract instead of stopping.
-            progress: called after every chip.
+            sample: read about so many chips of a folder, drawn with ``seed`` (`aef.data.draw`); None: all.
+            workers: processes that read a folder.
+            progress: called for every chip.
 
         Raises:
             ChipError: a chip breaks the contract.
             StatisticsError: no chip is left.
         """
-        moments: dict[str, _Moments] = {}
-        seen: set[str] = set()
-        skipped = 0
-        for read in _readers(chips, registry, places):
-            try:
-                chip = read()
-            except ChipError:
-                if not skip_bad:
-                    raise
-                skipped += 1
-                continue
-            seen.add(chip.place)
-            for name, series in chip.sources.items():
-                source = registry[name]
-                if not source.classes:
-                    moments.setdefault(name, _Moments(source)).add(chip, series, weighting, withheld)
-            progress()
-        if not seen:
-            raise StatisticsError(
-                f"no chip to take statistics over: {skipped} were skipped"
-                + (f" and none is of the places {', '.join(sorted(places))}" if places is not None else "")
-            )
-        sources = {name: moments[name].result() for name in registry if name in moments}
-        over = TakenOver.of(chips, places, withheld) if isinstance(chips, ChipFolder) else None
-        return cls(sources, weighting=weighting, date=_today(), places=sorted(seen), skipped=skipped, taken_over=over)
+        plan = Plan(registry, weighting, withheld, skip_bad)
+        if not isinstance(chips, ChipFolder):
+            wanted = (chip for chip in chips if places is None or chip.place in places)
+            found = plan.gather((partial(_validated, chip, registry) for chip in wanted), progress)
+            _require_some(found, places)
+            return cls(found.sources(registry), weighting=weighting, date=_today(), **found.origin())
+        indices = _indices(chips, places)
+        over = TakenOver.of(chips, places, withheld)
+        parts: list[Part] = [(index, None) for index in indices]
+        if sample is not None and sample < len(indices):
+            parts = draw_chips(chips, indices, sample, seed)
+            over = dataclasses.replace(over, sampled=sample, seed=seed)
+        found = Found()
+        for size, block in in_blocks(chips, plan, parts, workers):
+            found.join(block)
+            for _ in range(size):
+                progress()
+        _require_some(found, places)
+        origin = found.origin()
+        if over.sampled is not None:
+            known = chips.places()
+            origin["places"] = sorted({place for index in indices if (place := known[index]) is not None})
+        return cls(found.sources(registry), weighting=weighting, date=_today(), taken_over=over, **origin)
 
     def write(self, path: str | os.PathLike) -> Path:
-        """Write as JSON, atomically. Raises OSError."""
+        """Write as JSON, atomically; names of very many places into a file beside it. Raises OSError."""
+        own = PlacesFile.beside(path)
+        many = len(self.places) > MOST_PLACES
         content = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if many else 1,
             "date": self.date,
             "weighting": self.weighting,
-            "places": list(self.places),
+            "places": own.write(self.places) if many else list(self.places),
             "skipped": self.skipped,
             "taken_over": None if self.taken_over is None else dataclasses.asdict(self.taken_over),
             "sources": {name: dataclasses.asdict(found) for name, found in self.items()},
         }
         with atomic.writing(path, "w") as stream:
             json.dump(content, stream, indent=1)
+        if not many:
+            own.path.unlink(missing_ok=True)
         return Path(path)
 
     @classmethod
@@ -237,12 +254,13 @@ class Statistics(Mapping[str, SourceStatistics]):
                     f"format_version: expected up to {FORMAT_VERSION}, found {version}: update the software"
                 )
             sources = {name: _read_source(name, fields) for name, fields in content["sources"].items()}
-            keys = ("weighting", "date", "places", "skipped")
-            over = content.get("taken_over")  # absent in files of earlier versions
+            keys = ("weighting", "date", "skipped")
+            places, over = content["places"], content.get("taken_over")  # absent in files of earlier versions
             return cls(
                 sources,
                 **{key: content[key] for key in keys},
-                taken_over=None if over is None else TakenOver(over["chips"], over["digest"]),
+                places=PlacesFile.beside(path, places["sha256"]) if isinstance(places, dict) else places,
+                taken_over=None if over is None else TakenOver(**over),
             )
         except StatisticsError as error:
             raise StatisticsError(f"{path}: {error}") from None
@@ -251,6 +269,39 @@ class Statistics(Mapping[str, SourceStatistics]):
                 f"{path}: is damaged or not a statistics file ({type(error).__name__}: {str(error)[:120]}): "
                 "take them again with `aef stats`"
             ) from error
+
+
+@dataclass(frozen=True)
+class PlacesFile:
+    """Names of places in a file of their own, compressed, and the SHA-256 of the names that belong to the statistics."""
+
+    path: Path
+    sha256: str = ""
+
+    @classmethod
+    def beside(cls, statistics: str | os.PathLike, sha256: str = "") -> PlacesFile:
+        return cls(Path(statistics).with_suffix(".places.gz"), sha256)
+
+    def write(self, places: Sequence[str]) -> dict[str, Any]:
+        """What the statistics remember of it. Raises OSError."""
+        content = json.dumps(list(places)).encode()
+        with atomic.writing(self.path) as stream:
+            stream.write(gzip.compress(content, mtime=0))
+        return {"count": len(places), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def read(self) -> tuple[str, ...]:
+        """Raises StatisticsError where the file is gone, damaged or of other statistics."""
+        try:
+            content = gzip.decompress(self.path.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise StatisticsError(
+                f"{self.path}: cannot be read ({error}): copy it beside its statistics, which name their training places in it"
+            ) from None
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise StatisticsError(
+                f"{self.path}: holds the places of other statistics: copy the one that belongs to these"
+            )
+        return tuple(json.loads(content))
 
 
 def _today() -> str:
@@ -269,92 +320,21 @@ def _read_source(name: str, fields: Mapping[str, Any]) -> SourceStatistics:
     return found
 
 
-def _readers(
-    chips: ChipFolder | Iterable[Chip], registry: Registry, places: Collection[str] | None
-) -> Iterator[Callable[[], Chip]]:
-    """One callable per wanted chip, so that a caller can skip those that fail to read."""
-    if isinstance(chips, ChipFolder):
-        for index in _indices(chips, places):
-            yield partial(chips.read, index, check_values=True)
-        return
-    for chip in chips:
-        if places is None or chip.place in places:
-            yield partial(_validated, chip, registry)
-
-
 def _indices(folder: ChipFolder, places: Collection[str] | None) -> list[int]:
     """The chips of some places. One whose header cannot be read is of no known place: reading it says why."""
     if places is None:
         return list(range(len(folder)))
-    return [index for index, place in enumerate(folder.places()) if place is None or place in places]
+    return folder.where(places, or_unknown=True).tolist()
+
+
+def _require_some(found: Found, places: Collection[str] | None) -> None:
+    if not found.seen:
+        raise StatisticsError(
+            f"no chip to take statistics over: {found.skipped} were skipped"
+            + (f" and none is of the places {', '.join(sorted(places)[:8])}" if places is not None else "")
+        )
 
 
 def _validated(chip: Chip, registry: Registry) -> Chip:
     validate(chip, registry, file=chip.id)
     return chip
-
-
-class _Moments:
-    """Weighted count, mean and sum of squared deviations per band, merged chip by chip (Chan et al. 1979), float64."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.weight = np.zeros(source.channels)
-        self.mean = np.zeros(source.channels)
-        self.square = np.zeros(source.channels)
-        self.count = np.zeros(source.channels, np.int64)
-        self.collections: set[str] = set()
-
-    def add(self, chip: Chip, series: SourceSeries, weighting: str, withheld: WithheldDates | None) -> None:
-        if series.collection:
-            self.collections.add(series.collection)
-        keep = np.ones(series.frames, np.bool_)
-        if withheld is not None and series.time_ms is not None and self.source.time == "instant":
-            keep = ~withheld.frames(chip.place, self.source.name, series.time_ms)
-        # One frame at a time: a year of a chip in float64 would take eight times its memory.
-        takes = [keep] if self.source.grid == "points" else [slice(i, i + 1) for i in np.flatnonzero(keep)]
-        for take in takes:
-            self._merge(series.values[take], series.valid[take], _weights(series, take, weighting))
-
-    def _merge(self, values: np.ndarray, valid: np.ndarray, weights: np.ndarray | None) -> None:
-        last = np.moveaxis(values, 1, -1)  # (..., C)
-        y = transform(self.source, torch.from_numpy(np.ascontiguousarray(last))).numpy()
-        observed = np.broadcast_to(np.moveaxis(valid, 1, -1), last.shape)
-        importance = None if weights is None else np.broadcast_to(np.moveaxis(weights, 1, -1), last.shape)
-        for band in range(self.source.channels):
-            weight = None if importance is None else importance[..., band]
-            self._merge_band(band, y[..., band], observed[..., band], weight)
-
-    def _merge_band(self, band: int, y: np.ndarray, observed: np.ndarray, importance: np.ndarray | None) -> None:
-        if importance is not None:
-            observed = observed & (importance > 0)
-        x = y[observed].astype(np.float64)
-        if not x.size:
-            return
-        w = np.ones(x.size) if importance is None else importance[observed] / 255.0
-        total = w.sum()
-        mean = float((w * x).sum() / total)
-        square = float((w * (x - mean) ** 2).sum())
-        joint = self.weight[band] + total
-        step = mean - self.mean[band]
-        self.square[band] += square + step**2 * self.weight[band] * total / joint
-        self.mean[band] += step * total / joint
-        self.weight[band] = joint
-        self.count[band] += x.size
-
-    def result(self) -> SourceStatistics:
-        std = np.sqrt(self.square / np.maximum(self.weight, 1e-300))
-        # A constant band (one place of a coarse source) carries no scale: its z-score is 0 whatever the deviation.
-        std = np.where(std > 1e-6 * np.maximum(np.abs(self.mean), 1e-6), std, 1.0)
-        return SourceStatistics(
-            self.source.band_names,
-            self.source.units,
-            tuple(map(float, self.mean)),
-            tuple(map(float, std)),
-            tuple(map(int, self.count)),
-            tuple(sorted(self.collections)),
-        )
-
-
-def _weights(series: SourceSeries, take: slice | np.ndarray, weighting: str) -> np.ndarray | None:
-    return series.weight[take] if weighting == "clear" and series.weight is not None else None

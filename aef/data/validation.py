@@ -11,6 +11,9 @@ from aef.clock import SUPPORT_MS, format_time
 from aef.data.contract import PIXEL_M, Chip, ChipError, SourceSeries
 from aef.sources import Registry, Source
 
+RULES = 1
+"""To be raised when values are refused that were let pass before: chips that were found right are then looked at again."""
+
 _DTYPES = {
     "valid": np.bool_,
     "weight": np.uint8,

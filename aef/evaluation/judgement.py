@@ -4,14 +4,14 @@ validation in the training loop, the report and the recorded tables measure the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aef.data.chips import PIXEL_M, Chip
+from aef.data.chips import PIXEL_M, Chip, ChipFolder
 from aef.data.withheld import MINUTE_MS, WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
@@ -289,6 +289,24 @@ def _all_withheld(
     return [judge_withheld(model, task, period_days=period_days) for task in tasks], reasons
 
 
+# --- what is to be read ---------------------------------------------------------------------------------------------
+
+
+def chips_to_judge(
+    folder: ChipFolder, held_out: Collection[str], judged: WithheldDates | None, health_places: int = HEALTH_PLACES
+) -> tuple[list[int], list[int]]:
+    """The chips of a folder that `judge` looks at: those of the dates' places, and those of the held-out places.
+
+    Where none is held out, the first few others are among the former, for health. All others stay unread.
+    """
+    unseen = folder.where(held_out)
+    others = np.setdiff1d(np.arange(len(folder)), unseen)
+    wanted = np.isin(others, folder.where(judged.places)) if judged is not None else np.zeros(len(others), np.bool_)
+    if not len(unseen):
+        wanted[:health_places] = True
+    return others[wanted].tolist(), unseen.tolist()
+
+
 # --- what the run has not seen ---------------------------------------------------------------------------------------
 
 
@@ -314,8 +332,9 @@ def require_unseen_dates(model: TrainedModel, chips: Sequence[Chip], judged: Wit
     minutes = model.config.data.twin_minutes
     withheld = WithheldDates({} if own is None else WithheldDates.read(own).dates(), round(minutes * MINUTE_MS))
     exact, seen = WithheldDates(judged.dates(), twin_ms=2000), []
+    trained_on = frozenset(model.statistics.places)
     for chip in chips:
-        for name in model.inputs if chip.place in model.statistics.places else ():
+        for name in model.inputs if chip.place in trained_on else ():
             times = chip.sources[name].time_ms if name in chip.sources else None
             if times is not None:
                 free = exact.frames(chip.place, name, times) & ~withheld.frames(chip.place, name, times)

@@ -21,16 +21,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from aef.config import Config
-from aef.data.chips import ChipError, ChipFolder, read_frame_times
+from aef.data.chips import ChipError, ChipFolder
 from aef.data.collate import Batch, Collator
 from aef.data.dataset import ChipDataset, Draw, GlobalOrder
 from aef.run import Run
 
+from .costs import ExpectedFrames
 from .distributed import Ranks
-from .log import counted
 from .opening import text_vectors
-from .sharing import expected_frames, share
+from .sharing import share
 from .transport import Packed
 from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_died
 from .zero import micro_batches
@@ -104,7 +103,7 @@ class StepDataset(Dataset[Loaded]):
         self.micro, self.count = micro_batches(config, ranks)
         self.crops = config.data.crops_per_chip
         self.order = GlobalOrder(len(self.chips), seed=config.train.seed, crops=self.crops)
-        self.costs: list[float] = []
+        self.costs: Sequence[float] = ()
         per_rank = self.global_batch // ranks
         self._sizes = [min(self.micro, per_rank - start) for start in range(0, per_rank, self.micro)]
         self._per_unit = -(-self.crops // self.micro)
@@ -113,19 +112,6 @@ class StepDataset(Dataset[Loaded]):
     @property
     def needs_balance(self) -> bool:
         return self.ranks * self.count > 1
-
-    def measure(self, config: Config, say: Callable[[str], None] = lambda text: None) -> list[float]:
-        """Expected frames of every training chip, from their times alone; a damaged chip counts nothing here."""
-        numbers = counted(range(len(self.chips)), say, "frames of chips counted")
-        return [self._expected(number, config) for number in numbers]
-
-    def _expected(self, number: int, config: Config) -> float:
-        folder = self.chips.folder
-        try:
-            times = read_frame_times(folder.files[self.chips.index[number]], self.chips.sampler.inputs)
-        except (ChipError, OSError):
-            return 0.0
-        return expected_frames(times, folder.registry, config)
 
     def __getitem__(self, number: int) -> Loaded:
         step, unit = divmod(number, self.units)
@@ -182,7 +168,9 @@ class StepLoader:
     ) -> None:
         self.steps = StepDataset(run, data, ranks.rank, ranks.size)
         if self.steps.needs_balance:
-            self.steps.costs = ranks.on_first(lambda: self.steps.measure(run.config, say))
+            costs = ExpectedFrames(self.steps.chips, run.config)
+            costs.require_same(ranks.on_first(costs.fingerprint, "comparing the chips of all ranks", say))
+            self.steps.costs = costs
         self.workers, self._pin = run.config.data.workers, ranks.device.type == "cuda"
         # The other ranks wait for this one's error in a collective, which must not end first.
         self.patience_s = ranks.timeout_s / 2

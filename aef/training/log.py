@@ -6,10 +6,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aef.atomic import writing
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .tensorboard import Scalars
 
 LOG_FILE, EVENTS_FILE, VALIDATION_FILE = "log.jsonl", "events.jsonl", "validation.jsonl"
-T = TypeVar("T")
 TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 
@@ -187,16 +186,6 @@ def stopped_early(run: Path, received: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     step = max((event["step"] for event in read_events(run)), default=0)
     StepLog(run).event("stopped", step=step, signal=received)
-
-
-def counted(items: Sequence[T], say: Callable[[str], None], words: str) -> Iterator[T]:
-    """The items of a long walk, which says every ``Display.PLAIN_EVERY_S`` seconds how far it is."""
-    said = time.monotonic()
-    for number, item in enumerate(items):
-        if time.monotonic() - said >= Display.PLAIN_EVERY_S:
-            said = time.monotonic()
-            say(f"{words}: {number:,} of {len(items):,}")
-        yield item
 
 
 def duration(seconds: float) -> str:

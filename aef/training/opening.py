@@ -15,9 +15,9 @@ from pathlib import Path
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
-from aef.data.chips import ChipError, ChipFolder
+from aef.data.chips import ChipFolder
 from aef.data.dataset import read_withheld
-from aef.data.statistics import FILE_NAME, Statistics, TakenOver
+from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
 from aef.run import (
     DESCRIPTION,
@@ -135,23 +135,21 @@ def create_run(config: Config, data: Path, out: Path, say: Say) -> Run:
 
 def find_sources(config: Config, data: Path) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
     """The registry of a folder of chips, and what a run over it encodes and decodes, from its headers."""
-    registry = registry_of(data, files=config.data.sources_file)
-    folder = ChipFolder(data, registry)
-    found: dict[str, None] = {}
-    for index in range(len(folder)):
-        try:
-            found.update(dict.fromkeys(folder.header(index)["sources"]))
-        except ChipError:
-            if not config.data.skip_bad:
-                raise
-    inputs, targets = input_and_target_names(config, list(found), registry)
-    return registry, (tuple(inputs), tuple(targets))
+    folder = ChipFolder(data, registry_of(data, files=config.data.sources_file))
+    return folder.registry, _sources_of(config, folder)
+
+
+def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs, targets = input_and_target_names(config, folder.sources(skip_bad=config.data.skip_bad), folder.registry)
+    return tuple(inputs), tuple(targets)
 
 
 def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
-    registry, (inputs, targets) = find_sources(config, data)
+    registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
+    folder.survey(say)
+    inputs, targets = _sources_of(config, folder)
     _require_choices(config, folder)
     statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
@@ -211,17 +209,20 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     if weighting == "given":
         return Statistics.read(path)
     held_out = set(config.data.held_out_places)
-    places = {place for place in folder.places() if place} - held_out if held_out else None
-    withheld = WithheldDates.read(config.data.withheld) if config.data.withheld else None
+    places = set(folder.known_places()) - held_out if held_out else None
+    withheld = read_withheld(folder, config.data)
+    over = TakenOver.of(folder, places, withheld)
     absent = not path.exists()
     if absent:
         say(f"{path} is absent: taking statistics over the training places")
     else:
         found = Statistics.read(path)
-        why = _unfit(found, held_out, weighting, TakenOver.of(folder, places, withheld))
+        why = _unfit(found, held_out, weighting, over)
         if why is None:
             return found
         say(f"{path}: its statistics are {why}: this run takes its own")
+    if over.chips > SAMPLE:
+        say(f"they are taken over {SAMPLE:,} of {over.chips:,} chips, drawn at random: `aef stats` takes more")
     taken = Statistics.of_chips(
         folder,
         folder.registry,
@@ -229,6 +230,8 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
         places=places,
         withheld=withheld,
         skip_bad=config.data.skip_bad,
+        sample=SAMPLE,
+        workers=max(1, config.data.workers),
     )
     if absent:
         try:
@@ -240,12 +243,15 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
 
 def _unfit(found: Statistics, held_out: set[str], weighting: str, over: TakenOver) -> str | None:
     """Why statistics do not serve a run over ``over``, or None. Those of unknown origin are trusted."""
-    seen = sorted(held_out & set(found.places))
+    # Names of very many places are read only where some are asked for.
+    seen = sorted(held_out.intersection(found.places)) if held_out else []
     if seen:
         return f"of {', '.join(seen)} too, held out here"
     if found.weighting not in (weighting, "identity"):
         return f"over {found.weighting} pixels"
-    if found.taken_over not in (None, over):
+    if found.taken_over is not None and not found.taken_over.is_of_this_form:
+        return "of an earlier version, which remembered its chips in another way (`aef stats` takes them again for all runs)"
+    if found.taken_over is not None and not found.taken_over.fits(over):
         return (
             f"of other chips, values or withheld dates ({found.taken_over.chips} chips, here {over.chips}; `aef stats` takes "
             "them again for all runs, data.statistics=given uses them on purpose)"
@@ -265,6 +271,7 @@ def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: Stat
     config = _same_list(stored, config, out, say)
     _refuse_changes(stored, config)
     folder = ChipFolder(data, run.registry)
+    folder.survey(say)
     _require_choices(with_own_list(config, out), folder)
     if config.data.withheld is not None and not (out / WITHHELD).exists():
         _keep_list(config.data.withheld, out)

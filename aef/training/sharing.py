@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
-
-from aef.config import Config
-from aef.sources import Registry
-from aef.timecode import DAY_MS
 
 
 def share(costs: Sequence[float], capacities: Sequence[int], groups: Sequence[int] | None = None) -> list[list[int]]:
@@ -48,13 +43,3 @@ def share(costs: Sequence[float], capacities: Sequence[int], groups: Sequence[in
         if room(number):
             open_bins.append((total + sum(costs[item] for item in items), number))
     return [sorted(items) for items in bins]
-
-
-def expected_frames(times: dict[str, Any], registry: Registry, config: Config) -> float:
-    """Frames that a sample of a chip is expected to encode: each input source up to its budget, within one support."""
-    total = 0.0
-    for name, moments in times.items():
-        if len(moments):
-            years = max(1.0, (int(moments[-1]) - int(moments[0])) / (config.data.support_days * DAY_MS))
-            total += min(len(moments) / years, config.data.frame_budget * registry[name].frame_budget)
-    return total

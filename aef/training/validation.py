@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -126,14 +127,15 @@ class Validation:
     def _read(self, places: set[str] | None) -> list[Chip]:
         """The first few chips of some places (None: of any) that hold an input of the model."""
         names = tuple(dict.fromkeys((*self.run.inputs, *self.run.targets)))
+        holding = np.flatnonzero(self.folder.holding(self.run.inputs))
+        if places is not None:
+            holding = np.intersect1d(holding, self.folder.where(places, or_unknown=True))
         chips: list[Chip] = []
-        for index in range(len(self.folder)):
+        for index in holding.tolist():
             if len(chips) == MOST_CHIPS:
                 break
             try:
-                header = self.folder.header(index)
-                if (places is None or header["place"] in places) and set(self.run.inputs) & set(header["sources"]):
-                    chips.append(self.folder.read(index, sources=names))
+                chips.append(self.folder.read(index, sources=names))
             except ChipError:
                 if not self.run.config.data.skip_bad:
                     raise

@@ -217,7 +217,7 @@ def test_statistics_are_read_back_unchanged(tmp_path, statistics):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda c: c.update(format_version=2),
+        lambda c: c.update(format_version=3),
         lambda c: c.pop("sources"),
         lambda c: c.update(sources=3),
         lambda c: c["sources"]["sentinel2"].update(std=[0.0] * 5),

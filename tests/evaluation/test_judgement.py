@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import aef
-from aef.data.chips import Chip, Label, SourceSeries
+from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, write_chip
 from aef.data.statistics import Statistics
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
@@ -15,6 +15,7 @@ from aef.evaluation.few_shot import judge_labels, year_of
 from aef.evaluation.judgement import (
     REFERENCE,
     JudgementError,
+    chips_to_judge,
     judge,
     mean_of_runs,
     own_dates,
@@ -265,3 +266,14 @@ def test_runs_of_other_sources_are_not_averaged():
     one = {"withheld": {"sentinel2": {REFERENCE: {"mean": 0.5}}}}
     with pytest.raises(ValueError, match="same sources with withheld dates, found sentinel2; landsat"):
         mean_of_runs([one, {"withheld": {"landsat": {REFERENCE: {"mean": 0.5}}}}])
+
+
+def test_of_a_large_folder_only_what_is_judged_is_read(tmp_path):
+    for number in range(6):
+        chip = dataclasses.replace(a_chip(number), place="abcdef"[number // 2 * 2])  # a a c c e e
+        write_chip(tmp_path / f"{number}.npz", chip, BUILT_IN)
+    folder, dates = ChipFolder(tmp_path, BUILT_IN), WithheldDates({("c", ""): [START], ("e", ""): [START]})
+    assert chips_to_judge(folder, {"e"}, dates) == ([2, 3], [4, 5])
+    assert chips_to_judge(folder, {"e"}, None) == ([], [4, 5])
+    assert chips_to_judge(folder, (), dates, health_places=1) == ([0, 2, 3, 4, 5], [])
+    assert chips_to_judge(folder, (), None, health_places=3) == ([0, 1, 2], [])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from aef.training.log import Display, StepLog, counted, duration, read_log
+from aef.training.log import Display, StepLog, duration, read_log
 
 RECORD = {
     "step": 1,
@@ -55,14 +55,6 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "step 1/2  loss 0.5000  reconstruction 0.4000  10 frames/s  data wait 25%  0 s left  skipped 1"
     assert len(lines) == 2
-
-
-def test_a_long_walk_says_how_far_it_is(monkeypatch):
-    said = []
-    assert list(counted(range(1200), said.append, "chips")) == list(range(1200)) and not said
-    monkeypatch.setattr(Display, "PLAIN_EVERY_S", 0.0)
-    assert list(counted(range(1200), said.append, "chips")) == list(range(1200))
-    assert said[-1] == "chips: 1,199 of 1,200"
 
 
 @pytest.mark.parametrize(

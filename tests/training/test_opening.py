@@ -254,3 +254,64 @@ def test_a_damaged_chip_can_be_skipped_from_the_first_look_to_validation(chips, 
     found = statistics_of(tmp_path / "run")
     assert found.skipped == 1 and found.places == ("place0", "place2", "place3", "place4")
     assert len(read_validations(tmp_path / "run")) == 2
+
+
+# --- many chips ------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_of_a_sample_serve_the_training_set_that_they_were_drawn_from(chips, tmp_path, configure, capsys):
+    folder = ChipFolder(chips, BUILT_IN)
+    sample = Statistics.of_chips(folder, BUILT_IN, sample=2, seed=4)
+    sample.write(chips / "stats.json")
+    with Trainer(configure(), chips, tmp_path / "run"):
+        pass
+    found = statistics_of(tmp_path / "run")
+    assert "takes its own" not in capsys.readouterr().err
+    assert dict(found) == dict(sample) and found.taken_over == sample.taken_over and len(found.places) == 5
+    with Trainer(configure({"held_out_places": ("place0",)}), chips, tmp_path / "other"):
+        pass
+    assert "of place0 too, held out here: this run takes its own" in capsys.readouterr().err
+
+
+def test_a_run_over_very_many_chips_draws_those_of_its_statistics_and_says_so(
+    chips, tmp_path, configure, capsys, monkeypatch
+):
+    monkeypatch.setattr("aef.training.opening.SAMPLE", 3)
+    (chips / "stats.json").unlink()
+    with Trainer(configure(), chips, tmp_path / "run"):
+        pass
+    assert "they are taken over 3 of 5 chips, drawn at random" in capsys.readouterr().err
+    assert Statistics.read(chips / "stats.json").taken_over.sampled == 3
+
+
+def test_statistics_of_an_earlier_version_are_taken_again(chips, tmp_path, configure, capsys):
+    entries = json.loads((chips / "stats.json").read_text())
+    entries["taken_over"] = {"chips": 5, "digest": "0" * 64}
+    (chips / "stats.json").write_text(json.dumps(entries))
+    with Trainer(configure(), chips, tmp_path / "run"):
+        pass
+    assert "of an earlier version, which remembered its chips in another way" in capsys.readouterr().err
+    assert statistics_of(tmp_path / "run").taken_over.is_of_this_form
+
+
+def test_a_sample_is_expected_to_encode_the_frames_that_the_index_knows(chips, configure):
+    from aef.data.dataset import ChipDataset
+    from aef.training.costs import ExpectedFrames
+
+    config = configure({"support_days": 240.0})
+    folder = ChipFolder(chips, BUILT_IN)
+    costs = ExpectedFrames(ChipDataset(folder, config.data), config)
+    for number, chip in enumerate(folder):
+        frames = 0.0
+        for name in ("sentinel2", "sentinel1", "landsat"):
+            times = chip.sources[name].time_ms
+            years = max(1.0, (times[-1] - times[0]) / (240 * 86_400_000))
+            frames += min(len(times) / years, config.data.frame_budget * BUILT_IN[name].frame_budget)
+        assert costs[number] == pytest.approx(frames, rel=1e-6)
+    assert len(costs) == 5
+    first = costs.fingerprint()
+    costs.require_same(first)
+    (chips / "place4.npz").unlink()
+    fewer = ExpectedFrames(ChipDataset(ChipFolder(chips, BUILT_IN), config.data), config)
+    with pytest.raises(ChipError, match="this rank finds other chips than rank 0"):
+        fewer.require_same(first)
