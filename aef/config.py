@@ -99,6 +99,9 @@ class DataConfig:
     workers: int = setting(0, "loader processes per rank; 0: in the training process")
     cache_chips: int = setting(16, "decoded chips kept in memory per worker")
     skip_bad: bool = setting(False, "count and skip chips that break the contract instead of stopping")
+    max_bad: float = setting(
+        0.01, "share of the training chips that skip_bad may pass over (one always) before the run stops"
+    )
     frame_bucket: int = setting(0, "pad the packed frames of a batch to a multiple of this; 0: never", "frames")
 
 
@@ -131,6 +134,7 @@ class TrainConfig:
     seed: int = setting(0, "keys every random draw, with the epoch and the sample id")
     checkpoint_every: int = setting(1000, "steps between checkpoints", least=1)
     keep_checkpoints: int = setting(2, "complete checkpoints kept", least=1)
+    keep_every: int = setting(0, "keep every checkpoint of a multiple of so many steps beside the newest; 0: none")
     figure_every: int = setting(1000, "steps between figures; 0: only at the end")
     validate_every: int = setting(0, "steps between validations; 0: never")
     validate_set: str | None = setting(None, "rows of data.withheld that validation judges (column `set`); none: all")
@@ -199,8 +203,9 @@ class Config:
         return max(1, min(self.train.warmup_steps, self.train.steps // 10))
 
 
-LARGE = Config(preset="large")
-"""The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px."""
+LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True))
+"""The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it is
+kept, and some are bad."""
 
 XLARGE = Config(
     preset="xlarge",

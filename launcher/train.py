@@ -4,7 +4,8 @@ Works the same under `deepspeed launcher/train.py …`, `torchrun … launcher/t
 (docs/training.md says what to type on one CPU, one GPU, eight GPUs and a Slurm cluster). Settings are section.key=value,
 like train.steps=2000 or data.chip_px=64; `aef train --config small --list-settings` lists them all.
 
-Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written, go on with --resume auto.
+Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written (or the run had not begun to learn
+yet), go on with --resume auto.
 """
 
 from __future__ import annotations
@@ -61,6 +62,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(config: Config, options) -> int:
+    from aef.training.log import stopped_early
+    from aef.training.signals import StopsAtOnce
+
+    with StopsAtOnce() as signals:
+        try:
+            return _run(config, options)
+        except SystemExit as stop:
+            if signals.received is None:
+                raise
+            print(f"aef train: stopped by {signals.received} between steps: go on with --resume auto", file=sys.stderr)
+            if not int(os.environ.get("RANK", "0")):
+                stopped_early(Path(options.out), signals.received)
+            sys.stderr.flush()
+            # In order it would wait for companions, who may be at work for long.
+            os._exit(int(stop.code or STOPPED))
+
+
+def _run(config: Config, options) -> int:
     from aef.training import Trainer
     from aef.training.distributed import RankError
     from aef.training.engine import TrainingError

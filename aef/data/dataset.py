@@ -6,9 +6,14 @@ ranks or workers, so that a run gives the same result on one process and on many
 
 from __future__ import annotations
 
+import errno
 import os
+import time
+import zipfile
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +26,27 @@ from aef.data.collate import Collator, Sample
 from aef.data.sampling import Sampler, TextVectors
 from aef.data.withheld import MINUTE_MS, WithheldDates
 from aef.sources import BUILT_IN, Registry
+
+OF_THE_FILE = {
+    getattr(errno, name)
+    for name in (
+        "ENOENT",
+        "ENOTDIR",
+        "EISDIR",
+        "EACCES",
+        "EPERM",
+        "ELOOP",
+        "ENAMETOOLONG",
+        "EINVAL",
+        "EOVERFLOW",
+        "EFBIG",
+    )
+}
+"""Numbers of operating-system errors that say something about a file; all others are about the machine or its storage."""
+
+
+class StorageError(OSError):
+    """A chip could not be read again and again, though nothing says that the chip itself is bad."""
 
 
 class Draw(NamedTuple):
@@ -57,7 +83,7 @@ class ChipDataset(Dataset[Sample]):
     """Samples drawn from a folder of chips. An index is a `Draw`, or a plain number within the current ``epoch``.
 
     Every value of a chip is checked when it is first read, unless its folder's index knows that it was before; later reads
-    check its structure.
+    check its structure. Where storage fails, a read is tried again after each of ``WAITS_S``.
 
     Args:
         folder: the chips.
@@ -72,6 +98,8 @@ class ChipDataset(Dataset[Sample]):
         ConfigError: every place of the withheld list is unknown to the folder.
         WithheldError: the list of withheld dates cannot be read.
     """
+
+    WAITS_S: tuple[float, ...] = (1.0, 4.0, 10.0, 20.0, 25.0)
 
     def __init__(
         self,
@@ -92,6 +120,7 @@ class ChipDataset(Dataset[Sample]):
         # Shared with the loader's processes, so that all of them know what one has found.
         self._checked, self._bad = (torch.zeros(len(self.index), dtype=torch.bool).share_memory_() for _ in range(2))
         self._checked |= torch.from_numpy(folder.checked(self.index))
+        self._found: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
         return len(self.index)
@@ -102,6 +131,7 @@ class ChipDataset(Dataset[Sample]):
         Raises:
             ChipError: the chip breaks the contract or holds no input; with ``skip_bad`` only if all chips do, and the
                 next good one stands in.
+            StorageError: the storage does not answer, with ``skip_bad`` too: that is no chip's fault.
         """
         if not isinstance(draw, Draw):
             draw = Draw(range(len(self))[draw], self.epoch, range(len(self))[draw])
@@ -113,10 +143,13 @@ class ChipDataset(Dataset[Sample]):
             try:
                 chip = self.chip(number)
                 return self.sampler.draw(chip, seed=self.seed, epoch=draw.epoch, global_index=draw.global_index)
+            except StorageError:
+                raise
             except (ChipError, OSError) as found:
                 if not self.config.skip_bad:
                     raise
                 error, self._bad[number] = found, True
+                self._found.append((self._file(self.folder.files[self.index[number]]), str(found)))
         raise ChipError(
             f"no chip is left: all {len(self)} were skipped, the last because {error}", file=self.folder.path
         )
@@ -126,13 +159,52 @@ class ChipDataset(Dataset[Sample]):
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        chip = self.folder.read(self.index[number], self._wanted, check_values=not self._checked[number])
+        chip = self._read(number)
         self._checked[number] = True
-        if self.config.cache_chips > 0:
+        # Crops of a chip come in a row: one chip is enough to read it once for all of them.
+        kept = max(self.config.cache_chips, int(self.config.crops_per_chip > 1))
+        if kept:
             self._cache[number] = chip
-            if len(self._cache) > self.config.cache_chips:
+            if len(self._cache) > kept:
                 self._cache.popitem(last=False)
         return chip
+
+    def _read(self, number: int) -> Chip:
+        """Read a chip, again where storage fails. Raises StorageError where it fails for all of ``WAITS_S``."""
+        path = self.folder.files[self.index[number]]
+        waits_s = iter(self.WAITS_S)
+        while True:
+            try:
+                return self.folder.read(self.index[number], self._wanted, check_values=not self._checked[number])
+            except (ChipError, OSError) as error:
+                fault = storage_fault(error, path)
+                if fault is None:
+                    raise
+                if (wait_s := next(waits_s, None)) is None:
+                    raise StorageError(
+                        f"{path}: cannot be read, tried {len(self.WAITS_S) + 1} times in {sum(self.WAITS_S):g} s ({fault}): "
+                        "the chip may be sound, look after the machine and its storage"
+                    ) from error
+            time.sleep(wait_s)
+
+    def take_found(self) -> list[tuple[str, str]]:
+        """Chips that this process found bad since it was last asked, with what is wrong with each."""
+        found, self._found = self._found, []
+        return found
+
+    def ban(self, names: Iterable[str]) -> None:
+        """Pass over chips that are known to be bad, in every process."""
+        files = self.folder.files
+        for name in names:
+            # Both are sorted, and millions long.
+            at = bisect_left(files, name, key=self._file)
+            number = bisect_left(self.index, at)
+            known = at < len(files) and self._file(files[at]) == name
+            if known and number < len(self.index) and self.index[number] == at:
+                self._bad[number] = True
+
+    def _file(self, path: Path) -> str:
+        return path.relative_to(self.folder.path).as_posix()
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader's process, which decodes its own chips."""
@@ -142,6 +214,26 @@ class ChipDataset(Dataset[Sample]):
     def skipped(self) -> list[str]:
         """Names of the chips skipped so far, by any process."""
         return [self.folder.files[self.index[number]].name for number in torch.nonzero(self._bad).flatten().tolist()]
+
+
+def storage_fault(error: Exception, path: Path) -> str | None:
+    """What failed in the machine or its storage when a chip was read, or None where the chip itself is to blame."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, MemoryError):
+        # Damage, too, can ask for any amount of memory.
+        return f"out of memory: {cause}" if _is_whole(path) else None
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno not in OF_THE_FILE:
+        return cause.strerror or str(cause)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every array of a chip's archive has the checksum that the archive lists."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:
+        return False
 
 
 def read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | None:

@@ -81,7 +81,7 @@ class StepBench:
         if self.steps is None:
             return self._random
         with record_function(PREFIX + "load"):
-            loaded = self.steps[self._number]
+            loaded = self.steps.step(self._number)
         if loaded.error:
             raise ValueError(loaded.error)
         self._number += 1

@@ -82,7 +82,8 @@ class ChipNames:
 class State:
     """``state.json``: the position, and what a resume must match.
 
-    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips."""
+    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are the
+    files that the run passed over (``data.skip_bad``), and does ever after."""
 
     position: Position
     world_size: int
@@ -91,6 +92,7 @@ class State:
     global_batch: int
     seed: int
     chips: ChipNames | None = None
+    bad_chips: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def write(self, path: Path) -> None:
@@ -114,6 +116,7 @@ class State:
                 )
             chips = entries.get("chips")
             entries["chips"] = None if chips is None else ChipNames(**chips)
+            entries["bad_chips"] = tuple(entries.get("bad_chips", ()))
             return cls(**{**entries, "position": Position(**entries["position"])})
         except CheckpointError:
             raise
@@ -122,17 +125,18 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only rank 0 calls its writing methods."""
+    """The checkpoints of one run: the newest ``keep``, and with ``every`` those of each multiple of so many steps. Only rank
+    0 calls its writing methods."""
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self.folder, self.keep = run / FOLDER, keep
+    def __init__(self, run: Path, keep: int, every: int = 0) -> None:
+        self.folder, self.keep, self.every = run / FOLDER, keep, every
 
     def all(self) -> list[Path]:
         """Every finished checkpoint folder, newest first, unverified."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        return sorted(found, key=_step_of, reverse=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that passes its manifest, and one line for each newer one that does not.
@@ -183,7 +187,8 @@ class Checkpoints:
         os.replace(partial, final)
         _sync(self.folder)
         for old in self.all()[self.keep :]:
-            self._remove(old)
+            if not self.every or _step_of(old) % self.every:
+                self._remove(old)
         return final
 
     def _remove(self, path: Path) -> None:
@@ -192,6 +197,10 @@ class Checkpoints:
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ranks: Ranks) -> Path:

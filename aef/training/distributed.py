@@ -7,11 +7,14 @@ group (NCCL on GPUs, gloo on CPUs), without them it is a group of one that opens
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +22,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .log import duration
+
+BEAT_S = 2.0
+"""How often rank 0 shows that it lives while the others wait for what it does alone."""
+
+SAID_EVERY = 15
+"""Beats between two lines that say what rank 0 is doing."""
+
+_alone = itertools.count()
+# Numbers what rank 0 does alone: every rank comes to the same actions in the same order.
 
 
 class RankError(RuntimeError):
@@ -72,25 +86,80 @@ class Ranks:
         """Rank 0's JSON value on every rank."""
         return self.gather(value if self.is_first else None)[0]
 
-    def on_first(self, action: Callable[[], Any]) -> Any:
+    def on_first(
+        self, action: Callable[[], Any], doing: str = "", say: Callable[[str], None] = lambda text: None
+    ) -> Any:
         """Run ``action`` on rank 0 only and return its JSON value on every rank.
+
+        It may take any time: the others wait outside of collectives, and give up only where rank 0 itself stands still
+        for ``timeout_s``. What rank 0 is ``doing``, if it has a name, is said every ``SAID_EVERY`` beats.
 
         Raises:
             Exception: what ``action`` raised, on rank 0; `RankError` with its message on the others, so that no rank
                 waits for one that has gone.
+            RankError: rank 0 went away or stood still.
         """
         value, error = None, None
-        if self.is_first:
-            try:
-                value = action()
-            except Exception as found:
-                error = found
-        value, message = self.from_first([value, None if error is None else str(error) or type(error).__name__])
+        with self.watching():
+            turn = f"aef/alone/{next(_alone)}"
+            if self.is_first:
+                with self._beating(turn, doing, say):
+                    try:
+                        value = action()
+                    except Exception as found:
+                        error = found
+            else:
+                self._await_first(turn)
+            said = self.from_first([value, None if error is None else str(error) or type(error).__name__])
         if error is not None:
             raise error
+        value, message = said
         if message is not None:
             raise RankError(f"rank 0: {message}")
         return value
+
+    @contextmanager
+    def _beating(self, turn: str, doing: str = "", say: Callable[[str], None] = print) -> Iterator[None]:
+        """Within the block, a thread counts up in the group's store, so that the others know that this rank lives, and says
+        how long it has been doing what it does."""
+        store, over = None if self.size == 1 else _store(), threading.Event()
+
+        def beat() -> None:
+            # A store that is gone is found by whatever this rank does next.
+            with suppress(RuntimeError):
+                for beats in itertools.count(1):
+                    if over.wait(BEAT_S):
+                        return
+                    if store is not None:
+                        store.add(f"{turn}/beats", 1)
+                    if doing and beats % SAID_EVERY == 0:
+                        say(f"{doing}: {duration(beats * BEAT_S)} so far")
+
+        thread = threading.Thread(target=beat, name="beats", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if store is not None:
+                store.set(f"{turn}/done", "1")
+
+    def _await_first(self, turn: str) -> None:
+        """Wait until rank 0 is done. Raises RankError where its beats stand still for ``timeout_s``."""
+        store, pause_s = _store(), 0.001
+        beats, changed = 0, time.monotonic()
+        while not store.check([f"{turn}/done"]):
+            found = store.add(f"{turn}/beats", 0)
+            if found != beats:
+                beats, changed = found, time.monotonic()
+            if time.monotonic() - changed > self.timeout_s + BEAT_S:
+                raise RankError(
+                    f"rank {self.rank} has waited {self.timeout_s:g} s for rank 0, which stands still: go on from the last "
+                    "checkpoint with --resume auto"
+                )
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 1.0)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -105,6 +174,8 @@ class Ranks:
         """
         try:
             yield
+        except RankError:
+            raise
         except RuntimeError as error:
             if self.size == 1 or not _is_communication(error):
                 raise
@@ -175,6 +246,11 @@ def _is_communication(error: RuntimeError) -> bool:
     """Whether torch.distributed says so: by type for NCCL and the store, by wording for gloo."""
     words = ("gloo", "connection closed", "connection reset", "timed out", "nccl", "broken pipe", "socket")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def _store() -> dist.Store:
+    """The store in which the ranks of the group met."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _leave() -> None:

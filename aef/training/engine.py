@@ -29,14 +29,14 @@ from torch.profiler import record_function
 from aef.config import Config
 from aef.data.collate import Batch
 from aef.kernels.dispatch import requested
-from aef.model.aef import Output
 from aef.model.cost import Work, step_flops
 from aef.objective.coupling import Coupling
 from aef.objective.objective import Losses, Objective
 from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
-from .checkpoint import Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
+from .bad_chips import BadChips, suspects
+from .checkpoint import CheckpointError, Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -93,7 +93,7 @@ def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr
             engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
     with record_function(OPTIMIZER):
         norm = engine.step(lr)
-    return Step(losses, norm, [] if norm is not None else _suspects(outputs, batches))
+    return Step(losses, norm, [] if norm is not None else suspects(outputs, batches))
 
 
 def _poisoned(losses: Losses) -> Tensor:
@@ -102,20 +102,6 @@ def _poisoned(losses: Losses) -> Tensor:
     One test of the gradient's norm then skips both cases, without waiting for the device in between.
     """
     return losses.total * (1 + (losses.loss - losses.loss)).to(losses.total.dtype)
-
-
-def _suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
-    """Samples of this rank whose fields, reconstructions or targets are not finite."""
-    found = []
-    for output, batch in zip(outputs, batches, strict=True):
-        bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
-        for name, reconstruction in output.reconstructions.items():
-            block = batch.targets[name]
-            values = block.values.flatten(1).isfinite().all(1) | ~block.valid.flatten(1).any(1)
-            item = ~(reconstruction.detach().flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
-            bad[block.sample[item]] = True
-        found += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
-    return found
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -160,39 +146,45 @@ class Trainer:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
         self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
-        opened: Opening = open_run(
-            config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
-        )
-        self.run: Run = opened.run
-        self.config, self.data = self.run.config, Path(data)
-        self.position = opened.position
-        self.log = StepLog(self.run.path, tensorboard=tensorboard and self.ranks.is_first)
-        self.checkpoints = Checkpoints(self.run.path, self.config.train.keep_checkpoints)
+        with self.ranks.watching():
+            opened: Opening = open_run(
+                config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
+            )
+            self.run: Run = opened.run
+            self.config, self.data = self.run.config, Path(data)
+            self.position = opened.position
+            self.log = StepLog(self.run.path, tensorboard=tensorboard and self.ranks.is_first)
+            self.checkpoints = Checkpoints(
+                self.run.path, self.config.train.keep_checkpoints, self.config.train.keep_every
+            )
 
-        torch.manual_seed(self.config.train.seed)
-        model = build_model(self.run)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        if opened.checkpoint is not None:
-            require_same_model(opened.checkpoint, model)
-        elif init_from is not None:
-            load_state(model, (initial or read_weights(init_from)).state, init_from)
-        configuration = resolve(
-            deepspeed_config,
-            self.config,
-            ranks=self.ranks.size,
-            on_gpu=self.ranks.device.type == "cuda",
-            parameters=parameters,
-            universal=opened.universal is not None,
-        )
-        self.engine = Engine(model, self.config, configuration, self.ranks)
-        self.objective = Objective(
-            self.config.objective, self.run.registry, self.run.statistics, self.run.targets, data=self.config.data
-        )
-        if opened.checkpoint is not None:
-            opened.restore(self.engine, self.ranks)
-        self.loader = StepLoader(self.run, self.data, self.ranks, self.position.consumed)
-        self._saved_step = self.position.step if opened.checkpoint is not None else -1
-        self._describe(parameters, opened)
+            torch.manual_seed(self.config.train.seed)
+            model = build_model(self.run)
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            if opened.checkpoint is not None:
+                require_same_model(opened.checkpoint, model)
+            elif init_from is not None:
+                load_state(model, (initial or read_weights(init_from)).state, init_from)
+            configuration = resolve(
+                deepspeed_config,
+                self.config,
+                ranks=self.ranks.size,
+                on_gpu=self.ranks.device.type == "cuda",
+                parameters=parameters,
+                universal=opened.universal is not None,
+            )
+            self.engine = Engine(model, self.config, configuration, self.ranks)
+            self.objective = Objective(
+                self.config.objective, self.run.registry, self.run.statistics, self.run.targets, data=self.config.data
+            )
+            if opened.checkpoint is not None:
+                opened.restore(self.engine, self.ranks)
+            self.loader = StepLoader(self.run, self.data, self.ranks, self.position.consumed, self.display.say)
+            chips = self.loader.steps.chips
+            chips.ban(opened.bad_chips)
+            self.bad_chips = BadChips(len(chips), self.config.data.max_bad, opened.bad_chips)
+            self._saved_step = self.position.step if opened.checkpoint is not None else -1
+            self._describe(parameters, opened)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -243,16 +235,45 @@ class Trainer:
             if peak_flops(self.ranks.device, self.engine.precision)
         )
         failed = loaded.error is not None
-        values = [float(failed), float(signals.received is not None), frames, waited / self.ranks.size, flops]
-        errors, stops, *rest = self.ranks.sum(
+        values = [
+            float(failed),
+            float(len(loaded.skipped)),
+            float(signals.received is not None),
+            frames,
+            waited / self.ranks.size,
+            flops,
+        ]
+        errors, bad, stops, *rest = self.ranks.sum(
             torch.tensor(values, dtype=torch.float64, device=self.ranks.device)
         ).tolist()
+        if bad:
+            self._pass_over(loaded.skipped)
         if errors:
             messages = self.ranks.gather(loaded.error)
             rank, message = next((rank, text) for rank, text in enumerate(messages) if text is not None)
-            raise TrainingError(message if self.ranks.size == 1 else f"rank {rank}: {message}")
+            raise self._end_of_data(message if self.ranks.size == 1 else f"rank {rank}: {message}")
         batches = [batch.to(self.ranks.device, non_blocking=True) for batch in loaded.batches]
         return batches, _Shared(bool(stops), *rest)
+
+    def _pass_over(self, own: Sequence[tuple[str, str]]) -> None:
+        """Name chips that some rank has found bad, and leave them out on all. Collective."""
+        new = self.bad_chips.add(own, self.ranks)
+        self.loader.steps.chips.ban(new)
+        if self.ranks.is_first:
+            for name, reason in new.items():
+                self.log.event("bad_chip", step=self.position.step + 1, chip=name, reason=reason)
+                self.display.say(f"passed over: {reason}")
+        if new and (why := self.bad_chips.too_many):
+            raise self._end_of_data(why)
+
+    def _end_of_data(self, why: str) -> TrainingError:
+        """The error that ends the run for want of good data, with a checkpoint of the steps so far. Collective."""
+        if self.position.step and self._saved_step != self.position.step:
+            try:
+                self.save_checkpoint()
+            except CheckpointError as error:
+                why += f"; {error}"
+        return TrainingError(why)
 
     def _advance(self) -> None:
         p = self.position
@@ -324,13 +345,19 @@ class Trainer:
             precision=self.engine.precision,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
-            chips=ChipNames.of(self.loader.steps.chips.folder, self.loader.steps.chips.index),
+            chips=self._chip_names,
+            bad_chips=tuple(sorted(self.bad_chips.names)),
         )
         path = write_checkpoint(self.checkpoints, self.engine, state, self.ranks)
         if self.ranks.is_first:
             self.log.event("checkpoint", step=self.position.step, path=path.name)
         self._saved_step = self.position.step
         return path
+
+    @cached_property
+    def _chip_names(self) -> ChipNames:
+        chips = self.loader.steps.chips
+        return ChipNames.of(chips.folder, chips.index)
 
     def draw_figure(self) -> None:
         """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective."""
@@ -347,21 +374,28 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as
         ``RUN/figures/validation.png``. Collective."""
+        if self.engine.stage == 3:
+            # From here on a forward pass needs every rank.
+            figures = self.validation.measure(self.engine.model, self.position.step)
+            self.ranks.on_first(lambda: self._tell(figures))
+            return figures
+        return self.ranks.on_first(
+            lambda: self._tell(self.validation.measure(self.engine.model, self.position.step)),
+            "validating",
+            self.display.say,
+        )
+
+    def _tell(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Log, say and draw what a validation measured. Rank 0 only."""
         from .curves import write_validation_figure
         from .validation import OF
 
-        figures: dict[str, Any] = {}
-        # From stage 3 on a forward pass needs every rank.
-        if self.ranks.is_first or self.engine.stage == 3:
-            figures = self.validation.measure(self.engine.model, self.position.step)
-        if self.ranks.is_first:
-            self.log.validation(self.position.step, figures)
-            words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if OF not in name)
-            self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
-            said = write_validation_figure(self.run, read_validations(self.run.path))
-            if said:
-                self.display.say(said)
-        self.ranks.barrier()
+        self.log.validation(self.position.step, figures)
+        words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if OF not in name)
+        self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
+        said = write_validation_figure(self.run, read_validations(self.run.path))
+        if said:
+            self.display.say(said)
         return figures
 
     @cached_property

@@ -181,6 +181,13 @@ class Display:
         return "  ".join(terms) + (f"  skipped {record['skipped']}" if record["skipped"] else "")
 
 
+def stopped_early(run: Path, received: str) -> None:
+    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had taken."""
+    run.mkdir(parents=True, exist_ok=True)
+    step = max((event["step"] for event in read_events(run)), default=0)
+    StepLog(run).event("stopped", step=step, signal=received)
+
+
 def duration(seconds: float) -> str:
     """41 s, 12 min, 3 h 05 min, 2 d 4 h."""
     if seconds < 90:

@@ -42,13 +42,14 @@ from .planner import filler
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
-    "data": {"workers", "cache_chips", "skip_bad"},
+    "data": {"workers", "cache_chips", "skip_bad", "max_bad"},
     "model": {"checkpointing", "compile", "cuda_graphs"},
     "train": {
         "steps",
         "micro_batch",
         "checkpoint_every",
         "keep_checkpoints",
+        "keep_every",
         "figure_every",
         "validate_every",
         "validate_set",
@@ -71,6 +72,7 @@ class Opening:
     position: Position
     checkpoint: Path | None = None
     universal: Path | None = None
+    bad_chips: tuple[str, ...] = ()
 
     def restore(self, engine: Engine, ranks: Ranks) -> None:
         """Load weights, moments and generator states into the engine. Collective; the manifest has passed."""
@@ -105,11 +107,14 @@ def open_run(
         create_run(config, data, out, say, ranks.size)
         return [None, None]
 
-    checkpoint, universal = (None if path is None else Path(path) for path in ranks.on_first(decide))
+    checkpoint, universal = (
+        None if path is None else Path(path) for path in ranks.on_first(decide, "opening the run", say)
+    )
     run = Run.read(out)
     if checkpoint is None:
         return Opening(run, Position())
-    return Opening(run, State.read(checkpoint / STATE).position, checkpoint, universal)
+    state = State.read(checkpoint / STATE)
+    return Opening(run, state.position, checkpoint, universal, state.bad_chips)
 
 
 # --- a new run -------------------------------------------------------------------------------------------------------

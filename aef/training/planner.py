@@ -17,6 +17,7 @@ from aef.data.random_batch import frames_per_sample, sources_of
 from aef.model import cost
 from aef.sources import BUILT_IN, Registry
 
+from .workers import STEPS_AHEAD, UNITS_AHEAD
 from .zero import micro_batches, precision_of, resolve, stage_of
 
 CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
@@ -38,7 +39,8 @@ class Plan:
     """Predicted needs of one rank.
 
     ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in bytes
-    on the device; ``host`` in bytes of optimiser state kept in host memory; ``traffic`` in bytes sent per step by kind.
+    on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that wait there,
+    ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
     """
 
     parameters: int
@@ -58,6 +60,8 @@ class Plan:
     activations: float
     outputs: float
     host: float
+    loader: float
+    shared: float
     traffic: dict[str, float]
 
     @property
@@ -109,6 +113,7 @@ def plan(
     )
     outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
     states = _states(count, stage, precision, ranks, settings)
+    loader, shared = _loader(config, sample_bytes(config, registry, inputs, targets), ranks, on_gpu)
     return Plan(
         parameters=count,
         flops_per_frame=cost.flops_per_frame(m, registry, inputs, d.chip_px, round(teacher)),
@@ -123,6 +128,8 @@ def plan(
         **states,
         activations=micro * per_sample,
         outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
+        loader=loader,
+        shared=shared,
         traffic=_traffic(config, count, stage, precision, ranks),
     )
 
@@ -147,6 +154,31 @@ def filler(config: Config, registry: Registry, inputs: Sequence[str], ranks: int
             "or a larger train.micro_batch"
         )
     return f"filler: at most {bucket - 1} beside {frames:.0f} frames of a micro-batch, {share:.1%}"
+
+
+def sample_bytes(config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str]) -> float:
+    """Of a packed sample, were all its values float32 with one mask for all bands: the frames of both views, and targets."""
+    frames = sum(
+        sum(frames_per_sample(config, registry, [name])) * (4 * registry[name].channels + 1) for name in inputs
+    )
+    gridded = [registry[name].channels for name in targets if registry[name].grid != "native"]
+    decoded = config.data.targets_per_source * sum(4 * channels + 2 for channels in gridded)
+    return config.data.chip_px**2 * (frames + decoded)
+
+
+def _loader(config: Config, sample: float, ranks: int, on_gpu: bool) -> tuple[float, float]:
+    """Bytes of samples that one rank and its workers hold in host memory, and those of them in shared memory.
+
+    Each worker makes a unit of a step while others of its wait. On a GPU a rank's steps wait page-locked; on a CPU they are
+    the workers' own blocks, and the step at work is one more.
+    """
+    workers, share = config.data.workers, config.train.global_batch // ranks
+    micro, _ = micro_batches(config, ranks)
+    unit = min(share, -(-config.data.crops_per_chip // micro) * micro)
+    steps = (STEPS_AHEAD + (1 if on_gpu else 2)) * share
+    waiting = UNITS_AHEAD * workers * unit
+    shared = (waiting if on_gpu else waiting + steps) if workers else 0
+    return sample * (workers * unit + waiting + steps), sample * shared
 
 
 def _fields_per_sample(config: Config, registry: Registry, targets: Sequence[str]) -> tuple[float, float]:
@@ -230,6 +262,10 @@ def describe(found: Plan) -> list[str]:
     ]
     if found.filler:
         lines.append(found.filler)
+    lines.append(
+        f"samples that wait in host memory, per rank: {format_gb(found.loader)}, {format_gb(found.shared)} of it in /dev/shm"
+        + f"; of the {found.ranks} ranks: {format_gb(found.ranks * found.loader)}" * (found.ranks > 1)
+    )
     if found.accumulation > 1:
         lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
     lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in found.traffic.items()]

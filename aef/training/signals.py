@@ -5,6 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import NoReturn
+
+STOPPED = 75
+"""Exit code of a run that a signal stopped and that can go on: BSD's EX_TEMPFAIL, try again."""
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -15,13 +19,15 @@ class StopSignals:
     A second Ctrl-C interrupts at once. Outside the main thread (some notebooks) nothing is installed.
     """
 
+    NUMBERS: tuple[signal.Signals, ...] = ASKING
+
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in ASKING}
+            self._before = {number: signal.signal(number, self._remember) for number in self.NUMBERS}
         return self
 
     def __exit__(
@@ -35,3 +41,14 @@ class StopSignals:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+
+class StopsAtOnce(StopSignals):
+    """Within the block, while there is nothing to save yet, SIGTERM and SIGUSR1 raise SystemExit with ``STOPPED``, which puts a
+    job back into its queue. Ctrl-C interrupts, as ever."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def _remember(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.received = signal.Signals(number).name
+        raise SystemExit(STOPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pickle
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from aef.config import ConfigError, DataConfig
 from aef.data import AEFNPZDataset
 from aef.data.chips import ChipError, ChipFolder, write_chip
-from aef.data.dataset import ChipDataset, Draw, GlobalOrder
+from aef.data.dataset import ChipDataset, Draw, GlobalOrder, StorageError
 from aef.sources import BUILT_IN
 from aef.timecode import format_time
 
@@ -164,6 +165,55 @@ def test_a_chip_that_vanished_is_skipped_too(folder):
     data = dataset(folder, skip_bad=True)
     os.unlink(folder.path / "a.npz")
     assert data[0].id == "b@2019" and data.skipped == ["a.npz"]
+
+
+def failing(monkeypatch, error, times):
+    """Let reading fail so many times."""
+    load, left = np.load, [times]
+
+    def fail(path, **options):
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", fail)
+    monkeypatch.setattr(ChipDataset, "WAITS_S", (0.0,) * 5)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O"), OSError(errno.EMFILE, "open"), MemoryError("4 GiB")])
+def test_storage_that_fails_for_a_moment_costs_no_chip(folder, monkeypatch, error):
+    data = dataset(folder, skip_bad=True)
+    failing(monkeypatch, error, 5)
+    assert data[0].id == "a" and not data.skipped and not data.take_found()
+
+
+def test_storage_that_stays_away_is_said_and_no_chip_is_blamed(folder, monkeypatch):
+    data = dataset(folder, skip_bad=True)
+    failing(monkeypatch, OSError(errno.ESTALE, os.strerror(errno.ESTALE)), 100)
+    with pytest.raises(
+        StorageError, match=r"a\.npz: cannot be read, tried 6 times in 0 s \(Stale file handle\): the chip may"
+    ):
+        data[0]
+    assert not data.skipped
+
+
+def test_damage_that_asks_for_any_amount_of_memory_is_damage(folder, monkeypatch):
+    spoil(folder, "a")
+    data = dataset(folder, skip_bad=True)
+    failing(monkeypatch, MemoryError("4 EiB"), 1)
+    assert data[0].id == "b@2019" and data.skipped == ["a.npz"]
+
+
+def test_bad_chips_are_told_once_and_can_be_known_beforehand(folder):
+    spoil(folder, "c")
+    data = dataset(folder, skip_bad=True)
+    data[3], data[3]
+    ((name, reason),) = data.take_found()
+    assert name == "c.npz" and "c.npz: is damaged" in reason and not data.take_found()
+    data = dataset(folder, skip_bad=True, held_out_places=("b",))
+    data.ban(["c.npz", "b@2019.npz", "no such chip.npz"])
+    assert data.skipped == ["c.npz"] and data[1].id == "d" and not data.take_found()
 
 
 def test_a_folder_of_bad_chips_only_is_an_error_even_if_skipped(folder):

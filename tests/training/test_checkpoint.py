@@ -71,6 +71,13 @@ def test_a_damaged_file_is_found_and_the_one_before_is_taken(checkpoints, name, 
         checkpoints.trusted(newest)
 
 
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path):
+    found = Checkpoints(tmp_path, keep=1, every=4)
+    for step in range(1, 11):
+        write(found, step)
+    assert [path.name for path in found.all()] == ["step-00000010", "step-00000008", "step-00000004"]
+
+
 def test_a_writer_that_died_leaves_nothing_that_is_taken_for_a_checkpoint(checkpoints):
     partial = checkpoints.begin(12)
     (partial / WEIGHTS).write_bytes(b"half")

@@ -11,6 +11,7 @@ from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import planner
+from aef.training.transport import Packed
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
 CASES = {
@@ -98,6 +99,20 @@ def test_accumulation_and_checkpointing_are_counted():
     assert parts.activations == pytest.approx(direct.activations / 8)
     full = plan("base", "train.micro_batch=4", "model.checkpointing=full", on_gpu=True)
     assert full.activations < 0.7 * parts.activations
+
+
+def test_waiting_samples_are_counted():
+    config = load_config("large", ["data.chip_px=16", "train.micro_batch=2", "data.workers=8"])
+    inputs, targets = sources_of(config, BUILT_IN)
+    size = planner.sample_bytes(config, BUILT_IN, inputs, targets)
+    packed = Packed.of([random_batch(config, BUILT_IN, inputs, targets, 2)])
+    assert size == pytest.approx(packed.block.numel() / 2, rel=0.05)
+    # 32 samples a rank and step: two steps, and of each worker a pair at work and two that wait.
+    found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8, on_gpu=True)
+    assert found.loader == size * (2 * 32 + 3 * 8 * 2) and found.shared == size * 2 * 8 * 2
+    found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8)
+    assert found.loader == size * (3 * 32 + 3 * 8 * 2) and found.shared == size * (3 * 32 + 2 * 8 * 2)
+    assert any("of it in /dev/shm; of the 8 ranks: " in line for line in planner.describe(found))
 
 
 def test_only_partner_fields_travel_for_uniformity():

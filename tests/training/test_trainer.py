@@ -5,6 +5,9 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError
 from aef.training.engine import TrainingError
-from aef.training.loader import Loaded, share
+from aef.training.loader import Loaded
 from aef.training.log import read_log
 
 FIELDS = [
@@ -171,7 +174,40 @@ def test_a_chip_truncated_under_the_loader_is_one_line_that_names_it(chips, tmp_
             if record["step"] == 4:
                 for path in chips.glob("*.npz"):
                     path.write_bytes(path.read_bytes()[:5000])
-    assert (run / "checkpoints" / "step-00000003").is_dir()
+    # Nothing that was learnt is lost.
+    last = read_log(run)[-1]["step"]
+    assert last >= 4 and (run / "checkpoints" / f"step-{last:08d}").is_dir()
+
+
+def skipping(config, **data):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, skip_bad=True, **data))
+
+
+def test_a_chip_that_is_passed_over_is_named_once_and_ever_after(chips, tmp_path, make_config, capsys):
+    run = tmp_path / "run"
+    (chips / "place1.npz").write_bytes((chips / "place1.npz").read_bytes()[:5000])
+    with Trainer(skipping(make_config(), cache_chips=0), chips, run) as trainer:
+        assert trainer.fit()
+    (event,) = events(run, "bad_chip")
+    assert event["chip"] == "place1.npz" and "place1.npz: is damaged or not a chip" in event["reason"]
+    assert capsys.readouterr().err.count("passed over") == 1
+    state = json.loads((run / "checkpoints" / "step-00000010" / "state.json").read_text())
+    assert state["bad_chips"] == ["place1.npz"]
+    with Trainer(skipping(make_config(steps=12)), chips, run, resume="auto", quiet=True) as trainer:
+        assert trainer.loader.steps.chips.skipped == ["place1.npz"] and trainer.bad_chips.names == {"place1.npz"}
+        assert trainer.fit()
+    assert len(events(run, "bad_chip")) == 1
+
+
+def test_more_bad_chips_than_a_run_may_do_without_end_it_with_one_line(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    for name in ("place1", "place3"):
+        (chips / f"{name}.npz").write_bytes((chips / f"{name}.npz").read_bytes()[:5000])
+    few = pytest.raises(TrainingError, match=r"^2 of 5 training chips are bad, more than data\.max_bad=0\.01 of them")
+    with Trainer(skipping(make_config()), chips, run, quiet=True) as trainer, few:
+        trainer.fit()
+    assert {event["chip"] for event in events(run, "bad_chip")} == {"place1.npz", "place3.npz"}
+    assert go_on(skipping(make_config(), max_bad=0.5), chips, run)
 
 
 def test_a_killed_worker_is_replaced_without_losing_a_sample(chips, tmp_path, make_config, uninterrupted):
@@ -253,18 +289,47 @@ def test_a_sources_setting_that_the_data_lack_is_refused(make_config):
         input_and_target_names(config, ["sentinel2"], BUILT_IN)
 
 
-def test_samples_are_spread_so_that_costs_are_about_equal():
-    costs = [5.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0]
-    bins = share(costs, [4, 4])
-    assert sorted(item for items in bins for item in items) == list(range(8))
-    assert [sum(costs[item] for item in items) for items in bins] == [8.0, 8.0]
-    assert share(costs, [3, 3, 2]) == share(costs, [3, 3, 2])
-    assert [len(items) for items in share(costs, [3, 3, 2])] == [3, 3, 2]
-    assert share([1.0] * 4, [4]) == [[0, 1, 2, 3]]
-
-
 def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_config):
     with Trainer(make_config(), chips, tmp_path / "run", quiet=True) as trainer:
         trainer.loader.next = lambda: Loaded(error="chips/place1.npz: source landsat: is damaged")
         with pytest.raises(TrainingError, match=r"^chips/place1\.npz: source landsat: is damaged$"):
             trainer.fit()
+
+
+OPENING = """
+import signal
+from aef.launcher import train
+from aef.training import engine
+
+def open_for_long(*arguments):
+    print("opening", flush=True)
+    signal.pause()
+
+engine.open_run = open_for_long
+train.main(["--data", "chips", "--out", "run"])
+"""
+
+
+@pytest.mark.parametrize("asked", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_while_the_run_opens_puts_the_job_back_into_its_queue(asked, tmp_path):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        env.pop(name, None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPENING],
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "opening\n"
+        process.send_signal(asked)
+        _, said = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == f"aef train: stopped by {asked.name} between steps: go on with --resume auto"
+    (event,) = events(tmp_path / "run", "stopped")
+    assert event["signal"] == asked.name and event["step"] == 0

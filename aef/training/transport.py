@@ -1,0 +1,79 @@
+"""Micro-batches on their way from a loader's process: all tensors in one block of shared memory.
+
+Each shared tensor travels as a file descriptor of its own. A micro-batch holds about a hundred, a step of many micro-batches
+thousands: more than processes may have open (``ulimit -n``, often 1024). As one block it is one descriptor, and one page-locked
+copy where a GPU follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aef.data.collate import Batch
+
+ALIGNED_BYTES = 64
+"""Where a tensor may begin in the block: a multiple of every element's size, and of a cache line."""
+
+
+class Place(NamedTuple):
+    """Where one tensor lies in the block."""
+
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def view(self, block: Tensor) -> Tensor:
+        return block[self.start : self.start + self.bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass
+class Packed:
+    """Micro-batches whose tensors are places in ``block`` (bytes,) uint8."""
+
+    block: Tensor
+    places: list[Any]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Packed:
+        tensors: list[tuple[Tensor, Place]] = []
+        size = 0
+
+        def put(tensor: Tensor) -> Place:
+            nonlocal size
+            place = Place(size, tensor.dtype, tuple(tensor.shape))
+            tensors.append((tensor, place))
+            size += -(-place.bytes // ALIGNED_BYTES) * ALIGNED_BYTES
+            return place
+
+        places = [_exchange(batch, Tensor, put) for batch in batches]
+        block = torch.empty(size, dtype=torch.uint8).share_memory_()
+        for tensor, place in tensors:
+            place.view(block).copy_(tensor)
+        return cls(block, places)
+
+    def batches(self, *, pin: bool = False) -> list[Batch]:
+        """The micro-batches, as views of the block or of its page-locked copy."""
+        block = self.block.pin_memory() if pin else self.block
+        return [_exchange(batch, Place, lambda place: place.view(block)) for batch in self.places]
+
+
+def _exchange(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A copy of nested dataclasses and dictionaries in which every ``kind`` is changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _exchange(getattr(value, f.name), kind, change) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, dict):
+        return {key: _exchange(item, kind, change) for key, item in value.items()}
+    return value
