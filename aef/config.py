@@ -104,6 +104,10 @@ class DataConfig:
     )
     frame_bucket: int = setting(0, "pad the packed frames of a batch to a multiple of this; 0: never", "frames")
 
+    @property
+    def twin_ms(self) -> int:
+        return round(self.twin_minutes * 60_000)
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:

@@ -201,12 +201,15 @@ def _answer(question: Question, identity: dict) -> Row:
 
 
 def _steps(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    # As in training, where a search for the fastest convolution would be made at every new number of frames.
-    torch.backends.cudnn.benchmark = False
+    """With the settings of training, where nearly every step has another number of frames: no search for the fastest
+    convolution, no plans of cuDNN for attention."""
     try:
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.enable_cudnn_sdp(False)
         yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
     finally:
         torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 _KINDS = {"check": _check, "time": _time, "part": _part, "questions": _questions, "steps": _steps}

@@ -90,8 +90,9 @@ def _judge(path: str, arguments):
     folder = ChipFolder(arguments.data, model.registry)
     own = own_dates(model)
     listed = arguments.withheld or own
-    hidden = WithheldDates.read(listed) if listed else None
-    judged = WithheldDates.read(listed, arguments.set) if listed else None
+    twin_ms = model.config.data.twin_ms
+    hidden = WithheldDates.read(listed, twin_ms=twin_ms) if listed else None
+    judged = WithheldDates.read(listed, arguments.set, twin_ms=twin_ms) if listed else None
     if arguments.set and not listed:
         raise JudgementError(f"--set {arguments.set}: {path} withheld no dates: name a list by --withheld")
     if arguments.withheld and judged and not judged.places & set(folder.places()):

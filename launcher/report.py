@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")
     data, folder = model.config.data, ChipFolder(arguments.data, model.registry)
     listed = own_dates(model)
-    hidden = WithheldDates.read(listed) if listed else None
+    hidden = WithheldDates.read(listed, twin_ms=data.twin_ms) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()
     unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: arguments.places]]
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         model,
         trained_on,
         withheld=hidden,
-        judged=WithheldDates.read(listed, arguments.set) if listed else None,
+        judged=WithheldDates.read(listed, arguments.set, twin_ms=data.twin_ms) if listed else None,
         held_out=unseen,
         period_days=[30, 120, 365],
         trials=arguments.trials,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aef.data.chips import ChipFolder
 from aef.data.statistics import FILE_NAME, Statistics
-from aef.data.withheld import WithheldDates
+from aef.data.withheld import MINUTE_MS, WithheldDates
 from aef.launcher.command import Progress, parser, require_number, run
 from aef.settings_file import names_of, registry_of
 
@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument(
         "--held-out", nargs="*", default=[], metavar="PLACE", help="places to leave out; @FILE: one a line of a file"
     )
-    p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out")
+    p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out, with their twins")
+    p.add_argument("--twin-minutes", type=float, default=60.0, metavar="MIN", help="as the run's data.twin_minutes")
     p.add_argument(
         "--sources-file", "--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries"
     )
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(options, name) is not None:
             require_number(f"--{name}", getattr(options, name), 1)
     registry = registry_of(options.data, files=options.sources_file)
-    folder = ChipFolder(options.data, registry)
+    folder, twin_ms = ChipFolder(options.data, registry), round(options.twin_minutes * MINUTE_MS)
     folder.survey(lambda text: print(text, file=sys.stderr, flush=True))
     held_out = set(names_of(options.held_out, "--held-out"))
     count = len(folder.without(held_out))
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             registry,
             weighting=options.weighting,
             places=set(folder.known_places()) - held_out if held_out else None,
-            withheld=WithheldDates.read(options.withheld) if options.withheld else None,
+            withheld=WithheldDates.read(options.withheld, twin_ms=twin_ms) if options.withheld else None,
             skip_bad=options.skip_bad,
             sample=options.chips,
             seed=options.seed,

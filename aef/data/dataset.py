@@ -24,7 +24,7 @@ from aef.config import Config, ConfigError, DataConfig
 from aef.data.chips import Chip, ChipError, ChipFolder
 from aef.data.collate import Collator, Sample
 from aef.data.sampling import Sampler, TextVectors
-from aef.data.withheld import MINUTE_MS, WithheldDates
+from aef.data.withheld import WithheldDates
 from aef.sources import BUILT_IN, Registry
 
 OF_THE_FILE = {
@@ -240,7 +240,7 @@ def read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | Non
     """The dates that no sample may see, or None. Raises WithheldError, or ConfigError where none is of the folder's places."""
     if config.withheld is None:
         return None
-    withheld = WithheldDates.read(config.withheld, twin_ms=round(config.twin_minutes * MINUTE_MS))
+    withheld = WithheldDates.read(config.withheld, twin_ms=config.twin_ms)
     known = folder.known_places()
     if not withheld.places.intersection(known):
         raise ConfigError(

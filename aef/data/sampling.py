@@ -20,7 +20,7 @@ from aef.data.collate import Frames, Sample, Target, Text, stable_hash
 from aef.data.contract import grid_position
 from aef.data.crop import Crop, cut_native, cut_points, points_inside
 from aef.data.periods import Moment, PeriodLaw, draw_shared, draw_support, overlap
-from aef.data.withheld import MINUTE_MS, WithheldDates, near
+from aef.data.withheld import WithheldDates, near
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period
 
@@ -84,7 +84,7 @@ class Sampler:
         self.inputs = tuple(by_role if inputs is None else inputs)
         self.targets = tuple(registry if targets is None else targets)
         self.law = PeriodLaw.of(config)
-        self._twin_ms = round(config.twin_minutes * MINUTE_MS)
+        self._twin_ms = config.twin_ms
 
     def draw(self, chip: Chip, *, seed: int, epoch: int, global_index: int) -> Sample:
         """One sample of a chip.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip, ChipFolder
-from aef.data.withheld import MINUTE_MS, WithheldDates
+from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
@@ -329,8 +329,8 @@ def require_unseen_dates(model: TrainedModel, chips: Sequence[Chip], judged: Wit
 
     Those are frames of its training places that its `own` list does not withhold.
     """
-    minutes = model.config.data.twin_minutes
-    withheld = WithheldDates({} if own is None else WithheldDates.read(own).dates(), round(minutes * MINUTE_MS))
+    twin_ms = model.config.data.twin_ms
+    withheld = WithheldDates({}) if own is None else WithheldDates.read(own, twin_ms=twin_ms)
     exact, seen = WithheldDates(judged.dates(), twin_ms=2000), []
     trained_on = frozenset(model.statistics.places)
     for chip in chips:

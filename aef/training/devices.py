@@ -39,6 +39,12 @@ def gpu_without_bf16() -> str | None:
     return torch.cuda.get_device_name()
 
 
+def attend_without_plans() -> None:
+    """Let SDPA choose among PyTorch's own kernels: cuDNN's, which it may prefer on Hopper, build a plan, for tens of
+    milliseconds on the host, for every number of frames that is new, and nearly every step has another."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 

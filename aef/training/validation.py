@@ -108,10 +108,13 @@ class Validation:
     @cached_property
     def _dates(self) -> tuple[WithheldDates, WithheldDates] | None:
         """Dates that are hidden, and those of them that are judged in the loop."""
-        listed = self.run.config.data.withheld
-        if listed is None:
+        data, subset = self.run.config.data, self.run.config.train.validate_set
+        if data.withheld is None:
             return None
-        return WithheldDates.read(listed), WithheldDates.read(listed, self.run.config.train.validate_set)
+        return (
+            WithheldDates.read(data.withheld, twin_ms=data.twin_ms),
+            WithheldDates.read(data.withheld, subset, twin_ms=data.twin_ms),
+        )
 
     @cached_property
     def _dated(self) -> list[Chip]:

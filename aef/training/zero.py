@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from aef.config import Config, ConfigError
 
 from .checkpoint import RESTART
-from .devices import gpu_without_bf16, keep_freed_memory
+from .devices import attend_without_plans, gpu_without_bf16, keep_freed_memory
 from .distributed import Ranks
 
 log = logging.getLogger("aef.training")
@@ -177,6 +177,8 @@ class Engine:
         self.micro_batches = micro_batches(config, ranks.size)
         if ranks.device.type == "cpu":
             keep_freed_memory()
+        else:
+            attend_without_plans()
         model = model.to(ranks.device)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=_adam(model, config), config=configuration, dist_init_required=False

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aef.data.chips import read_chip
 from aef.data.contract import ARRAYS
 from aef.data.withheld import WithheldDates
 from aef.evaluation.reconstruction import choose_dates, write_dates
-from aef.launcher import evaluate, gaps, leave_out, prove, synthesize, train, withhold
+from aef.launcher import evaluate, gaps, leave_out, prove, report, synthesize, train, withhold
 from aef.launcher.command import as_typed, run
 from aef.sources import BUILT_IN
+from aef.timecode import DAY_MS
 
+CHIP = "synthetic_0_00000.npz"
 SETTINGS = ["train.steps=2", "train.figure_every=0", "train.global_batch=2", "train.micro_batch=2"]
 
 
@@ -210,6 +214,25 @@ def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, ca
         assert call(withhold, *options, *given) == 1
         assert words in capsys.readouterr().err
         assert WithheldDates.read(tmp_path / "dates.csv").dates() == dates.dates()
+
+
+@pytest.mark.parametrize("command", [evaluate, report])
+def test_dates_are_hidden_with_the_twins_that_the_run_hid(command, folder, tmp_path, monkeypatch):
+    run_folder = tmp_path / "run"
+    shutil.copytree(folder / "run", run_folder)
+    write_dates(tmp_path / "dates.csv", choose_dates([read_chip(folder / "chips" / CHIP, BUILT_IN)], BUILT_IN))
+    settings = yaml.safe_load((run_folder / "config.yaml").read_text())
+    settings["data"] |= {"twin_minutes": 1440.0, "withheld": str(tmp_path / "dates.csv")}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    def judge(*arguments, withheld, judged=None, **settings):
+        asked.append((withheld.twin_ms, judged and judged.twin_ms))
+        raise ValueError("asked")
+
+    asked = []
+    monkeypatch.setattr("aef.evaluation.judgement.judge", judge)
+    assert call(command, "--checkpoint", run_folder, "--data", folder / "chips", "--out", tmp_path / "out") == 1
+    assert asked == [(DAY_MS, DAY_MS)]
 
 
 def test_chips_of_one_place_do_not_withhold_it_together(folder):

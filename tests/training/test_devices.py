@@ -12,7 +12,7 @@ import torch
 
 from aef.config import PRESETS, ConfigError
 from aef.training import zero
-from aef.training.devices import gpu_without_bf16, keep_freed_memory
+from aef.training.devices import attend_without_plans, gpu_without_bf16, keep_freed_memory
 from aef.training.zero import precision_of, resolve
 
 
@@ -25,6 +25,15 @@ def test_glibc_takes_the_setting():
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     assert keep_freed_memory() is False
+
+
+def test_sdpa_chooses_among_pytorchs_own_kernels():
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        attend_without_plans()
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 # --- a GPU without bf16 ----------------------------------------------------------------------------------------------
