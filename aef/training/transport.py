@@ -7,6 +7,7 @@ copy where a GPU follows.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,10 @@ def _exchange(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, kind):
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _exchange(getattr(value, f.name), kind, change) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
+        changed = copy.copy(value)  # not by its constructor, which would look into tensors where places stand
+        for field in dataclasses.fields(value):
+            object.__setattr__(changed, field.name, _exchange(getattr(value, field.name), kind, change))
+        return changed
     if isinstance(value, dict):
         return {key: _exchange(item, kind, change) for key, item in value.items()}
     return value
