@@ -1,12 +1,13 @@
 """Single operators on any device: python -m benchmarks.kernels [--only NAME …] [--device cpu] [--dtype float32]
 
 Each case is an operator at the shapes of a preset; its contenders do the same work from the same arguments, layout copies
-and bookkeeping included: ours, what PyTorch offers, and the naive reference. On a CPU the contenders take turns, the
+and bookkeeping included: ours, what PyTorch offers, and the naive reference. On a CPU the contenders take turns in a drawn order, the
 figure is process CPU time in one thread, and a run in which a calibration product swings by more than 15 % is to be
 discarded: exit status 1. The same cases serve `python -m benchmarks.gpu` and `pytest benchmarks/test_kernels.py`.
 """
 
 import argparse
+import random
 import statistics
 import time
 
@@ -26,12 +27,14 @@ def time_on_cpu(case: Case, dtype: torch.dtype, repeats: int) -> dict[tuple[str,
     times: dict[tuple[str, str], list[float]] = {}
     plain = {name: one for name, one in case.contenders.items() if name not in case.only_compiled}
     usable = {name: one for name, one in plain.items() if runs(one, arguments, cotangents)}
-    for _ in range(repeats):
-        for name, contender in usable.items():
-            for mode, one in (("forward", None), ("both", cotangents)):
-                begin = time.process_time()
-                run(contender, arguments, one)
-                times.setdefault((name, mode), []).append(time.process_time() - begin)
+    turns = [(name, mode) for name in usable for mode in ("forward", "both")]
+    for number in range(repeats):
+        # Whoever follows a backward pass pays for the memory that it gave back to the system: not always the same one.
+        random.Random(number).shuffle(turns)
+        for name, mode in turns:
+            begin = time.process_time()
+            run(usable[name], arguments, cotangents if mode == "both" else None)
+            times.setdefault((name, mode), []).append(time.process_time() - begin)
     return {key: statistics.median(found) for key, found in times.items()}
 
 
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(operators('small'))}")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: runs benchmarks.gpu, in bf16")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="on a CPU (default: float32)")
-    parser.add_argument("--repeats", type=int, help="on a CPU (default: 15)")
+    parser.add_argument("--repeats", type=int, help="on a CPU (default: 25)")
     options = parser.parse_args(argv)
     unknown = sorted(set(options.only or ()) - set(operators("small")))
     if unknown:
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     for case in cases("small"):
         if options.only and case.operator not in options.only:
             continue
-        times = time_on_cpu(case, getattr(torch, options.dtype or "float32"), options.repeats or 15)
+        times = time_on_cpu(case, getattr(torch, options.dtype or "float32"), options.repeats or 25)
         for name in dict.fromkeys(one for one, _ in times):
             print(f"{case.name:58s} {name:20s} {times[name, 'forward'] * 1e3:11.2f} {times[name, 'both'] * 1e3:9.2f}")
     swing = abs(_calibrate() / before - 1)

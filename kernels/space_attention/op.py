@@ -30,7 +30,10 @@ def space_attention(qkv: Tensor) -> Tensor:
         ValueError: wrong rank, shape or dtype.
     """
     check_arguments(qkv)
-    if dispatch.backend("space_attention", qkv, **_sizes(qkv)) == "flash":
+    backend = dispatch.backend("space_attention", qkv, **_sizes(qkv))
+    if qkv.shape[1] == 1:
+        return qkv[:, :, 2]  # a pixel alone attends to itself, whatever the backend: coarse levels of small crops
+    if backend == "flash":
         return attend_varlen(qkv)
     # A CPU's SDPA is slow in bf16, above all backward.
     short = qkv.shape[1] <= MOST_PIXELS_BY_PRODUCTS
