@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..row_softmax import row_softmax
 from ..time_attention.library import varlen_library
 
 
@@ -26,5 +27,5 @@ def attend_products(qkv: Tensor) -> Tensor:
     """Batched products over head-major copies, the scale in the queries' copy."""
     frames, pixels, _, heads, channels = qkv.shape
     query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, frames * heads, pixels, channels)
-    weights = torch.bmm(query * channels**-0.5, key.mT).softmax(dim=-1)
+    weights = row_softmax(torch.bmm(query * channels**-0.5, key.mT))
     return torch.bmm(weights, value).view(frames, heads, pixels, channels).transpose(1, 2)
