@@ -27,7 +27,7 @@ from aef.evaluation.tables import markdown_table
 from aef.mapping.cog import writing_cog
 from aef.mapping.files import read_tags, transform_of
 from aef.mapping.labels import LabelError, Samples
-from aef.timecode import parse_period
+from aef.search import choose_fields
 
 if TYPE_CHECKING:
     import xarray
@@ -106,22 +106,17 @@ class Accuracy:
 
 
 def of_one_period(files: Sequence[Path], period: str | None) -> list[Path]:
-    """The fields of one valid period: of ``period``, or of the only one that there is.
+    """The fields of one valid period, ``period`` or the only one that there is, and of one model.
 
     Raises:
-        LabelError: there are none, or fields of several periods and no choice. A class of one year looks like another
-            in the next.
+        SearchError: there are none of the period, or their vectors do not compare.
+        LabelError: fields of several periods and no choice: a class of one year looks different in the next.
     """
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        found.setdefault(read_tags(path)[1].get("period", "unknown"), []).append(path)
-    wanted = None if period is None else str(parse_period(period))
-    if wanted is None and len(found) == 1:
-        return list(files)
-    if wanted not in found:
-        asked = "fields of one period, or --period" if wanted is None else f"fields of {wanted}"
-        raise LabelError(f"expected {asked}, found {', '.join(sorted(found))}")
-    return found[wanted]
+    chosen = choose_fields(files, period=period)
+    periods = sorted({read_tags(path)[1].get("period", "unknown") for path in chosen})
+    if len(periods) > 1:
+        raise LabelError(f"expected fields of one period, or --period, found {', '.join(periods)}")
+    return chosen
 
 
 def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any:

@@ -259,6 +259,15 @@ def test_fields_of_several_periods_need_a_choice(folder, capsys):
     assert call(folder, "--period", "2018-01-01/2019-01-01") == 1
 
 
+def test_fields_of_another_model_are_refused(folder, capsys):
+    other = field(3)
+    other.attrs["model_weights"] = "another"
+    write_field(folder / "fields" / "c3.tif", other)
+    assert call(folder) == 1
+    assert "their vectors do not compare" in capsys.readouterr().err
+    assert not (folder / "maps" / "legend.csv").exists()
+
+
 def test_maps_are_made_where_no_accuracy_can_be(folder, capsys):
     points(folder / "labels.csv", [(1, 1, "water", 0), (2, 10, "wood", 0)])
     assert call(folder) == 0

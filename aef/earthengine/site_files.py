@@ -14,8 +14,8 @@ import numpy as np
 from aef.clock import Period, parse_period, parse_time
 from aef.earthengine.site import Site, SiteError, at
 
-_LON = ("lon", "longitude", "lng", "x", "long")
-_LAT = ("lat", "latitude", "y")
+LON = ("lon", "longitude", "lng", "x", "long")
+LAT = ("lat", "latitude", "y")
 _ID = ("id", "site", "site_id", "name", "index")
 _START = ("start", "start_ms", "support_start", "support_start_ms", "period_start", "period_start_ms", "start_date")
 _END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_end_ms", "end_date")
@@ -76,7 +76,7 @@ def _site(row: dict[str, Any]) -> Site:
     def field(names: Sequence[str]) -> Any:
         return next((row[name] for name in names if row.get(name) not in (None, "")), None)
 
-    lon, lat = field(_LON), field(_LAT)
+    lon, lat = field(LON), field(LAT)
     if lon is None or lat is None:
         raise SiteError(f"expected columns lon and lat (or longitude/latitude, x/y), found {', '.join(map(str, row))}")
     site, start, end = field(_ID), field(_START), field(_END)
@@ -169,7 +169,7 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
     except pyarrow.ArrowInvalid as error:
         raise SiteError(f"{path}: is no Parquet file ({error})") from None
     names = {name.lower(): name for name in table.schema_arrow.names}
-    stated = any(name in names for name in _LON) and any(name in names for name in _LAT)
+    stated = any(name in names for name in LON) and any(name in names for name in LAT)
     for batch in table.iter_batches(_BATCH):
         for row in batch.to_pylist():
             lowered = {name: row[original] for name, original in names.items()}

@@ -21,12 +21,11 @@ from rasterio.warp import transform_bounds, transform_geom
 from rasterio.windows import from_bounds
 
 from aef.earthengine.site import SiteError
-from aef.earthengine.site_files import VECTOR_SUFFIXES, geojson_features, vector_features
+from aef.earthengine.site_files import LAT, LON, VECTOR_SUFFIXES, geojson_features, vector_features
 
 if TYPE_CHECKING:
     import xarray
 
-LON, LAT = ("lon", "longitude", "lng", "long", "x"), ("lat", "latitude", "y")
 MOST_CLASSES = 254
 """A class map has a byte a pixel, and 0 is no data."""
 
@@ -167,7 +166,7 @@ def sample(
     areas: Sequence[LabelledArea],
     *,
     most: int = 50,
-    block_m: float = 1000.0,
+    block_m: float = 500.0,
     seed: int = 0,
 ) -> Samples:
     """The vectors beneath labels: the pixel that holds a point; of an area the pixels whose centre it holds.
