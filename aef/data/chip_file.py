@@ -1,7 +1,7 @@
 """One chip on disk: the one data contract of the project, read, written and checked (docs/data.md).
 
 A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a temporary
-name and renamed. Readers outside this module see `Chip` only, never the file format. A chip that breaks the contract is
+name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only, never the file format. A chip that breaks the contract is
 refused with file, source, field and reason; it is never silently repaired.
 """
 
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from aef import atomic
+from aef.data import shards
 from aef.data.contract import ARRAYS, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import Look
+from aef.data.index import Look, list_names
 from aef.data.validation import validate
 from aef.sources import Registry
 
@@ -38,11 +39,13 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
     """Validate and write a chip, atomically: a reader sees the old file or the whole new one.
 
     Raises:
-        ChipError: the chip breaks the contract; nothing is written.
+        ChipError: the chip breaks the contract, or lies in a shard; nothing is written.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
     validate(chip, registry, file=path.name)
+    if shards.split(path):
+        raise ChipError("lies in a shard, which is only read: write it before packing", file=path)
     try:
         header = json.dumps(_header(chip)).encode()
     except (TypeError, ValueError) as error:
@@ -67,7 +70,8 @@ def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
     Chips that are written again lose the texts that were attached to them.
     """
     wanted = list(ids)
-    held = [f"{name}.npz" for name in wanted if (Path(folder) / f"{name}.npz").exists()]
+    there = {name.rpartition("/")[2] for name in list_names(Path(folder))} if Path(folder).is_dir() else set()
+    held = [f"{name}.npz" for name in wanted if f"{name}.npz" in there]
     if held:
         raise ChipError(
             f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
@@ -120,10 +124,10 @@ _DAMAGE = (
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The archive of a chip; whatever goes wrong inside becomes a `ChipError` that names the file."""
-    if not path.exists():
+    if not shards.is_there(path):
         raise FileNotFoundError(f"{path}: no such chip")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with shards.opened(path) as stream, np.load(stream, allow_pickle=False) as archive:
             yield archive
     except ChipError as error:
         raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
@@ -133,8 +137,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _why(path: Path, error: BaseException) -> str:
     """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
-    if not zipfile.is_zipfile(path):
-        return "not a whole .npz archive"
+    if isinstance(error, shards.ShardError):
+        return str(error)
+    with shards.opened(path) as stream:
+        if not zipfile.is_zipfile(stream):
+            return "not a whole .npz archive"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
 
 
@@ -260,10 +267,10 @@ def _contents(archive: zipfile.ZipFile) -> bytes:
 def _contents_of(path: Path) -> bytes:
     """Likewise of a file that may be damaged: of its size where it is no archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
             return _contents(archive)
     except (zipfile.BadZipFile, ValueError, LookupError, struct.error, RuntimeError, OSError):
-        size = path.stat().st_size if path.exists() else 0
+        size = shards.size_of(path) if shards.is_there(path) else 0
         return hashlib.sha256(str(size).encode()).digest()[:16]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from aef.data import shards
 from aef.data.chip_file import (
     FORMAT_VERSION,
     look_at,
@@ -83,7 +84,7 @@ class Indices(Sequence[int]):
 
 
 class ChipFolder:
-    """The chips of a folder and its sub-folders in a fixed (sorted) order.
+    """The chips of a folder, its sub-folders and its shards in a fixed (sorted) order.
 
     What start-up asks of all of them is answered by the folder's index (`aef.data.index`), which is made when it is first
     asked for and is as true as the files are then.
@@ -92,6 +93,7 @@ class ChipFolder:
         FileNotFoundError: the folder does not exist.
         NotADirectoryError: it is a file.
         ChipError: it holds no chip, or two of one name in two sub-folders.
+        ShardError: a shard is no whole archive.
     """
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
@@ -105,7 +107,8 @@ class ChipFolder:
         names = list_names(self.path)
         if not names:
             raise ChipError(
-                "holds no chip (*.npz): make some with `aef synthesize`, `aef ingest` or `aef download`", file=self.path
+                "holds no chip (*.npz, *.chips.zip): make some with `aef synthesize`, `aef ingest` or `aef download`",
+                file=self.path,
             )
         _require_own_names(names, self.path)
         self.files = ChipFiles(self.path, names)
@@ -259,12 +262,12 @@ class ChipFolder:
         """SHA-256 over some chips: their names and what their sources hold, without decoding a pixel.
 
         An archive lists size and checksum of every array. So a copy has the digest of its original, other compression,
-        labels, texts or dates of the files change nothing, and other values do.
+        labels, texts, shards or dates of the files change nothing, and other values do.
         """
         names = self.index.names
         found = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
         for index in indices:
-            found.update(names[index].encode("utf-8", "surrogatepass") + b"\0")
+            found.update(shards.original(names[index]).encode("utf-8", "surrogatepass") + b"\0")
         return found.hexdigest()
 
 

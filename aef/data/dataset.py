@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from aef.config import Config, ConfigError, DataConfig
+from aef.data import shards
 from aef.data.chips import Chip, ChipError, ChipFolder
 from aef.data.collate import Collator, Sample
 from aef.data.sampling import Sampler, TextVectors
@@ -230,7 +231,7 @@ def storage_fault(error: Exception, path: Path) -> str | None:
 def _is_whole(path: Path) -> bool:
     """Whether every array of a chip's archive has the checksum that the archive lists."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
             return archive.testzip() is None
     except Exception:
         return False

@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from multiprocessing import context, reduction
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,6 +25,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from aef import atomic
+from aef.data import shards
 
 FILE_NAME = "chips.index"
 
@@ -61,7 +63,10 @@ Say = Callable[[str], None]
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names of the chips of a folder and its sub-folders, relative to it with `/`, sorted. Hidden ones are no chips."""
+    """Names of the chips of a folder, its sub-folders and shards, relative to it with `/`, sorted. Hidden ones are no chips.
+
+    Raises ShardError where a shard is no whole archive.
+    """
     found: list[str] = []
     waiting, visited = [""], set()
     while waiting:
@@ -78,6 +83,8 @@ def list_names(folder: Path) -> list[str]:
                     found.append(inside + entry.name)
                 elif entry.is_dir():
                     waiting.append(f"{inside}{entry.name}/")
+                elif entry.name.endswith(shards.SUFFIX):
+                    found += (f"{inside}{entry.name}/{name}" for name in shards.names_in(Path(entry.path)))
     return sorted(found, key=lambda name: name.split("/"))  # the order of paths
 
 
@@ -113,7 +120,7 @@ class Index:
         sources: names of all sources; ``present`` (N, S) says which a chip holds.
         frames, seconds: (N, S) uint32, of the sources with times.
         contents: (N, 16) digest of the arrays. sound: (N,) whether the chip could be read.
-        signature: (N, 3) size, mtime, ctime of the file; zeros: not to be trusted later.
+        signature: (N, 3) size, mtime, ctime of the file or shard; zeros: not to be trusted later.
         checked: (N,) uint64, the rules by which every value of the chip was found right; 0: not checked yet.
         twins: two chips of one id, or None.
     """
@@ -249,14 +256,23 @@ def _clock_ns(path: Path) -> int | None:
 
 
 def _signatures(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Size, mtime and ctime of every file, (N, 3) int64; zeros of one that is gone."""
+    """Size, mtime and ctime of every chip's file or shard, (N, 3) int64; zeros of one that is gone."""
 
-    def signature(name: str) -> tuple[int, int, int]:
+    def of_file(path: str) -> tuple[int, int, int]:
         try:
-            found = os.stat(f"{folder}/{name}")
+            found = os.stat(path)
         except OSError:
             return 0, 0, 0
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    @lru_cache(maxsize=64)
+    def of_shard(path: str) -> tuple[int, int, int] | None:
+        return None if os.path.isdir(path) else of_file(path)
+
+    def signature(name: str) -> tuple[int, int, int]:
+        shard, packed, _ = name.partition(f"{shards.SUFFIX}/")
+        found = of_shard(f"{folder}/{shard}{shards.SUFFIX}") if packed else None
+        return of_file(f"{folder}/{name}") if found is None else found
 
     flat = (number for three in _spread(signature, names) for number in three)
     return np.fromiter(flat, np.int64, 3 * len(names)).reshape(-1, 3)

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from rasterio.warp import transform as warp
 
-from aef.data.chips import ChipFolder, TextPoint, read_chip, write_chip
+from aef.data import shards
+from aef.data.chips import ChipError, ChipFolder, TextPoint, read_chip, write_chip
 from aef.data.contract import grid_position
 from aef.sources import Registry
 from aef.text.points import open_points
@@ -65,9 +66,12 @@ def attach_points(
         Counts: chips, chips with texts, texts written, points that lie on no chip.
 
     Raises:
-        TextError: not text points. ChipError, FileNotFoundError: no chips, or a damaged one.
+        TextError: not text points. ChipError, FileNotFoundError: no chips, a damaged one, or one in a shard.
     """
     folder = ChipFolder(chips, registry)
+    packed = next((name for name in folder.files.names if shards.original(name) != name), None)
+    if packed is not None:
+        raise ChipError("lies in a shard, which is only read: attach texts before packing", file=folder.path / packed)
     footprints = [_footprint(folder, index) for index in range(len(folder))]
     found, total, lost = _assign(points, footprints)
     counts: Counter[str] = Counter(chips=len(footprints), points=total, on_no_chip=lost)

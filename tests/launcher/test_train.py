@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from aef.launcher import throughput, train
+from aef.launcher import pack, throughput, train
 from aef.launcher.command import run
 
 
@@ -97,7 +97,7 @@ def test_wrong_data_are_one_line_and_leave_nothing(chips, tmp_path, capsys):
     run_folder = tmp_path / "run"
     (tmp_path / "empty").mkdir()
     line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "empty", "--out", run_folder)
-    assert "holds no chip (*.npz): make some with `aef synthesize`" in line
+    assert "holds no chip (*.npz, *.chips.zip): make some with `aef synthesize`" in line
     line = error_of(capsys, train, "--config", "tiny", "--data", tmp_path / "absent", "--out", run_folder)
     assert "absent: no such folder of chips" in line
     line = error_of(capsys, train, "--config", "tiny", "--data", chips / "place1.npz", "--out", run_folder)
@@ -167,6 +167,22 @@ def test_a_run_through_the_command(chips, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert call(train, *arguments, "--resume", "auto", "train.steps=2") == 0
     assert "already at step 3, nothing is left of train.steps=2" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_packed_copy_of_its_chips(chips, tmp_path, capsys):
+    store, settings = tmp_path / "packed", ("train.checkpoint_every=2", "train.figure_every=9", "data.crops_per_chip=1")
+    size_mb = (chips / "place1.npz").stat().st_size / 2**20
+    assert call(pack, "--data", chips, "--out", store, "--shard-mb", max(1.0, 2.5 * size_mb)) == 0
+    assert "5 chips in" in capsys.readouterr().out and not list(store.glob("*.npz"))
+    losses = {}
+    for name, later in (("plain", chips), ("packed", store)):
+        for data, steps in ((chips, 2), (later, 4)):
+            run_of = ("--config", "tiny", "--data", data, "--out", tmp_path / name)
+            assert call(train, *run_of, "--resume", "auto", "--quiet", f"train.steps={steps}", *settings) == 0
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines if "loss" in line]
+    assert len(losses["plain"]) == 4
+    assert losses["packed"] == pytest.approx(losses["plain"], rel=1e-5)
 
 
 def test_a_profile_names_every_phase_of_a_step(chips, tmp_path, capfd):
