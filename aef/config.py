@@ -148,7 +148,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    preset: str = "large"
+    """All settings of a run. Defaults are the paper's where it states a number; the named choices are in `PRESETS`.
+
+    Attributes:
+        preset: the named choice that the settings started from; `load_config` says it, and versions of models name it.
+    """
+
+    preset: str = "custom"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -215,7 +221,7 @@ XLARGE = Config(
     preset="xlarge",
     model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
 )
-"""About a billion parameters, for sharding; ours."""
+"""About a billion parameters, to shard over GPUs. Not in the paper."""
 
 BASE = Config(
     preset="base",
@@ -225,7 +231,7 @@ BASE = Config(
     data=DataConfig(targets_per_source=2),
     train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
 )
-"""One GPU; ours."""
+"""Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Not in the paper."""
 
 SMALL = Config(
     preset="small",
@@ -262,7 +268,7 @@ SMALL = Config(
         figure_every=1000,
     ),
 )
-"""Two CPU cores, minutes; ours."""
+"""Learns in minutes on two CPU cores; docs/results/learning.md says what decided each setting. Not in the paper."""
 
 TINY = Config(
     preset="tiny",
@@ -282,6 +288,6 @@ TINY = Config(
         steps=20, global_batch=2, micro_batch=2, peak_lr=1e-3, warmup_steps=2, checkpoint_every=10, figure_every=0
     ),
 )
-"""Tests; ours."""
+"""As little as runs every part, for tests. Not in the paper."""
 
 PRESETS = {config.preset: config for config in (TINY, SMALL, BASE, LARGE, XLARGE)}

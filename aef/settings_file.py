@@ -1,6 +1,7 @@
 """YAML and dotted overrides over the plain dataclasses of `aef.config`; YAML entries for `aef.sources`.
 
-Only the launcher's side reads settings files: the model and the kernels import no settings library.
+Whatever reads YAML goes through here (runs, recipes, commands). The model, the objective and the kernels do not: they import no
+settings library.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Embed chips with a trained model: one field per chip and valid period, as files and quicklooks.
 
-    python launcher/embed.py --checkpoint RUN --data CHIPS --period 2018-01-01/2019-01-01 --out FIELDS
+    aef embed --checkpoint RUN --data CHIPS --period 2018-01-01/2019-01-01 --out FIELDS
 
 A field is made from all frames of the support of its period: the calendar year that holds it, else a year around its
 middle, or what --support names. Periods of one support are served by one pass of the encoder. Where several chips show one

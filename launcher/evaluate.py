@@ -1,6 +1,6 @@
 """Judge a trained model: withheld dates against naive predictors, few labels against hand-made features, health.
 
-    python launcher/evaluate.py --checkpoint RUN --data CHIPS --withheld dates.csv --set report
+    aef evaluate --checkpoint RUN --data CHIPS --withheld dates.csv --set report
 
 Several runs (seeds) are judged one after the other, and then on average: error, least and most of the runs, and the
 mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set

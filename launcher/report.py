@@ -1,6 +1,6 @@
 """Write one HTML page about a run: inputs, reconstructions, embeddings, learning curve, tables against baselines.
 
-    python launcher/report.py --checkpoint RUN --data CHIPS --out report.html
+    aef report --checkpoint RUN --data CHIPS --out report.html
 
 The dates that the run withheld and the places that it held out are judged; the page needs no network.
 """

@@ -1,7 +1,7 @@
 """Search places by words, or by the example of a pixel, with a trained model.
 
-    python launcher/search.py --checkpoint RUN --data CHIPS --text "a forest on a steep slope" --out DIR
-    python launcher/search.py --fields FIELDS --at 4.35,50.85 --period 2019-01-01/2020-01-01 --out DIR
+    aef search --checkpoint RUN --data CHIPS --text "a forest on a steep slope" --out DIR
+    aef search --fields FIELDS --at 4.35,50.85 --period 2019-01-01/2020-01-01 --out DIR
 
 Writes DIR/search.png (the best places and their similarity), DIR/places.csv, and a GeoTIFF of the similarity of every
 field. Words need a run that learnt from texts (`aef text`), and the text tower that it learnt with. Fields must be of one

@@ -1,8 +1,8 @@
 """Read geolocated texts (Wikipedia, GBIF), put them into chips and encode them for training.
 
-    python launcher/text.py --wikipedia enwiki-pages-articles.xml.bz2 --wikidata extract.csv --gbif download.zip \\
+    aef text --wikipedia enwiki-pages-articles.xml.bz2 --wikidata extract.csv --gbif download.zip \\
         --attach CHIPS --tower ViT-B-32 --weights open_clip_model.safetensors
-    python launcher/text.py --encode CHIPS --tower tiny
+    aef text --encode CHIPS --tower tiny
 
 The corpora become one Parquet file of text points (--out; CHIPS/texts.parquet by default); an interrupted run goes on
 where it stopped. --attach writes the texts that lie on each chip into it; an earlier file is attached with --points.
