@@ -57,8 +57,8 @@ def multiply(x: Tensor | kernels.Normalized, weight: Tensor, bias: Tensor | None
 
 
 class LinearGelu(nn.Module):
-    """GELU(x W^T + b): (..., I) → (..., O). With `reader`, the layer that multiplies it next: what that makes of x W^T and
-    b, so that the GELU's output need not be kept."""
+    """GELU(x W^T + b): (..., I) → (..., O). With `then`, the layer that multiplies it next: what that makes of x W^T and b,
+    so that the GELU's output need not be kept."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class LinearGelu(nn.Module):
         self.bias = new_bias(outputs)
 
     def forward(
-        self, x: Tensor | kernels.Normalized, reader: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, x: Tensor | kernels.Normalized, then: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
         y = multiply(x, self.weight)
-        return kernels.bias_gelu(y, self.bias) if reader is None else reader(y, self.bias)
+        return kernels.bias_gelu(y, self.bias) if then is None else then(y, self.bias)
 
 
-Reader = Callable[[Tensor, "Tensor | kernels.Normalized"], Any]
+Then = Callable[[Tensor, "Tensor | kernels.Normalized"], Any]
 """A layer that reads a norm: (state, LN(state)) → what it makes of them."""
 Merge = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 """A layer that ends a branch: (residual, (scale, shift) of the norm that reads its state) → (state, LN(state))."""
@@ -106,11 +106,19 @@ class LinearResidual(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of one pixel or token, statistics in fp32: LN(x).
+    """LayerNorm over the channels of one pixel or token, statistics in fp32; with the layers before and after it, if given.
 
-    With `merge`, the layer that makes the state which is to be normalised from `x`: (state, LN(state)), in one pass. With
-    `reader`: what that makes of the two. It is called inside, so that whoever gathers the parameters of layers (ZeRO-3)
-    has gathered this one's for its backward, which needs them where the norm is made again (`remake`) instead of kept.
+    ===============================  ====================================================
+    call                             returns
+    ===============================  ====================================================
+    ``norm(x)``                      LN(x)
+    ``norm(x, then=f)``              f(x, LN(x))
+    ``norm(x, made_by=m)``           state, LN(state), which ``m`` makes of x in one pass
+    ``norm(x, made_by=m, then=f)``   f(state, LN(state))
+    ===============================  ====================================================
+
+    Both are called inside, so that whoever gathers the parameters of layers (ZeRO-3) has gathered this one's for their
+    backward too, which needs them where LN(x) is made again (`remake`) instead of kept.
     """
 
     def __init__(self, width: int) -> None:
@@ -119,20 +127,20 @@ class ChannelNorm(nn.Module):
         self.bias = new_bias(width)
         self.remake = False
 
-    def forward(self, x: Tensor, merge: Merge | None = None, reader: Reader | None = None) -> Any:
-        if merge is None:
+    def forward(self, x: Tensor, made_by: Merge | None = None, then: Then | None = None) -> Any:
+        if made_by is None:
             state, normal = x, kernels.channel_norm(x, self.weight, self.bias)
         else:
-            state, normal = merge(x, (self.weight, self.bias))
-        if reader is None:
-            return normal if merge is None else (state, normal)
+            state, normal = made_by(x, (self.weight, self.bias))
+        if then is None:
+            return normal if made_by is None else (state, normal)
         if self.remake and torch.is_grad_enabled():
-            return reader(state, kernels.Normalized(normal, state, self.weight, self.bias))
-        return reader(state, normal)
+            return then(state, kernels.Normalized(normal, state, self.weight, self.bias))
+        return then(state, normal)
 
 
 class ResidualMlp(nn.Module):
-    """x + W2 GELU(W1 LN(x)): the pre-norm MLP of a transformer layer; with `merge` of the state that it makes from x."""
+    """x + W2 GELU(W1 LN(x)): the pre-norm MLP of a transformer layer; with `made_by` of the state that this makes of x."""
 
     def __init__(self, width: int, ratio: int, *, gain: float = 1.0) -> None:
         super().__init__()
@@ -140,8 +148,8 @@ class ResidualMlp(nn.Module):
         self.expand = LinearGelu(width, ratio * width)
         self.contract = LinearResidual(ratio * width, width, gain=gain)
 
-    def forward(self, x: Tensor, merge: Merge | None = None) -> Tensor:
-        return self.norm(x, merge, self._of_norm)
+    def forward(self, x: Tensor, made_by: Merge | None = None) -> Tensor:
+        return self.norm(x, made_by, self._of_norm)
 
     def _of_norm(self, x: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
         return self.expand(normal, lambda hidden, bias: self.contract(hidden, x, before_bias=bias))
@@ -156,7 +164,7 @@ class Conv3x3(nn.Module):
         self.bias = new_bias(outputs)
 
     def forward(self, x: Tensor | kernels.Activated | kernels.Normalized, residual: Tensor | None = None) -> Tensor:
-        return kernels.conv3x3(x, self.weight, self.bias, False, residual)
+        return kernels.conv3x3(x, self.weight, self.bias, residual=residual)
 
 
 class Conv3x3Gelu(nn.Module):

@@ -50,7 +50,7 @@ class PrecisionOperator(nn.Module):
         self.last = Conv3x3(width, width, gain=gain)
 
     def forward(self, x: Tensor, normal: Tensor | None = None) -> Tensor:
-        return self.norm(x, reader=self._of_norm) if normal is None else self._of_norm(x, normal)
+        return self.norm(x, then=self._of_norm) if normal is None else self._of_norm(x, normal)
 
     def _of_norm(self, x: Tensor, normal: Tensor | kernels.Normalized) -> Tensor:
         y = normal
@@ -80,7 +80,7 @@ class TimeOperator(nn.Module):
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, P, C)
         split = (3, self.heads, self.head_width)
-        qkv = self.norm(x, reader=self._project).unflatten(-1, split)  # (F, P, 3, H, D)
+        qkv = self.norm(x, then=self._project).unflatten(-1, split)  # (F, P, 3, H, D)
         table = self.qkv(self.time(timecode)).unflatten(-1, split)  # (F, 3, H, D)
         attended = kernels.time_attention(qkv, table, cu_frames, max_frames)
         x = self.mlp(x, partial(self.out, attended.flatten(-2)))
@@ -104,7 +104,7 @@ class SpaceOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames, height, width, channels = x.shape
         x = x.reshape(frames, height * width, channels)  # (F, N, C)
-        qkv = self.norm(x, reader=self._project).unflatten(-1, (3, self.heads, self.head_width))
+        qkv = self.norm(x, then=self._project).unflatten(-1, (3, self.heads, self.head_width))
         x = self.mlp(x, partial(self.out, kernels.space_attention(qkv).flatten(-2)))
         return x.view(frames, height, width, channels)
 
