@@ -108,7 +108,10 @@ def _shard(arguments: argparse.Namespace) -> Shard:
 
     if arguments.shard is None:
         if is_a_rank_of_several():
-            raise ValueError("each rank of torchrun would embed every chip: add --shard auto")
+            raise ValueError(
+                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --shard auto, or "
+                "--shard 1/1 where this is the only one"
+            )
         return WHOLE
     if arguments.shard != "auto":
         return parse_shard(arguments.shard)

@@ -201,7 +201,8 @@ def test_ranks_of_torchrun_take_their_shares_and_gpus(call, five_chips, monkeypa
     for name, value in {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     code, said = call(data=five_chips)
-    assert code == 1 and "each rank of torchrun would embed every chip: add --shard auto" in said
+    assert code == 1 and "each of several processes would embed every chip: add --shard auto" in said
+    assert "5 fields written" in call("--shard", "1/1", "--no-quicklooks", data=five_chips)[1]
     assert "shard 6/6, 0 of 5 chips" in call("--shard", "auto", data=five_chips)[1]
     assert device_of_rank() == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -432,6 +433,19 @@ def test_a_period_far_longer_than_the_support_is_warned_of_once(call, dry):
     code, said = call(*dry, period="2017-08-01/2019-04-01")
     assert code == 0 and said.count("aef embed: warning: the period 2017-08-01/2019-04-01 is 608 days long") == 1
     assert "warning" not in call(*dry, "--overwrite", period="2018-01-01/2019-01-02")[1]
+
+
+def test_quicklooks_of_many_fields_take_their_colours_from_some(call, field, monkeypatch):
+    import matplotlib.image
+
+    def pictures(coloured):
+        monkeypatch.setattr(embed, "COLOURED", coloured)
+        call()
+        return [matplotlib.image.imread(path) for path in sorted(field.parent.glob("*.png"))]
+
+    (one, other), (alone, beside) = pictures(2**18), pictures(64)
+    assert alone.shape == one.shape and not np.array_equal(alone, one)  # stretched for its own vectors only
+    assert beside.shape == other.shape and not np.array_equal(beside, other)
 
 
 def test_quicklooks_are_pictures_of_the_fields(call, field):
