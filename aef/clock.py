@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from calendar import monthrange
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -35,9 +37,21 @@ def parse_time(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
-        raise ValueError(f"expected an ISO date like 2018-01-01, found {text!r}") from None
+        raise ValueError(f"expected an ISO date like 2018-01-01, found {text!r}{_no_such_day(text)}") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
+
+
+def _no_such_day(text: str) -> str:
+    """Why a date of the right form is none, to follow it in a message; empty for any other form."""
+    form = re.match(r"(\d{4})-?(\d\d)-?(\d\d)(?!\d)", text.strip())
+    year, month, day = map(int, form.groups()) if form else (1, 1, 1)
+    if not 1 <= month <= 12:
+        return f": there is no month {month:02d}, expected 01 to 12"
+    last = monthrange(year, month)[1]
+    if not 1 <= day <= last:
+        return f": there is no such day, {year:04d}-{month:02d} has the days 01 to {last}"
+    return ""
 
 
 def format_time(time_ms: int) -> str:

@@ -93,8 +93,8 @@ of commit 4d97759, of which about four in five were drawn or sown anew.
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for chips and runs")
-    options.add_argument("--places", type=int, default=1000, help="places that are trained on")
-    options.add_argument("--unseen", type=int, default=80, help="places that are not")
+    options.add_argument("--places", type=int, default=1000, metavar="N", help="places that are trained on")
+    options.add_argument("--unseen", type=int, default=80, metavar="N", help="places that are not")
     options.add_argument("--steps", type=int, default=300, help="training steps of each run")
     options.add_argument("--batch", type=int, default=24, help="samples a step")
     options.add_argument(

@@ -153,7 +153,7 @@ PARTS: dict[str, Callable[[Places], Iterator[str]]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
-    p.add_argument("--places", type=int, default=24, help="test places")
+    p.add_argument("--places", type=int, default=24, metavar="N", help="test places")
     p.add_argument("--seed", type=int, default=TEST_SEED, help="of the Earth")
     options = p.parse_args(argv)
     unknown = set(options.parts) - set(PARTS)

@@ -56,6 +56,13 @@ def add_device(options: argparse.ArgumentParser) -> None:
     options.add_argument("--device", default="auto", metavar="DEVICE", help=words)
 
 
+def device_of_rank() -> str:
+    """For `--device auto` under torchrun: each rank of a machine has a GPU of its own, where there are GPUs."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(module: str, path: str, device: str):
     """The trained model of a run on a device, which is said where there is a choice. Raises RunError where it cannot be had."""
     import torch
@@ -183,9 +190,10 @@ class Progress:
 
     PLAIN_EVERY_S = 10.0
 
-    def __init__(self, title: str, total: int, unit: str = "item") -> None:
+    def __init__(self, title: str, total: int, unit: str = "item", *, alone: bool = True) -> None:
+        """``alone``: no other process writes to this terminal, where bars would overwrite each other."""
         self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._bar = _rich_bar(title, total) if sys.stderr.isatty() else None
+        self._bar = _rich_bar(title, total) if alone and sys.stderr.isatty() else None
         self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> Progress:

@@ -23,8 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over `small`")
     options.add_argument("--out", default="demo", metavar="DIR", help="folder for chips, run and report")
     options.add_argument("--data", metavar="CHIPS", help="folder of chips; default: a synthetic Earth")
-    options.add_argument("--places", type=int, default=48, help="places of the synthetic Earth")
-    options.add_argument("--held-out", type=int, default=12, help="places that training does not read, at most a third")
+    options.add_argument("--places", type=int, default=48, metavar="N", help="places of the synthetic Earth")
+    options.add_argument(
+        "--unseen", type=int, default=12, metavar="N", help="places that training does not read, at most a third"
+    )
     options.add_argument("--seed", type=int, default=0, help="of the synthetic Earth and the training")
     arguments = options.parse_args(argv)
 
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         learning += ["data.chip_px=16", "train.global_batch=6", "train.micro_batch=6", "data.crops_per_chip=1"]
         learning += ["data.frame_budget=0.4", "data.budget_spread=0.5", "model.decoder_width=128"]
         learning += ["train.weight_decay=0.01"]
-    held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.held_out)
+    held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.unseen)
     given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
     if held_out:
         given.append(f"data.held_out_places=[{','.join(held_out)}]")

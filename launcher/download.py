@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
         "--draw-periods", type=int, default=0, metavar="N", help="draw N periods of 365 d within --periods"
     )
     sites.add_argument("--seed", type=int, default=0, metavar="N", help="of random sites and drawn periods")
-    sites.add_argument("--shard", metavar="i/n", help="only the i-th of n shares of the sites, for one of n hosts")
+    sites.add_argument("--shard", metavar="K/N", help="only the K-th of N shares of the sites, for one of N hosts")
 
     what = p.add_argument_group("sources")
     what.add_argument(
@@ -96,7 +96,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(with_western_longitudes(argv, "--place", "--bbox"))
     from aef.earthengine import manifest as m
-    from aef.earthengine.planning import parse_shard
+    from aef.shard import parse_shard
 
     shard = parse_shard(options.shard) if options.shard else None
     if options.export or options.verify:
@@ -185,8 +185,9 @@ def sites(options: argparse.Namespace) -> Iterator:
 
 def planned(options: argparse.Namespace) -> Iterator:
     """The chips of all sites, or of this host's share of them."""
-    from aef.earthengine.planning import PeriodRule, parse_shard, planned_chips
+    from aef.earthengine.planning import PeriodRule, planned_chips
     from aef.earthengine.sites import parse_periods
+    from aef.shard import parse_shard
 
     periods = parse_periods(options.periods) if options.periods else ()
     for period in periods:

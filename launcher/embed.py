@@ -12,17 +12,61 @@ with aef.mapping.dequantize. Quicklooks share their colours.
 
 Whole fields of this model that are there already are left as they are; a damaged one is made again. A field of another
 model, with other sources left out, from another support or in another format stops the command before anything is written.
+
+A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --shard K/N, or
+--shard auto under torchrun. They draw no quicklooks; the same command without --shard does, and makes what is missing.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aef.launcher.command import Progress, add_device, load_model, parser, run
+from aef.launcher.command import Progress, add_device, device_of_rank, load_model, parser, run
+
+if TYPE_CHECKING:
+    from aef.shard import Shard
 
 
 def main(argv: list[str] | None = None) -> int:
+    arguments = _options().parse_args(argv)
+
+    from aef.data.chips import ChipFolder
+    from aef.mapping.choice import periods_by_chip, times_of
+    from aef.mapping.field import EmbeddingError
+    from aef.shard import WHOLE
+    from aef.timecode import parse_period
+
+    periods = [parse_period(text) for text in arguments.period]
+    arguments.support = parse_period(arguments.support) if arguments.support else None
+    shard = _shard(arguments)
+    model = load_model(__file__, arguments.checkpoint, arguments.device)
+    inputs = model.inputs_without(arguments.leave_out)
+    data, out = Path(arguments.data), Path(arguments.out)
+    files = [data] if data.is_file() else list(ChipFolder(data, model.registry).files)
+    own = files[shard.number - 1 :: shard.total]
+    chips = times_of(own, files, inputs)
+    wanted = periods_by_chip(chips, periods)
+    names = {path: _names(path, wanted[path], out, arguments.format) for path in own}
+    there = _there(model, [chip for chip in chips if chip.path in names], names, arguments)
+    title = "embed" if shard == WHOLE else f"embed {shard}"
+    with Progress(title, len(own), "chip", alone=shard == WHOLE) as progress:
+        written, skipped = _embed_all(model, names, there, arguments, progress)
+    if shard == WHOLE and not written and not there:
+        raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
+    if shard == WHOLE and not arguments.no_quicklooks and not arguments.dry_run:
+        _quicklooks(sorted([*there, *written]))
+    done = "would be written" if arguments.dry_run else "written"
+    left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
+    share = "" if shard == WHOLE else f"shard {shard}, {len(own)} of {len(files)} chips: "
+    print(f"{share}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, or one chip")
@@ -45,51 +89,63 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--skip-bad", action="store_true", help="name chips and periods that cannot be embedded instead of stopping"
     )
+    options.add_argument(
+        "--shard",
+        metavar="K/N|auto",
+        help="only chips K, K+N, K+2N, …; auto: by the rank that torchrun gave this process",
+    )
     options.add_argument("--dry-run", action="store_true", help="check chips and periods, say what would be written")
     add_device(options)
-    arguments = options.parse_args(argv)
+    return options
 
-    from aef.data.chips import ChipError, ChipFolder
-    from aef.mapping.choice import periods_by_chip, read_times
+
+def _shard(arguments: argparse.Namespace) -> Shard:
+    """The share of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
+
+    Raises ValueError for a share that is none, and where every rank would embed everything.
+    """
+    from aef.shard import WHOLE, is_a_rank_of_several, parse_shard, shard_of_rank
+
+    if arguments.shard is None:
+        if is_a_rank_of_several():
+            raise ValueError(
+                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --shard auto, or "
+                "--shard 1/1 where this is the only one"
+            )
+        return WHOLE
+    if arguments.shard != "auto":
+        return parse_shard(arguments.shard)
+    if arguments.device == "auto":
+        arguments.device = device_of_rank()
+    return shard_of_rank()
+
+
+def _embed_all(
+    model, names: dict, there: set[Path], arguments: argparse.Namespace, progress: Progress
+) -> tuple[list[Path], dict[str, list[str]]]:
+    """Write the fields that are not there. Gives their files, and the names of chips and fields that were skipped.
+
+    Raises ChipError, EmbeddingError for those that cannot be made, unless they may be skipped.
+    """
+    from aef.data.chips import ChipError
     from aef.mapping.field import EmbeddingError
-    from aef.timecode import parse_period
 
-    periods = [parse_period(text) for text in arguments.period]
-    arguments.support = parse_period(arguments.support) if arguments.support else None
-    model = load_model(__file__, arguments.checkpoint, arguments.device)
-    inputs = model.inputs_without(arguments.leave_out)
-    data = Path(arguments.data)
-    chips = [
-        read_times(path, inputs) for path in ([data] if data.is_file() else ChipFolder(data, model.registry).files)
-    ]
-    out = Path(arguments.out)
-    wanted = periods_by_chip(chips, periods)
-    names = {chip.path: _names(chip.path, wanted[chip.path], out, arguments.format) for chip in chips}
-    there = _there(model, chips, names, arguments)
     written: list[Path] = []
     skipped: dict[str, list[str]] = {"chip": [], "field": []}
-    with Progress("embed", len(chips), "chip") as progress:
-        for chip in names:
-            missing = {period: path for period, path in names[chip].items() if path not in there}
-            try:
-                if missing:
-                    made = _embed(model, chip, missing, arguments, progress)
-                    written += made
-                    skipped["field"] += [path.stem for path in missing.values() if path not in made]
-            except (ChipError, EmbeddingError) as error:
-                if not arguments.skip_bad:
-                    raise
-                skipped["chip"].append(chip.name)
-                print(f"aef embed: skipped {chip.name}: {error}", file=sys.stderr)
-            progress.advance(note=chip.stem)
-    if not written and not there:
-        raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
-    if not arguments.no_quicklooks and not arguments.dry_run:
-        _quicklooks(sorted([*there, *written]))
-    done = "would be written" if arguments.dry_run else "written"
-    left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
-    print(f"{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
-    return 0
+    for chip in names:
+        missing = {period: path for period, path in names[chip].items() if path not in there}
+        try:
+            if missing:
+                made = _embed(model, chip, missing, arguments, progress)
+                written += made
+                skipped["field"] += [path.stem for path in missing.values() if path not in made]
+        except (ChipError, EmbeddingError) as error:
+            if not arguments.skip_bad:
+                raise
+            skipped["chip"].append(chip.name)
+            print(f"aef embed: skipped {chip.name}: {error}", file=sys.stderr)
+        progress.advance(note=chip.stem)
+    return written, skipped
 
 
 def _names(chip: Path, periods, out: Path, form: str) -> dict:
@@ -167,15 +223,23 @@ def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> l
     return list(missing.values())
 
 
+COLOURED = 2**18
+"""Vectors, evenly over all fields, from which the quicklooks' colours are taken: a large folder's do not fit in memory."""
+
+
 def _quicklooks(paths: list[Path]) -> None:
     """One PNG beside each field, with colours shared by all of them."""
     import matplotlib.image
 
     from aef.atomic import writing
     from aef.mapping.files import preview
-    from aef.mapping.picture import pca_rgb
+    from aef.mapping.picture import Colours
 
-    for path, picture in zip(paths, pca_rgb([preview(path) for path in paths])):
+    side = max(8, math.isqrt(COLOURED // len(paths)))
+    sample = paths[:: max(1, len(paths) * side**2 // COLOURED)]
+    colours = Colours.of([preview(path, side) for path in sample])
+    for path in paths:
+        picture = colours.picture(preview(path))
         scale = max(1, 512 // max(picture.shape[:2]))
         with writing(path.with_suffix(".png")) as stream:
             matplotlib.image.imsave(stream, picture.repeat(scale, 0).repeat(scale, 1), format="png")  # type: ignore[arg-type]

@@ -4,7 +4,7 @@
 
 Several runs (seeds) are judged one after the other, and then on average: error, least and most of the runs, and the
 mean error over that of linear interpolation. Withheld dates are those of the run unless --withheld names a list; --set
-takes the rows of its column `set`. Labels are judged on --places (default: the places that the run held out). Dates and
+takes the rows of its column `set`. Labels are judged on --only (default: the places that the run held out). Dates and
 places that a run trained on are refused; what cannot be judged is listed with its reason. Tables go to standard output,
 and to --out as JSON.
 """
@@ -34,8 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         "--withheld", metavar="CSV", help="dates that the model has not seen; default: those of its run"
     )
     options.add_argument("--set", metavar="WORD", help="judge only the rows of the list with this word in column `set`")
-    options.add_argument("--periods", default="8,30,120,365", help="lengths of the valid period around a date, days")
-    options.add_argument("--places", nargs="+", metavar="PLACE", help="places whose labels are judged")
+    options.add_argument(
+        "--period-days",
+        "--periods",
+        default="8,30,120,365",
+        metavar="DAYS",
+        help="lengths of the valid period around a date",
+    )
+    options.add_argument("--only", nargs="+", metavar="PLACE", help="places whose labels are judged")
     options.add_argument("--shots", type=int, default=10, help="labelled pixels per class, at most 300")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
@@ -50,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     require_number("--shots", arguments.shots, 1, MAX_SHOTS)
     require_number("--trials", arguments.trials, 1)
     require_number("--health-places", arguments.health_places, 1)
-    arguments.periods = _days(arguments.periods)
+    arguments.period_days = _days(arguments.period_days)
     if arguments.out:
         require_writable(arguments.out, "--out")
     runs = {}
@@ -75,7 +81,7 @@ def _days(text: str) -> list[float]:
     except ValueError:
         days = []
     if not days or not all(0 < one <= MOST_DAYS for one in days):
-        raise ValueError(f"--periods: expected days above 0 and up to {MOST_DAYS}, like 8,30,120, found {text!r}")
+        raise ValueError(f"--period-days: expected days above 0 and up to {MOST_DAYS}, like 8,30,120, found {text!r}")
     return days
 
 
@@ -99,13 +105,11 @@ def _judge(path: str, arguments):
         known = ", ".join(sorted(filter(None, folder.places()))[:3])
         raise JudgementError(f"--withheld {listed}: names no place of {folder.path}, which holds {known} …")
     held_out = set(
-        folder.require(arguments.places, "--places: holds no")
-        if arguments.places
-        else model.config.data.held_out_places
+        folder.require(arguments.only, "--only: holds no") if arguments.only else model.config.data.held_out_places
     )
     wanted = chips_to_judge(folder, held_out, judged, arguments.health_places)
     seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)
-    if arguments.places:
+    if arguments.only:
         require_unseen(model, unseen)
     if judged:
         require_unseen_dates(model, seen, judged, own)
@@ -115,7 +119,7 @@ def _judge(path: str, arguments):
         withheld=hidden,
         judged=judged,
         held_out=unseen,
-        period_days=arguments.periods,
+        period_days=arguments.period_days,
         shots=arguments.shots,
         trials=arguments.trials,
         health_places=arguments.health_places,

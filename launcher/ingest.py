@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--recipe", required=True, metavar="NAME|FILE", help=f"a recipe file, or one of {names}")
     p.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
     p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
-    p.add_argument("--places", nargs="*", default=[], metavar="PLACE", help="convert only these")
+    p.add_argument("--only", nargs="*", default=[], metavar="PLACE", help="convert only these")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
     add_compression(p, default=True)
     p.add_argument(
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     recipe = read_recipe(find_recipe(options.recipe))
     root = Path(options.input)
-    places, unused = find_places(recipe, root, options.places)
+    places, unused = find_places(recipe, root, options.only)
     if options.dry_run:
         for place in places:
             print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
         return 0
     with Progress("ingest", total=len(places), unit="chip") as progress:
-        chosen = tuple(options.places)
+        chosen = tuple(options.only)
         for report in convert(
             recipe,
             root,

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--label", action="append", default=[], metavar="LABEL[=CODE,…]", help="label and classes; default: every label"
     )
-    options.add_argument("--places", nargs="*", metavar="PLACE", help="only these; default: every place with labels")
+    options.add_argument("--only", nargs="*", metavar="PLACE", help="only these; default: every place with labels")
     options.add_argument("--least-fields", type=int, default=3, help="classes with fewer at a place are left out")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of the splits")
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(arguments.config, [f"train.steps={arguments.steps}", *arguments.settings])
     tasks = [Task.parse(text) for text in arguments.label]
     folder = ChipFolder(arguments.data, registry_of(arguments.data))
-    places = _labelled_places(folder, arguments.places, {task.label for task in tasks})
+    places = _labelled_places(folder, arguments.only, {task.label for task in tasks})
     out, found, skipped = Path(arguments.out), [], []
     for number, place in enumerate(places, 1):
         feasible, reasons = _feasible(folder, place, tasks, arguments.least_fields)
@@ -78,7 +78,7 @@ def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list
     places = [place for place in dict.fromkeys(folder.places()) if place]
     if len(places) < 2:
         raise ValueError(f"{folder.path}: expected chips of at least two places, found {len(places)}")
-    folder.require(wanted or (), "--places: holds no")
+    folder.require(wanted or (), "--only: holds no")
     known: dict[str, set[str]] = {place: set() for place in places}
     for index, place in enumerate(folder.places()):
         if place:

@@ -21,10 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips with labels")
     options.add_argument("--out", metavar="PATH", help="write PATH.md and PATH.json")
     options.add_argument(
-        "--places", nargs="*", metavar="PLACE", help="only these; default: the held-out ones, else all of the folder"
+        "--only", nargs="*", metavar="PLACE", help="only these; default: the held-out ones, else all of the folder"
     )
     options.add_argument("--most-places", type=int, default=0, metavar="N", help="the first N of them; 0: all")
-    options.add_argument("--labels", nargs="*", default=[], metavar="LABEL", help="default: every label of the chips")
+    options.add_argument(
+        "--label", "--labels", action="extend", nargs="+", default=[], metavar="LABEL",
+        help="labels of the chips; default: every one",
+    )  # fmt: skip
     options.add_argument(
         "--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class, up to 300"
     )
@@ -52,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         require_results(Path(arguments.out), "--out")
     model = load_model(__file__, arguments.checkpoint, arguments.device)
     folder = ChipFolder(arguments.data, model.registry)
-    folder.require(arguments.places or (), "--places: holds no")
-    held_out = set(arguments.places or model.config.data.held_out_places) & set(folder.places())
+    folder.require(arguments.only or (), "--only: holds no")
+    held_out = set(arguments.only or model.config.data.held_out_places) & set(folder.places())
     files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
     chips = [model.read(path) for path in files[: arguments.most_places or None]]
     count = len(chips) * (1 if arguments.no_shuffles else len(CONDITIONS))
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         proofs = prove(
             model,
             chips,
-            arguments.labels,
+            arguments.label,
             shots=shots,
             trials=arguments.trials,
             seed=arguments.seed,

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
     options.add_argument("--out", required=True, metavar="FILE", help="the page")
     options.add_argument("--set", metavar="WORD", help="judge only the withheld dates with this word in column `set`")
-    options.add_argument("--places", type=int, default=24, help="most places of either kind that are judged")
+    options.add_argument("--most-places", type=int, default=24, metavar="N", help="judge the first N of either kind")
     options.add_argument("--trials", type=int, default=10, help="splits of the probes")
     options.add_argument(
         "--commands", metavar="FILE", help="text file of the commands that led here, shown on the page"
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     hidden = WithheldDates.read(listed, twin_ms=data.twin_ms) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()
-    unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: arguments.places]]
+    unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: arguments.most_places]]
     dated = hidden.places if hidden else set(places)
     seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
-    trained_on = [model.read(folder.files[i]) for i in seen[: arguments.places]]
+    trained_on = [model.read(folder.files[i]) for i in seen[: arguments.most_places]]
     judgement = judge(
         model,
         trained_on,

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser(__file__, __doc__)
     p.add_argument("chip", metavar="CHIP", help="a chip (.npz)")
     p.add_argument("--out", metavar="PNG", help="where to write the picture; otherwise CHIP with .png")
-    p.add_argument("--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries")
+    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
     p.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
     options = p.parse_args(argv)
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from aef.settings_file import registry_of
 
     path = Path(options.chip)
-    registry = registry_of(path.parent, files=options.sources)
+    registry = registry_of(path.parent, files=options.sources_file)
     chip = read_chip(path, registry, check_values=True)
     for name, series in chip.sources.items():
         facts = facts_of(registry[name], series)

@@ -13,9 +13,7 @@ from aef.sources_table import sources_table
 def main(argv: list[str] | None = None) -> int:
     p = parser(__file__, __doc__)
     p.add_argument("--data", metavar="CHIPS", help="folder of chips, for the entries that it carries")
-    p.add_argument(
-        "--sources-file", "--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries"
-    )
+    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
     options = p.parse_args(argv)
     print(sources_table(registry_of(*([options.data] if options.data else []), files=options.sources_file).values()))
     return 0

@@ -34,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out, with their twins")
     p.add_argument("--twin-minutes", type=float, default=60.0, metavar="MIN", help="as the run's data.twin_minutes")
-    p.add_argument(
-        "--sources-file", "--sources", nargs="*", default=[], metavar="YAML", help="files with further source entries"
-    )
+    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
     p.add_argument("--skip-bad", action="store_true", help="count chips that break the contract instead of stopping")
     p.add_argument("--dry-run", action="store_true", help="print the statistics without writing them")
     options = p.parse_args(argv)

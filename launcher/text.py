@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that parse articles; 0: this one"
     )
-    options.add_argument("--sources", action="append", default=[], metavar="FILE", help="YAML file of further sources")
+    options.add_argument(
+        "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
     options.add_argument("--dry-run", action="store_true", help="say what would be done")
     arguments = options.parse_args(argv)
     steps = _steps(arguments)
@@ -121,7 +123,7 @@ def _attach(arguments: argparse.Namespace) -> None:
     from aef.settings_file import registry_of
     from aef.text.attach import attach_points
 
-    registry = registry_of(arguments.attach, files=arguments.sources)
+    registry = registry_of(arguments.attach, files=arguments.sources_file)
     with Progress("attach", len(ChipFolder(arguments.attach, registry)), "chip") as progress:
         counts = attach_points(
             arguments.out, arguments.attach, registry, on_chip=lambda path: progress.advance(note=path.stem)
@@ -135,7 +137,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     from aef.text.cache import FOLDER, VectorCache, encode_missing
     from aef.text.tower import TextTower
 
-    folder = ChipFolder(arguments.encode, registry_of(arguments.encode, files=arguments.sources))
+    folder = ChipFolder(arguments.encode, registry_of(arguments.encode, files=arguments.sources_file))
     texts = {point["text"]: None for index in range(len(folder)) for point in folder.header(index)["texts"]}
     if not texts:
         raise ValueError(f"{arguments.encode}: its chips hold no texts: attach some, or synthesise chips, first")

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
     options.add_argument("--out", required=True, metavar="CSV", help="the list; an existing one is kept, and refused")
     options.add_argument("--every", type=int, default=5, metavar="N", help="one of N clear frames of a place")
-    options.add_argument("--most", type=int, metavar="N", help="choose at most N places, spread over the folder")
+    options.add_argument("--most-places", type=int, metavar="N", help="choose at most N, spread over the folder")
     options.add_argument(
         "--held-out",
         nargs="*",
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = options.parse_args(argv)
     require_number("--every", arguments.every, 2)
-    if arguments.most is not None:
-        require_number("--most", arguments.most, 1)
+    if arguments.most_places is not None:
+        require_number("--most-places", arguments.most_places, 1)
 
     from aef.evaluation.reconstruction import choose_dates, write_dates
 
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     for index in folder.without(names_of(arguments.held_out, "--held-out")):
         first.setdefault(folder.places()[index] or "", index)
     indices = list(first.values())
-    if arguments.most is not None:
-        count = min(arguments.most, len(indices))
+    if arguments.most_places is not None:
+        count = min(arguments.most_places, len(indices))
         indices = [indices[number * len(indices) // count] for number in range(count)]
     with Progress("withhold", total=len(indices), unit="place") as progress:
 

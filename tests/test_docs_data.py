@@ -42,7 +42,7 @@ def test_every_built_in_source_is_licensed_and_attributed():
 
 
 def test_the_sources_command_lists_own_entries(capsys):
-    assert command.main(["--sources", str(FURTHER)]) == 0
+    assert command.main(["--sources-file", str(FURTHER)]) == 0
     assert "| `agera5_daily` " in capsys.readouterr().out
 
 

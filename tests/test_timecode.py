@@ -126,6 +126,21 @@ def test_what_is_no_time_is_quoted(text):
         parse_time(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2019-02-29", "found '2019-02-29': there is no such day, 2019-02 has the days 01 to 28"),
+        ("2020-04-31T10:00", "2020-04 has the days 01 to 30"),
+        ("20190100", "2019-01 has the days 01 to 31"),
+        ("2018-13-01", "there is no month 13, expected 01 to 12"),
+        ("2018-01-01T25:00", "found '2018-01-01T25:00'$"),
+    ],
+)
+def test_a_date_that_the_calendar_does_not_have_is_told_from_one_of_another_form(text, why):
+    with pytest.raises(ValueError, match=why):
+        parse_time(text)
+
+
 def test_periods_are_half_open_and_end_after_they_start():
     period = parse_period("2018-01-01/2019-01-01")
     assert period == parse_period(("2018-01-01", "2019-01-01")) and period.length_ms == 365 * DAY_MS

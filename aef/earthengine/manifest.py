@@ -119,7 +119,7 @@ class Manifest:
             fcntl.flock(self._owner_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ManifestError(
-                f"{self.path.parent}: another download is writing here: wait for it, or give each host its --shard i/n"
+                f"{self.path.parent}: another download is writing here: wait for it, or give each host its --shard K/N"
             ) from None
 
     def _check_settings(self, settings: Mapping[str, Any] | None, read_only: bool) -> None:

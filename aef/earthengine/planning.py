@@ -39,14 +39,6 @@ class PeriodRule:
         return draw_periods(site.id, self.periods[0], self.drawn, seed=self.seed, length_days=self.days)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """``i/n`` with 1 <= i <= n → (i, n). Raises ValueError."""
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"shard: expected i/n with i from 1 to n, like 2/8, found {text!r}")
-    return int(part), int(parts)
-
-
 def planned_chips(
     sites: Iterable[Site], rule: PeriodRule, *, px: int = 128, shard: tuple[int, int] | None = None
 ) -> Iterator[PlannedChip]:

@@ -125,33 +125,46 @@ def predict(
         raise ProbeError(f"unknown probe {kind!r}: expected {', '.join(KINDS)}")
     classes = np.unique(labels)
     targets = np.where(labels[:, None] == classes, 1.0, -1.0)
-    penalty = 0.0
-    if kind == "ridge":
-        penalty = choose_penalty(features, targets, np.arange(len(labels)) if units is None else units)
-    fit = _LeastSquares(features, targets)
+    if kind == "linear":
+        return classes[_least_norm(features, targets, test).argmax(axis=1)]
+    penalty = choose_penalty(features, targets, np.arange(len(labels)) if units is None else units)
+    fit = _Ridge(features, targets)
     return classes[fit(fit.rotate(test), penalty).argmax(axis=1)]
 
 
-class _LeastSquares:
-    """Centred least squares for any ridge penalty from one singular value decomposition; 0 is the least-norm solution."""
+class _Ridge:
+    """Centred ridge regression for any penalty above 0.
+
+    One symmetric eigendecomposition serves them all, of the features' Gram matrix or of the pixels', whichever is smaller.
+    It costs less than a singular value decomposition of the features, whose accuracy only λ = 0 needs.
+    """
 
     def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
         self.centre, self.level = features.mean(axis=0), targets.mean(axis=0)
-        left, self.singular, self.right = np.linalg.svd(features - self.centre, full_matrices=False)
-        self.rotated = left.T @ (targets - self.level)
+        centred, wanted = features - self.centre, targets - self.level
+        by_pixel = centred.shape[0] < centred.shape[1]
+        gram = centred @ centred.T if by_pixel else centred.T @ centred
+        self.eigenvalues, vectors = np.linalg.eigh(gram)
+        self.directions = centred.T @ vectors if by_pixel else vectors
+        self.rotated = vectors.T @ (wanted if by_pixel else centred.T @ wanted)
         # Relative to the features' variance, so that one grid suits unit vectors and z-scores alike.
-        self.scale = np.square(self.singular).sum() / features.shape[1]
+        self.scale = np.trace(gram) / features.shape[1]
 
     def rotate(self, test: np.ndarray) -> np.ndarray:
-        """Test pixels (m, D) along the singular directions, the same for every penalty."""
-        return (test - self.centre) @ self.right.T
+        """Test pixels (m, D) along the directions, the same for every penalty."""
+        return (test - self.centre) @ self.directions
 
     def __call__(self, rotated: np.ndarray, penalty: float) -> np.ndarray:
         """Predicted targets of rotated test pixels."""
-        square = np.square(self.singular)
-        kept = self.singular > 1e-10 * max(float(self.singular[0]), 1e-300)
-        shrink = np.where(kept, self.singular / np.where(kept, square + penalty * self.scale, 1), 0)
-        return rotated @ (shrink[:, None] * self.rotated) + self.level
+        damped = np.maximum(np.maximum(self.eigenvalues, 0) + penalty * self.scale, 1e-300)
+        return rotated @ (self.rotated / damped[:, None]) + self.level
+
+
+def _least_norm(features: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Predicted targets of centred least squares, the solution of least norm where there are several."""
+    centre, level = features.mean(axis=0), targets.mean(axis=0)
+    weights = np.linalg.lstsq(features - centre, targets - level, rcond=1e-10)[0]
+    return (test - centre) @ weights + level
 
 
 def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray) -> float:
@@ -173,7 +186,7 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray)
     errors = np.zeros(len(LAMBDAS))
     for held in range(folds):
         out = fold == held
-        fit = _LeastSquares(features[~out], targets[~out])
+        fit = _Ridge(features[~out], targets[~out])
         left_out = fit.rotate(features[out])
         errors += [np.square(fit(left_out, penalty) - targets[out]).sum() for penalty in LAMBDAS]
     return LAMBDAS[int(errors.argmin())]
@@ -206,25 +219,32 @@ def probe(
         rng = np.random.default_rng((seed, trial))
         train = split_units(labelled, rng)
         chosen = draw_shots(labelled, train, shots, rng)
-        test = np.flatnonzero(~train)
+        tested = _Tested(labelled, np.flatnonzero(~train))
         for name, table in features.items():
-            wide = np.asarray(table, np.float64)
+            learnt, asked = (np.asarray(table[rows], np.float64) for rows in (chosen, tested.rows))
             for kind in kinds:
-                guess = predict(kind, wide[chosen], labelled.labels[chosen], wide[test], labelled.units[chosen])
-                _count(results[name][kind], labelled, test, guess)
+                guess = predict(kind, learnt, labelled.labels[chosen], asked, labelled.units[chosen])
+                tested.count(guess, results[name][kind])
     return results
 
 
-def _count(scores: Scores, labelled: Labelled, test: np.ndarray, guess: np.ndarray) -> None:
-    truth, units = labelled.labels[test], labelled.units[test]
-    correct = truth == guess
-    scores.trials.append(float(np.mean([correct[truth == code].mean() for code in np.unique(truth)])))
-    keys, inverse = np.unique(np.stack([units, truth]), axis=1, return_inverse=True)
-    hits = np.bincount(inverse.ravel(), weights=correct)
-    counts = np.bincount(inverse.ravel())
-    for (unit, code), hit, count in zip(keys.T.tolist(), hits, counts):
-        scores.hits[unit, code] = scores.hits.get((unit, code), 0) + int(hit)
-        scores.tests[unit, code] = scores.tests.get((unit, code), 0) + int(count)
+class _Tested:
+    """The test pixels of one trial by unit and class, the same for every feature set and probe."""
+
+    def __init__(self, labelled: Labelled, rows: np.ndarray) -> None:
+        self.rows, self.truth = rows, labelled.labels[rows]
+        keys, group = np.unique(np.stack([labelled.units[rows], self.truth]), axis=1, return_inverse=True)
+        self.keys, self.group = [(unit, code) for unit, code in keys.T.tolist()], group.ravel()
+        self.sizes = np.bincount(self.group)
+
+    def count(self, guess: np.ndarray, scores: Scores) -> None:
+        """Add the hits of one probe to its scores."""
+        correct = self.truth == guess
+        scores.trials.append(float(np.mean([correct[self.truth == code].mean() for code in np.unique(self.truth)])))
+        hits = np.bincount(self.group, weights=correct)
+        for key, hit, size in zip(self.keys, hits, self.sizes):
+            scores.hits[key] = scores.hits.get(key, 0) + int(hit)
+            scores.tests[key] = scores.tests.get(key, 0) + int(size)
 
 
 def better(results: Mapping[str, Scores], kinds: Sequence[str] = ("ridge", "kNN-3")) -> tuple[str, Scores]:

@@ -222,6 +222,7 @@ def prove(
     if not names:
         raise ProofError("no chip carries a label: nothing can be probed")
     pixels = {name: labelled_pixels(chips, name).drawn(most_pixels, seed) for name in names}
+    years = {name: tuple(year_of(model, chip, name) for chip in chips) for name in names}
     results: dict[str, dict[int | None, dict[str, ProbeResult]]] = {n: {s: {} for s in shots} for n in names}
     for condition in CONDITIONS if shuffles else CONDITIONS[:1]:
         changed = [condition.change(chip, seed + number) for number, chip in enumerate(chips)]
@@ -229,21 +230,22 @@ def prove(
         def restored(fields: Sequence[np.ndarray], condition: Condition = condition) -> list[np.ndarray]:
             return [condition.restore(field, chip, seed + n) for n, (field, chip) in enumerate(zip(fields, chips))]
 
-        years = {name: [year_of(model, chip, name) for chip in chips] for name in names}
         embedded = _embed(model, changed, years, partial(progress, condition.name))
+        baselines: dict[tuple[Period, ...], dict[str, list[np.ndarray]]] = {}
         for name in names:
-            others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
+            if years[name] not in baselines:  # labels of the same years share them
+                others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
+                baselines[years[name]] = {key: restored(fields) for key, fields in others.items()}
             ours = {key: restored([sets[key] for sets in embedded[name]]) for key in embedded[name][0]}
-            baselines = {key: restored(fields) for key, fields in others.items()}
             for count in shots:
                 results[name][count][condition.name] = compare(
-                    ours, baselines, pixels[name], name, shots=count, trials=trials, seed=seed
+                    ours, baselines[years[name]], pixels[name], name, shots=count, trials=trials, seed=seed
                 )
     return [Proof(name, len(chips), len(pixels[name].chip), results[name]) for name in names]
 
 
 def _embed(
-    model: TrainedModel, chips: Sequence[Chip], years: dict[str, list[Period]], progress: Callable[[], None]
+    model: TrainedModel, chips: Sequence[Chip], years: dict[str, tuple[Period, ...]], progress: Callable[[], None]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Feature sets of every chip by label."""
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,15 +19,16 @@ from aef.mapping.support import span_of
 from aef.timecode import Period
 
 
+class Ground(NamedTuple):
+    """Where a chip lies: the name of its place, and its grid. Chips of equal grids show the same pixels."""
+
+    place: str
+    grid: tuple
+
+
 @dataclass(frozen=True)
 class ChipTimes:
-    """Where a chip lies, and when the model's inputs saw it.
-
-    Attributes:
-        place: its name.
-        grid: chips of equal grids show the same pixels.
-        times_ms: (N,) sorted, of all inputs.
-    """
+    """Where a chip lies, and when the model's inputs saw it: ``times_ms`` (N,) sorted, of all inputs."""
 
     path: Path
     place: str
@@ -57,16 +59,40 @@ class ChipTimes:
         )
 
 
-def read_times(path: str | os.PathLike, inputs: Iterable[str]) -> ChipTimes:
-    """What a chip's header and times say. A file that cannot be read has a grid of its own and no time."""
-    path = Path(path)
+def times_of(paths: Iterable[Path], among: Sequence[Path], inputs: Sequence[str]) -> list[ChipTimes]:
+    """The times of some chips and of all that share a grid with one of them, in the order of ``among``, which holds both.
+
+    Of the others only the header is read, which takes half as long: each of N processes that share a folder asks.
+    """
+    where = {path: read_ground(path) for path in among}
+    grids = {where[path].grid for path in paths}
+    return [read_times(path, inputs, ground) for path, ground in where.items() if ground.grid in grids]
+
+
+def read_ground(path: str | os.PathLike) -> Ground:
+    """What a chip's header says. A file that cannot be read has a grid of its own."""
     try:
-        header, times = read_chip_header(path), read_frame_times(path, inputs)
+        header = read_chip_header(path)
         grid = (*(header[key] for key in ("crs", "height", "width")), *header["transform"])
-        place = str(header["place"])
-    except (ChipError, LookupError, TypeError):  # whoever reads the chip says what is wrong with it
-        return ChipTimes(path, "", (str(path),), np.zeros(0, np.int64))
-    return ChipTimes(path, place, grid, np.sort(np.concatenate([np.zeros(0, np.int64), *times.values()])))
+        return Ground(str(header["place"]), grid)
+    except (ChipError, LookupError, TypeError):
+        return _of_its_own(path)
+
+
+def _of_its_own(path: str | os.PathLike) -> Ground:
+    """No other chip is embedded in its place: whoever reads it says what is wrong with it."""
+    return Ground("", (str(path),))
+
+
+def read_times(path: str | os.PathLike, inputs: Iterable[str], ground: Ground | None = None) -> ChipTimes:
+    """Where a chip lies, if that is not known yet, and its times. A file that cannot be read has a grid of its own and none."""
+    path = Path(path)
+    ground = ground or read_ground(path)
+    try:
+        times = read_frame_times(path, inputs)
+    except (ChipError, LookupError, TypeError):
+        return ChipTimes(path, *_of_its_own(path), np.zeros(0, np.int64))
+    return ChipTimes(path, *ground, np.sort(np.concatenate([np.zeros(0, np.int64), *times.values()])))
 
 
 def periods_by_chip(chips: Sequence[ChipTimes], periods: Sequence[Period]) -> Mapping[Path, list[Period]]:

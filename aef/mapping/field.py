@@ -181,8 +181,9 @@ def cut_frames(
     index = np.flatnonzero(chosen)
     if not len(index):
         return None
-    values = np.moveaxis(series.values[index][..., rows, columns], 1, -1)  # (T, h, w, C)
-    valid = np.moveaxis(series.valid[index][..., rows, columns], 1, -1)
+    # The window first: choosing frames copies whatever is left.
+    values = np.moveaxis(series.values[..., rows, columns][index], 1, -1)  # (T, h, w, C)
+    valid = np.moveaxis(series.valid[..., rows, columns][index], 1, -1)
     missing = [(0, 0), (0, side_px - values.shape[1]), (0, side_px - values.shape[2]), (0, 0)]
     if any(after for _, after in missing):
         values, valid = np.pad(values, missing), np.pad(valid, missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,22 +25,38 @@ def principal_directions(vectors: np.ndarray, count: int = 3) -> tuple[np.ndarra
     return mean, directions * np.sign(largest)
 
 
-def pca_rgb(fields: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Fields (D, y, x) → pictures (y, x, 3) in [0, 1], with the directions and the stretch shared by all of them.
+@dataclass(frozen=True)
+class Colours:
+    """Three directions of an embedding as red, green and blue, stretched from the 2nd to the 98th percentile."""
 
-    The stretch is from the 2nd to the 98th percentile. Missing vectors become white.
-    """
-    tables = [np.moveaxis(field, 0, -1).reshape(-1, field.shape[0]) for field in fields]
-    mean, directions = principal_directions(np.concatenate(tables))
-    projected = [(table - mean) @ directions.T for table in tables]
-    every = np.concatenate(projected)
-    low, high = np.nanpercentile(every, [2, 98], axis=0)
-    scale = np.where(high > low, high - low, 1)
-    pictures = []
-    for field, values in zip(fields, projected):
-        colours = np.clip((values - low) / scale, 0, 1)
-        pictures.append(np.where(np.isfinite(colours), colours, 1).reshape(*field.shape[1:], 3))
-    return pictures
+    mean: np.ndarray
+    directions: np.ndarray
+    low: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, fields: Sequence[np.ndarray]) -> Colours:
+        """The main directions of all vectors of some fields (D, y, x), or of a sample of them."""
+        vectors = np.concatenate([_table(field) for field in fields])
+        mean, directions = principal_directions(vectors)
+        low, high = np.nanpercentile((vectors - mean) @ directions.T, [2, 98], axis=0)
+        return cls(mean, directions, low, np.where(high > low, high - low, 1))
+
+    def picture(self, field: np.ndarray) -> np.ndarray:
+        """A field (D, y, x) → (y, x, 3) in [0, 1]. Missing vectors become white."""
+        colours = np.clip(((_table(field) - self.mean) @ self.directions.T - self.low) / self.scale, 0, 1)
+        return np.where(np.isfinite(colours), colours, 1).reshape(*field.shape[1:], 3)
+
+
+def _table(field: np.ndarray) -> np.ndarray:
+    """(D, y, x) → (y x, D)."""
+    return np.moveaxis(field, 0, -1).reshape(-1, field.shape[0])
+
+
+def pca_rgb(fields: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Fields (D, y, x) → pictures (y, x, 3) in [0, 1], with the directions and the stretch shared by all of them."""
+    colours = Colours.of(fields)
+    return [colours.picture(field) for field in fields]
 
 
 def similarity(field: np.ndarray, vector: np.ndarray) -> np.ndarray:

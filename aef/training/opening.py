@@ -277,6 +277,8 @@ def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: Stat
     stored = load_config(str(out / SETTINGS))
     config = _same_list(stored, config, out, say)
     _refuse_changes(stored, config)
+    # Another number of ranks, or train.micro_batch, has other micro-batches, of which filler is another share.
+    filler(config, run.registry, run.inputs, now.world_size)
     folder = ChipFolder(data, run.registry)
     folder.survey(say)
     _require_choices(with_own_list(config, out), folder)

@@ -124,7 +124,7 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
         (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
-        ([*PLACE, *YEAR, "--shard", "5/4"], "shard: expected i/n"),
+        ([*PLACE, *YEAR, "--shard", "5/4"], "--shard: expected K/N"),
         ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
         (["--sites", "absent.csv", *YEAR], "--sites absent.csv: no such file or folder"),
         ([*PLACE, *YEAR, "--from", "stac"], "--from stac needs --catalog"),

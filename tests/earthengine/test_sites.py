@@ -13,7 +13,7 @@ from pyproj import Geod
 
 from aef.earthengine.grid import ChipGrid, NativeGrid, utm_crs
 from aef.earthengine.land import is_land
-from aef.earthengine.planning import PeriodRule, parse_shard, planned_chips
+from aef.earthengine.planning import PeriodRule, planned_chips
 from aef.earthengine.sites import (
     Lattice,
     Site,
@@ -397,7 +397,3 @@ def test_shards_share_the_sites_among_them():
     sites, rule = list(on_random_land(90, Lattice(), seed=0)), PeriodRule(parse_periods("2017-01-01/2018-01-01"))
     shares = [{c.id for c in planned_chips(sites, rule, shard=(i, 3))} for i in (1, 2, 3)]
     assert sum(map(len, shares)) == len(set().union(*shares)) == 90 and min(map(len, shares)) > 10
-    assert parse_shard("2/8") == (2, 8)
-    for wrong in ("0/8", "9/8", "8", "a/b"):
-        with pytest.raises(ValueError, match="shard"):
-            parse_shard(wrong)

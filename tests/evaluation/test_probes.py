@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from aef.evaluation.probes import (
+    LAMBDAS,
     Labelled,
     ProbeError,
     Scores,
+    _Ridge,
     better,
     bootstrap,
     choose_penalty,
@@ -84,18 +87,21 @@ def test_ridge_does_not_depend_on_the_scale_of_all_features():
     )
 
 
-def test_ridge_equals_the_library_for_a_given_penalty():
-    from sklearn.linear_model import Ridge
-
-    from aef.evaluation.probes import _LeastSquares
-
+@pytest.mark.parametrize("features", [12, 90], ids=["fewer features than pixels", "more features than pixels"])
+def test_ridge_equals_the_library_for_any_penalty(features):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 12)), rng.normal(size=(40, 3))
-    fit = _LeastSquares(x, y)
-    expected = Ridge(alpha=0.5 * fit.scale).fit(x, y).predict(x + 1)
-    assert np.allclose(fit(fit.rotate(x + 1), 0.5), expected)
-    least = np.linalg.lstsq(np.c_[x, np.ones(40)], y, rcond=None)[0]
-    assert np.allclose(fit(fit.rotate(x + 1), 0.0), np.c_[x + 1, np.ones(40)] @ least)
+    x, y = rng.normal(size=(40, features)), rng.normal(size=(40, 3))
+    x[:, 1] = x[:, 0]  # a singular Gram matrix
+    fit = _Ridge(x, y)
+    for penalty in LAMBDAS:
+        library = Ridge(alpha=penalty * fit.scale, solver="svd").fit(x, y)
+        assert np.allclose(fit(fit.rotate(x + 1), penalty), library.predict(x + 1), rtol=0, atol=1e-9)
+
+
+def test_ridge_on_features_that_never_vary_says_the_mean():
+    x, y = np.ones((6, 3)), np.arange(12.0).reshape(6, 2)
+    fit = _Ridge(x, y)
+    assert np.allclose(fit(fit.rotate(x), LAMBDAS[0]), y.mean(axis=0))
 
 
 def test_the_penalty_is_chosen_on_units_and_not_on_their_pixels():

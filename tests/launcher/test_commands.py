@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,10 +178,36 @@ def test_compression_is_what_was_said_last_or_the_default():
         assert said == [default, True, False]
 
 
-@pytest.mark.parametrize("option", ["--sources-file", "--sources"])
-def test_files_of_further_sources_have_one_name(option, capsys):
-    from aef.launcher import sources
-    from aef.launcher.download import FURTHER_SOURCES
+MEANINGS = {
+    "--places": "N",
+    "--most-places": "N",
+    "--unseen": "N",
+    "--only": "PLACE",
+    "--held-out": "PLACE",
+    "--sources": "NAME",
+    "--sources-file": "YAML",
+    "--period": "START/END",
+    "--periods": "START/END",
+    "--support": "START/END",
+    "--shard": "K/N",
+    "--labels": "FILE",
+}
 
-    assert run(sources.main, [option, str(FURTHER_SOURCES)]) == 0
-    assert "sentinel2_l2a" in capsys.readouterr().out
+
+def test_a_word_that_says_which_data_has_one_meaning_in_all_commands(capsys):
+    found = set()
+    for name in sorted(commands()):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"aef.launcher.{name}").main(["--help"])
+        usage = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
+        found |= {
+            (word, value) for word, value in re.findall(r"(--[\w-]+) \[?([^\s\[\]|]+)", usage) if word in MEANINGS
+        }
+    assert found == set(MEANINGS.items())
+
+
+def test_words_of_recorded_commands_are_still_understood(capsys):
+    for name, words in (("evaluate", ["--periods", "abc"]), ("prove", ["--labels", "crop", "land_cover"])):
+        command = importlib.import_module(f"aef.launcher.{name}")
+        assert run(command.main, [*words, "--checkpoint", "nowhere", "--data", "nowhere"]) == 1
+        assert ("--period-days: expected days" if name == "evaluate" else "nowhere") in capsys.readouterr().err

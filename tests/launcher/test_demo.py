@@ -13,7 +13,7 @@ from aef.mapping.files import read_field
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo")
-    assert run(demo.main, ["--out", str(path), "--places", "3", "--held-out", "1", "train.steps=2"]) == 0
+    assert run(demo.main, ["--out", str(path), "--places", "3", "--unseen", "1", "train.steps=2"]) == 0
     return path
 
 
@@ -30,7 +30,7 @@ def test_the_demo_leaves_chips_a_run_and_one_page(folder):
 @pytest.mark.long
 def test_a_second_demo_goes_on_instead_of_starting_again(folder, capsys):
     before = (folder / "run" / "log.jsonl").read_text()
-    assert run(demo.main, ["--out", str(folder), "--places", "3", "--held-out", "1", "train.steps=2"]) == 0
+    assert run(demo.main, ["--out", str(folder), "--places", "3", "--unseen", "1", "train.steps=2"]) == 0
     assert (folder / "run" / "log.jsonl").read_text() == before
 
 
@@ -54,7 +54,7 @@ def test_a_folder_of_chips_becomes_a_folder_of_fields(folder, tmp_path, capsys):
 def test_tables_of_a_run_are_printed_and_kept(folder, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     options = ["--checkpoint", str(folder / "run"), "--data", str(folder / "chips"), "--out", str(figures)]
-    assert run(evaluate.main, [*options, "--periods", "120", "--trials", "2"]) == 0
+    assert run(evaluate.main, [*options, "--period-days", "120", "--trials", "2"]) == 0
     assert "linear interpolation" in capsys.readouterr().out
     assert "model, 120 d" in json.loads(figures.read_text())["withheld"]["sentinel2"]
 

@@ -46,7 +46,7 @@ def figures_of(stem: Path):
 
 
 def test_a_proof_is_one_command(folder, tmp_path, capsys):
-    options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--labels", "land_cover"]
+    options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--label", "land_cover"]
     options += ["--shots", 3, "--trials", 2]
     assert call(prove, *options, "--out", tmp_path / "proof") == 0
     text, content = figures_of(tmp_path / "proof")
@@ -58,9 +58,9 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
     assert {"embedding", "embedding, 4 of 91 d", "embedding, 12 of 30 d, decoded"} <= set(numbers["gains"])
     assert all(f"{gain['difference']:+.3f}" in text for gain in numbers["gains"].values())
     assert text.rstrip() in capsys.readouterr().out
-    assert call(prove, *options, "--places", "synthetic_0_00000") == 1
+    assert call(prove, *options, "--only", "synthetic_0_00000") == 1
     assert "1 places were training places of the run (synthetic_0_00000)" in capsys.readouterr().err
-    assert call(prove, *options, "--places", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
+    assert call(prove, *options, "--only", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", "many") == 1 and "numbers or `all`" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", 0) == 1 and "--shots: expected 1 to 300" in capsys.readouterr().err
 
@@ -79,13 +79,13 @@ def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(fold
         ("--withheld", dates): f"{len(rows)} frames of the list were free for the run to train on",
         ("--withheld", tmp_path / "elsewhere.csv"): "names no place of",
         ("--withheld", tmp_path / "none.csv"): "--withheld " + str(tmp_path / "none.csv") + ": no such file",
-        ("--places", "synthetic_0_00000"): "1 places were training places of the run",
-        ("--places", "atlantis"): "--places: holds no atlantis: known are synthetic_0_00000",
+        ("--only", "synthetic_0_00000"): "1 places were training places of the run",
+        ("--only", "atlantis"): "--only: holds no atlantis: known are synthetic_0_00000",
         ("--set", "report"): "withheld no dates",
         ("--trials", 0): "--trials: expected 1 or more, found 0",
         ("--shots", 100000): "--shots: expected 1 to 300",
         ("--health-places", 0): "--health-places: expected 1 or more",
-        ("--periods", "abc"): "--periods: expected days above 0",
+        ("--period-days", "abc"): "--period-days: expected days above 0",
         ("--periods", "8,0"): "found '8,0'",
         ("--out", dates / "figures.json"): "cannot be written",
     }.items():
@@ -127,7 +127,7 @@ def test_a_place_is_left_out_and_judged_by_a_run_that_never_saw_it(folder, tmp_p
         "--least-fields",
         2,
     ]
-    options += ["--places", place, "--label", "land_cover", "--label", "crop=99,98", *SETTINGS[1:]]
+    options += ["--only", place, "--label", "land_cover", "--label", "crop=99,98", *SETTINGS[1:]]
     assert call(leave_out, *options) == 0
     text, content = figures_of(out / "table")
     (result,) = content["results"]
@@ -145,7 +145,7 @@ def test_a_place_is_left_out_and_judged_by_a_run_that_never_saw_it(folder, tmp_p
 
 def test_a_place_whose_labels_cannot_be_judged_is_not_trained(folder, tmp_path, capsys):
     options = ["--data", folder / "chips", "--out", tmp_path / "out", "--label", "crop=99,98"]
-    assert call(leave_out, *options, "--places", "synthetic_0_00000") == 0
+    assert call(leave_out, *options, "--only", "synthetic_0_00000") == 0
     text, content = figures_of(tmp_path / "out" / "table")
     assert content["results"] == [] and "'crop': fewer than two classes have 3 fields each" in text
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
@@ -156,7 +156,7 @@ def test_a_place_whose_labels_cannot_be_judged_is_not_trained(folder, tmp_path, 
     [
         (["--label", "crop=a,b"], "expected LABEL or LABEL=CODE,CODE"),
         (["--label", "soil"], "no chosen place carries the label soil"),
-        (["--places", "atlantis"], "holds no atlantis"),
+        (["--only", "atlantis"], "holds no atlantis"),
         (["--least-fields", "1"], "expected at least 2"),
     ],
 )
@@ -204,7 +204,7 @@ def numbers(entries, before=""):
 
 def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, capsys):
     options = ["--data", folder / "chips", "--out", tmp_path / "dates.csv"]
-    assert call(withhold, *options, "--held-out", "synthetic_0_00002", "--most", 5) == 0
+    assert call(withhold, *options, "--held-out", "synthetic_0_00002", "--most-places", 5) == 0
     assert " frames of 2 places: " in capsys.readouterr().out
     dates = WithheldDates.read(tmp_path / "dates.csv")
     assert dates.places == {"synthetic_0_00000", "synthetic_0_00001"}
@@ -212,11 +212,11 @@ def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, ca
     chip = read_chip(folder / "chips" / "synthetic_0_00000.npz", BUILT_IN)
     assert [(chip.place, "sentinel2", time_ms) for time_ms in listed] == choose_dates([chip], BUILT_IN)
     held_out = {"synthetic_0_00002", "synthetic_0_00001"}
-    assert call(withhold, *options[:3], tmp_path / "fewer.csv", "--most", 1, "--held-out", *held_out) == 0
+    assert call(withhold, *options[:3], tmp_path / "fewer.csv", "--most-places", 1, "--held-out", *held_out) == 0
     assert WithheldDates.read(tmp_path / "fewer.csv").places == {"synthetic_0_00000"}
     for given, words in {
         ("--every", 1): "--every: expected 2 or more, found 1",
-        ("--most", 0): "--most: expected 1 or more, found 0",
+        ("--most-places", 0): "--most-places: expected 1 or more, found 0",
         ("--held-out", "atlantis", "--out", tmp_path / "other.csv"): "cannot hold out atlantis",
         (): "dates.csv: is there already",
     }.items():

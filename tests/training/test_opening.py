@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError, Checkpoints, fingerprint
 from aef.training.log import read_validations
-from aef.training.opening import describe_run
+from aef.training.opening import create_run, describe_run, open_run
 from aef.training.validation import Validation
 
 LIST = "place,time_utc,set\nplace0,2018-03-01,tune\nplace1,2018-04-01,report\n"
@@ -254,6 +255,24 @@ def test_a_run_is_not_resumed_on_other_chips(chips, tmp_path, configure):
     assert (run / "log.jsonl").read_text() == log
     (chips / "place5.npz").rename(chips / "place1.npz")
     train(configure(), chips.rename(tmp_path / "moved"), run, resume="auto")
+
+
+def test_a_run_is_not_resumed_where_filler_would_be_too_much_of_the_smaller_micro_batches(chips, tmp_path, configure):
+    config, run = configure({"frame_bucket": 5}, global_batch=8, micro_batch=8), tmp_path / "run"
+    fewer = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=4))
+    create_run(config, chips, run, print)
+    before = (run / "config.yaml").read_bytes()
+
+    def resume(config, ranks):
+        world = SimpleNamespace(size=ranks, device=torch.device("cpu"), on_first=lambda action, what, say: action())
+        return open_run(config, chips, run, "auto", None, world, print)
+
+    words = r"data\.frame_bucket: 4 filler frames beside .* a larger train\.micro_batch"
+    for refused, ranks in ((config, 2), (fewer, 1)):
+        with pytest.raises(ConfigError, match=words):
+            resume(refused, ranks)
+    assert (run / "config.yaml").read_bytes() == before
+    assert resume(config, 1).position.step == 0
 
 
 def test_a_run_whose_checkpoints_are_from_an_earlier_version_goes_on(chips, tmp_path, configure):

@@ -169,7 +169,7 @@ def test_chips_are_not_written_over_unless_asked(folder, tmp_path, capsys):
     recipe, out = tmp_path / "mine.yaml", tmp_path / "chips"
     recipe.write_text(yaml.safe_dump(entries()))
     options = ["--recipe", str(recipe), "--input", str(folder), "--out", str(out)]
-    assert run(main, [*options, "--places", "north"]) == 0
+    assert run(main, [*options, "--only", "north"]) == 0
     written = (out / "north.npz").stat().st_mtime_ns
     capsys.readouterr()
     assert run(main, options) == 1
