@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from aef.kernels import tuning
-from benchmarks import block
+from benchmarks import block, parts
 from benchmarks.cases import cases, operators
 from benchmarks.gpu_tasks import Event, Task
 from benchmarks.sheet import Row, Sheet
@@ -31,7 +31,7 @@ from benchmarks.steps import CONTENDERS, PLAN
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PARTS = ("block", "steps", "questions")
+PARTS = ("block", "steps", "decoders", "questions")
 WORTH_MOST = 6
 """The value from which on a case comes before blocks and steps."""
 OVERTIME_S = 60.0
@@ -174,7 +174,7 @@ class Verdicts:
         names = [name for name in (f"{task.name} | {rung}" for rung in task.checked) if name not in self.texts]
         why = unrun.pop() if names and unrun and unrun[-1].startswith(str(task)) else "no answer"
         for name in names:
-            self.add(name, f"FAILED: {why}", chosen=task.name not in block.MODULES or name.endswith("| ours"))
+            self.add(name, f"FAILED: {why}", chosen=task.name not in parts.CHECKED or name.endswith("| ours"))
 
     def refused(self, task: Task) -> tuple[tuple[str, ...], list[str]]:
         """The contenders that a task must leave out, and a line on each."""
@@ -197,19 +197,21 @@ def tasks_of(only: list[str] | None) -> list[Task]:
     wanted = sorted((c for c in cases("large") if only is None or c.operator in only), key=lambda one: -one.value)
     first = [case.name for case in wanted if case.value >= WORTH_MOST]
     rest = [case.name for case in wanted if case.value < WORTH_MOST]
-    modules, steps, asked = (only is None or part in only for part in PARTS)
-    parts = list(block.MODULES) if modules else []
+    modules, steps, decoders, asked = (only is None or part in only for part in PARTS)
+    blocks = list(block.MODULES) if modules else []
+    decoding = ["decoders"] if decoders else []
     presets = list(PLAN) if steps else []
     return [
         *(Task("check", name) for name in [*first, *(block.MODULES if modules or steps else ())]),
         *(Task("time", name) for name in first),
-        *(Task("part", name) for name in parts),
+        *(Task("part", name) for name in blocks),
         *(Task("steps", preset) for preset in presets[:1]),
+        *(Task(kind, name) for name in decoding for kind in ("check", "part")),
         *(Task("check", name) for name in rest),
         *(Task("time", name) for name in rest),
         *(Task("questions") for _ in range(asked)),
         *(Task("steps", preset) for preset in presets[1:]),
-        *(Task("part", name, compiled=True) for name in parts),
+        *(Task("part", name, compiled=True) for name in [*blocks, *decoding]),
         *(Task("time", name, compiled=True) for name in first),
         *(Task("steps", preset, compiled=True) for preset in presets),
         *(Task("time", name, compiled=True) for name in rest),

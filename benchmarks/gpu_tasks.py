@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch._functorch.config
 
-from benchmarks import block, roofline
+from benchmarks import parts, roofline
 from benchmarks.cases import cases
 from benchmarks.cases.case import Case
 from benchmarks.questions import Question, matrix_peak, questions
@@ -44,9 +44,9 @@ the process can go on}."""
 
 @dataclass(frozen=True)
 class Task:
-    """check: are the rungs of a case or a part of the model right; time: its contenders; part: a block's or an exchange's
-    rungs; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are tasks of their own.
-    Rungs `without` which it is to be are wrong. `seconds` are left when it begins."""
+    """check: are the rungs of a case or a part of the model right; time: its contenders; part: the rungs of a block,
+    its exchange or the decoders; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are
+    tasks of their own. Rungs `without` which it is to be are wrong. `seconds` are left when it begins."""
 
     kind: str
     name: str = ""
@@ -60,8 +60,8 @@ class Task:
     @property
     def checked(self) -> list[str]:
         """The rungs that a check gives a verdict on."""
-        if self.name in block.CHECKED:
-            return list(block.CHECKED[self.name])
+        if self.name in parts.CHECKED:
+            return list(parts.CHECKED[self.name])
         return [f"ours, {backend}" for backend in case_named(self.name).decision.backends]
 
 
@@ -123,8 +123,8 @@ def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -
 
 def _check(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     """A verdict on each rung of ours. One that raises may have broken the context: those behind it are judged by its word."""
-    if task.name in block.CHECKED:
-        for name, wrong, remark in block.check(task.name, device):
+    if task.name in parts.CHECKED:
+        for name, wrong, remark in parts.check(task.name, device):
             yield {"verdict": [f"{task.name} | {name}", verdict(wrong, remark), name == "ours"]}
         return
     case, broken = case_named(task.name), ""
@@ -169,7 +169,7 @@ def _time(task: Task, device: torch.device, identity: dict, deadline: float) -> 
 
 
 def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    """The rungs of a block or an exchange, beside the rate of a large product, of which they are a share."""
+    """The rungs of a part of the model, beside the rate of a large product, of which they are a share."""
     rates: list[float] = []
 
     def peak(question: Question) -> Row:
@@ -182,9 +182,7 @@ def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> 
         note = f"{found.tflops / rates[0]:.0%} of the large product's rate" if rates else ""
         return dataclasses.replace(found, note=note)
 
-    names = block.RUNGS if task.name == "block" else block.EXCHANGE_RUNGS
-    names = [one for one in names if (block.RUNGS[one].compiled is not None) == task.compiled]
-    rungs = block.rungs(task.name, device, torch.bfloat16, names=[one for one in names if one not in task.without])
+    rungs = parts.rungs(task.name, device, compiled=task.compiled, without=task.without)
     wanted = ((f"{task.name} {one[0]} | {one[1]}", partial(row, *one)) for one in rungs)
     yield from measured([("large product", partial(peak, matrix_peak(device)))], deadline)
     yield from measured(wanted, deadline)
