@@ -114,6 +114,20 @@ def test_every_case_climbs_the_whole_ladder():
         assert [rung.backend for rung in timing.rungs_of(case)][:2] == ["triton", "torch"]
 
 
+def test_each_variable_length_attention_is_a_rung_and_the_one_that_dispatch_takes_decides(monkeypatch):
+    names = ["flash_attn_interface", "flash_attn", "torch varlen_attn"]
+    monkeypatch.setattr(attention, "varlen_libraries", lambda: dict.fromkeys(names))
+    for case in (
+        attention.time_attention([6, 3], 4, 2, 16, 1),
+        attention.time_attention([6, 3], 4, 2, 200, 1),
+        attention.space_attention(3, 4, 2, 16, 1),
+    ):
+        rungs = {rung.name: rung for rung in timing.rungs_of(case) if rung.name in names}
+        wide = case.decision.sizes["channels"] > 192
+        assert [rungs[name].backend for name in names] == (["", "flash", ""] if wide else ["flash", "", ""])
+        assert [rungs[name].call.keywords["library"] for name in names] == names
+
+
 WORKER = """
 import json, os, sys
 for line in sys.stdin:
