@@ -24,8 +24,8 @@ import torch
 
 from aef.kernels import tuning
 from benchmarks import block, parts
-from benchmarks.cases import cases, operators
-from benchmarks.gpu_tasks import Event, Task
+from benchmarks.cases import cases, fp32_cases, operators
+from benchmarks.gpu_tasks import TIMED, Event, Task
 from benchmarks.sheet import Row, Sheet
 from benchmarks.steps import CONTENDERS, PLAN
 
@@ -171,10 +171,11 @@ class Verdicts:
 
     def complete(self, task: Task, unrun: list[str]) -> None:
         """Rungs that a check said nothing of have failed it; why is what came last, where its process ended."""
-        names = [name for name in (f"{task.name} | {rung}" for rung in task.checked) if name not in self.texts]
+        names = [name for name in (f"{task.subject} | {rung}" for rung in task.checked) if name not in self.texts]
         why = unrun.pop() if names and unrun and unrun[-1].startswith(str(task)) else "no answer"
         for name in names:
-            self.add(name, f"FAILED: {why}", chosen=task.name not in parts.CHECKED or name.endswith("| ours"))
+            chosen = task.dtype == TIMED and (task.name not in parts.CHECKED or name.endswith("| ours"))
+            self.add(name, f"FAILED: {why}", chosen)
 
     def refused(self, task: Task) -> tuple[tuple[str, ...], list[str]]:
         """The contenders that a task must leave out, and a line on each."""
@@ -197,6 +198,7 @@ def tasks_of(only: list[str] | None) -> list[Task]:
     wanted = sorted((c for c in cases("large") if only is None or c.operator in only), key=lambda one: -one.value)
     first = [case.name for case in wanted if case.value >= WORTH_MOST]
     rest = [case.name for case in wanted if case.value < WORTH_MOST]
+    in_fp32 = [case.name for case in fp32_cases() if only is None or case.operator in only]
     modules, steps, decoders, asked = (only is None or part in only for part in PARTS)
     blocks = list(block.MODULES) if modules else []
     decoding = ["decoders"] if decoders else []
@@ -208,6 +210,7 @@ def tasks_of(only: list[str] | None) -> list[Task]:
         *(Task("steps", preset) for preset in presets[:1]),
         *(Task(kind, name) for name in decoding for kind in ("check", "part")),
         *(Task("check", name) for name in rest),
+        *(Task("check", name, dtype="float32") for name in in_fp32),
         *(Task("time", name) for name in rest),
         *(Task("questions") for _ in range(asked)),
         *(Task("steps", preset) for preset in presets[1:]),

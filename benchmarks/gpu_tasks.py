@@ -20,7 +20,7 @@ import torch
 import torch._functorch.config
 
 from benchmarks import parts, roofline
-from benchmarks.cases import cases
+from benchmarks.cases import cases, fp32_cases
 from benchmarks.cases.case import Case
 from benchmarks.questions import Question, matrix_peak, questions
 from benchmarks.sheet import Row, identity_of, make_row
@@ -37,6 +37,8 @@ from benchmarks.timing import (
     time_calls,
 )
 
+TIMED = "bfloat16"
+"""The type of everything that is timed; fp32 is only checked."""
 Event = dict[str, Any]
 """{"row": …}, {"unrun": text}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
 the process can go on}."""
@@ -53,9 +55,15 @@ class Task:
     compiled: bool = False
     without: tuple[str, ...] = ()
     seconds: float = float("inf")
+    dtype: str = TIMED
 
     def __str__(self) -> str:
-        return " ".join((self.kind, *filter(None, (self.name, "compiled" if self.compiled else ""))))
+        return " ".join((self.kind, *filter(None, (self.subject, "compiled" if self.compiled else ""))))
+
+    @property
+    def subject(self) -> str:
+        """The name, and the type where it is not bf16."""
+        return self.name if self.dtype == TIMED else f"{self.name}, {self.dtype}"
 
     @property
     def checked(self) -> list[str]:
@@ -66,8 +74,8 @@ class Task:
 
 
 def case_named(name: str) -> Case:
-    """The case of the paper's shapes of this name."""
-    return next(case for case in cases("large") if case.name == name)
+    """The case of the paper's shapes, or of fp32's, of this name."""
+    return next(case for case in (*cases("large"), *fp32_cases()) if case.name == name)
 
 
 def perform(task: Task, device: torch.device, identity: dict[str, Any]) -> Iterator[Event]:
@@ -130,13 +138,13 @@ def _check(task: Task, device: torch.device, identity: dict, deadline: float) ->
     case, broken = case_named(task.name), ""
     for rung in (one for one in rungs_of(case) if one.name in task.checked):
         try:
-            wrong, remark = (broken, "") if broken else check(case, device, rung)
+            wrong, remark = (broken, "") if broken else check(case, device, rung, getattr(torch, task.dtype))
         except Exception as error:
             wrong, remark = describe(error), ""
             broken = "" if _usable() else f"the CUDA context is broken: {wrong}"
         choice = case.table_choice()
-        chosen = choice is not None and choice.backend == rung.backend
-        yield {"verdict": [f"{case.name} | {rung.name}", verdict(wrong, remark), chosen]}
+        chosen = choice is not None and choice.backend == rung.backend and task.dtype == TIMED
+        yield {"verdict": [f"{task.subject} | {rung.name}", verdict(wrong, remark), chosen]}
 
 
 def verdict(wrong: str | None, remark: str) -> str:

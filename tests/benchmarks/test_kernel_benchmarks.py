@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from aef.kernels import dispatch
+from aef.kernels import dispatch, tuning
 from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, sheet, steps, timing
 from benchmarks.cases import attention, cases, pointwise, pooling
 from benchmarks.cases import case as contest
@@ -82,9 +82,8 @@ def test_a_kernel_that_crashes_is_a_verdict(monkeypatch):
     crashing = dataclasses.replace(case, contenders={**case.contenders, "ours": lambda *a: 1 / 0})
     monkeypatch.setattr(gpu_tasks, "case_named", lambda name: crashing)
     monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
-    ((name, verdict, _),) = [
-        event["verdict"] for event in gpu_tasks.perform(gpu_tasks.Task("check", "x"), CPU, {}) if "verdict" in event
-    ]
+    events = gpu_tasks.perform(gpu_tasks.Task("check", case.name), CPU, {})
+    ((name, verdict, _),) = [event["verdict"] for event in events if "verdict" in event]
     assert name == f"{case.name} | ours, triton" and verdict.startswith("FAILED: ZeroDivisionError")
 
 
@@ -206,6 +205,29 @@ def test_a_check_that_says_nothing_is_failed():
     verdicts.complete(gpu_tasks.Task("check", CONV), unrun)
     assert not unrun and verdicts.texts[f"{CONV} | ours, torch"].startswith("FAILED: check conv3x3")
     assert verdicts.wrong_choices == [f"{CONV} | ours, torch"]
+
+
+def test_what_has_fp32_tiles_of_its_own_is_checked_in_fp32_and_never_keeps_a_step_in_bf16_from_its_time():
+    tasks = [task for task in gpu.tasks_of(None) if task.dtype == "float32"]
+    assert {task.kind for task in tasks} == {"check"}
+    own = {entry.operator for entry in tuning.table("default") if tuple(entry.dtypes or ()) == ("float32",)}
+    assert {gpu_tasks.case_named(task.name).decision.operator for task in tasks} == own
+    verdicts = gpu.Verdicts()
+    verdicts.complete(tasks[0], [])
+    assert verdicts.texts == {f"{tasks[0].name}, float32 | ours, triton": "FAILED: no answer"}
+    assert verdicts.refused(gpu_tasks.Task("steps", "large")) == ((), [])
+
+
+def test_a_check_in_fp32_is_one_against_fp64(monkeypatch):
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    case = attention.time_attention([6, 3], 4, 2, 16, 1)
+    assert timing.check(case, CPU, timing.Rung("ours", case.contenders["ours"]), torch.float32) == (None, "")
+
+    def rounded(*arguments):
+        return case.contenders["reference"](*arguments).bfloat16().float()
+
+    wrong, _ = timing.check(case, CPU, timing.Rung("ours", rounded), torch.float32)
+    assert wrong.startswith("output 0: error")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
