@@ -140,20 +140,37 @@ def run(sheet: Sheet, perform: Perform, only: list[str] | None, budget_s: float)
             unrun.append(f"{task}: out of time")
             continue
         most = left if task.compiled else min(left, MOST_S[task.kind])
-        for event in perform(dataclasses.replace(task, without=without, seconds=most)):
-            if "row" in event:
-                sheet.add(Row(**event["row"]))
-            elif "verdict" in event:
-                name, text, chosen = event["verdict"]
-                verdicts.add(name, text, chosen)
-            elif "unrun" in event:
-                unrun.append(event["unrun"])
-                print(event["unrun"], flush=True)
+        attempt: Task | None = dataclasses.replace(task, without=without, seconds=most)
+        while attempt is not None:
+            attempt = _record(perform(attempt), attempt, sheet, verdicts, unrun)
         if task.kind == "check":
             verdicts.complete(task, unrun)
         sheet.close(verdicts.texts, unrun)
     print(f"{len(sheet.rows)} rows in {sheet.csv_path} and {sheet.text_path}")
     return int(any(text.startswith("FAILED") for text in verdicts.texts.values()))
+
+
+def _record(events: Iterator[Event], task: Task, sheet: Sheet, verdicts: "Verdicts", unrun: list[str]) -> Task | None:
+    """Write down a task's events. Returns what of it is left to another process, where something broke the first."""
+    ends, done, left = time.monotonic() + task.seconds, list(task.done), ""
+    for event in events:
+        if "row" in event:
+            sheet.add(Row(**event["row"]))
+        elif "verdict" in event:
+            name, text, chosen = event["verdict"]
+            verdicts.add(name, text, chosen)
+        elif "unrun" in event:
+            unrun.append(event["unrun"])
+            print(event["unrun"], flush=True)
+        done += [event["label"]] if "label" in event else []
+        left = event.get("left", left)
+    seconds = ends - time.monotonic()
+    if not left:
+        return None
+    if len(done) == len(task.done) or seconds <= 0:  # a second process broke at once, or there is no time for one
+        unrun.append(f"{left}, and what follows it: the process is broken")
+        return None
+    return dataclasses.replace(task, done=tuple(done), seconds=seconds)
 
 
 class Verdicts:

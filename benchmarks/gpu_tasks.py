@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ from benchmarks.timing import (
 TIMED = "bfloat16"
 """The type of everything that is timed; fp32 is only checked."""
 Event = dict[str, Any]
-"""{"row": …}, {"unrun": text}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
+"""{"row": …} and {"unrun": text}, with the label of what is done with, {"left": the first label left to another process}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
 the process can go on}."""
 
 
@@ -48,7 +48,7 @@ the process can go on}."""
 class Task:
     """check: are the rungs of a case or a part of the model right; time: its contenders; part: the rungs of a block,
     its exchange or the decoders; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are
-    tasks of their own. Rungs `without` which it is to be are wrong. `seconds` are left when it begins."""
+    tasks of their own. Rungs `without` which it is to be are wrong; labels that are `done` are an earlier process's. `seconds` are left when it begins."""
 
     kind: str
     name: str = ""
@@ -56,6 +56,7 @@ class Task:
     without: tuple[str, ...] = ()
     seconds: float = float("inf")
     dtype: str = TIMED
+    done: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return " ".join((self.kind, *filter(None, (self.subject, "compiled" if self.compiled else ""))))
@@ -106,15 +107,23 @@ def _usable() -> bool:
     return True
 
 
-def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -> Iterator[Event]:
-    """Rows of measurements, made one after another; each that fails, or that nothing is left for, is named instead."""
+def measured(
+    wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float, done: Collection[str] = ()
+) -> Iterator[Event]:
+    """Rows of measurements but those `done`, made one after another; each that fails, or that nothing is left for, is named
+    instead. Where one breaks the process, the next and all behind it are left to another."""
     broken = False
     for label, measure in wanted:
-        if broken or time.monotonic() > deadline:
-            yield {"unrun": f"{label}: {'the process is broken' if broken else 'out of time'}"}
+        if label in done:
+            continue
+        if broken:
+            yield {"left": label}
+            return
+        if time.monotonic() > deadline:
+            yield {"unrun": f"{label}: out of time"}
             continue
         try:
-            yield {"row": asdict(measure())}
+            yield {"row": asdict(measure()), "label": label}
         except Exception as error:  # of compilers, libraries and drivers, which have no common kind
             failed = describe(error)
         else:
@@ -122,7 +131,7 @@ def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -
                 broken = True
                 yield {"unrun": f"{label}: no time in a CUDA graph, its capture failed: {failed_captures[-1]}"}
             continue
-        yield {"unrun": f"{label}: {failed}"}
+        yield {"unrun": f"{label}: {failed}", "label": label}
         broken = not _usable()  # not before the error is gone, which holds on to what the measurement made
 
 
@@ -173,7 +182,7 @@ def _time(task: Task, device: torch.device, identity: dict, deadline: float) -> 
         if rung.compiled == task.compiled and rung.name not in task.without
         for mode in MODES
     )
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
@@ -193,12 +202,12 @@ def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> 
     rungs = parts.rungs(task.name, device, compiled=task.compiled, without=task.without)
     wanted = ((f"{task.name} {one[0]} | {one[1]}", partial(row, *one)) for one in rungs)
     yield from measured([("large product", partial(peak, matrix_peak(device)))], deadline)
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _questions(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     wanted = ((f"{one[0]} {one[1]}", partial(_answer, one, identity)) for one in questions(device))
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _answer(question: Question, identity: dict) -> Row:
@@ -212,7 +221,7 @@ def _steps(task: Task, device: torch.device, identity: dict, deadline: float) ->
     try:
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_cudnn_sdp(False)
-        yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
+        yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline, task.done)
     finally:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(True)

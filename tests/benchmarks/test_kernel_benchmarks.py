@@ -281,8 +281,8 @@ def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch)
     unrun = [event["unrun"] for event in events if "unrun" in event]
     assert [one.split(" | ", 1)[1] for one in unrun] == [
         *(f"first | {mode}: TypeError: not like this" for mode in timing.MODES),
-        *(f"last | {mode}: the process is broken" for mode in timing.MODES),
     ]
+    assert events[-2]["left"].endswith("last | forward") and "done" in events[-1]
 
 
 def timed_once(calls, *settings):
@@ -300,10 +300,32 @@ def test_a_capture_that_fails_keeps_its_row_and_ends_the_process(monkeypatch):
         return sheet.Row(*[""] * len(dataclasses.fields(sheet.Row)))
 
     events = list(gpu_tasks.measured([("first", uncaptured), ("second", uncaptured)], float("inf")))
-    assert [next(iter(event)) for event in events] == ["row", "unrun", "unrun"] and len(failed) == 1
+    assert [next(iter(event)) for event in events] == ["row", "unrun", "left"] and len(failed) == 1
     assert "no time in a CUDA graph, its capture failed: legacy stream" in events[1]["unrun"]
-    assert events[2]["unrun"] == "second: the process is broken"
+    assert events[2] == {"left": "second"}
     assert not gpu_tasks._usable()
+
+
+def test_what_a_broken_process_left_is_done_by_the_next_and_never_tried_in_vain(tmp_path):
+    given = []
+
+    def perform(task):
+        given.append(task.done)
+        for label in ("first", "breaks", "last"):
+            if label in task.done:
+                continue
+            if label == "last" and len(given) < breaking:
+                yield {"left": label}
+                return
+            yield {"unrun": f"{label}: no", "label": label}
+
+    breaking = 2
+    gpu.run(sheet.Sheet(tmp_path, "abc"), perform, ["questions"], 100.0)
+    assert given == [(), ("first", "breaks")]
+    given, breaking = [], 9
+    written = sheet.Sheet(tmp_path, "abc")
+    gpu.run(written, perform, ["questions"], 100.0)
+    assert len(given) == 2 and "- last, and what follows it: the process is broken" in written.text_path.read_text()
 
 
 def test_a_task_gets_no_more_than_its_share_of_the_budget_but_a_compiler_may_take_all(tmp_path):
