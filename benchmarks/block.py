@@ -207,7 +207,7 @@ def _results(
     """States, and the gradients of all states that were given and of all parameters."""
     leaves = [*(one for one in arguments if isinstance(one, Tensor) and one.requires_grad), *module.parameters()]
     with kernels_from(backend):
-        states = list((runs or module)(*arguments))
+        states = list((module if runs is None else runs)(*arguments))  # a compiled module has no truth value
         given = [one.to(state.dtype) for one, state in zip(cotangents, states)]
         gradients = torch.autograd.grad(states, leaves, given, allow_unused=True)
     return (*(one.detach() for one in states), *(one for one in gradients if one is not None))

@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 
 from aef.kernels import tuning
-from benchmarks import block
-from benchmarks.cases import cases, operators
-from benchmarks.gpu_tasks import Event, Task
+from benchmarks import block, parts
+from benchmarks.cases import cases, fp32_cases, operators
+from benchmarks.gpu_tasks import TIMED, Event, Task
 from benchmarks.sheet import Row, Sheet
 from benchmarks.steps import CONTENDERS, PLAN
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PARTS = ("block", "steps", "questions")
+PARTS = ("block", "steps", "decoders", "questions")
 WORTH_MOST = 6
 """The value from which on a case comes before blocks and steps."""
 OVERTIME_S = 60.0
@@ -140,20 +140,37 @@ def run(sheet: Sheet, perform: Perform, only: list[str] | None, budget_s: float)
             unrun.append(f"{task}: out of time")
             continue
         most = left if task.compiled else min(left, MOST_S[task.kind])
-        for event in perform(dataclasses.replace(task, without=without, seconds=most)):
-            if "row" in event:
-                sheet.add(Row(**event["row"]))
-            elif "verdict" in event:
-                name, text, chosen = event["verdict"]
-                verdicts.add(name, text, chosen)
-            elif "unrun" in event:
-                unrun.append(event["unrun"])
-                print(event["unrun"], flush=True)
+        attempt: Task | None = dataclasses.replace(task, without=without, seconds=most)
+        while attempt is not None:
+            attempt = _record(perform(attempt), attempt, sheet, verdicts, unrun)
         if task.kind == "check":
             verdicts.complete(task, unrun)
         sheet.close(verdicts.texts, unrun)
     print(f"{len(sheet.rows)} rows in {sheet.csv_path} and {sheet.text_path}")
     return int(any(text.startswith("FAILED") for text in verdicts.texts.values()))
+
+
+def _record(events: Iterator[Event], task: Task, sheet: Sheet, verdicts: "Verdicts", unrun: list[str]) -> Task | None:
+    """Write down a task's events. Returns what of it is left to another process, where something broke the first."""
+    ends, done, left = time.monotonic() + task.seconds, list(task.done), ""
+    for event in events:
+        if "row" in event:
+            sheet.add(Row(**event["row"]))
+        elif "verdict" in event:
+            name, text, chosen = event["verdict"]
+            verdicts.add(name, text, chosen)
+        elif "unrun" in event:
+            unrun.append(event["unrun"])
+            print(event["unrun"], flush=True)
+        done += [event["label"]] if "label" in event else []
+        left = event.get("left", left)
+    seconds = ends - time.monotonic()
+    if not left:
+        return None
+    if len(done) == len(task.done) or seconds <= 0:  # a second process broke at once, or there is no time for one
+        unrun.append(f"{left}, and what follows it: the process is broken")
+        return None
+    return dataclasses.replace(task, done=tuple(done), seconds=seconds)
 
 
 class Verdicts:
@@ -171,10 +188,11 @@ class Verdicts:
 
     def complete(self, task: Task, unrun: list[str]) -> None:
         """Rungs that a check said nothing of have failed it; why is what came last, where its process ended."""
-        names = [name for name in (f"{task.name} | {rung}" for rung in task.checked) if name not in self.texts]
+        names = [name for name in (f"{task.subject} | {rung}" for rung in task.checked) if name not in self.texts]
         why = unrun.pop() if names and unrun and unrun[-1].startswith(str(task)) else "no answer"
         for name in names:
-            self.add(name, f"FAILED: {why}", chosen=task.name not in block.MODULES or name.endswith("| ours"))
+            chosen = task.dtype == TIMED and (task.name not in parts.CHECKED or name.endswith("| ours"))
+            self.add(name, f"FAILED: {why}", chosen)
 
     def refused(self, task: Task) -> tuple[tuple[str, ...], list[str]]:
         """The contenders that a task must leave out, and a line on each."""
@@ -197,19 +215,23 @@ def tasks_of(only: list[str] | None) -> list[Task]:
     wanted = sorted((c for c in cases("large") if only is None or c.operator in only), key=lambda one: -one.value)
     first = [case.name for case in wanted if case.value >= WORTH_MOST]
     rest = [case.name for case in wanted if case.value < WORTH_MOST]
-    modules, steps, asked = (only is None or part in only for part in PARTS)
-    parts = list(block.MODULES) if modules else []
+    in_fp32 = [case.name for case in fp32_cases() if only is None or case.operator in only]
+    modules, steps, decoders, asked = (only is None or part in only for part in PARTS)
+    blocks = list(block.MODULES) if modules else []
+    decoding = ["decoders"] if decoders else []
     presets = list(PLAN) if steps else []
     return [
         *(Task("check", name) for name in [*first, *(block.MODULES if modules or steps else ())]),
         *(Task("time", name) for name in first),
-        *(Task("part", name) for name in parts),
+        *(Task("part", name) for name in blocks),
         *(Task("steps", preset) for preset in presets[:1]),
+        *(Task(kind, name) for name in decoding for kind in ("check", "part")),
         *(Task("check", name) for name in rest),
+        *(Task("check", name, dtype="float32") for name in in_fp32),
         *(Task("time", name) for name in rest),
         *(Task("questions") for _ in range(asked)),
         *(Task("steps", preset) for preset in presets[1:]),
-        *(Task("part", name, compiled=True) for name in parts),
+        *(Task("part", name, compiled=True) for name in [*blocks, *decoding]),
         *(Task("time", name, compiled=True) for name in first),
         *(Task("steps", preset, compiled=True) for preset in presets),
         *(Task("time", name, compiled=True) for name in rest),

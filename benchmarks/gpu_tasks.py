@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch._functorch.config
 
-from benchmarks import block, roofline
-from benchmarks.cases import cases
+from benchmarks import parts, roofline
+from benchmarks.cases import cases, fp32_cases
 from benchmarks.cases.case import Case
 from benchmarks.questions import Question, matrix_peak, questions
 from benchmarks.sheet import Row, identity_of, make_row
@@ -37,37 +37,46 @@ from benchmarks.timing import (
     time_calls,
 )
 
+TIMED = "bfloat16"
+"""The type of everything that is timed; fp32 is only checked."""
 Event = dict[str, Any]
-"""{"row": …}, {"unrun": text}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
+"""{"row": …} and {"unrun": text}, with the label of what is done with, {"left": the first label left to another process}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
 the process can go on}."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """check: are the rungs of a case or a part of the model right; time: its contenders; part: a block's or an exchange's
-    rungs; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are tasks of their own.
-    Rungs `without` which it is to be are wrong. `seconds` are left when it begins."""
+    """check: are the rungs of a case or a part of the model right; time: its contenders; part: the rungs of a block,
+    its exchange or the decoders; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are
+    tasks of their own. Rungs `without` which it is to be are wrong; labels that are `done` are an earlier process's. `seconds` are left when it begins."""
 
     kind: str
     name: str = ""
     compiled: bool = False
     without: tuple[str, ...] = ()
     seconds: float = float("inf")
+    dtype: str = TIMED
+    done: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join((self.kind, *filter(None, (self.name, "compiled" if self.compiled else ""))))
+        return " ".join((self.kind, *filter(None, (self.subject, "compiled" if self.compiled else ""))))
+
+    @property
+    def subject(self) -> str:
+        """The name, and the type where it is not bf16."""
+        return self.name if self.dtype == TIMED else f"{self.name}, {self.dtype}"
 
     @property
     def checked(self) -> list[str]:
         """The rungs that a check gives a verdict on."""
-        if self.name in block.CHECKED:
-            return list(block.CHECKED[self.name])
+        if self.name in parts.CHECKED:
+            return list(parts.CHECKED[self.name])
         return [f"ours, {backend}" for backend in case_named(self.name).decision.backends]
 
 
 def case_named(name: str) -> Case:
-    """The case of the paper's shapes of this name."""
-    return next(case for case in cases("large") if case.name == name)
+    """The case of the paper's shapes, or of fp32's, of this name."""
+    return next(case for case in (*cases("large"), *fp32_cases()) if case.name == name)
 
 
 def perform(task: Task, device: torch.device, identity: dict[str, Any]) -> Iterator[Event]:
@@ -98,15 +107,23 @@ def _usable() -> bool:
     return True
 
 
-def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -> Iterator[Event]:
-    """Rows of measurements, made one after another; each that fails, or that nothing is left for, is named instead."""
+def measured(
+    wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float, done: Collection[str] = ()
+) -> Iterator[Event]:
+    """Rows of measurements but those `done`, made one after another; each that fails, or that nothing is left for, is named
+    instead. Where one breaks the process, the next and all behind it are left to another."""
     broken = False
     for label, measure in wanted:
-        if broken or time.monotonic() > deadline:
-            yield {"unrun": f"{label}: {'the process is broken' if broken else 'out of time'}"}
+        if label in done:
+            continue
+        if broken:
+            yield {"left": label}
+            return
+        if time.monotonic() > deadline:
+            yield {"unrun": f"{label}: out of time"}
             continue
         try:
-            yield {"row": asdict(measure())}
+            yield {"row": asdict(measure()), "label": label}
         except Exception as error:  # of compilers, libraries and drivers, which have no common kind
             failed = describe(error)
         else:
@@ -114,7 +131,7 @@ def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -
                 broken = True
                 yield {"unrun": f"{label}: no time in a CUDA graph, its capture failed: {failed_captures[-1]}"}
             continue
-        yield {"unrun": f"{label}: {failed}"}
+        yield {"unrun": f"{label}: {failed}", "label": label}
         broken = not _usable()  # not before the error is gone, which holds on to what the measurement made
 
 
@@ -123,20 +140,20 @@ def measured(wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float) -
 
 def _check(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     """A verdict on each rung of ours. One that raises may have broken the context: those behind it are judged by its word."""
-    if task.name in block.CHECKED:
-        for name, wrong, remark in block.check(task.name, device):
+    if task.name in parts.CHECKED:
+        for name, wrong, remark in parts.check(task.name, device):
             yield {"verdict": [f"{task.name} | {name}", verdict(wrong, remark), name == "ours"]}
         return
     case, broken = case_named(task.name), ""
     for rung in (one for one in rungs_of(case) if one.name in task.checked):
         try:
-            wrong, remark = (broken, "") if broken else check(case, device, rung)
+            wrong, remark = (broken, "") if broken else check(case, device, rung, getattr(torch, task.dtype))
         except Exception as error:
             wrong, remark = describe(error), ""
             broken = "" if _usable() else f"the CUDA context is broken: {wrong}"
         choice = case.table_choice()
-        chosen = choice is not None and choice.backend == rung.backend
-        yield {"verdict": [f"{case.name} | {rung.name}", verdict(wrong, remark), chosen]}
+        chosen = choice is not None and choice.backend == rung.backend and task.dtype == TIMED
+        yield {"verdict": [f"{task.subject} | {rung.name}", verdict(wrong, remark), chosen]}
 
 
 def verdict(wrong: str | None, remark: str) -> str:
@@ -165,11 +182,11 @@ def _time(task: Task, device: torch.device, identity: dict, deadline: float) -> 
         if rung.compiled == task.compiled and rung.name not in task.without
         for mode in MODES
     )
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
-    """The rungs of a block or an exchange, beside the rate of a large product, of which they are a share."""
+    """The rungs of a part of the model, beside the rate of a large product, of which they are a share."""
     rates: list[float] = []
 
     def peak(question: Question) -> Row:
@@ -182,17 +199,15 @@ def _part(task: Task, device: torch.device, identity: dict, deadline: float) -> 
         note = f"{found.tflops / rates[0]:.0%} of the large product's rate" if rates else ""
         return dataclasses.replace(found, note=note)
 
-    names = block.RUNGS if task.name == "block" else block.EXCHANGE_RUNGS
-    names = [one for one in names if (block.RUNGS[one].compiled is not None) == task.compiled]
-    rungs = block.rungs(task.name, device, torch.bfloat16, names=[one for one in names if one not in task.without])
+    rungs = parts.rungs(task.name, device, compiled=task.compiled, without=task.without)
     wanted = ((f"{task.name} {one[0]} | {one[1]}", partial(row, *one)) for one in rungs)
     yield from measured([("large product", partial(peak, matrix_peak(device)))], deadline)
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _questions(task: Task, device: torch.device, identity: dict, deadline: float) -> Iterator[Event]:
     wanted = ((f"{one[0]} {one[1]}", partial(_answer, one, identity)) for one in questions(device))
-    yield from measured(wanted, deadline)
+    yield from measured(wanted, deadline, task.done)
 
 
 def _answer(question: Question, identity: dict) -> Row:
@@ -206,7 +221,7 @@ def _steps(task: Task, device: torch.device, identity: dict, deadline: float) ->
     try:
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.enable_cudnn_sdp(False)
-        yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline)
+        yield from measured(Steps(task.name, identity).rows(task.compiled, task.without), deadline, task.done)
     finally:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(True)

@@ -167,6 +167,16 @@ def whole_exchange(frames: int, side: int, widths: tuple[int, int, int, int], ke
     return _both(Work(flops, 2 * states + precision), Work(2 * flops, 3 * states + precision))
 
 
+def decoders(channels: list[int], pixels: int, dim: int, width: int) -> Direction:
+    """A target of each of `channels` bands, decoded from fp32 embeddings through two hidden layers, with its error. Forward
+    reads embedding, target and weight; backward reads them again and writes the embedding's gradient. No hidden layer and no
+    prediction crosses memory."""
+    flops = sum(2 * pixels * width * (dim + width + bands) for bands in channels)
+    embeddings = 4 * len(channels) * pixels * dim
+    seen = sum(4 * pixels * (bands + 1) for bands in channels)
+    return _both(Work(flops, embeddings + seen), Work(2 * flops, 2 * embeddings + seen))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=sorted(GPUS), default="h200")
@@ -185,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         "space_attention 64 pixels, 32 frames": space_attention(32, 64, 16, 64),
         "exchange 128–256 at 64², 32 frames": exchange(32, 64, 128, 256),
         "… merged upwards, with the norm": exchange_up_norm(32, 64, 128, 256),
+        "decoders of 9 targets with their losses": decoders([5, 5, 7, 3, 5, 101, 12, 1, 16], 128**2, 64, 512),
         "block of the paper's widths, 43+21 frames": block([43, 21], 64, (128, 256, 512, 1024), 64, 4),
     }
     print(f"{'operator':40s} {'forward µs':>11s} {'backward µs':>12s} {'FLOP/byte':>10s}")

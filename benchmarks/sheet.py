@@ -15,6 +15,9 @@ from aef.kernels import tuning
 from benchmarks import roofline
 from benchmarks.timing import Timing
 
+FLASH_ATTN = ("flash_attn_3", "flash_attn")
+"""Packages of the third generation and of the second."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -63,7 +66,7 @@ def identity_of(device: torch.device, commit: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cudnn": torch.backends.cudnn.version() or 0,
-        "flash_attn": _version("flash_attn"),
+        "flash_attn": ", ".join(filter(None, map(_version, FLASH_ATTN))) or "none",
         "commit": commit,
         "date": str(datetime.date.today()),
     }
@@ -79,9 +82,9 @@ def _driver() -> str:
 
 def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
+        return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return ""
 
 
 def make_row(

@@ -101,8 +101,9 @@ def _shifts(radius: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(itertools.product(steps, steps), key=lambda shift: (max(map(abs, shift)), shift)))
 
 
-# A table built on the device at every step would stall it.
+# A table built on the device at every step would stall it, and so would one that a compiled graph builds.
 @lru_cache
+@torch.compiler.assume_constant_result
 def _shift_table(radius: int, device: torch.device) -> Tensor:
     return torch.tensor(_shifts(radius), device=device)
 

@@ -22,6 +22,16 @@ def operators(size: str) -> list[str]:
     return sorted({case.operator for case in cases(size)})
 
 
+def fp32_cases() -> Iterator[Case]:
+    """Cheap shapes of the operators whose kernels have tiles of their own for fp32: `small` and the tests run it on a GPU."""
+    yield time_attention([103, 47], 8, 2, 64, 1)
+    yield temporal_pooling([62, 29], [5, 1], 64, 4, 48, 1)
+    yield temporal_pooling([62, 29], [5, 1], 64, 4, 48, 1, biased=True)
+    yield precision_operator(8, 16, 64, 1)
+    for operator in ("exchange_down", "exchange_up", "exchange_up_norm"):
+        yield exchange(operator, 8, 16, 64, 128, 3, 1)
+
+
 def _large() -> Iterator[Case]:
     for length, value in ((32, 9), (16, 8), (64, 8)):
         yield time_attention([length] * 8, 256, 8, 64, value)

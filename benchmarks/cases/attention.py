@@ -1,5 +1,7 @@
 """Time and space attention against every way in which PyTorch can compute them, copies and bookkeeping included."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,15 +11,22 @@ from aef import kernels
 from aef.kernels.space_attention.library import attend_products, attend_sdpa
 from aef.kernels.space_attention.library import attend_varlen as attend_varlen_pixels
 from aef.kernels.space_attention.reference import space_attention_reference
-from aef.kernels.time_attention.library import attend_padded, attend_varlen, varlen_library
+from aef.kernels.time_attention.library import attend_padded, attend_varlen, varlen_libraries, width_refusal
 from aef.kernels.time_attention.reference import time_attention_reference
 from benchmarks import roofline
 
 from .case import SDPA, Arguments, Case, Contender, Decision, offsets, random_leaf
 
 FLEX_TILE = 128
-"""Of FlexAttention's masks. On Hopper the only tile of its backward pass does not divide 64."""
-"""Tokens in which FlexAttention packs the short sequences of several pixels."""
+"""Tokens in which FlexAttention packs the short sequences of several pixels, and the tile of its masks. On Hopper the only
+tile of its backward pass does not divide 64."""
+
+
+def _libraries(attend: Contender, channels: int) -> tuple[dict[str, Contender], dict[str, str]]:
+    """A rung for each variable-length attention that can be imported, and the one of them that dispatch takes as `flash`."""
+    names = list(varlen_libraries())
+    chosen = next((name for name in names if not width_refusal(name, channels)), None)
+    return {name: partial(attend, library=name) for name in names}, {chosen: "flash"} if chosen else {}
 
 
 def _forced(attend: Contender, backend: SDPBackend) -> Contender:
@@ -102,10 +111,11 @@ def time_attention(lengths: list[int], pixels: int, heads: int, channels: int, v
         table = random_leaf(sum(lengths), 3, heads, channels, device=device, dtype=dtype)
         return qkv, table, offsets(lengths, device), max(lengths)
 
-    equal, library = len(set(lengths)) == 1, varlen_library()[0]
+    equal = len(set(lengths)) == 1
+    libraries, flash = _libraries(attend_varlen, channels)
     contenders: dict[str, Contender] = {
         "ours": kernels.time_attention,
-        library: attend_varlen,
+        **libraries,
         "sdpa padded": attend_padded,
         "sdpa": _grouped(lengths),
         **{f"sdpa {name}": _forced(_grouped(lengths), backend) for name, backend in SDPA.items()},
@@ -118,7 +128,7 @@ def time_attention(lengths: list[int], pixels: int, heads: int, channels: int, v
     shape = f"T={label}, {len(lengths)} segments, {pixels}x{heads}x{channels}"
     work = roofline.time_attention(lengths, pixels, heads, channels)
     sizes = {"max_frames": max(lengths), "channels": channels}
-    decision = Decision("time_attention", sizes, stock={library: "flash", "sdpa padded": "torch"})
+    decision = Decision("time_attention", sizes, stock={**flash, "sdpa padded": "torch"})
     compiled = ("sdpa", "eager matmul", "flex")
     return Case("time_attention", shape, make, contenders, work, decision, value, compiled, ("flex",))
 
@@ -135,10 +145,10 @@ def space_attention(frames: int, pixels: int, heads: int, channels: int, value: 
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         return (random_leaf(frames, pixels, 3, heads, channels, device=device, dtype=dtype),)
 
-    library = varlen_library()[0]
+    libraries, flash = _libraries(attend_varlen_pixels, channels)
     contenders: dict[str, Contender] = {
         "ours": kernels.space_attention,
-        library: attend_varlen_pixels,
+        **libraries,
         "sdpa": attend_sdpa,
         **{f"sdpa {name}": _forced(attend_sdpa, backend) for name, backend in SDPA.items()},
         "eager matmul": attend_products,
@@ -147,6 +157,6 @@ def space_attention(frames: int, pixels: int, heads: int, channels: int, value: 
     }
     work, shape = roofline.space_attention(frames, pixels, heads, channels), f"{frames}x{pixels}x{heads}x{channels}"
     sizes = {"max_frames": pixels, "channels": channels}
-    decision = Decision("space_attention", sizes, ("torch",), {library: "flash"})
+    decision = Decision("space_attention", sizes, ("torch",), flash)
     compiled = ("sdpa", "eager matmul", "flex")
     return Case("space_attention", shape, make, contenders, work, decision, value, compiled, ("flex",))

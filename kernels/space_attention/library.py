@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..row_softmax import row_softmax
-from ..time_attention.library import varlen_library
+from ..time_attention.library import varlen_libraries, varlen_library
 
 
 def attend_sdpa(qkv: Tensor) -> Tensor:
@@ -14,10 +14,11 @@ def attend_sdpa(qkv: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-def attend_varlen(qkv: Tensor) -> Tensor:
-    """A library's variable-length attention, every frame a sequence: tokens lie as these libraries want them."""
+def attend_varlen(qkv: Tensor, library: str = "") -> Tensor:
+    """A library's variable-length attention, every frame a sequence: tokens lie as these libraries want them. `library`: a
+    name of `varlen_libraries`, or the one that `varlen_library` chooses."""
     frames, pixels = qkv.shape[:2]
-    _, attend = varlen_library()
+    attend = varlen_libraries()[library] if library else varlen_library(qkv.shape[-1])[1]
     query, key, value = qkv.flatten(0, 1).unbind(1)  # (F·N, H, D) each
     offsets = torch.arange(frames + 1, device=qkv.device, dtype=torch.int32) * pixels
     return attend(query, key, value, offsets, offsets, pixels, pixels).unflatten(0, (frames, pixels))

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,19 @@ from torch import Tensor
 from ..arguments import nan_where_cut
 from ..dispatch import Case
 
-FLASH_3, NO_LIBRARY = "flash_attn_interface", "no variable-length attention"
+log = logging.getLogger("aef.kernels")
+FLASH_3 = "flash_attn_interface"
+LIBRARIES = (
+    (FLASH_3, FLASH_3, "flash_attn_varlen_func"),
+    ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
+    ("torch varlen_attn", "torch.nn.attention.varlen", "varlen_attn"),
+)
+"""Name, module and function of flash-attn 3, of flash-attn 2 and of PyTorch's own FlashAttention-2: the first that takes a case
+runs it."""
+NO_LIBRARY = (
+    "no variable-length attention: flash-attn cannot be imported, and torch.nn.attention.varlen came with PyTorch 2.10"
+)
+Attend = Callable[..., Tensor]
 SEQUENCES = 65_535
 """Most sequences in one call: several of these libraries keep them on a grid axis of 16 bits."""
 
@@ -40,13 +53,14 @@ def attend_padded(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
     return padded[segment, step.clamp(0, max_frames - 1)]
 
 
-def attend_varlen(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int) -> Tensor:
-    """A library's variable-length attention over one sequence per segment and pixel; differentiable.
+def attend_varlen(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int, library: str = "") -> Tensor:
+    """A library's variable-length attention over one sequence per segment and pixel; differentiable. `library`: a name of
+    `varlen_libraries`, or the one that `varlen_library` chooses.
 
     These libraries want a sequence's tokens side by side: one gather before, one after, and the sequences' offsets.
     """
     frames, pixels = qkv.shape[:2]
-    _, attend = varlen_library()
+    attend = varlen_libraries()[library] if library else varlen_library(qkv.shape[-1])[1]
     summed = _with_table(qkv, table, cu_frames, max_frames).flatten(0, 1)
     segment, step = _place(cu_frames, frames)
     starts, lengths = cu_frames[:-1].long(), cu_frames.diff().long()
@@ -63,58 +77,78 @@ def attend_varlen(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
 
 def varlen_refusal(case: Case) -> str | None:
     """Why no library's variable-length attention can run here, or None."""
-    name, attend = varlen_library()
-    channels, sequences = case.sizes["channels"], case.sizes["segments"] * case.sizes["pixels"]
-    widest = 192 if name == FLASH_3 else 256  # flash-attn 3 refuses to repeat backward bit by bit beyond 192
-    if attend is no_library:
-        return f"{name}: flash-attn cannot be imported, and torch.nn.attention.varlen came with PyTorch 2.10"
+    names, channels = list(varlen_libraries()), case.sizes["channels"]
+    sequences = case.sizes["segments"] * case.sizes["pixels"]
+    if not names:
+        return NO_LIBRARY
     if case.device.type != "cuda":
-        return f"the tensors are on a {case.device.type} device; {name} needs a GPU"
+        return f"the tensors are on a {case.device.type} device; {', '.join(names)} needs a GPU"
     if case.dtype not in (torch.bfloat16, torch.float16):
-        return f"{name} takes bf16 and fp16, found {case.dtype}"
-    if channels % 8 or channels > widest:
-        return f"{name} takes head widths that are multiples of 8 up to {widest}, found {channels}"
+        return f"{', '.join(names)} takes bf16 and fp16, found {case.dtype}"
+    refusals = [width_refusal(name, channels) for name in names]
+    if all(refusals):
+        return "; ".join(filter(None, refusals))
     if sequences > SEQUENCES:
         return f"{sequences} sequences (segments x pixels) exceed {SEQUENCES}"
     return None
 
 
-def varlen_library() -> tuple[str, Callable[..., Tensor]]:
-    """The first of flash-attn 3, flash-attn 2 and PyTorch's own FlashAttention-2 that can be imported.
+def width_refusal(library: str, channels: int) -> str | None:
+    """Why a library cannot take heads of so many channels, or None."""
+    widest = 192 if library == FLASH_3 else 256  # flash-attn 3 refuses to repeat backward bit by bit beyond 192
+    if channels % 8 or channels > widest:
+        return f"{library} takes head widths that are multiples of 8 up to {widest}, found {channels}"
+    return None
 
-    The function takes queries, keys, values, their offsets twice and their longest length twice, and gives the output.
-    flash-attn's backward is asked to repeat bit by bit; PyTorch's does under `torch.use_deterministic_algorithms`.
+
+def varlen_library(channels: int) -> tuple[str, Attend]:
+    """The first of LIBRARIES that can be imported and takes heads of so many channels. Raises `NotImplementedError` where
+    there is none; the dispatcher refuses that before."""
+    name = _choose_library(channels)
+    attend = _imported[name] if name else None
+    if attend is None:
+        raise NotImplementedError(NO_LIBRARY)
+    return name, attend
+
+
+def varlen_libraries() -> dict[str, Attend]:
+    """Those of LIBRARIES that can be imported, by name.
+
+    Each takes queries, keys, values, their offsets twice and their longest length twice, and gives the output. flash-attn's
+    backward is asked to repeat bit by bit; PyTorch's does under `torch.use_deterministic_algorithms`.
     """
-    name = _import_library()
-    return name, _imported[name]
+    return {name: attend for name, attend in _imports().items() if attend is not None}
 
 
-_imported: dict[str, Callable[..., Tensor]] = {}
+_imported: dict[str, Attend | None] = {}
 
 
 @torch.compiler.assume_constant_result  # a compiled block cannot trace an import
-def _import_library() -> str:
-    if _imported:  # one, found once: a failed import would be tried again at every call
-        return next(iter(_imported))
-    for name, module, attribute in (
-        (FLASH_3, FLASH_3, "flash_attn_varlen_func"),
-        ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
-        ("torch varlen_attn", "torch.nn.attention.varlen", "varlen_attn"),
-    ):
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError):
-            continue
-        options = {"deterministic": True} if "deterministic" in inspect.signature(function).parameters else {}
-        _imported[name] = functools.partial(_output_alone, function, options)
-        return name
-    _imported[NO_LIBRARY] = no_library
-    return NO_LIBRARY
+def _choose_library(channels: int) -> str:
+    """A name, or "" where no library takes it."""
+    names = list(varlen_libraries())
+    return next((name for name in names if not width_refusal(name, channels)), "")
 
 
-def no_library(*arguments: Any) -> Tensor:
-    """What `varlen_library` gives where there is none; the dispatcher refuses it before."""
-    raise NotImplementedError("neither flash-attn nor torch.nn.attention.varlen can be imported")
+def _imports() -> dict[str, Attend | None]:
+    for name, module, attribute in LIBRARIES:
+        if name not in _imported:  # once: a failed import would be tried again at every call
+            _imported[name] = _import_function(module, attribute)
+    return _imported
+
+
+def _import_function(module: str, attribute: str) -> Attend | None:
+    try:
+        function = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # built for another PyTorch or CUDA, or without what it needs: the next library may work
+        absent = isinstance(error, ModuleNotFoundError) and error.name and module.startswith(error.name)
+        if not absent:
+            log.warning("%s is installed and cannot be imported: %s: %s", module, type(error).__name__, error)
+        return None
+    if function is None:
+        return None
+    options = {"deterministic": True} if "deterministic" in inspect.signature(function).parameters else {}
+    return functools.partial(_output_alone, function, options)
 
 
 def _output_alone(function: Callable, options: dict[str, Any], *arguments: Any) -> Tensor:

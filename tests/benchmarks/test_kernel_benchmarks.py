@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from aef.kernels import dispatch
+from aef.kernels import dispatch, tuning
 from benchmarks import gpu, gpu_tasks, kernels, roofline, scaling, sheet, steps, timing
 from benchmarks.cases import attention, cases, pointwise, pooling
 from benchmarks.cases import case as contest
@@ -82,9 +82,8 @@ def test_a_kernel_that_crashes_is_a_verdict(monkeypatch):
     crashing = dataclasses.replace(case, contenders={**case.contenders, "ours": lambda *a: 1 / 0})
     monkeypatch.setattr(gpu_tasks, "case_named", lambda name: crashing)
     monkeypatch.setattr(gpu_tasks, "_usable", lambda: True)
-    ((name, verdict, _),) = [
-        event["verdict"] for event in gpu_tasks.perform(gpu_tasks.Task("check", "x"), CPU, {}) if "verdict" in event
-    ]
+    events = gpu_tasks.perform(gpu_tasks.Task("check", case.name), CPU, {})
+    ((name, verdict, _),) = [event["verdict"] for event in events if "verdict" in event]
     assert name == f"{case.name} | ours, triton" and verdict.startswith("FAILED: ZeroDivisionError")
 
 
@@ -112,6 +111,20 @@ def test_every_case_climbs_the_whole_ladder():
     for operator in ("conv3x3", "precision_operator", "exchange_down", "exchange_up", "exchange_up_norm"):
         case = next(case for case in cases("large") if case.operator == operator)
         assert [rung.backend for rung in timing.rungs_of(case)][:2] == ["triton", "torch"]
+
+
+def test_each_variable_length_attention_is_a_rung_and_the_one_that_dispatch_takes_decides(monkeypatch):
+    names = ["flash_attn_interface", "flash_attn", "torch varlen_attn"]
+    monkeypatch.setattr(attention, "varlen_libraries", lambda: dict.fromkeys(names))
+    for case in (
+        attention.time_attention([6, 3], 4, 2, 16, 1),
+        attention.time_attention([6, 3], 4, 2, 200, 1),
+        attention.space_attention(3, 4, 2, 16, 1),
+    ):
+        rungs = {rung.name: rung for rung in timing.rungs_of(case) if rung.name in names}
+        wide = case.decision.sizes["channels"] > 192
+        assert [rungs[name].backend for name in names] == (["", "flash", ""] if wide else ["flash", "", ""])
+        assert [rungs[name].call.keywords["library"] for name in names] == names
 
 
 WORKER = """
@@ -153,6 +166,7 @@ def test_what_a_compiler_must_make_comes_last_and_what_is_worth_most_first():
     case = "time_attention T=32, 8 segments, 256x8x64"
     assert order[0] == ("check", case)
     wanted = [("check", "block"), ("time", case), ("part", "block"), ("part", "exchange"), ("steps", "large")]
+    wanted += [("check", "decoders"), ("part", "decoders")]
     assert [one for one in order if one in wanted] == wanted
     assert (
         order.index(("steps", "large")) < order.index(("time", "sample_vmf 180224x64")) < order.index(("questions", ""))
@@ -191,6 +205,29 @@ def test_a_check_that_says_nothing_is_failed():
     verdicts.complete(gpu_tasks.Task("check", CONV), unrun)
     assert not unrun and verdicts.texts[f"{CONV} | ours, torch"].startswith("FAILED: check conv3x3")
     assert verdicts.wrong_choices == [f"{CONV} | ours, torch"]
+
+
+def test_what_has_fp32_tiles_of_its_own_is_checked_in_fp32_and_never_keeps_a_step_in_bf16_from_its_time():
+    tasks = [task for task in gpu.tasks_of(None) if task.dtype == "float32"]
+    assert {task.kind for task in tasks} == {"check"}
+    own = {entry.operator for entry in tuning.table("default") if tuple(entry.dtypes or ()) == ("float32",)}
+    assert {gpu_tasks.case_named(task.name).decision.operator for task in tasks} == own
+    verdicts = gpu.Verdicts()
+    verdicts.complete(tasks[0], [])
+    assert verdicts.texts == {f"{tasks[0].name}, float32 | ours, triton": "FAILED: no answer"}
+    assert verdicts.refused(gpu_tasks.Task("steps", "large")) == ((), [])
+
+
+def test_a_check_in_fp32_is_one_against_fp64(monkeypatch):
+    monkeypatch.setattr(timing, "REPEATS", 1)
+    case = attention.time_attention([6, 3], 4, 2, 16, 1)
+    assert timing.check(case, CPU, timing.Rung("ours", case.contenders["ours"]), torch.float32) == (None, "")
+
+    def rounded(*arguments):
+        return case.contenders["reference"](*arguments).bfloat16().float()
+
+    wrong, _ = timing.check(case, CPU, timing.Rung("ours", rounded), torch.float32)
+    assert wrong.startswith("output 0: error")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -244,8 +281,8 @@ def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch)
     unrun = [event["unrun"] for event in events if "unrun" in event]
     assert [one.split(" | ", 1)[1] for one in unrun] == [
         *(f"first | {mode}: TypeError: not like this" for mode in timing.MODES),
-        *(f"last | {mode}: the process is broken" for mode in timing.MODES),
     ]
+    assert events[-2]["left"].endswith("last | forward") and "done" in events[-1]
 
 
 def timed_once(calls, *settings):
@@ -263,10 +300,32 @@ def test_a_capture_that_fails_keeps_its_row_and_ends_the_process(monkeypatch):
         return sheet.Row(*[""] * len(dataclasses.fields(sheet.Row)))
 
     events = list(gpu_tasks.measured([("first", uncaptured), ("second", uncaptured)], float("inf")))
-    assert [next(iter(event)) for event in events] == ["row", "unrun", "unrun"] and len(failed) == 1
+    assert [next(iter(event)) for event in events] == ["row", "unrun", "left"] and len(failed) == 1
     assert "no time in a CUDA graph, its capture failed: legacy stream" in events[1]["unrun"]
-    assert events[2]["unrun"] == "second: the process is broken"
+    assert events[2] == {"left": "second"}
     assert not gpu_tasks._usable()
+
+
+def test_what_a_broken_process_left_is_done_by_the_next_and_never_tried_in_vain(tmp_path):
+    given = []
+
+    def perform(task):
+        given.append(task.done)
+        for label in ("first", "breaks", "last"):
+            if label in task.done:
+                continue
+            if label == "last" and len(given) < breaking:
+                yield {"left": label}
+                return
+            yield {"unrun": f"{label}: no", "label": label}
+
+    breaking = 2
+    gpu.run(sheet.Sheet(tmp_path, "abc"), perform, ["questions"], 100.0)
+    assert given == [(), ("first", "breaks")]
+    given, breaking = [], 9
+    written = sheet.Sheet(tmp_path, "abc")
+    gpu.run(written, perform, ["questions"], 100.0)
+    assert len(given) == 2 and "- last, and what follows it: the process is broken" in written.text_path.read_text()
 
 
 def test_a_task_gets_no_more_than_its_share_of_the_budget_but_a_compiler_may_take_all(tmp_path):

@@ -1,12 +1,14 @@
 """What benchmarks.gpu would time: every case runs, ours agrees with its reference, and a block's rungs are one block."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from aef.config import PRESETS
-from benchmarks import block, timing
+from benchmarks import block, decoding, roofline, timing
 from benchmarks.cases import cases
 from benchmarks.cases.case import as_outputs, cotangents_of, leaves
 
@@ -79,12 +81,52 @@ def test_a_block_is_checked_against_tuned_eager_before_it_is_timed(part, monkeyp
     assert all("output 0: error nan" in wrong for _, wrong, _ in block.check(part, CPU, config=TINY, side=8))
 
 
+def test_a_block_that_a_compiler_made_runs():
+    arguments = block._arguments(TINY, [4, 2], 8, CPU, torch.float32)
+    made = block._make("block", block.Way("torch", {"backend": "eager"}), TINY, arguments)
+    assert [one.shape for one in made()[:4]] == [one.shape for one in arguments[:4]]
+
+
 def test_two_streams_compute_what_one_does():
     module = block.without_zeros(block.BlockInChain(TINY))
     arguments = block._arguments(TINY, [4, 2], 8, CPU, torch.float32)
     found = block.TwoStreams(module.block, CPU)(*arguments)
     torch.testing.assert_close(list(found), list(module(*arguments)))
     assert all((one != 0).all() for one in module.parameters())
+
+
+TINY_DECODERS = dataclasses.replace(PRESETS["tiny"], data=dataclasses.replace(PRESETS["tiny"].data, chip_px=16))
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_rungs_of_the_decoders_are_forward_and_backward_of_predictions_and_losses(monkeypatch):
+    monkeypatch.setitem(decoding.RUNGS, "compiled", block.Way("torch", {"backend": "eager"}))
+    names, shapes = ("ours", "tuned eager", "compiled"), {}
+    for shape, name, make, _ in decoding.rungs(
+        "decoders", CPU, torch.float32, config=TINY_DECODERS, samples=(2,), names=names
+    ):
+        assert shape == "18 targets"
+        shapes[name] = [tuple(one.shape) for one in make()()]
+    assert set(shapes) == set(names) and all(one == shapes["ours"] for one in shapes.values())
+    assert shapes["ours"][0] == (2, 16, 16, 5) and shapes["ours"][9] == (9, 2, 256, TINY.embedding_dim)
+
+
+def test_the_decoders_are_checked_against_tuned_eager_before_they_are_timed(monkeypatch):
+    assert list(decoding.check("decoders", CPU, config=TINY_DECODERS)) == [("ours", None, "")]
+    monkeypatch.setattr(timing, "_error", lambda found, wanted: float("nan"))
+    ((_, wrong, _),) = decoding.check("decoders", CPU, config=TINY_DECODERS)
+    assert "output 0: error nan" in wrong
+
+
+def test_the_floor_of_the_decoders_counts_their_products():
+    module = decoding.DecodersWithLosses(TINY_DECODERS)
+    embeddings, targets = decoding._arguments(module, 1, CPU)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        module(embeddings.detach(), targets, torch.float32)
+    bands = [one.decoded_channels for one in module.sources]
+    floor = roofline.decoders(bands, module.side**2, module.dim, TINY.decoder_width)
+    assert counted.get_total_flops() == pytest.approx(floor["forward"].flops, rel=0.02)
+    assert floor["both"].flops == 3 * floor["forward"].flops
 
 
 def test_the_documents_ladder_of_a_block_has_every_rung_with_a_prediction():

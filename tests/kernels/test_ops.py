@@ -142,7 +142,7 @@ def test_variable_length_attention_gets_one_sequence_per_segment_and_pixel(monke
         assert (cu_query.dtype, longest_query, longest_key) == (torch.int32, 8, 8)
         return attend_tokens(query, key, value, cu_query, longest_query)
 
-    monkeypatch.setattr(library, "varlen_library", lambda: ("stand-in", attend))
+    monkeypatch.setattr(library, "varlen_library", lambda channels: ("stand-in", attend))
     _assert_attends(library.attend_varlen)
 
 
@@ -179,7 +179,7 @@ def test_flash_attn_2_is_asked_for_a_backward_that_repeats(installed):
         return attend_tokens(q, k, v, cu_q, max_q)
 
     installed("flash_attn", flash)
-    assert library.varlen_library()[0] == "flash_attn"
+    assert library.varlen_library(64)[0] == "flash_attn"
     _assert_attends(library.attend_varlen)
     assert asked == [(0.0, False, True)]
 
@@ -193,23 +193,48 @@ def test_flash_attn_3_of_before_and_after_mid_2025_gives_the_output(installed, o
 
     installed("flash_attn", lambda *arguments: pytest.fail("flash-attn 3 is asked first"))
     installed("flash_attn_interface", older)
-    assert library.varlen_library()[0] == "flash_attn_interface"
+    assert library.varlen_library(64)[0] == "flash_attn_interface"
     _assert_attends(library.attend_varlen)
     assert asked == [(False, True)]
-    assert "multiples of 8 up to 192" in decide("flash", channels=256).reason  # beyond, its backward does not repeat
     library._imported.clear()
     installed("flash_attn_interface", lambda *arguments, deterministic=False: older(*arguments)[0])
     _assert_attends(library.attend_varlen)
 
 
+def test_every_library_that_can_be_imported_is_known_and_the_first_that_takes_the_heads_runs(installed, on_an_h200):
+    installed("flash_attn_interface", lambda *arguments, deterministic=False: arguments)
+    installed("flash_attn", lambda *arguments, deterministic=False: arguments)
+    assert list(library.varlen_libraries()) == ["flash_attn_interface", "flash_attn", "torch varlen_attn"]
+    # Beyond 192 channels flash-attn 3 does not repeat bit by bit.
+    assert [library.varlen_library(channels)[0] for channels in (192, 256)] == ["flash_attn_interface", "flash_attn"]
+    assert decide("flash", channels=256).backend == "flash"
+    refused = decide("flash", channels=264).reason
+    assert "flash_attn_interface takes head widths that are multiples of 8 up to 192" in refused
+    assert "flash_attn takes head widths that are multiples of 8 up to 256" in refused
+
+
+def test_a_library_that_is_installed_and_broken_leaves_the_next_one_and_is_named(installed, monkeypatch, caplog):
+    installed("flash_attn", lambda *arguments, deterministic=False: arguments)
+    import_module = library.importlib.import_module
+
+    def broken(name):
+        if name == "flash_attn_interface":
+            raise ImportError("undefined symbol")
+        return import_module(name)
+
+    monkeypatch.setattr(library.importlib, "import_module", broken)
+    assert library.varlen_library(64)[0] == "flash_attn"
+    assert "flash_attn_interface is installed and cannot be imported: ImportError: undefined symbol" in caplog.text
+
+
 def test_without_any_library_dispatch_says_so(installed, on_an_h200):
-    assert library.varlen_library()[0] == "torch varlen_attn"
+    assert library.varlen_library(64)[0] == "torch varlen_attn"
     library._imported.clear()
     installed("torch.nn.attention.varlen", None)  # as PyTorch 2.9, which has no such module
     choice = decide("auto", max_frames=400)
     assert choice.backend == "triton"
     assert "not flash: no variable-length attention: flash-attn cannot be imported" in choice.reason
-    with pytest.raises(NotImplementedError, match="neither flash-attn nor"):
+    with pytest.raises(NotImplementedError, match="no variable-length attention"):
         library.attend_varlen(torch.zeros(1, 1, 3, 1, 8), torch.zeros(1, 3, 1, 8), offsets(1), 8)
 
 

@@ -59,7 +59,7 @@ def test_a_library_gets_one_sequence_per_frame(monkeypatch):
         qkv = torch.stack([query, key, value], dim=1)[:, None]
         return time_attention_reference(qkv, torch.zeros_like(qkv[:, 0]), cu_query, longest_query)[:, 0]
 
-    monkeypatch.setattr(library, "varlen_library", lambda: ("stand-in", attend))
+    monkeypatch.setattr(library, "varlen_library", lambda channels: ("stand-in", attend))
     qkv = make_qkv()
     cotangent = torch.randn(3, 5, 2, 8)
     for one, other in zip(

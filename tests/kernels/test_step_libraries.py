@@ -52,7 +52,7 @@ def test_variable_length_attention_gives_the_pinned_losses(counted, monkeypatch)
 
     steps = TwoSteps(monkeypatch)
     for place in (time_library, space_library):
-        monkeypatch.setattr(place, "varlen_library", lambda: ("stand-in", attend))
+        monkeypatch.setattr(place, "varlen_library", lambda channels: ("stand-in", attend))
     replaced = [
         counted(kernels, "time_attention", time_library.attend_varlen),
         counted(kernels, "space_attention", space_library.attend_varlen),
