@@ -18,8 +18,9 @@ from aef.clock import DAY_MS, Period, parse_period
 from aef.earthengine.grid import to_degrees, to_utm, utm_crs
 from aef.earthengine.land import is_land
 from aef.earthengine.site import Site, SiteError, at
-from aef.earthengine.site_files import geojson_features, geojson_shape, read_sites
+from aef.earthengine.site_files import read_sites
 from aef.hashing import stable_hash
+from aef.vector_files import VectorFileError, geojson_features, geojson_shape
 
 __all__ = [
     "Lattice",
@@ -128,8 +129,12 @@ def in_strata(
     """
     import shapely
 
+    try:
+        features = geojson_features(Path(path))
+    except VectorFileError as error:
+        raise SiteError(str(error)) from None
     strata: dict[str, tuple[list[Any], int]] = {}
-    for number, feature in enumerate(geojson_features(Path(path))):
+    for number, feature in enumerate(features):
         properties = feature.get("properties") or {}
         if field is not None and field not in properties:
             raise SiteError(f"{path}: feature {number} has no property {field!r}: found {', '.join(properties)}")
@@ -137,7 +142,7 @@ def in_strata(
         shapes, _ = strata.setdefault(name, ([], int(properties.get("quota", per_stratum))))
         try:
             shapes.append(geojson_shape(feature.get("geometry")))
-        except SiteError as error:
+        except VectorFileError as error:
             raise SiteError(f"{path}: feature {number}: {error}") from None
     for name, (shapes, quota) in strata.items():
         area = shapely.union_all(shapes)
