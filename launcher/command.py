@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-FAILED, STOPPED, INTERRUPTED = 1, 75, 130
-"""Exit codes. 75 is BSD's EX_TEMPFAIL: stopped by a signal with a checkpoint written, try again."""
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes; that of a run which a signal stopped is `aef.training.signals.STOPPED`."""
 
 TRACEBACK = "AEF_TRACEBACK"
 """Environment variable that lets an expected error through with its traceback."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aef.clock import DAY_MS
+from aef.clock import DAY_MS, SUPPORT_MS
 from aef.earthengine.decode import bytes_per_pixel
 from aef.earthengine.expressions import wire_names
 from aef.earthengine.fetch import LISTED_MS, SLAB_BANDS, SLAB_BYTES
@@ -106,7 +106,7 @@ def estimate(
 
 
 def _add(total: SourceEstimate, source: Source, chip: PlannedChip) -> None:
-    recipe, years = recipe_of(source), chip.period.length_ms / (365 * DAY_MS)
+    recipe, years = recipe_of(source), chip.period.length_ms / SUPPORT_MS
     listings = 1 if recipe.listed is None else math.ceil((chip.period.length_ms + recipe.listed * DAY_MS) / LISTED_MS)
     if source.name in ("nlcd", "cdl") and not (-130 < chip.lon < -63 and 21 < chip.lat < 51):
         total.requests += listings

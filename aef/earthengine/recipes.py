@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from aef.clock import DAY_MS, Period
+from aef.clock import DAY_MS, SUPPORT_MS, Period
 from aef.earthengine.grid import NativeGrid
 from aef.sources import Source
 
@@ -257,7 +257,7 @@ def one_mosaic(scenes: Sequence[Scene], around: Surrounding, source: Source) -> 
 
 
 def _middles(period: Period) -> list[int]:
-    years = max(1, round(period.length_ms / (365 * DAY_MS)))
+    years = max(1, round(period.length_ms / SUPPORT_MS))
     return [period.start_ms + period.length_ms * (2 * k + 1) // (2 * years) for k in range(years)]
 
 

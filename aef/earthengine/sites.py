@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aef.clock import DAY_MS, Period, parse_period
+from aef.data.contract import METRES_PER_DEGREE
 from aef.earthengine.grid import to_degrees, to_utm, utm_crs
 from aef.earthengine.land import is_land
 from aef.earthengine.site import Site, SiteError, at
@@ -86,7 +87,7 @@ def in_box(west: float, south: float, east: float, north: float, lattice: Lattic
         raise SiteError(
             f"the box {west:g},{south:g},{east:g},{north:g} must be WEST,SOUTH,EAST,NORTH in degrees{across}"
         )
-    step_lat = lattice.step_m / 111_320 / 2
+    step_lat = lattice.step_m / METRES_PER_DEGREE / 2
     for lat in np.arange(south + step_lat / 2, north, step_lat):
         step_lon = step_lat / max(math.cos(math.radians(lat)), 0.05)
         for lon in np.arange(west + step_lon / 2, east, step_lon):

@@ -24,12 +24,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from aef.data.contract import METRES_PER_DEGREE
 from aef.text.files import open_stream
 from aef.text.places import coordinate_fault
 from aef.text.points import Counts, TextError
 
 EARTH = "Q2"
-METRES_PER_DEGREE = 111_320.0
 ARTICLE_PREFIX = "en.wikipedia.org/wiki/"
 
 

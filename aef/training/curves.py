@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aef.atomic import writing
+from aef.objective.uniformity import RANDOM_FLOOR
 from aef.run import Run
 
 from .figures import FOLDER
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "validation.png"
 WITHHELD, PROBE, PRESENCE = "withheld ", "probe ", "presence of "
-CHANCE, FLOOR = 0.5, 0.0997
-"""Balanced accuracy of a guess between two; mean |cosine| of random directions in 64 dimensions."""
+CHANCE = 0.5
+"""Balanced accuracy of a guess between two."""
 
 LINES = (":", "-.", "--", (0, (5, 1)))
 
@@ -85,7 +86,7 @@ def _presence(axes: Axes, records: Sequence[Mapping[str, Any]], names: Sequence[
 def _health(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     _line(axes, records, "norm", label="norm", lw=1.2)
     _line(axes, records, "uniformity", label="uniformity", lw=2)
-    axes.axhline(FLOOR, color="0.5", lw=0.8, ls=":", label="uniformity of random vectors")
+    axes.axhline(RANDOM_FLOOR, color="0.5", lw=0.8, ls=":", label="uniformity of random vectors")
     axes.set_ylim(0, 1.1)
     right = axes.twinx()
     _line(right, records, "effective_rank", label="effective rank (right)", color="C3", lw=1.6)

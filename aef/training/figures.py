@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from aef.atomic import writing
+from aef.clock import DAY_MS, format_date
 from aef.data.collate import Batch
 from aef.data.standardizer import Standardizer
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run
 from aef.sources import Source
-from aef.timecode import DAY_MS, format_time
 
 FOLDER = "figures"
 FRAMES_SHOWN = 6
@@ -68,7 +68,9 @@ def _input_row(run: Run, batch: Batch, name: str) -> list[Picture]:
     z = standardize(block.values[shown], block.valid[shown])
     times = batch.frame_time_ms[block.position[shown]].tolist()
     seen = block.valid[shown].expand(z.shape)
-    return [(f"{name}, input\n{_date(time_ms)}", _picture(source, z[i], seen[i])) for i, time_ms in enumerate(times)]
+    return [
+        (f"{name}, input\n{format_date(time_ms)}", _picture(source, z[i], seen[i])) for i, time_ms in enumerate(times)
+    ]
 
 
 def _embedding_row(batch: Batch, output: Output) -> list[Picture]:
@@ -79,7 +81,7 @@ def _embedding_row(batch: Batch, output: Output) -> list[Picture]:
     colours = pca_rgb([output.mean[row].permute(2, 0, 1).numpy() for row in rows])
     names = ["embedding, teacher", "embedding, student", *["embedding, teacher"] * len(others)]
     days = [(batch.periods[row, 1] - batch.periods[row, 0]).item() / DAY_MS for row in rows]
-    starts = [_date(int(batch.periods[row, 0])) for row in rows]
+    starts = [format_date(int(batch.periods[row, 0])) for row in rows]
     return [(f"{n}\n{s} + {d:.0f} d", c) for n, s, d, c in zip(names, starts, days, colours, strict=False)]
 
 
@@ -110,7 +112,7 @@ def _target_row(run: Run, batch: Batch, output: Output, name: str) -> list[Pictu
 
 
 def _titled(name: str, time_ms: Tensor, pictures: list[np.ndarray], last: str) -> list[Picture]:
-    titles = [f"{name}, target\n{_date(int(time_ms))}", f"{name}\nreconstruction", f"{name}\n{last}"]
+    titles = [f"{name}, target\n{format_date(int(time_ms))}", f"{name}\nreconstruction", f"{name}\n{last}"]
     return list(zip(titles, pictures, strict=True))
 
 
@@ -131,10 +133,6 @@ def _expand(cells: Tensor, side_px: int) -> Tensor:
     """(g, g, C) cells → (side, side, C) pixels."""
     index = torch.arange(side_px) * cells.shape[0] // side_px
     return cells[index][:, index]
-
-
-def _date(time_ms: int) -> str:
-    return format_time(time_ms)[:10]
 
 
 def _on_cpu(value: Any) -> Any:
