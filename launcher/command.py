@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from aef.one_line import one_line
+
 FAILED, INTERRUPTED = 1, 130
 """Exit codes; that of a run which a signal stopped is `aef.training.signals.STOPPED`."""
 
@@ -130,13 +132,12 @@ _EXPECTED: dict[type[OSError], str] = {
 
 
 def _describe(error: Exception, given: Sequence[str] = ()) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: `aef doctor` names the extra that brings it"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         why = _EXPECTED.get(type(error), error.strerror)
         return f"{_option(str(error.filename), given)}{error.filename}: {why}"
-    return text
+    return one_line(error, most=None)
 
 
 def _option(path: str, given: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from aef.earthengine.download import Fetched
 from aef.earthengine.errors import AccessError, RequestError, UnavailableError
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
+from aef.one_line import one_line
 from aef.sources import Source
 from aef.stac.products import PREFIX, PRODUCTS, Product, product_of
 
@@ -203,13 +204,13 @@ class StacDoor:
             ) as error:
                 failure: Exception = error
             if isinstance(failure, rasterio.errors.RasterioError) and _GONE.search(str(failure)):
-                raise RequestError(f"an asset is not there ({_one_line(failure)})")
+                raise RequestError(f"an asset is not there ({one_line(failure)})")
             status = getattr(failure, "status_code", None)
             if status is not None and 400 <= status < 500 and status != 429:
-                raise RequestError(f"the catalogue refused ({_one_line(failure)})")
+                raise RequestError(f"the catalogue refused ({one_line(failure)})")
             if self._stopped.wait(min(self._longest_s, 2.0**attempt) * (0.5 + random.random())):
                 break
-        raise UnavailableError(f"no answer after {TRIES} tries ({_one_line(failure)})")
+        raise UnavailableError(f"no answer after {TRIES} tries ({one_line(failure)})")
 
 
 class _Frame:
@@ -346,10 +347,10 @@ def _asking(ask: Callable[[], T], catalog: str) -> T:
             return ask()
     except (requests.exceptions.RequestException, pystac_client.exceptions.APIError, OSError) as error:
         raise AccessError(
-            f"{catalog}: the catalogue cannot be reached ({_one_line(error)}): check address and network"
+            f"{catalog}: the catalogue cannot be reached ({one_line(error)}): check address and network"
         ) from None
     except (pystac.STACError, pystac_client.errors.ClientTypeError, ValueError, KeyError, TypeError) as error:
-        raise AccessError(f"{catalog}: is no STAC catalogue ({_one_line(error)})") from None
+        raise AccessError(f"{catalog}: is no STAC catalogue ({one_line(error)})") from None
 
 
 def _offered(product: Product, offered: set[str], catalog: str) -> str:
@@ -371,7 +372,3 @@ def available(catalog: str) -> list[str]:
 
 def _iso(time_ms_: int) -> str:
     return datetime.fromtimestamp(time_ms_ / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
