@@ -284,7 +284,8 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
 def earth_engine(options: argparse.Namespace, sources):
     """A connected project: the door, its name and a note for the progress bar."""
     from aef.earthengine.fetch import EarthEngine
-    from aef.earthengine.service import Patience, Service
+    from aef.earthengine.patience import Patience
+    from aef.earthengine.service import Service
 
     patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
     with (

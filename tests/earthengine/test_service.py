@@ -1,4 +1,4 @@
-"""The service's door: what every failure means, retries, the gate, the quota guard; the real client over loopback."""
+"""The service: what every failure means, retries, the gate, the quota guard; the real client over loopback."""
 
 import io
 import threading
@@ -21,8 +21,11 @@ from aef.earthengine.errors import (
     TooLargeError,
     UnavailableError,
 )
+from aef.earthengine.failures import classify_failure
 from aef.earthengine.npy import read_npy
-from aef.earthengine.service import Gate, Patience, Service, judge
+from aef.earthengine.patience import Patience
+from aef.earthengine.service import Service
+from aef.earthengine.transport import Gate
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
@@ -49,7 +52,7 @@ from aef.earthengine.service import Gate, Patience, Service, judge
     ],
 )
 def test_final_failures_are_not_retried(failure, status, kind):
-    assert type(judge(failure, status)) is kind
+    assert type(classify_failure(failure, status)) is kind
 
 
 @pytest.mark.parametrize(
@@ -70,11 +73,11 @@ def test_final_failures_are_not_retried(failure, status, kind):
     ],
 )
 def test_passing_failures_are_retried(failure, status):
-    assert judge(failure, status) is None
+    assert classify_failure(failure, status) is None
 
 
 def test_credentials_never_reach_a_message():
-    text = str(judge(ee.EEException("refused: Bearer ya29.a0AfH6SMBx and 1//0abc-def"), 400))
+    text = str(classify_failure(ee.EEException("refused: Bearer ya29.a0AfH6SMBx and 1//0abc-def"), 400))
     assert "ya29" not in text and "1//0" not in text and "refused" in text
 
 
