@@ -136,13 +136,13 @@ def stac_sources(options: argparse.Namespace):
     from aef.settings_file import registry_of
     from aef.sources import Registry
     from aef.stac.fetch import available
-    from aef.stac.products import LANDSAT_C2_L2, PREFIX, product_of
+    from aef.stac.products import PREFIX, product_of
 
     if not options.catalog:
         raise ValueError("--from stac needs --catalog URL (or the path of a static catalog.json)")
     if options.estimate:
         raise ValueError("--estimate is about Earth Engine's allowance; a catalogue has none: use --dry-run")
-    known = registry_of(options.out, files=[FURTHER_SOURCES, *options.sources_file]).extended([LANDSAT_C2_L2])
+    known = registry_of(options.out, files=[FURTHER_SOURCES, *options.sources_file])
     names = wanted(options, options.sources or available(options.catalog))
     ids = {name: tuple(f"{PREFIX}{c}" for c in product_of(name).collections) for name in names}
     return Registry(dataclasses.replace(known[name], collections=ids[name]) for name in names)

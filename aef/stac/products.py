@@ -15,7 +15,6 @@ import numpy as np
 
 from aef.earthengine.decode import terrain
 from aef.earthengine.errors import RequestError
-from aef.sources import Band, Source, Transform
 
 PREFIX = "stac:"
 SCL_NOT_CLEAR = (3, 8, 9, 10)
@@ -23,24 +22,6 @@ SCL_NOT_CLEAR = (3, 8, 9, 10)
 
 LANDSAT_NOT_CLEAR = 1 << 1 | 1 << 4
 """QA_PIXEL: dilated cloud, cloud shadow (the paper's two bits, as through Earth Engine)."""
-
-LANDSAT_C2_L2 = Source(
-    name="landsat_c2_l2",
-    title="Landsat 8 and 9, Collection 2 Level 2, surface reflectance and temperature",
-    collections=(f"{PREFIX}landsat-c2-l2",),
-    bands=(
-        *(Band(name, "reflectance", 0, 1.6, Transform("log", 1e4)) for name in ("B2", "B3", "B4", "B5", "B6")),
-        Band("ST_B10", "K", 150, 373, Transform("log", 1.0)),
-    ),
-    role="input",
-    native_resolution_m=30,
-    regrid_m=30,
-    frame_budget=21,
-    source_drop=0.3,
-    frame_drop=0.3,
-    licence="public domain",
-    attribution="Landsat data courtesy of the U.S. Geological Survey",
-)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from aef.launcher import download as command
 from aef.settings_file import read_sources
 from aef.sources import BUILT_IN, Registry
 from aef.stac.fetch import TRIES, StacFetcher, available
-from aef.stac.products import LANDSAT_C2_L2, SCL_NOT_CLEAR, product_of
+from aef.stac.products import SCL_NOT_CLEAR, product_of
 from aef.timecode import parse_period, parse_time
 
 PX = 16
 GRID = ChipGrid("EPSG:32632", LEFT, TOP, PX)
 CHIP = PlannedChip("here_20190101", "here", *GRID.centre_degrees, GRID, parse_period("2019-01-01/2020-01-01"), 1)
-KNOWN = BUILT_IN.extended(read_sources(command.FURTHER_SOURCES)).extended([LANDSAT_C2_L2])
+KNOWN = BUILT_IN.extended(read_sources(command.FURTHER_SOURCES))
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "bigearthnet_pairs"
 
 
