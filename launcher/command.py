@@ -1,4 +1,4 @@
-"""What every command shares: its parser, one-line errors, and progress on a terminal or in a log file."""
+"""What every command shares: its parser, options that several have, and errors in one line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import argparse
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from aef.one_line import one_line
@@ -169,69 +167,3 @@ def add_compression(p: argparse._ActionsContainer, *, default: bool) -> None:
             default=argparse.SUPPRESS,
             help=f"{meaning}{usual}",
         )
-
-
-class Progress:
-    """A progress bar with rate and time left on a terminal; elsewhere one plain line every few seconds.
-
-    Example::
-
-        with Progress("ingest", total=len(places), unit="chip") as progress:
-            for place in places:
-                ...
-                progress.advance(note=place)
-    """
-
-    PLAIN_EVERY_S = 10.0
-
-    def __init__(self, title: str, total: int, unit: str = "item") -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._bar = _rich_bar(title, total) if sys.stderr.isatty() else None
-        self._started = self._printed = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-        elif kind is None:
-            self._print("")
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` finished items; `note` is shown beside them."""
-        self.done += count
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, note=note)
-        elif time.monotonic() - self._printed >= self.PLAIN_EVERY_S:
-            self._print(note)
-
-    def _print(self, note: str) -> None:
-        self._printed = time.monotonic()
-        elapsed = max(self._printed - self._started, 1e-9)
-        rate = self.done / elapsed
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s{left} {note}".rstrip(), file=sys.stderr
-        )
-
-
-def _rich_bar(title: str, total: int):
-    from rich import progress as bars
-    from rich.console import Console
-
-    bar = bars.Progress(
-        bars.TextColumn(title),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
-    bar.add_task(title, total=total, note="")
-    return bar

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_compression, parser, run, with_western_longitudes
+from aef.launcher.command import add_compression, parser, run, with_western_longitudes
+from aef.progress import Progress
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
 STAC_WORKERS = 16

@@ -19,7 +19,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_device, load_model, parser, run
+from aef.launcher.command import add_device, load_model, parser, run
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
