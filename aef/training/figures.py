@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aef.atomic import writing
 from aef.clock import DAY_MS, format_date
 from aef.data.collate import Batch
 from aef.data.standardizer import Standardizer
+from aef.figure_file import MISSING, new_figure, save_png
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run
@@ -25,11 +25,6 @@ TRUE_COLOUR = (("B4", "B3", "B2"), ("B04", "B03", "B02"), ("red", "green", "blue
 
 def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | None:
     """Draw the first sample of a batch into ``RUN/figures/step-….png``; returns what to tell the user if it cannot."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no figure: matplotlib is not installed (pip install 'aef-engine[eval]')"
     batch, output = _on_cpu(batch), _on_cpu(output)
     rows = [_input_row(run, batch, name) for name in run.inputs]
     rows = [row for row in rows if row]
@@ -37,8 +32,10 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     targets = [row for name in run.targets if (row := _target_row(run, batch, output, name))]
     rows += [[picture for row in targets[at : at + 2] for picture in row] for at in range(0, len(targets), 2)]
     width = max(map(len, rows))
-    figure = Figure(figsize=(2.1 * width, 2.25 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    try:
+        figure = new_figure(2.1 * width, 2.25 * len(rows))
+    except ImportError:
+        return f"no figure: {MISSING}"
     axes = figure.subplots(len(rows), width, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         for place in line:
@@ -49,8 +46,7 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     figure.suptitle(f"{batch.sample_ids[0]}, step {step}", fontsize=9)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    with writing(folder / f"step-{step:08d}.png") as stream:
-        figure.savefig(stream, format="png", dpi=110)
+    save_png(folder / f"step-{step:08d}.png", figure)
     return None
 
 
