@@ -143,7 +143,8 @@ def stac_sources(options: argparse.Namespace):
         raise ValueError("--from stac needs --catalog URL (or the path of a static catalog.json)")
     if options.estimate:
         raise ValueError("--estimate is about Earth Engine's allowance; a catalogue has none: use --dry-run")
-    known = registry_of(options.out, files=[FURTHER_SOURCES, *options.sources_file])
+    # Not the entries that the folder carries: those of an earlier call name the catalogue's collections.
+    known = registry_of(files=[FURTHER_SOURCES, *options.sources_file])
     names = wanted(options, options.sources or available(options.catalog))
     ids = {name: tuple(f"{PREFIX}{c}" for c in product_of(name).collections) for name in names}
     return Registry(dataclasses.replace(known[name], collections=ids[name]) for name in names)

@@ -344,6 +344,7 @@ def test_command_writes_chips_that_no_other_provider_may_join(tmp_path, capsys):
     ]
     assert command.main(["--from", "stac", "--catalog", catalog, *words]) == 0
     assert "chips: 1 written" in capsys.readouterr().out
+    assert command.main(["--from", "stac", "--catalog", catalog, *words]) == 0  # the same command again
     from aef.settings_file import registry_of
 
     (chip,) = ChipFolder(tmp_path / "chips", registry_of(tmp_path / "chips"))
