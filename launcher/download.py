@@ -26,6 +26,7 @@ STAC_WORKERS = 16
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The options, in groups."""
     p = parser(__file__, __doc__)
     p.add_argument("--from", dest="provider", choices=("earthengine", "stac"), default="earthengine", help="where from")
     p.add_argument(

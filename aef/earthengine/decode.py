@@ -157,7 +157,12 @@ def _described(source: Source, series: SourceSeries, frames: Sequence[Frame]) ->
 def footprints_of(
     source: Source, frames: Sequence[Frame], features: Sequence[Mapping[str, Any]], grid: ChipGrid
 ) -> tuple[SourceSeries, list[Frame]] | None:
-    """Sparse footprints as (row, col, values) of the chip pixels that hold their centres; None where there are none."""
+    """Sparse footprints as (row, col, values) of the chip pixels that hold their centres, and the frames that have any; None
+    where there are none.
+
+    Raises:
+        ChipError: much of the values lies outside their physical range.
+    """
     rows = [feature["properties"] for feature in features]
     if not rows:
         return None

@@ -68,6 +68,7 @@ class Budget:
 
     @contextmanager
     def held(self, size: int) -> Iterator[None]:
+        """A share of so many bytes, for the length of a block."""
         with self._condition:
             self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
             self._used += size

@@ -54,18 +54,22 @@ class Estimate:
 
     @property
     def requests(self) -> float:
+        """Of all sources."""
         return sum(s.requests for s in self.sources)
 
     @property
     def bytes(self) -> float:
+        """On the wire, uncompressed, of all sources."""
         return sum(s.bytes for s in self.sources)
 
     @property
     def hours(self) -> float:
+        """Of waiting, with ``in_flight`` requests at once."""
         return self.requests * self.seconds_per_request / self.in_flight / 3600
 
     @property
     def eecu_hours(self) -> float:
+        """Earth Engine's compute units, which a project has so many of in a month."""
         return self.requests * self.eecu_s_per_request / 3600
 
     def lines(self) -> list[str]:
@@ -95,7 +99,10 @@ def estimate(
     seconds_per_request: float = 3.0,
     eecu_s_per_request: float = EECU_S_PER_REQUEST,
 ) -> Estimate:
-    """Estimate a download. Chips stream through: the number of sites does not matter for memory."""
+    """Estimate a download. Chips stream through: the number of sites does not matter for memory.
+
+    Raises ValueError where a source cannot be fetched (`recipe_of`).
+    """
     totals = {source.name: SourceEstimate(source.name) for source in sources}
     count = 0
     for chip in chips:

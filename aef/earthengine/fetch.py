@@ -96,6 +96,7 @@ class ItemFetch:
         self.requests = self.bytes = 0
 
     def run(self) -> Fetched:
+        """List the scenes, make frames of them, fetch those: the item's series with its cost. Raises as the class says."""
         frames = self.recipe.frames(self.scenes(), self.around, self.source)
         if not frames:
             return Fetched(None, requests=self.requests, reason="no image")

@@ -55,6 +55,7 @@ class Scene:
 
     @property
     def id(self) -> str:
+        """The asset id: collection and index."""
         return f"{self.collection}/{self.index}"
 
 
@@ -79,6 +80,7 @@ class Surrounding:
 
     @property
     def zone(self) -> int:
+        """Number of the UTM zone, 1 to 60."""
         return int(self.crs[-2:])
 
 
@@ -266,10 +268,12 @@ def _year(time_ms: int) -> int:
 
 
 def year_ms(year: int) -> int:
+    """First millisecond of a calendar year, UTC."""
     return int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
 def month_end_ms(time_ms: int) -> int:
+    """First millisecond after the calendar month of a time, UTC."""
     start = datetime.fromtimestamp(time_ms / 1000, UTC)
     following = datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
     return int(following.timestamp() * 1000)

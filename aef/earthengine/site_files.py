@@ -30,7 +30,7 @@ _BATCH = 10_000
 """Rows of a Parquet file that are read at once."""
 
 Row = tuple[dict[str, Any], Callable[[], tuple[float, float]] | None]
-"""The columns of a row, and how its geometry gives longitude and latitude; None where columns state them."""
+"""The columns of a row, and how its geometry gives the longitude and latitude of its centre; None where columns state them."""
 
 
 def read_sites(path: str | Path) -> Iterator[Site]:
@@ -64,10 +64,10 @@ def read_sites(path: str | Path) -> Iterator[Site]:
         )
     empty = True
     try:
-        for number, (row, place) in enumerate(readers[path.suffix.lower()](path), start=1):
+        for number, (row, centre) in enumerate(readers[path.suffix.lower()](path), start=1):
             try:
-                if place is not None:
-                    lon, lat = place()
+                if centre is not None:
+                    lon, lat = centre()
                     row = {**row, "lon": lon, "lat": lat}
                 yield _site(row)
             except (ValueError, TypeError) as error:

@@ -99,7 +99,11 @@ def in_box(west: float, south: float, east: float, north: float, lattice: Lattic
 def on_random_land(
     count: int, lattice: Lattice, *, seed: int, south: float = SOUTHERNMOST, north: float = NORTHERNMOST
 ) -> Iterator[Site]:
-    """``count`` sites on land, uniform by area, at least 1.28 km apart. The same seed gives the same sites."""
+    """``count`` sites on land, uniform by area, at least 1.28 km apart. The same seed gives the same sites.
+
+    Raises:
+        SiteError: there is no room for so many.
+    """
     generator = np.random.default_rng(seed)
     found, draws = 0, 0
     while found < count:

@@ -53,7 +53,7 @@ class Gate:
 class Transport:
     """The HTTP side of the client: a connection pool as wide as the gate, time limits, and the last answer's status.
 
-    ``admitted`` is entered around what is on the wire and nothing else, so that no place is taken while a graph is written
+    ``admitted`` is entered around what is on the wire and nothing else, so that no turn is taken while a graph is written
     out or an answer is decoded. The client translates an error answer to its message alone; the status and Retry-After
     that decide what to do next are kept per thread.
     """
@@ -74,18 +74,21 @@ class Transport:
 
     @property
     def status(self) -> int | None:
+        """HTTP status of this thread's last answer; None where none came."""
         return getattr(self._last, "status", None)
 
     @property
     def retry_after_s(self) -> float | None:
+        """Seconds that the last answer asked to wait; None where it did not say."""
         text = getattr(self._last, "retry_after", None)
         return float(text) if text and re.fullmatch(r"\d{1,5}(\.\d+)?", text) else None
 
     def forget(self) -> None:
+        """Before a request, so that an earlier answer is not taken for its own."""
         self._last.status = self._last.retry_after = None
 
     def request(self, uri, method="GET", body=None, headers=None, redirections=None, connection_type=None):
-        """As `httplib2.Http.request`, which the client expects."""
+        """As `httplib2.Http.request`, which the client expects. Raises TimeoutError and ConnectionError."""
         prepared = self._session.prepare_request(requests.Request(method, uri, headers=headers, data=body))
         try:
             with self._admitted():

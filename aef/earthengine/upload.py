@@ -10,9 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aef.atomic import writing
 from aef.clock import Period, parse_period
 
 _NO_PROPERTY = ("AREA_OR_POINT", "long_name", "period")
@@ -111,14 +113,11 @@ def _period(file: Path, tags: Mapping[str, str], given: Period | None) -> Period
 
 
 def _iso(time_ms: int) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> Path:
     path = folder / f"{manifest['name'].rsplit('/', 1)[1]}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path, "w") as stream:
+        stream.write(json.dumps(manifest, indent=2) + "\n")
     return path

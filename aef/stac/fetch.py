@@ -260,7 +260,7 @@ def _series(source: Source, product: Product, frames: Sequence[_Frame], collecti
 
 
 def acquired_ms(item: Any) -> int:
-    """Acquisition time of an item, epoch milliseconds."""
+    """Acquisition time of an item, epoch milliseconds. Raises RequestError where it states none."""
     moment = item.datetime or item.common_metadata.start_datetime
     if moment is None:
         raise RequestError(f"{item.id}: states no time")
