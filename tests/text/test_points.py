@@ -15,7 +15,7 @@ from aef.data.sampling import Sampler
 from aef.sources import BUILT_IN
 from aef.text import points as module
 from aef.text.attach import attach_points
-from aef.text.places import coordinate_fault
+from aef.text.coordinates import coordinate_fault
 from aef.text.points import GeoText, TextError, open_points, write_points
 from aef.timecode import DAY_MS, parse_time
 

@@ -1,4 +1,4 @@
-"""Coordinates and ranges that both corpora share: which are usable, and what is wrong with the others."""
+"""Which of a corpus's coordinates can be used, and what is wrong with the others."""
 
 from __future__ import annotations
 
