@@ -86,11 +86,11 @@ def _steps(arguments: argparse.Namespace) -> list:
 def _read_corpora(arguments: argparse.Namespace) -> None:
     from collections import Counter
 
+    from aef.clock import parse_period
     from aef.text.gbif import Occurrences
     from aef.text.points import write_points
     from aef.text.wikidata import read_wikidata
     from aef.text.wikipedia import TaxonArticles, WikipediaDump
-    from aef.timecode import parse_period
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     corpora: list = []

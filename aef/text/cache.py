@@ -57,6 +57,7 @@ class VectorCache:
 
     @property
     def dim(self) -> int:
+        """Length of a vector."""
         return self.identity.dim
 
     def __len__(self) -> int:
@@ -72,11 +73,8 @@ class VectorCache:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return np.array(self._vectors[part][row - self._starts[part]])
 
-    def __getstate__(self):
-        return {"folder": self.folder}
-
-    def __setstate__(self, state) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[VectorCache], tuple[Path]]:
+        return type(self), (self.folder,)
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Keep vectors (n, D) float32. Raises ValueError if shapes do not fit, OSError when the disk is full."""

@@ -66,6 +66,7 @@ class TowerIdentity:
             )
 
     def to_json(self) -> str:
+        """What `read` reads."""
         return json.dumps({"format_version": 1, **asdict(self)}, indent=1)
 
     @classmethod
@@ -127,14 +128,13 @@ class TextTower:
 
     @property
     def dim(self) -> int:
+        """Length of a vector."""
         return self.identity.dim
 
-    def encode(self, texts: Sequence[str], *, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        """Unit vectors (N, dim) float32. Long texts are split and their vectors averaged, weighted by their tokens.
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (N, dim) float32 of texts of any length, each independent of the others.
 
-        Args:
-            texts: any length; a text depends on no other.
-            on_batch: called with the number of pieces encoded.
+        Long texts are split and their vectors averaged, weighted by their tokens.
         """
         split = [self.split(text) for text in texts]
         pieces = [piece for found in split for piece in found]
@@ -144,8 +144,6 @@ class TextTower:
             group = pieces[first : first + BATCH]
             weight = np.array([[max(len(piece), 1)] for piece in group])
             np.add.at(total, owner[first : first + BATCH], self._encode(group) * weight)
-            if on_batch:
-                on_batch(len(group))
         return (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)
 
     def split(self, text: str) -> list[list[int]]:
