@@ -191,7 +191,7 @@ def _place_fault(value: Mapping[str, str]) -> str | None:
     fault = coordinate_fault(lon, lat)
     if fault:
         return fault
-    if uncertainty is None or uncertainty <= 0:
+    if uncertainty is None or not uncertainty > 0:  # nor may it be NaN
         return "uncertainty_missing"
     return "too_uncertain" if uncertainty > MAX_UNCERTAINTY_M else None
 

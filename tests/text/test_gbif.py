@@ -98,6 +98,7 @@ def outcome(tmp_path, **changes):
         ({"coordinateUncertaintyInMeters": "240.1"}, "too_uncertain"),
         ({"coordinateUncertaintyInMeters": ""}, "uncertainty_missing"),
         ({"coordinateUncertaintyInMeters": "0"}, "uncertainty_missing"),
+        ({"coordinateUncertaintyInMeters": "NaN"}, "uncertainty_missing"),
         ({"decimalLatitude": ""}, "coordinates_missing"),
         ({"decimalLatitude": "-90"}, None),
         ({"decimalLatitude": "90.1", "decimalLongitude": "100"}, "coordinates_out_of_range"),
