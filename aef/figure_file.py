@@ -1,4 +1,4 @@
-"""Figures that go into files: drawn in memory, without pyplot, so that a notebook keeps its backend and its open figures."""
+"""Figures for files: drawn in memory, without pyplot, so that a notebook keeps its backend and its open figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points and areas from files of other programs: GeoJSON, and what GDAL's vector drivers read (pyogrio, extra ``[vector]``)."""
+"""Points and areas from files of other programs: GeoJSON, and what GDAL's vector drivers read (extra ``[vector]``)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def geojson_shape(geometry: Any) -> Any:
 
 
 def vector_features(path: Path) -> Iterator[tuple[dict[str, Any], Any, Any]]:
-    """Columns of each feature of a vector file, its geometry as WKB, and the pyproj transformer to degrees. Raises VectorFileError."""
+    """Columns of each feature of a vector file, its geometry as WKB, and the pyproj transformer to degrees.
+
+    Raises VectorFileError.
+    """
     try:
         import pyogrio
     except ModuleNotFoundError:

@@ -34,12 +34,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
+    """The parser of one command: ``parser(__file__, __doc__)`` has the name and docstring of its file."""
     return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
 
 
 def as_typed(module: str, argv: list[str] | None) -> str:
-    """A command with its options, for the record: ``as_typed(__file__, argv)``; without ``argv`` those of the process."""
+    """A command with its options, for the record: ``as_typed(__file__, argv)``; or those of the process."""
     return shlex.join(["aef", Path(module).stem, *(sys.argv[1:] if argv is None else argv)])
 
 
@@ -57,7 +57,7 @@ def add_device(options: argparse.ArgumentParser) -> None:
 
 
 def load_model(module: str, path: str, device: str):
-    """The trained model of a run on a device, which is said where there is a choice. Raises RunError where it cannot be had."""
+    """The trained model of a run on a device, which is said where there is a choice. Raises RunError."""
     import torch
 
     import aef
@@ -82,9 +82,9 @@ def with_western_longitudes(argv: list[str] | None, *options: str) -> list[str]:
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Call a command's ``main`` and return its exit code: 0 only when the work is done.
 
-    Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on standard
-    error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not hidden.
-    Warnings of `aef` become one line each, said once.
+    Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on
+    standard error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not
+    hidden. Warnings of `aef` become one line each, said once.
     """
     name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
     try:

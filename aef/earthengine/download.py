@@ -4,9 +4,9 @@
                        many at once, within          checked, renamed            checked, checksummed,
                        the gate and a memory budget  into place                  renamed into place
 
-An item is done when its part is in place and the manifest says so. A part that is in place but not recorded (the run was
-killed in between) is adopted; a chip that was written but not recorded is written again from its parts, with the same
-bytes. So nothing done is fetched twice and nothing half-written is ever seen.
+An item is done when its part is in place and the manifest says so. A part that is in place but not recorded (the run
+was killed in between) is adopted; a chip that was written but not recorded is written again from its parts, with the
+same bytes. So nothing done is fetched twice and nothing half-written is ever seen.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ REFUSED_AT_FIRST = 25
 
 @dataclass(frozen=True)
 class ChipRules:
-    """What every chip of a folder has in common: sources, side, which sources it may not lack, whether it may lack refused
-    ones, compression."""
+    """What every chip of a folder has in common: sources, side, which sources it may not lack, whether it may lack
+    refused ones, compression."""
 
     sources: Registry
     chip_px: int = 128
@@ -82,8 +82,8 @@ class Budget:
 
 @dataclass
 class Fetched:
-    """A source of a chip as it came: its series (None, and why: nothing to be had), the products that each frame was made
-    of, the cost."""
+    """A source of a chip as it came: its series (None, and why: nothing to be had), the products that each frame was
+    made of, the cost."""
 
     series: SourceSeries | None
     products: list[list[str]] = field(default_factory=list)

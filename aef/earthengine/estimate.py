@@ -26,7 +26,7 @@ EECU_S_PER_REQUEST = 1.0
 
 FRAMES_PER_YEAR = {"sentinel2": 73.0, "sentinel1": 31.0, "landsat": 34.0, "palsar2": 4.0, "nlcd": 1.0, "cdl": 1.0}
 """Frames of a place at the equator: two Sentinel-2 (5 days), one to two Sentinel-1 (12 days), Landsat 8 and 9 (16 days,
-cloudless or not). Swaths of polar orbits overlap towards the poles: optical and radar counts grow with 1 / cos(latitude)."""
+cloudless or not). Swaths of polar orbits overlap towards the poles: optical and radar grow with 1 / cos(latitude)."""
 
 _GROWS_WITH_LATITUDE = ("sentinel2", "sentinel1", "landsat")
 _BANDS_HELD = {"sentinel1": 3}  # two polarisations and the angle

@@ -21,8 +21,8 @@ from aef.earthengine.service import Service
 from aef.sources import Source
 
 SLAB_BYTES = 4 * 2**20
-"""Largest uncompressed answer that is asked for: a twelfth of the service's limit (48 MiB), so that 40 of them in flight
-fit a small machine and a lost one costs little."""
+"""Largest uncompressed answer that is asked for: a twelfth of the service's limit (48 MiB), so that 40 of them in
+flight fit a small machine and a lost one costs little."""
 
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
@@ -96,7 +96,7 @@ class ItemFetch:
         self.requests = self.bytes = 0
 
     def run(self) -> Fetched:
-        """List the scenes, make frames of them, fetch those: the item's series with its cost. Raises as the class says."""
+        """List the scenes, make frames of them, fetch those: the item's series, with its cost."""
         frames = self.recipe.frames(self.scenes(), self.around, self.source)
         if not frames:
             return Fetched(None, requests=self.requests, reason="no image")

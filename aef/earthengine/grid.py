@@ -1,4 +1,4 @@
-"""Where a chip lies: a snapped 10 m grid in the UTM zone of its centre, and the native cells of coarse products under it."""
+"""Where a chip lies: a snapped 10 m grid in the UTM zone of its centre, and the coarse products' cells under it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ChipGrid:
 
 @dataclass(frozen=True)
 class NativeGrid:
-    """The geographic grid of a coarse product: cells of ``step_deg`` from the upper left corner (``west``, ``north``)."""
+    """The geographic grid of a coarse product: cells of ``step_deg`` from its upper left corner."""
 
     step_deg: float
     west: float

@@ -214,7 +214,7 @@ class Manifest:
             raise
 
     def _refuse_torn_sites(self, after: int) -> None:
-        """Among the chips numbered higher than ``after``: those of a site stand next to each other in the order of ids."""
+        """Among the chips numbered higher than ``after``: those of a site are neighbours in the order of ids."""
         earlier = ", ".join(f"LAG({name}) OVER (ORDER BY id) AS earlier_{name}" for name in _PLANNED)
         found = self._db.execute(
             f"SELECT * FROM (SELECT {', '.join(_PLANNED)}, {earlier} FROM chips WHERE number > ?) WHERE site = earlier_site AND "

@@ -18,6 +18,6 @@ class Patience:
     answer_s: float = 330.0
 
     def wait_s(self, attempt: int, asked_s: float | None, jitter: float) -> float:
-        """Seconds before try ``attempt`` + 1: doubling, times a jitter of 0.5 to 1.5; at least what the service asked for."""
+        """Seconds before try ``attempt`` + 1: doubling, times a jitter of 0.5 to 1.5; at least ``asked_s``."""
         backoff = min(self.longest_s, self.first_s * 2**attempt) * (0.5 + jitter)
         return max(backoff, asked_s or 0.0)

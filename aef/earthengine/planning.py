@@ -16,8 +16,8 @@ from aef.hashing import stable_hash
 class PeriodRule:
     """Which support periods a site gets: those of its own file, else the given ones, else ``drawn`` at random.
 
-    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed; two of them
-    are placed so that they tell the site's texts apart, where it has any.
+    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed; two of
+    them are placed so that they tell the site's texts apart, where it has any.
     """
 
     periods: tuple[Period, ...] = ()

@@ -45,7 +45,7 @@ SUCCESSORS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One image as the service lists it: collection, ``system:index``, times and the properties that its recipe asks for."""
+    """One image as the service lists it: collection, ``system:index``, times and what its recipe asks for."""
 
     collection: str
     index: str
@@ -98,13 +98,14 @@ class Recipe:
         dtype: type in which values are stored; ``fill`` marks masked pixels on the wire and never reaches a chip.
         weight: name of the loss-weight rule in `expressions.WEIGHTS` (clouds weight the loss, they mask no input).
         mask: name of the mask rule in `expressions.MASKS`.
-        listed: days before the support start from which scenes are listed (intervals that began earlier); None: all times.
+        listed: days before the support start from which scenes are listed (intervals that began earlier); None: all
+            times.
         native: the product's own grid, for sources that keep it.
         margin_px: pixels (chip grid) or cells (native grid) fetched around the chip and cut off after ``finish``.
         finish: name of the step in `decode.FINISH` that turns fetched into stored bands.
         fetched: bands that are fetched where they differ from the stored ones.
-        outside_is_masked: values beyond the registry's valid range are part of the product's nature (radar noise), not a
-            sign of a wrong unit.
+        outside_is_masked: values beyond the registry's valid range are part of the product's nature (radar noise), not
+            a sign of a wrong unit.
     """
 
     frames: FrameRule
@@ -176,7 +177,7 @@ def _datatake(scene: Scene) -> str:
 
 
 def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """One frame per pass: consecutive slices of one orbit are merged. Only polarisations that the scene has are fetched."""
+    """One frame per pass: consecutive slices of one orbit are merged. Polarisations that it lacks are not fetched."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
@@ -196,7 +197,8 @@ def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Sourc
 
 
 def landsat_rows(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """At row overlaps of one path and day, keep the image whose UTM zone's central longitude is closest, then the latest."""
+    """At row overlaps of one path and day, keep the image whose UTM zone's central longitude is closest, then the
+    latest."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         return (scene.collection, scene.properties.get("WRS_PATH"), scene.time_ms // DAY_MS)
@@ -238,8 +240,8 @@ def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) 
 def nearest_years(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
     """The mapped year nearest to the middle of each support year; where two are as near, the earlier one.
 
-    A later collection of the registry entry replaces an earlier one only for years that the earlier one lacks (the paper
-    takes 2021 from the 2021 release of NLCD and every other year from that of 2019).
+    A later collection of the registry entry replaces an earlier one only for years that the earlier one lacks (the
+    paper takes 2021 from the 2021 release of NLCD and every other year from that of 2019).
     """
     order = {collection: number for number, collection in enumerate(source.collections)}
     by_year: dict[int, Scene] = {}

@@ -1,8 +1,8 @@
 """A connected Earth Engine project: the official client, within the service's limits, with our own patience.
 
-The client's own retries are switched off; every request passes the gate (at most ``in_flight`` at once), is retried with
-exponential backoff and jitter where another try can help, fails at once where it cannot, and pauses the whole run where
-the project's compute allowance is spent. Nothing here logs or stores a credential.
+The client's own retries are switched off; every request passes the gate (at most ``in_flight`` at once), is retried
+with exponential backoff and jitter where another try can help, fails at once where it cannot, and pauses the whole run
+where the project's compute allowance is spent. Nothing here logs or stores a credential.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _SCOPES = ["https://www.googleapis.com/auth/earthengine", "https://www.googleapi
 
 
 class Service:
-    """A connected project. Use as a context manager; safe to share between threads. The client library knows one connection
-    at a time: opening another ends the use of the one before.
+    """A connected project. Use as a context manager; safe to share between threads. The client library knows one
+    connection at a time: opening another ends the use of the one before.
 
     Args:
         project: Cloud project that is registered for Earth Engine.

@@ -30,17 +30,17 @@ _BATCH = 10_000
 """Rows of a Parquet file that are read at once."""
 
 Row = tuple[dict[str, Any], Callable[[], tuple[float, float]] | None]
-"""The columns of a row, and how its geometry gives the longitude and latitude of its centre; None where columns state them."""
+"""The columns of a row, and how its geometry gives its centre in degrees; None where columns state that."""
 
 
 def read_sites(path: str | Path) -> Iterator[Site]:
     """Sites of a table, GeoJSON, Parquet or vector file, one after the other (a table of millions is never held whole).
 
     A table needs columns for longitude and latitude (``lon``/``lat``, ``longitude``/``latitude`` or ``x``/``y`` in
-    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's texts
-    (``texts``, ``START/END;START/END``) are optional. Rows that share an id, or coordinates where there is no id, are one
-    site with several periods: the downloader merges them, and refuses rows of one id that lie apart. Geometries may be
-    points or areas (their centroid counts); those of vector files may be in any coordinate reference system.
+    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's
+    texts (``texts``, ``START/END;START/END``) are optional. Rows that share an id, or coordinates where there is no id,
+    are one site with several periods: the downloader merges them, and refuses rows of one id that lie apart. Geometries
+    may be points or areas (their centroid counts); those of vector files may be in any coordinate reference system.
 
     Raises:
         SiteError: the file is of an unknown kind or cannot be read, a column is missing or a row cannot be read.

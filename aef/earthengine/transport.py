@@ -15,8 +15,8 @@ from aef.earthengine.patience import Patience
 
 
 class Gate:
-    """Lets at most ``limit`` requests through at once; halves its width when told that this was too many and widens again
-    by one for every ``limit`` answers. ``peak`` is the most that ever were inside."""
+    """Lets at most ``limit`` requests through at once; halves its width when told that this was too many and widens
+    again by one for every ``limit`` answers. ``peak`` is the most that ever were inside."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.width, self.inside, self.peak, self._answers = limit, limit, 0, 0, 0
@@ -53,9 +53,9 @@ class Gate:
 class Transport:
     """The HTTP side of the client: a connection pool as wide as the gate, time limits, and the last answer's status.
 
-    ``admitted`` is entered around what is on the wire and nothing else, so that no turn is taken while a graph is written
-    out or an answer is decoded. The client translates an error answer to its message alone; the status and Retry-After
-    that decide what to do next are kept per thread.
+    ``admitted`` is entered around what is on the wire and nothing else, so that no turn is taken while a graph is
+    written out or an answer is decoded. The client translates an error answer to its message alone; the status and
+    Retry-After that decide what to do next are kept per thread.
     """
 
     def __init__(

@@ -33,8 +33,9 @@ def upload_manifest(
 ) -> list[Path]:
     """Write one Earth Engine upload manifest per COG.
 
-    Band names, no-data value, type, period and tags are read from each file, so what is uploaded is what was exported. Integer
-    embeddings are codes on a square-law scale, whose mean means nothing: their pyramid samples; floats are averaged.
+    Band names, no-data value, type, period and tags are read from each file, so what is uploaded is what was exported.
+    Integer embeddings are codes on a square-law scale, whose mean means nothing: their pyramid samples; floats are
+    averaged.
 
     Args:
         cogs: GeoTIFFs on this machine, as exported.
@@ -48,8 +49,8 @@ def upload_manifest(
         Paths of the manifests, in the order of ``cogs``.
 
     Raises:
-        ValueError: a name is not of the expected form, there is no COG, two would have the same name, or a file's period is
-            unknown or another one than ``period``. No manifest is written then.
+        ValueError: a name is not of the expected form, there is no COG, two would have the same name, or a file's
+            period is unknown or another one than ``period``. No manifest is written then.
         FileNotFoundError: a COG does not exist.
     """
     if not bucket.startswith("gs://") or len(bucket) <= 5:

@@ -221,8 +221,8 @@ class StacFetcher:
 
 @dataclass(frozen=True)
 class _Frame:
-    """An overpass on the chip's grid: ``values`` and ``valid`` (C, H, W), ``weight`` (H, W) where there is a quality band,
-    ``metadata`` (M,)."""
+    """An overpass on the chip's grid: ``values`` and ``valid`` (C, H, W), ``weight`` (H, W) where there is a quality
+    band, ``metadata`` (M,)."""
 
     items: list[Any]
     time_ms: int
@@ -298,7 +298,7 @@ def _require_local(item: Any, key: str) -> None:
 
 
 def _metadata(source: Source, item: Any) -> np.ndarray:
-    """Sensor geometry where a catalogue states it under its registry name or the satellite extension's; else missing."""
+    """Sensor geometry where a catalogue states it under its registry name or the satellite extension's, else NaN."""
     names = {"heading": "sat:platform_heading", "inclination": "sat:platform_inclination"}
     found = [
         item.properties.get(field.name, item.properties.get(names.get(field.name, ""))) for field in source.metadata

@@ -83,8 +83,8 @@ def raster_band(item: Any, key: str) -> dict[str, Any]:
 def sentinel2_offset(item: Any, key: str) -> Scaling:
     """To reflectance x 10000 without the radiometric offset of processing baseline 04.00, whoever applied what before.
 
-    In this order: a catalogue that says that it has removed the offset is believed; then an offset stated for the asset;
-    then the baseline. An item that says nothing at all is refused: a silent guess would be wrong by 1000.
+    In this order: a catalogue that says that it has removed the offset is believed; then an offset stated for the
+    asset; then the baseline. An item that says nothing at all is refused: a silent guess would be wrong by 1000.
 
     Raises:
         RequestError: neither offset nor baseline is stated.
@@ -118,7 +118,7 @@ def as_is(item: Any, key: str) -> Scaling:
 
 
 def declared_db(item: Any, key: str) -> Scaling:
-    """Backscatter that is declared as dB. Raises RequestError for the uncalibrated amplitudes that most catalogues hold."""
+    """Backscatter that is declared as dB. Raises RequestError for uncalibrated amplitudes, which most hold."""
     if str(raster_band(item, key).get("unit", "")).lower() != "db":
         raise RequestError(
             f"{item.id}: asset {key} is not declared as dB: GRD amplitudes are not calibrated; use the source sentinel1_rtc "

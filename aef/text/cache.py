@@ -1,8 +1,8 @@
 """Vectors of texts, computed once and kept on disk, keyed by (tower, weights hash, text hash).
 
 A cache is one folder per tower, ``ROOT/NAME-HASH/``, with ``tower.json`` and numbered pairs of files: ``vectors-N.npy``
-(n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a pair
-is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
+(n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a
+pair is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
 """
 
 from __future__ import annotations

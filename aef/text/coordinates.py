@@ -6,7 +6,8 @@ import math
 
 
 def coordinate_fault(lon: float, lat: float) -> str | None:
-    """Why a position cannot be used, or None: ``coordinates_swapped``, ``coordinates_out_of_range``, ``coordinates_zero``."""
+    """Why a position cannot be used, or None: ``coordinates_swapped``, ``coordinates_out_of_range``,
+    ``coordinates_zero``."""
     if not (math.isfinite(lon) and math.isfinite(lat)):
         return "coordinates_out_of_range"
     if abs(lat) > 90:

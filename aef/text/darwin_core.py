@@ -19,7 +19,7 @@ from aef.text.points import TextError
 
 @dataclass
 class Table:
-    """Columns by their short Darwin Core term (``decimalLatitude``), values that all rows share, and rows of strings."""
+    """Columns by their short Darwin Core term (``decimalLatitude``), values that all rows share, and the rows."""
 
     columns: dict[str, int]
     rows: Iterator[list[str]]

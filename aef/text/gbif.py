@@ -165,7 +165,7 @@ class Occurrences:
 
 
 def _fault(value: Mapping[str, str]) -> str | None:
-    """Why an occurrence is dropped, or None; the reasons of paper section 1.3, in the order in which they are counted."""
+    """Why an occurrence is dropped, or None; the reasons of paper section 1.3, in this order."""
     if value["kingdom"].lower() not in KINGDOMS:
         return "other_kingdom"
     if licence_of(value["license"]) is None:

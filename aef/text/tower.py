@@ -88,7 +88,7 @@ class TextTower:
     Args:
         name: an open_clip architecture with CLIP's tokenizer (``ViT-B-32``, …), or ``tiny``.
         weights: a local file (.pt, .bin, .safetensors; of the whole model or of its text tower) or a tag that
-            open_clip knows, which is downloaded once. None: `DEFAULT_WEIGHTS` for `DEFAULT_TOWER`, nothing for ``tiny``.
+            open_clip knows, which is downloaded once. None: `DEFAULT_WEIGHTS` of `DEFAULT_TOWER`; ``tiny`` has its own.
         device: where it runs.
 
     Raises:

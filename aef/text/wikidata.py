@@ -4,8 +4,8 @@ Two forms are read, plain, .gz or .bz2:
 
 * the JSON entity dump (``latest-all.json``: one entity a line), or any part of it;
 * a table (.csv, .tsv) with a header: ``title`` (of the English article), ``article`` (its address) or ``page_id``; and
-  ``coord`` (``Point(lon lat)``) or ``lon`` and ``lat``; optionally ``globe``, ``precision`` (degrees) and ``taxon``. It is
-  what the query in docs/text.md returns.
+  ``coord`` (``Point(lon lat)``) or ``lon`` and ``lat``; optionally ``globe``, ``precision`` (degrees) and ``taxon``. It
+  is what the query in docs/text.md returns.
 """
 
 from __future__ import annotations
