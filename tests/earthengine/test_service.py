@@ -248,31 +248,31 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
 
 
-def test_no_credentials(nobody, standin):
+def test_without_credentials_the_user_is_told_to_authenticate(nobody, standin):
     with pytest.raises(
         AccessError, match="no Earth Engine credentials on this machine: run `earthengine authenticate`"
     ):
         Service("demo-project", endpoint=standin().url)
 
 
-def test_no_network(credentials):
+def test_without_a_network_the_user_is_told_to_check_it(credentials):
     with pytest.raises(AccessError, match=r"Earth Engine cannot be reached .*: check the network"):
         Service("demo-project", endpoint="http://127.0.0.1:1", key_file=credentials, patience=QUICK)
 
 
-def test_a_project_that_is_not_registered(standin):
+def test_a_project_that_is_not_registered_is_named(standin):
     server = standin(faults=Faults(project_denied=True))
     with pytest.raises(AccessError, match=r"'demo-project' may not use Earth Engine .*register it"):
         Service("demo-project", endpoint=server.url, key_file=server.key, patience=QUICK)
 
 
-def test_refused_credentials(standin):
+def test_credentials_that_are_refused_must_be_renewed(standin):
     server = standin(faults=Faults(refuse_refresh=True))
     with pytest.raises(AccessError, match="no longer accepted"):
         Service("demo-project", endpoint=server.url, key_file=server.key, patience=QUICK)
 
 
-def test_a_key_that_is_none(tmp_path):
+def test_a_file_that_is_no_key_is_named(tmp_path):
     (tmp_path / "key.json").write_text('{"type": "service_account", "private_key": "hush"}')
     with pytest.raises(AccessError, match=r"key\.json: is not a service account key") as caught:
         Service("demo-project", key_file=tmp_path / "key.json")
@@ -286,7 +286,7 @@ def test_more_workers_than_the_service_allows():
         Service("demo-project", in_flight=41)
 
 
-def test_a_missing_project(nobody, monkeypatch, tmp_path, standin):
+def test_a_missing_project_is_asked_for(nobody, monkeypatch, tmp_path, standin):
     from google.oauth2 import credentials as user
 
     server = standin()

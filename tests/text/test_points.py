@@ -151,7 +151,7 @@ def test_other_files_are_no_text_points(tmp_path):
         (float("nan"), 0, "coordinates_out_of_range"),
     ],
 )
-def test_faults_of_coordinates(lon, lat, fault):
+def test_coordinates_that_cannot_be_used_say_why(lon, lat, fault):
     assert coordinate_fault(lon, lat) == fault
 
 
