@@ -24,6 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from aef.atomic import writing
 from aef.evaluation.tables import markdown_table
+from aef.figure_file import new_figure, save_png
 from aef.mapping.cog import writing_cog
 from aef.mapping.files import read_tags, transform_of
 from aef.mapping.labels import LabelError, Samples
@@ -243,18 +244,13 @@ def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectare
 
 def draw(path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarray], classes: Sequence[str]) -> None:
     """A picture: embeddings of some places in false colours, and their classes below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
     from aef.mapping.picture import pca_rgb
 
     palette = np.array([(255, 255, 255), *colours(len(classes))]) / 255
-    figure, axes = plt.subplots(
-        2, len(fields), figsize=(2.6 * len(fields) + 1.6, 5.6), squeeze=False, layout="constrained"
-    )
+    figure = new_figure(2.6 * len(fields) + 1.6, 5.6)
+    axes = figure.subplots(2, len(fields), squeeze=False)
     for column, (field, codes, colour) in enumerate(zip(fields, maps, pca_rgb([field.values for field in fields]))):
         axes[0, column].imshow(colour, interpolation="nearest")
         axes[0, column].set_title(str(field.attrs.get("place") or field.attrs.get("chip", "")), fontsize=8)
@@ -267,6 +263,4 @@ def draw(path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarr
         loc="outside right center",
         fontsize=8,
     )
-    with writing(path) as stream:
-        figure.savefig(stream, format="png", dpi=110)
-    plt.close(figure)
+    save_png(path, figure)

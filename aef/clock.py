@@ -60,6 +60,11 @@ def format_time(time_ms: int) -> str:
     return moment.strftime("%Y-%m-%d" if time_ms % DAY_MS == 0 else "%Y-%m-%dT%H:%M:%SZ")
 
 
+def format_date(time_ms: int) -> str:
+    """Epoch milliseconds → ISO date, whatever the time of day."""
+    return format_time(time_ms)[:10]
+
+
 def parse_period(text: str | tuple[str, str]) -> Period:
     """``"2018-01-01/2019-01-01"`` or a pair of ISO dates → Period. Raises ValueError if it does not end after it starts."""
     parts = text.split("/") if isinstance(text, str) else list(text)

@@ -29,6 +29,7 @@ from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
+from aef.figure_file import new_figure, save_png
 from aef.mapping.choice import periods_by_chip, read_times
 from aef.mapping.field import MadeBy
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
@@ -296,18 +297,12 @@ def write_places(path: Path, places: Sequence[Found]) -> None:
 
 def draw(path: Path, places: Sequence[Found], query: str) -> None:
     """A picture: the best places' embeddings in false colours (shared), and how similar each pixel is to the query."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     places = places[:PANELS]
     colours = pca_rgb([found.field.values for found in places])
     low = min(float(np.nanpercentile(found.map, 2)) for found in places)
     high = max(found.similarity for found in places)
-    figure, axes = plt.subplots(
-        2, len(places), figsize=(2.6 * len(places) + 0.8, 5.8), squeeze=False, layout="constrained"
-    )
+    figure = new_figure(2.6 * len(places) + 0.8, 5.8)
+    axes = figure.subplots(2, len(places), squeeze=False)
     for column, (found, colour) in enumerate(zip(places, colours)):
         axes[0, column].imshow(colour, interpolation="nearest")
         axes[0, column].set_title(f"{column + 1}. {found.place}\n{found.lat:.4f}, {found.lon:.4f}", fontsize=8)
@@ -319,6 +314,4 @@ def draw(path: Path, places: Sequence[Found], query: str) -> None:
             axis.set_yticks([])
     figure.colorbar(image, ax=axes[1, :].tolist(), shrink=0.8)
     figure.suptitle(query, fontsize=10)
-    with writing(path) as stream:
-        figure.savefig(stream, format="png", dpi=110)
-    plt.close(figure)
+    save_png(path, figure)

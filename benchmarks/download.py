@@ -63,8 +63,8 @@ def download() -> Iterator[Rate]:
 
 
 def _downloaded(folder: Path, url: str, what: str, px: int, chips: int) -> Iterator[Rate]:
-    from aef.earthengine.download import Downloader, Plan
-    from aef.earthengine.fetch import EarthEngine
+    from aef.earthengine.download import ChipRules, Downloader
+    from aef.earthengine.fetch import EarthEngineFetcher
     from aef.earthengine.manifest import Manifest
     from aef.earthengine.planning import PeriodRule, planned_chips
     from aef.earthengine.service import Service
@@ -79,10 +79,10 @@ def _downloaded(folder: Path, url: str, what: str, px: int, chips: int) -> Itera
         manifest.plan(planned_chips(sites, PeriodRule((YEAR,)), px=px))
         with (
             Service("demo-project", endpoint=url, key_file=folder / "key.json", in_flight=IN_FLIGHT) as service,
-            EarthEngine(service, sources) as door,
+            EarthEngineFetcher(service, sources) as fetcher,
         ):
             started, cpu = time.monotonic(), time.process_time()
-            Downloader(door, manifest, out, Plan(sources, px, compress=False), provider="stand-in").run()
+            Downloader(fetcher, manifest, out, ChipRules(sources, px, compress=False), provider="stand-in").run()
             seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         assert manifest.chip_counts() == {"written": chips}
     seen = counters(url)

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from aef.figure_file import new_figure, save_png
 from benchmarks.sheet import Row, read_rows
 
 COLUMNS, PANEL_INCHES = 4, (4.6, 2.6)
@@ -27,14 +28,10 @@ def panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """All panels in one figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = panels(rows)
     lines = -(-len(shown) // COLUMNS)
     width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * COLUMNS, height * lines))
-    FigureCanvasAgg(figure)
+    figure = new_figure(width * COLUMNS, height * lines, layout=None)
     axes = figure.subplots(lines, COLUMNS, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
@@ -50,7 +47,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     first = rows[0]
     figure.suptitle(f"{first.gpu}, torch {first.torch}, Triton {first.triton}, commit {first.commit}, {first.date}")
     figure.tight_layout(rect=(0, 0, 1, 0.99))
-    figure.savefig(path, dpi=110)
+    save_png(path, figure)
 
 
 def main(argv: list[str] | None = None) -> int:

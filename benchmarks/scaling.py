@@ -22,6 +22,7 @@ from pathlib import Path
 from aef.atomic import writing
 from aef.config import Config
 from aef.data.random_batch import frames_per_sample, sources_of
+from aef.figure_file import new_figure, save_png
 from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops, parameters
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
@@ -159,11 +160,7 @@ def predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
 
 def draw(rows: list[Prediction], path: Path, title: str) -> None:
     """Samples per second of each GPU over their number: one panel per stage, one line per batch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.8)
     panels = figure.subplots(1, len(STAGES), sharey=True)
     for panel, stage in zip(panels, STAGES, strict=True):
         for width, batch in zip((7, 5.5, 4, 2.5, 1.2), BATCHES, strict=True):
@@ -177,8 +174,7 @@ def draw(rows: list[Prediction], path: Path, title: str) -> None:
     panels[0].set_ylabel("samples / s and GPU, predicted")
     panels[0].legend(frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=9)
-    with writing(path) as stream:
-        figure.savefig(stream, format="png", dpi=130)
+    save_png(path, figure, dpi=130)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, as_typed, parser, require_number, run
+from aef.launcher.command import as_typed, parser, require_number, run
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:

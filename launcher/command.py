@@ -1,4 +1,4 @@
-"""What every command shares: its parser, one-line errors, and progress on a terminal or in a log file."""
+"""What every command shares: its parser, options that several have, and errors in one line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-FAILED, STOPPED, INTERRUPTED = 1, 75, 130
-"""Exit codes. 75 is BSD's EX_TEMPFAIL: stopped by a signal with a checkpoint written, try again."""
+from aef.one_line import one_line
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes; that of a run which a signal stopped is `aef.training.signals.STOPPED`."""
 
 TRACEBACK = "AEF_TRACEBACK"
 """Environment variable that lets an expected error through with its traceback."""
@@ -34,12 +34,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
+    """The parser of one command: ``parser(__file__, __doc__)`` has the name and docstring of its file."""
     return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
 
 
 def as_typed(module: str, argv: list[str] | None) -> str:
-    """A command with its options, for the record: ``as_typed(__file__, argv)``; without ``argv`` those of the process."""
+    """A command with its options, for the record: ``as_typed(__file__, argv)``; or those of the process."""
     return shlex.join(["aef", Path(module).stem, *(sys.argv[1:] if argv is None else argv)])
 
 
@@ -64,7 +64,7 @@ def device_of_rank() -> str:
 
 
 def load_model(module: str, path: str, device: str):
-    """The trained model of a run on a device, which is said where there is a choice. Raises RunError where it cannot be had."""
+    """The trained model of a run on a device, which is said where there is a choice. Raises RunError."""
     import torch
 
     import aef
@@ -89,9 +89,9 @@ def with_western_longitudes(argv: list[str] | None, *options: str) -> list[str]:
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Call a command's ``main`` and return its exit code: 0 only when the work is done.
 
-    Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on standard
-    error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not hidden.
-    Warnings of `aef` become one line each, said once.
+    Errors that bad input causes (ValueError and its kin, OSError, a missing optional package) become one line on
+    standard error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not
+    hidden. Warnings of `aef` become one line each, said once.
     """
     name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
     try:
@@ -137,13 +137,12 @@ _EXPECTED: dict[type[OSError], str] = {
 
 
 def _describe(error: Exception, given: Sequence[str] = ()) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed: `aef doctor` names the extra that brings it"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         why = _EXPECTED.get(type(error), error.strerror)
         return f"{_option(str(error.filename), given)}{error.filename}: {why}"
-    return text
+    return one_line(error, most=None)
 
 
 def _option(path: str, given: Sequence[str]) -> str:
@@ -175,70 +174,3 @@ def add_compression(p: argparse._ActionsContainer, *, default: bool) -> None:
             default=argparse.SUPPRESS,
             help=f"{meaning}{usual}",
         )
-
-
-class Progress:
-    """A progress bar with rate and time left on a terminal; elsewhere one plain line every few seconds.
-
-    Example::
-
-        with Progress("ingest", total=len(places), unit="chip") as progress:
-            for place in places:
-                ...
-                progress.advance(note=place)
-    """
-
-    PLAIN_EVERY_S = 10.0
-
-    def __init__(self, title: str, total: int, unit: str = "item", *, alone: bool = True) -> None:
-        """``alone``: no other process writes to this terminal, where bars would overwrite each other."""
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._bar = _rich_bar(title, total) if alone and sys.stderr.isatty() else None
-        self._started = self._printed = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-        elif kind is None:
-            self._print("")
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` finished items; `note` is shown beside them."""
-        self.done += count
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, note=note)
-        elif time.monotonic() - self._printed >= self.PLAIN_EVERY_S:
-            self._print(note)
-
-    def _print(self, note: str) -> None:
-        self._printed = time.monotonic()
-        elapsed = max(self._printed - self._started, 1e-9)
-        rate = self.done / elapsed
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s{left} {note}".rstrip(), file=sys.stderr
-        )
-
-
-def _rich_bar(title: str, total: int):
-    from rich import progress as bars
-    from rich.console import Console
-
-    bar = bars.Progress(
-        bars.TextColumn(title),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
-    bar.add_task(title, total=total, note="")
-    return bar

@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_compression, parser, run, with_western_longitudes
+from aef.launcher.command import add_compression, parser, run, with_western_longitudes
+from aef.progress import Progress
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
 STAC_WORKERS = 16
@@ -25,8 +26,9 @@ STAC_WORKERS = 16
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The options, in groups."""
     p = parser(__file__, __doc__)
-    p.add_argument("--from", dest="door", choices=("earthengine", "stac"), default="earthengine", help="where from")
+    p.add_argument("--from", dest="provider", choices=("earthengine", "stac"), default="earthengine", help="where from")
     p.add_argument(
         "--out", "--output_dir", required=True, metavar="CHIPS", help="folder for the chips and the manifest"
     )
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.export or options.verify:
         with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
             return export(options, manifest) if options.export else verify(options, manifest)
-    sources = stac_sources(options) if options.door == "stac" else earth_engine_sources(options)
+    sources = stac_sources(options) if options.provider == "stac" else earth_engine_sources(options)
     if options.estimate:
         return estimate(options, sources)
     if options.dry_run:
@@ -135,14 +137,15 @@ def stac_sources(options: argparse.Namespace):
     """The registry of what a catalogue gives, under collection ids of its own."""
     from aef.settings_file import registry_of
     from aef.sources import Registry
-    from aef.stac.door import available
-    from aef.stac.products import LANDSAT_C2_L2, PREFIX, product_of
+    from aef.stac.fetch import available
+    from aef.stac.products import PREFIX, product_of
 
     if not options.catalog:
         raise ValueError("--from stac needs --catalog URL (or the path of a static catalog.json)")
     if options.estimate:
         raise ValueError("--estimate is about Earth Engine's allowance; a catalogue has none: use --dry-run")
-    known = registry_of(options.out, files=[FURTHER_SOURCES, *options.sources_file]).extended([LANDSAT_C2_L2])
+    # Not the entries that the folder carries: those of an earlier call name the catalogue's collections.
+    known = registry_of(files=[FURTHER_SOURCES, *options.sources_file])
     names = wanted(options, options.sources or available(options.catalog))
     ids = {name: tuple(f"{PREFIX}{c}" for c in product_of(name).collections) for name in names}
     return Registry(dataclasses.replace(known[name], collections=ids[name]) for name in names)
@@ -256,12 +259,12 @@ def verify(options: argparse.Namespace, manifest) -> int:
 
 def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
     from aef.earthengine import manifest as m
-    from aef.earthengine.download import Downloader, Plan
+    from aef.earthengine.download import ChipRules, Downloader
 
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": options.chip_px}
-    plan = Plan(sources, options.chip_px, tuple(options.require), options.accept_failed, options.compress)
+    rules = ChipRules(sources, options.chip_px, tuple(options.require), options.accept_failed, options.compress)
     with m.Manifest(m.manifest_path(out, shard), settings) as manifest:
         fill(manifest, options)
         carry_entries(out, sources)
@@ -270,22 +273,23 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
             say(f"{reopened:,} incomplete chips are taken up again")
         left = manifest.left()
         if left:
-            opened = stac_door if options.door == "stac" else earth_engine
+            opened = stac if options.provider == "stac" else earth_engine
             with (
-                opened(options, sources) as (door, provider, note),
+                opened(options, sources) as (fetcher, provider, note),
                 Progress("download", total=left * len(sources), unit="item") as progress,
             ):
                 Downloader(
-                    door, manifest, out, plan, provider=provider, on_item=lambda *_: progress.advance(note=note())
+                    fetcher, manifest, out, rules, provider=provider, on_item=lambda *_: progress.advance(note=note())
                 ).run()
         return report(manifest, out, sources)
 
 
 @contextlib.contextmanager
 def earth_engine(options: argparse.Namespace, sources):
-    """A connected project: the door, its name and a note for the progress bar."""
-    from aef.earthengine.fetch import EarthEngine
-    from aef.earthengine.service import Patience, Service
+    """A connected project: its fetcher, its name and a note for the progress bar."""
+    from aef.earthengine.fetch import EarthEngineFetcher
+    from aef.earthengine.patience import Patience
+    from aef.earthengine.service import Service
 
     patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
     with (
@@ -297,19 +301,20 @@ def earth_engine(options: argparse.Namespace, sources):
             patience=patience,
             say=say,
         ) as service,
-        EarthEngine(service, sources) as door,
+        EarthEngineFetcher(service, sources) as fetcher,
     ):
-        yield door, "Google Earth Engine", lambda: f"{service.requests:,} requests, {service.bytes / 1e6:,.0f} MB"
+        yield fetcher, "Google Earth Engine", lambda: f"{service.requests:,} requests, {service.bytes / 1e6:,.0f} MB"
         say(f"{service.requests:,} requests, {service.retries:,} tried again, {service.bytes / 1e6:,.1f} MB of pixels")
 
 
 @contextlib.contextmanager
-def stac_door(options: argparse.Namespace, sources):
-    from aef.stac.door import StacDoor
+def stac(options: argparse.Namespace, sources):
+    """A catalogue: its fetcher, its name and no note."""
+    from aef.stac.fetch import StacFetcher
 
     workers = min(options.workers, STAC_WORKERS)
-    door = StacDoor(options.catalog, sources, workers=workers, longest_s=options.patience)
-    yield door, f"STAC: {options.catalog}", lambda: ""
+    fetcher = StacFetcher(options.catalog, sources, workers=workers, longest_s=options.patience)
+    yield fetcher, f"STAC: {options.catalog}", lambda: ""
 
 
 def fill(manifest, options: argparse.Namespace) -> None:

@@ -25,7 +25,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aef.launcher.command import Progress, add_device, device_of_rank, load_model, parser, run
+from aef.launcher.command import add_device, device_of_rank, load_model, parser, run
+from aef.progress import Progress
 
 if TYPE_CHECKING:
     from aef.shard import Shard

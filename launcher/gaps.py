@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_device, as_typed, load_model, parser, run
+from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_compression, parser, run
+from aef.launcher.command import add_compression, parser, run
+from aef.progress import Progress
 
 RECIPES = Path(__file__).resolve().parent / "configs" / "ingest"
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from aef.launcher.command import STOPPED, add_device, as_typed, load_model, parser, run
+from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.training.signals import STOPPED
 
 STEPS = 1500
 """Six minutes of one idle core at the 0.23 s that a step over real chips with three imaging sources took."""

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from aef.data.chips import ChipFolder
-from aef.launcher.command import Progress, parser, require_number, run
+from aef.launcher.command import parser, require_number, run
+from aef.progress import Progress
 from aef.settings_file import registry_of
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import Progress, add_device, load_model, parser, run, with_western_longitudes
+from aef.launcher.command import add_device, load_model, parser, run, with_western_longitudes
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:

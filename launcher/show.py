@@ -23,10 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
 
-    from aef.atomic import writing
     from aef.data.chips import read_chip
     from aef.data.facts import facts_of
     from aef.data.portrait import draw_chip
+    from aef.figure_file import save_png
     from aef.settings_file import registry_of
 
     path = Path(options.chip)
@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         doubts = f"  ! {', '.join(facts.doubts)}" if facts.doubts else ""
         print(f"{name}: {facts.frames} frames, {facts.span}, {facts.observed:.0%} observed{clear}{doubts}")
     figure = draw_chip(chip, registry)
-    with writing(out) as stream:
-        figure.savefig(stream, dpi=options.dpi, format="png")
+    save_png(out, figure, dpi=options.dpi)
     print(f"wrote {out}")
     return 0
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from aef.data.chips import ChipFolder
 from aef.data.statistics import FILE_NAME, Statistics
 from aef.data.withheld import MINUTE_MS, WithheldDates
-from aef.launcher.command import Progress, parser, require_number, run
+from aef.launcher.command import parser, require_number, run
+from aef.progress import Progress
 from aef.settings_file import names_of, registry_of
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from aef.launcher.command import Progress, add_compression, parser, run
+from aef.launcher.command import add_compression, parser, run
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:

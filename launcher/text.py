@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aef.launcher.command import Progress, parser, run
+from aef.launcher.command import parser, run
+from aef.progress import PLAIN_EVERY_S, Every, Progress
 
 ARTICLES_VALID = "2015-01-01/2030-01-01"
 OBSERVED = "2017-01-01/2024-01-01"
@@ -87,11 +88,11 @@ def _steps(arguments: argparse.Namespace) -> list:
 def _read_corpora(arguments: argparse.Namespace) -> None:
     from collections import Counter
 
+    from aef.clock import parse_period
     from aef.text.gbif import Occurrences
     from aef.text.points import write_points
     from aef.text.wikidata import read_wikidata
     from aef.text.wikipedia import TaxonArticles, WikipediaDump
-    from aef.timecode import parse_period
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     corpora: list = []
@@ -111,8 +112,13 @@ def _read_corpora(arguments: argparse.Namespace) -> None:
         )
     if arguments.gbif:
         corpora.append(Occurrences(arguments.gbif, parse_period(arguments.observed), taxa))
-    with _Lines() as lines:
-        counts_of = write_points(arguments.out, corpora, on_progress=lines.show)
+    due = Every(PLAIN_EVERY_S)  # how much they hold is not known before they are read
+
+    def show(name: str, counts: Counter[str]) -> None:
+        if due():
+            _print_counts(name, counts)
+
+    counts_of = write_points(arguments.out, corpora, on_progress=show)
     for name, found in counts_of.items():
         _print_counts(name, found)
     print(f"text points written to {arguments.out}")
@@ -151,27 +157,6 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 def _print_counts(name: str, counts) -> None:
     print(f"{name}: " + ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items()))
-
-
-class _Lines:
-    """Progress of corpora, whose length is not known before they are read."""
-
-    EVERY_S = 10.0
-
-    def __enter__(self) -> _Lines:
-        import time
-
-        self._clock = time.monotonic
-        self._printed = self._clock()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def show(self, name: str, counts) -> None:
-        if self._clock() - self._printed >= self.EVERY_S:
-            self._printed = self._clock()
-            _print_counts(name, counts)
 
 
 if __name__ == "__main__":

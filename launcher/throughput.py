@@ -72,6 +72,7 @@ def _measure(config: Config, options) -> None:
 
 def _write(folder: Path, phases, bench) -> None:
     from aef.atomic import writing
+    from aef.figure_file import MISSING
     from aef.training.phases import draw
 
     with writing(folder / "phases.json", "w") as stream:
@@ -80,7 +81,7 @@ def _write(folder: Path, phases, bench) -> None:
     try:
         draw(phases, folder / "phases.png", bench.title)
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install 'aef-engine[eval]')")
+        print(f"no picture: {MISSING}")
     print(f"wrote {', '.join(sorted(str(path) for path in folder.iterdir()))}")
 
 

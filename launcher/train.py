@@ -20,8 +20,9 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from aef.config import PRESETS, Config
-from aef.launcher.command import FAILED, STOPPED, parser, run
+from aef.launcher.command import FAILED, parser, run
 from aef.settings_file import dump_config, load_config
+from aef.training.signals import STOPPED
 
 
 def main(argv: list[str] | None = None) -> int:

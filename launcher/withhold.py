@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aef.data.chips import Chip, ChipFolder
-from aef.launcher.command import Progress, parser, require_number, run
+from aef.launcher.command import parser, require_number, run
+from aef.progress import Progress
 from aef.settings_file import names_of, registry_of
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 PIXEL_M = 10.0
+METRES_PER_DEGREE = 111_320.0
+"""Of latitude, and of longitude at the equator."""
 
 ARRAYS = ("values", "valid", "weight", "time_ms", "time_end_ms", "metadata", "row", "col")
 """Fields of a `SourceSeries` that are arrays."""

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries
-from aef.data.contract import grid_position
+from aef.data.contract import METRES_PER_DEGREE, grid_position
 from aef.sources import Source
-
-METRES_PER_DEGREE = 111_320.0
 
 
 class Crop(NamedTuple):

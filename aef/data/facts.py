@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from aef.clock import DAY_MS, format_date
 from aef.data.contract import SourceSeries
 from aef.data.withheld import TWIN_MS
 from aef.sources import Source
-from aef.timecode import DAY_MS, format_time
 
 LONG_GAP_DAYS, FEW_FRAMES = 60, 4
 
@@ -47,7 +47,7 @@ def facts_of(source: Source, series: SourceSeries) -> Facts:
     span, gap, twins = "static", None, 0
     if series.time_ms is not None and len(series.time_ms):
         last = series.time_ms if series.time_end_ms is None else series.time_end_ms
-        span = f"{format_time(int(series.time_ms[0]))[:10]} to {format_time(int(last[-1]))[:10]}"
+        span = f"{format_date(int(series.time_ms[0]))} to {format_date(int(last[-1]))}"
         good = series.time_ms[share > 0.5]
         gap = float(np.diff(good).max() / DAY_MS) if len(good) > 1 and source.grid != "points" else None
         if source.time == "instant" and source.grid == "chip":

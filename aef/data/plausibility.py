@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aef.clock import format_time
+from aef.clock import format_date
 from aef.data.chips import Chip, SourceSeries, read_chip
 from aef.sources import Registry, Source
 
@@ -193,8 +193,8 @@ def _step_of_offset(series: SourceSeries, source: Source) -> str | None:
     count = int(late.sum())
     if count < FEWEST_FRAMES or late.size - count < FEWEST_FRAMES or not late[-count:].all():
         return None
-    first = format_time(times[order[-count]])
-    return f"{count} of {late.size} frames, all from {first[:10]} on, are never below {OFFSET}"
+    first = format_date(times[order[-count]])
+    return f"{count} of {late.size} frames, all from {first} on, are never below {OFFSET}"
 
 
 def _with_step(row: BandSurvey, source: Source, steps: Sequence[str]) -> BandSurvey:

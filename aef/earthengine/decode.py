@@ -157,7 +157,12 @@ def _described(source: Source, series: SourceSeries, frames: Sequence[Frame]) ->
 def footprints_of(
     source: Source, frames: Sequence[Frame], features: Sequence[Mapping[str, Any]], grid: ChipGrid
 ) -> tuple[SourceSeries, list[Frame]] | None:
-    """Sparse footprints as (row, col, values) of the chip pixels that hold their centres; None where there are none."""
+    """Sparse footprints as (row, col, values) of the chip pixels that hold their centres, and the frames that have any;
+    None where there are none.
+
+    Raises:
+        ChipError: much of the values lies outside their physical range.
+    """
     rows = [feature["properties"] for feature in features]
     if not rows:
         return None
@@ -195,9 +200,10 @@ def footprints_of(
 def terrain(values: np.ndarray, valid: np.ndarray, first_cell: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Elevation on the UTM grid → elevation, sine and cosine of slope, sine and cosine of aspect.
 
-    Central differences over ±10 m after the reprojection (paper S1): slope = atan |∇z|; aspect, clockwise from north, is
-    the direction in which the ground falls: atan2(−∂z/∂x, −∂z/∂y) with y to the north. Flat ground has no aspect: sine and
-    cosine are 0 there, and so is |∇z|. The border pixel has no neighbour; it is fetched as a margin and cut off.
+    Central differences over ±10 m after the reprojection (paper S1): slope = atan |∇z|; aspect, clockwise from north,
+    is the direction in which the ground falls: atan2(−∂z/∂x, −∂z/∂y) with y to the north. Flat ground has no aspect:
+    sine and cosine are 0 there, and so is |∇z|. The border pixel has no neighbour; it is fetched as a margin and cut
+    off.
     """
     z = values[:, 0].astype(np.float64)
     east, north = np.zeros_like(z), np.zeros_like(z)
@@ -219,8 +225,9 @@ def terrain(values: np.ndarray, valid: np.ndarray, first_cell: tuple[int, int]) 
 def smoothed(values: np.ndarray, valid: np.ndarray, first_cell: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Soften the borders of coarse cells: mean of 2 x 2 cells, then bilinear back to the same cells (paper S1, GRACE).
 
-    Blocks are aligned to even cells of the product, not of the chip, so that neighbouring chips agree. Masked cells take
-    no part; a cell stays valid where any block around it holds a value. ``first_cell`` is the block's place in the product.
+    Blocks are aligned to even cells of the product, not of the chip, so that neighbouring chips agree. Masked cells
+    take no part; a cell stays valid where any block around it holds a value. ``first_cell`` is the block's place in the
+    product.
     """
     top, left = first_cell[0] % 2, first_cell[1] % 2
     height, width = values.shape[-2:]
@@ -237,7 +244,7 @@ def smoothed(values: np.ndarray, valid: np.ndarray, first_cell: tuple[int, int])
 
 
 def _bilinear(cells: int, offset: int, blocks: int) -> np.ndarray:
-    """(cells, blocks): weights with which block means are interpolated at cell centres; constant beyond the outer ones."""
+    """(cells, blocks): weights with which block means are interpolated at cell centres, constant outside."""
     position = np.clip((np.arange(cells) + offset + 0.5) / 2 - 0.5, 0, blocks - 1)
     low = np.minimum(np.floor(position).astype(int), max(blocks - 2, 0))
     weights = np.zeros((cells, blocks))

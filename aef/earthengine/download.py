@@ -4,9 +4,9 @@
                        many at once, within          checked, renamed            checked, checksummed,
                        the gate and a memory budget  into place                  renamed into place
 
-An item is done when its part is in place and the manifest says so. A part that is in place but not recorded (the run was
-killed in between) is adopted; a chip that was written but not recorded is written again from its parts, with the same
-bytes. So nothing done is fetched twice and nothing half-written is ever seen.
+An item is done when its part is in place and the manifest says so. A part that is in place but not recorded (the run
+was killed in between) is adopted; a chip that was written but not recorded is written again from its parts, with the
+same bytes. So nothing done is fetched twice and nothing half-written is ever seen.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ REFUSED_AT_FIRST = 25
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every chip of a folder has in common."""
+class ChipRules:
+    """What every chip of a folder has in common: sources, side, which sources it may not lack, whether it may lack
+    refused ones, compression."""
 
     sources: Registry
     chip_px: int = 128
@@ -67,6 +68,7 @@ class Budget:
 
     @contextmanager
     def held(self, size: int) -> Iterator[None]:
+        """A share of so many bytes, for the length of a block."""
         with self._condition:
             self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
             self._used += size
@@ -80,8 +82,8 @@ class Budget:
 
 @dataclass
 class Fetched:
-    """A source of a chip as it came: its series (None, and why: nothing to be had), the products that each frame was made
-    of, the cost."""
+    """A source of a chip as it came: its series (None, and why: nothing to be had), the products that each frame was
+    made of, the cost."""
 
     series: SourceSeries | None
     products: list[list[str]] = field(default_factory=list)
@@ -90,13 +92,13 @@ class Fetched:
     reason: str = ""
 
 
-class Door(Protocol):
+class Fetcher(Protocol):
     """Where items come from. ``width`` items are asked for at once."""
 
     width: int
 
     def fetching(self, chip: PlannedChip, source: Source) -> AbstractContextManager[Fetched]:
-        """The item, for the length of a block, so that a door can bound how many are in memory.
+        """The item, for the length of a block, so that a fetcher can bound how many are in memory.
 
         Raises RequestError and ChipError for this item alone, EarthEngineError and OSError to end the run.
         """
@@ -109,7 +111,7 @@ class Door(Protocol):
 class _Chip:
     """A chip under way: how many of its items are still out."""
 
-    plan: PlannedChip
+    planned: PlannedChip
     left: int
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -118,25 +120,25 @@ class Downloader:
     """Fetches every pending chip of a manifest into a folder.
 
     Args:
-        door: where items come from.
+        fetcher: where items come from.
         manifest: what is planned; already filled.
         out: folder for chips; parts wait in a hidden folder inside.
-        plan: sources and rules.
+        rules: sources, and when a chip is whole.
         provider: written into every chip.
         on_item: called after each item with (chip id, source, state); from worker threads.
     """
 
     def __init__(
         self,
-        door: Door,
+        fetcher: Fetcher,
         manifest: Manifest,
         out: str | Path,
-        plan: Plan,
+        rules: ChipRules,
         *,
         provider: str,
         on_item: Callable[[str, str, str], None] = lambda chip, source, state: None,
     ) -> None:
-        self.door, self.manifest, self.out, self.plan = door, manifest, Path(out), plan
+        self.fetcher, self.manifest, self.out, self.rules = fetcher, manifest, Path(out), rules
         self._provider, self._on_item = provider, on_item
         # Hosts that share a folder have a manifest and parts of their own.
         self._parts = self.out / f"{PARTS}{manifest.path.stem.removeprefix(Path(NAME).stem)}"
@@ -157,7 +159,7 @@ class Downloader:
         feed = self._items()
         workers = [
             threading.Thread(target=self._work, args=(feed,), name=f"item-{n}", daemon=True)
-            for n in range(self.door.width)
+            for n in range(self.fetcher.width)
         ]
         for worker in workers:
             worker.start()
@@ -191,10 +193,10 @@ class Downloader:
 
     def _items(self) -> Iterator[tuple[_Chip, Source | None]]:
         """Items that are out, chip by chip; a chip whose items are all known is offered once, without a source."""
-        for planned in self.manifest.pending(self.plan.chip_px):
+        for planned in self.manifest.pending(self.rules.chip_px):
             known = self.manifest.items(planned)
             settled = {name for name, outcome in known.items() if self._settled(planned, name, outcome)}
-            missing = [source for name, source in self.plan.sources.items() if name not in settled]
+            missing = [source for name, source in self.rules.sources.items() if name not in settled]
             chip = _Chip(planned, max(len(missing), 1))
             if not missing:
                 yield chip, None
@@ -218,17 +220,17 @@ class Downloader:
                 return
             try:
                 if source is not None:
-                    outcome = self._item(chip.plan, source)
+                    outcome = self._item(chip.planned, source)
                     if self._failure is not None and outcome.state == PENDING:
                         return
-                    self.manifest.record(chip.plan, source.name, outcome)
+                    self.manifest.record(chip.planned, source.name, outcome)
                     self._watch(source.name, outcome)
-                    self._on_item(chip.plan.id, source.name, outcome.state)
+                    self._on_item(chip.planned.id, source.name, outcome.state)
                 with chip.lock:
                     chip.left -= 1
                     last = chip.left == 0
                 if last:
-                    self._finish(chip.plan)
+                    self._finish(chip.planned)
             except BaseException as error:
                 self._stop(error)
                 return
@@ -255,7 +257,7 @@ class Downloader:
             )
         if self._failure is None:
             self._failure = error
-        self.door.stop()
+        self.fetcher.stop()
 
     def _item(self, chip: PlannedChip, source: Source) -> Outcome:
         """One item, to its part on disk. Refusals are outcomes; what ends the run is raised."""
@@ -263,11 +265,11 @@ class Downloader:
         if adopted:
             return adopted
         try:
-            with self.door.fetching(chip, source) as fetched:
+            with self.fetcher.fetching(chip, source) as fetched:
                 if fetched.series is None:
                     return Outcome(EMPTY, fetched.reason, requests=fetched.requests)
                 part = self._chip(chip, {source.name: fetched.series}, {source.name: fetched.products})
-                path = write_chip(self._part(chip, source.name), part, self.plan.sources, compress=False)
+                path = write_chip(self._part(chip, source.name), part, self.rules.sources, compress=False)
                 frames, requests, size = fetched.series.frames, fetched.requests, fetched.bytes
         except UnavailableError as error:
             return Outcome(PENDING, str(error))
@@ -281,7 +283,7 @@ class Downloader:
             return None
         try:
             with PARSING:
-                series = read_chip(path, self.plan.sources).sources[source.name]
+                series = read_chip(path, self.rules.sources).sources[source.name]
         except (ChipError, KeyError):
             path.unlink()
             return None
@@ -295,15 +297,15 @@ class Downloader:
     def _finish(self, chip: PlannedChip) -> None:
         """All items are known: write the chip, or say why not."""
         items = self.manifest.items(chip)
-        states = {name: items[name].state for name in self.plan.sources if name in items}
+        states = {name: items[name].state for name in self.rules.sources if name in items}
         failed = sorted(name for name, state in states.items() if state == FAILED)
         waiting = sorted(name for name, state in states.items() if state == PENDING)
-        if waiting or (failed and not self.plan.accept_failed):
+        if waiting or (failed and not self.rules.accept_failed):
             reason = "; ".join(f"{name}: {items[name].reason}" for name in (*failed, *waiting))
             self.manifest.finish(chip, INCOMPLETE, reason=reason)
             return
-        done = [name for name in self.plan.sources if states.get(name) == DONE]
-        absent = [name for name in self.plan.required if name not in done]
+        done = [name for name in self.rules.sources if states.get(name) == DONE]
+        absent = [name for name in self.rules.required if name not in done]
         if not absent and done:
             self._write(chip, done)
             return
@@ -319,7 +321,9 @@ class Downloader:
                 path = self._part(chip, name)
                 try:
                     with PARSING:
-                        part = read_chip(path, self.plan.sources)  # the file's own checksums are compared as it is read
+                        part = read_chip(
+                            path, self.rules.sources
+                        )  # the file's own checksums are compared as it is read
                 except (ChipError, FileNotFoundError):
                     path.unlink(missing_ok=True)
                     self.manifest.record(chip, name, Outcome(PENDING, "its part was damaged on disk"))
@@ -329,7 +333,7 @@ class Downloader:
             try:
                 target = self.out / f"{chip.id}.npz"
                 path = write_chip(
-                    target, self._chip(chip, series, products), self.plan.sources, compress=self.plan.compress
+                    target, self._chip(chip, series, products), self.rules.sources, compress=self.rules.compress
                 )
             except ChipError as error:
                 self.manifest.finish(chip, INCOMPLETE, reason=str(error))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aef.clock import DAY_MS
+from aef.clock import DAY_MS, SUPPORT_MS
 from aef.earthengine.decode import bytes_per_pixel
 from aef.earthengine.expressions import wire_names
 from aef.earthengine.fetch import LISTED_MS, SLAB_BANDS, SLAB_BYTES
@@ -26,7 +26,7 @@ EECU_S_PER_REQUEST = 1.0
 
 FRAMES_PER_YEAR = {"sentinel2": 73.0, "sentinel1": 31.0, "landsat": 34.0, "palsar2": 4.0, "nlcd": 1.0, "cdl": 1.0}
 """Frames of a place at the equator: two Sentinel-2 (5 days), one to two Sentinel-1 (12 days), Landsat 8 and 9 (16 days,
-cloudless or not). Swaths of polar orbits overlap towards the poles: optical and radar counts grow with 1 / cos(latitude)."""
+cloudless or not). Swaths of polar orbits overlap towards the poles: optical and radar grow with 1 / cos(latitude)."""
 
 _GROWS_WITH_LATITUDE = ("sentinel2", "sentinel1", "landsat")
 _BANDS_HELD = {"sentinel1": 3}  # two polarisations and the angle
@@ -54,18 +54,22 @@ class Estimate:
 
     @property
     def requests(self) -> float:
+        """Of all sources."""
         return sum(s.requests for s in self.sources)
 
     @property
     def bytes(self) -> float:
+        """On the wire, uncompressed, of all sources."""
         return sum(s.bytes for s in self.sources)
 
     @property
     def hours(self) -> float:
+        """Of waiting, with ``in_flight`` requests at once."""
         return self.requests * self.seconds_per_request / self.in_flight / 3600
 
     @property
     def eecu_hours(self) -> float:
+        """Earth Engine's compute units, which a project has so many of in a month."""
         return self.requests * self.eecu_s_per_request / 3600
 
     def lines(self) -> list[str]:
@@ -95,7 +99,10 @@ def estimate(
     seconds_per_request: float = 3.0,
     eecu_s_per_request: float = EECU_S_PER_REQUEST,
 ) -> Estimate:
-    """Estimate a download. Chips stream through: the number of sites does not matter for memory."""
+    """Estimate a download. Chips stream through: the number of sites does not matter for memory.
+
+    Raises ValueError where a source cannot be fetched (`recipe_of`).
+    """
     totals = {source.name: SourceEstimate(source.name) for source in sources}
     count = 0
     for chip in chips:
@@ -106,7 +113,7 @@ def estimate(
 
 
 def _add(total: SourceEstimate, source: Source, chip: PlannedChip) -> None:
-    recipe, years = recipe_of(source), chip.period.length_ms / (365 * DAY_MS)
+    recipe, years = recipe_of(source), chip.period.length_ms / SUPPORT_MS
     listings = 1 if recipe.listed is None else math.ceil((chip.period.length_ms + recipe.listed * DAY_MS) / LISTED_MS)
     if source.name in ("nlcd", "cdl") and not (-130 < chip.lon < -63 and 21 < chip.lat < 51):
         total.requests += listings

@@ -168,7 +168,7 @@ def _bits(image: ee.ComputedObject, name: str, mask: int) -> ee.ComputedObject:
 
 
 def _cloud_score(image: ee.ComputedObject) -> ee.ComputedObject:
-    """Cloud Score+ of the same granule, thresholded (paper S1: cs at 0.5). A granule without a score counts as cloudy."""
+    """Cloud Score+ of the same granule, thresholded (paper S1: cs at 0.5). Without a score a granule is cloudy."""
     scores = call("ImageCollection.load", id=CLOUD_SCORE)
     scored = call("Image.linkCollection", input=image, imageCollection=scores, linkedBands=["cs"])
     smooth = call("Image.resample", image=_band(scored, "cs"), mode="bilinear")
@@ -176,7 +176,7 @@ def _cloud_score(image: ee.ComputedObject) -> ee.ComputedObject:
 
 
 def _qa_pixel(image: ee.ComputedObject) -> ee.ComputedObject:
-    """1 unless QA_PIXEL says dilated cloud or cloud shadow (paper S1 lists these two bits). Flags: nearest neighbour."""
+    """1 unless QA_PIXEL says dilated cloud or cloud shadow (the two bits of paper S1); nearest neighbour."""
     return _is(_bits(image, "QA_PIXEL", LANDSAT_DILATED_CLOUD | LANDSAT_CLOUD_SHADOW), 0)
 
 

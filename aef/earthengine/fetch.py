@@ -21,8 +21,8 @@ from aef.earthengine.service import Service
 from aef.sources import Source
 
 SLAB_BYTES = 4 * 2**20
-"""Largest uncompressed answer that is asked for: a twelfth of the service's limit (48 MiB), so that 40 of them in flight
-fit a small machine and a lost one costs little."""
+"""Largest uncompressed answer that is asked for: a twelfth of the service's limit (48 MiB), so that 40 of them in
+flight fit a small machine and a lost one costs little."""
 
 SLAB_BANDS = 1000
 """The service answers at most 1024 bands at once."""
@@ -36,7 +36,7 @@ LISTED_MS = 400 * DAY_MS
 FEWEST_ROWS = 8
 
 
-class EarthEngine:
+class EarthEngineFetcher:
     """Fetches items from a connected project: requests of one item run side by side, arrays share a memory budget.
 
     Close it (or use it as a context manager) when the download is over.
@@ -66,7 +66,7 @@ class EarthEngine:
         """Wake every waiting request and let it give up."""
         self.service.stop()
 
-    def __enter__(self) -> EarthEngine:
+    def __enter__(self) -> EarthEngineFetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,6 +96,7 @@ class ItemFetch:
         self.requests = self.bytes = 0
 
     def run(self) -> Fetched:
+        """List the scenes, make frames of them, fetch those: the item's series, with its cost."""
         frames = self.recipe.frames(self.scenes(), self.around, self.source)
         if not frames:
             return Fetched(None, requests=self.requests, reason="no image")
@@ -148,7 +149,7 @@ class ItemFetch:
         def fill(slab: tuple[int, int]) -> None:
             self._fill(stack, slab[0], slab[1], slice(0, height), affine, crs, width)
 
-        slabs = list(self._plan(frames, height * width))
+        slabs = list(self._slab_bounds(frames, height * width))
         if len(slabs) == 1:
             fill(slabs[0])
         else:
@@ -163,7 +164,7 @@ class ItemFetch:
         grid = self.grid.grown(margin)
         return grid.affine, grid.crs, grid.px, grid.px, (0, 0)
 
-    def _plan(self, frames: Sequence[Frame], pixels: int) -> Iterable[tuple[int, int]]:
+    def _slab_bounds(self, frames: Sequence[Frame], pixels: int) -> Iterable[tuple[int, int]]:
         """Slabs (first frame, number of frames) of at most SLAB_BYTES and SLAB_BANDS; at least one frame each."""
         first, size, bands = 0, 0, 0
         for number, frame in enumerate(frames):

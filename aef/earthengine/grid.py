@@ -1,4 +1,4 @@
-"""Where a chip lies: a snapped 10 m grid in the UTM zone of its centre, and the native cells of coarse products under it."""
+"""Where a chip lies: a snapped 10 m grid in the UTM zone of its centre, and the coarse products' cells under it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ def utm_crs(lon: float, lat: float) -> str:
 
 @functools.cache
 def to_utm(crs: str) -> Transformer:
+    """From longitude and latitude to metres of a UTM zone."""
     return Transformer.from_crs("EPSG:4326", crs, always_xy=True)
 
 
 @functools.cache
 def to_degrees(crs: str) -> Transformer:
+    """From metres of a UTM zone to longitude and latitude."""
     return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
 
 
@@ -41,7 +43,10 @@ class ChipGrid:
 
     @classmethod
     def around(cls, lon: float, lat: float, px: int, crs: str | None = None) -> ChipGrid:
-        """The chip centred on a point, snapped to the 10 m grid of its UTM zone (paper S1.1: the site's centroid)."""
+        """The chip centred on a point, snapped to the 10 m grid of its UTM zone (paper S1.1: the site's centroid).
+
+        Raises ValueError where the point cannot be projected to ``crs``.
+        """
         crs = crs or utm_crs(lon, lat)
         x, y = to_utm(crs).transform(lon, lat)
         if not (math.isfinite(x) and math.isfinite(y)):
@@ -51,6 +56,7 @@ class ChipGrid:
 
     @property
     def affine(self) -> Affine:
+        """Column and row → metres: (a, b, c, d, e, f) of x = a col + b row + c, y = d col + e row + f."""
         return (PIXEL_M, 0.0, float(self.left), 0.0, -PIXEL_M, float(self.top))
 
     @property
@@ -61,10 +67,12 @@ class ChipGrid:
 
     @property
     def centre_degrees(self) -> tuple[float, float]:
+        """Longitude and latitude."""
         left, bottom, right, top = self.bounds
         return to_degrees(self.crs).transform((left + right) / 2, (bottom + top) / 2)
 
     def grown(self, margin_px: int) -> ChipGrid:
+        """The grid with so many pixels more on every side."""
         side = int(margin_px * PIXEL_M)
         return ChipGrid(self.crs, self.left - side, self.top + side, self.px + 2 * margin_px)
 
@@ -79,7 +87,7 @@ class ChipGrid:
 
 @dataclass(frozen=True)
 class NativeGrid:
-    """The geographic grid of a coarse product: cells of ``step_deg`` from the upper left corner (``west``, ``north``)."""
+    """The geographic grid of a coarse product: cells of ``step_deg`` from its upper left corner."""
 
     step_deg: float
     west: float

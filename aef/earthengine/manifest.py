@@ -11,7 +11,6 @@ of finished ones.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aef.atomic import writing
 from aef.clock import Period
 from aef.earthengine.grid import ChipGrid
 
@@ -141,6 +141,7 @@ class Manifest:
             self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, text))
 
     def close(self) -> None:
+        """Let go of the database and of the folder's lock."""
         with self._lock:
             self._db.close()
             if self._owner_file:
@@ -155,10 +156,12 @@ class Manifest:
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def setting(self, name: str) -> Any:
+        """A value that was stored under a name; None where none was."""
         row = self._db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else None
 
     def remember(self, name: str, value: Any) -> None:
+        """Store a value (plain JSON) under a name."""
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value, sort_keys=True)))
 
@@ -192,17 +195,17 @@ class Manifest:
                 raise
 
     def _insert(self, rows: Sequence[tuple]) -> None:
-        places, marks = ", ".join(_PLANNED), ", ".join("?" * len(_PLANNED))
+        columns, marks = ", ".join(_PLANNED), ", ".join("?" * len(_PLANNED))
         try:
             # A row that is there already stays; where it differs, the update runs into the constraint and says so.
             self._db.executemany(
-                f"INSERT INTO chips ({places}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET site = NULL WHERE "
+                f"INSERT INTO chips ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET site = NULL WHERE "
                 "(crs, left, top, start_ms, end_ms) != (excluded.crs, excluded.left, excluded.top, excluded.start_ms, excluded.end_ms)",
                 rows,
             )
         except sqlite3.IntegrityError:
             for row in rows:
-                there = self._db.execute(f"SELECT {places} FROM chips WHERE id = ?", row[:1]).fetchone()
+                there = self._db.execute(f"SELECT {columns} FROM chips WHERE id = ?", row[:1]).fetchone()
                 if there and there[4:] != row[4:]:
                     raise ManifestError(
                         f"chip {row[0]} is asked for twice: {_where_and_when(there)}, and {_where_and_when(row)}: give each site an "
@@ -211,7 +214,7 @@ class Manifest:
             raise
 
     def _refuse_torn_sites(self, after: int) -> None:
-        """Among the chips numbered higher than ``after``: those of a site stand next to each other in the order of ids."""
+        """Among the chips numbered higher than ``after``: those of a site are neighbours in the order of ids."""
         earlier = ", ".join(f"LAG({name}) OVER (ORDER BY id) AS earlier_{name}" for name in _PLANNED)
         found = self._db.execute(
             f"SELECT * FROM (SELECT {', '.join(_PLANNED)}, {earlier} FROM chips WHERE number > ?) WHERE site = earlier_site AND "
@@ -348,17 +351,12 @@ class Manifest:
         names = ["chip", "site", "lon", "lat", "crs", "start_ms", "end_ms", "chip_state", "source", "state", "reason"]
         names += ["frames", "requests", "bytes", "sha256", "chip_sha256"]
         schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
-        target, count = Path(path), 0
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for rows in self._rows(sources, batch):
-                    columns = [pyarrow.array(column, field.type) for column, field in zip(zip(*rows), schema)]
-                    writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
-                    count += len(rows)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        count = 0
+        with writing(path) as stream, pyarrow.parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+            for rows in self._rows(sources, batch):
+                columns = [pyarrow.array(column, field.type) for column, field in zip(zip(*rows), schema)]
+                writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+                count += len(rows)
         return count
 
     def _rows(self, sources: Sequence[str], batch: int) -> Iterator[list[tuple]]:

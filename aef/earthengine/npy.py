@@ -1,8 +1,9 @@
 """NPY answers from many threads.
 
-NumPy parses an array's header with `ast.literal_eval`, which is not safe to run in several threads at once on CPython 3.11
-(SystemError: AST constructor recursion depth mismatch). Headers of the form that NumPy itself writes are therefore read
-here by that form; any other way to write one, and every chip that is read in a thread, takes its turn under `PARSING`.
+NumPy parses an array's header with `ast.literal_eval`, which is not safe to run in several threads at once on CPython
+3.11 (SystemError: AST constructor recursion depth mismatch). Headers of the form that NumPy itself writes are therefore
+read here by that form; any other way to write one, and every chip that is read in a thread, takes its turn under
+`PARSING`.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from aef.clock import Period
+from aef.clock import Period, format_date
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.sites import Site, choose_periods, draw_periods
@@ -17,8 +16,8 @@ from aef.hashing import stable_hash
 class PeriodRule:
     """Which support periods a site gets: those of its own file, else the given ones, else ``drawn`` at random.
 
-    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed; two of them
-    are placed so that they tell the site's texts apart, where it has any.
+    With ``drawn`` > 0 the single given period is the range in which that many periods of ``days`` are placed; two of
+    them are placed so that they tell the site's texts apart, where it has any.
     """
 
     periods: tuple[Period, ...] = ()
@@ -48,9 +47,5 @@ def planned_chips(
             continue
         grid = ChipGrid.around(site.lon, site.lat, px)
         for period in rule.of(site):
-            name = f"{site.id}_{_day(period.start_ms)}"
-            yield PlannedChip(name, site.id, site.lon, site.lat, grid, period, stated=bool(site.periods))
-
-
-def _day(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y%m%d")
+            day = format_date(period.start_ms).replace("-", "")
+            yield PlannedChip(f"{site.id}_{day}", site.id, site.lon, site.lat, grid, period, stated=bool(site.periods))

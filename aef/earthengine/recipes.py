@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from aef.clock import DAY_MS, Period
+from aef.clock import DAY_MS, SUPPORT_MS, Period
 from aef.earthengine.grid import NativeGrid
 from aef.sources import Source
 
@@ -45,7 +45,7 @@ SUCCESSORS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """One image as the service lists it: collection, ``system:index``, times and the properties that its recipe asks for."""
+    """One image as the service lists it: collection, ``system:index``, times and what its recipe asks for."""
 
     collection: str
     index: str
@@ -55,6 +55,7 @@ class Scene:
 
     @property
     def id(self) -> str:
+        """The asset id: collection and index."""
         return f"{self.collection}/{self.index}"
 
 
@@ -79,6 +80,7 @@ class Surrounding:
 
     @property
     def zone(self) -> int:
+        """Number of the UTM zone, 1 to 60."""
         return int(self.crs[-2:])
 
 
@@ -96,13 +98,14 @@ class Recipe:
         dtype: type in which values are stored; ``fill`` marks masked pixels on the wire and never reaches a chip.
         weight: name of the loss-weight rule in `expressions.WEIGHTS` (clouds weight the loss, they mask no input).
         mask: name of the mask rule in `expressions.MASKS`.
-        listed: days before the support start from which scenes are listed (intervals that began earlier); None: all times.
+        listed: days before the support start from which scenes are listed (intervals that began earlier); None: all
+            times.
         native: the product's own grid, for sources that keep it.
         margin_px: pixels (chip grid) or cells (native grid) fetched around the chip and cut off after ``finish``.
         finish: name of the step in `decode.FINISH` that turns fetched into stored bands.
         fetched: bands that are fetched where they differ from the stored ones.
-        outside_is_masked: values beyond the registry's valid range are part of the product's nature (radar noise), not a
-            sign of a wrong unit.
+        outside_is_masked: values beyond the registry's valid range are part of the product's nature (radar noise), not
+            a sign of a wrong unit.
     """
 
     frames: FrameRule
@@ -174,7 +177,7 @@ def _datatake(scene: Scene) -> str:
 
 
 def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """One frame per pass: consecutive slices of one orbit are merged. Only polarisations that the scene has are fetched."""
+    """One frame per pass: consecutive slices of one orbit are merged. Polarisations that it lacks are not fetched."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
@@ -194,7 +197,8 @@ def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Sourc
 
 
 def landsat_rows(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """At row overlaps of one path and day, keep the image whose UTM zone's central longitude is closest, then the latest."""
+    """At row overlaps of one path and day, keep the image whose UTM zone's central longitude is closest, then the
+    latest."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         return (scene.collection, scene.properties.get("WRS_PATH"), scene.time_ms // DAY_MS)
@@ -236,8 +240,8 @@ def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) 
 def nearest_years(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
     """The mapped year nearest to the middle of each support year; where two are as near, the earlier one.
 
-    A later collection of the registry entry replaces an earlier one only for years that the earlier one lacks (the paper
-    takes 2021 from the 2021 release of NLCD and every other year from that of 2019).
+    A later collection of the registry entry replaces an earlier one only for years that the earlier one lacks (the
+    paper takes 2021 from the 2021 release of NLCD and every other year from that of 2019).
     """
     order = {collection: number for number, collection in enumerate(source.collections)}
     by_year: dict[int, Scene] = {}
@@ -257,7 +261,7 @@ def one_mosaic(scenes: Sequence[Scene], around: Surrounding, source: Source) -> 
 
 
 def _middles(period: Period) -> list[int]:
-    years = max(1, round(period.length_ms / (365 * DAY_MS)))
+    years = max(1, round(period.length_ms / SUPPORT_MS))
     return [period.start_ms + period.length_ms * (2 * k + 1) // (2 * years) for k in range(years)]
 
 
@@ -266,10 +270,12 @@ def _year(time_ms: int) -> int:
 
 
 def year_ms(year: int) -> int:
+    """First millisecond of a calendar year, UTC."""
     return int(datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
 def month_end_ms(time_ms: int) -> int:
+    """First millisecond after the calendar month of a time, UTC."""
     start = datetime.fromtimestamp(time_ms / 1000, UTC)
     following = datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
     return int(following.timestamp() * 1000)

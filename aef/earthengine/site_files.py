@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,33 +12,38 @@ import numpy as np
 
 from aef.clock import Period, parse_period, parse_time
 from aef.earthengine.site import Site, SiteError, at
+from aef.vector_files import (
+    LAT,
+    LON,
+    VECTOR_SUFFIXES,
+    VectorFileError,
+    geojson_features,
+    geojson_shape,
+    vector_features,
+)
 
-LON = ("lon", "longitude", "lng", "x", "long")
-LAT = ("lat", "latitude", "y")
 _ID = ("id", "site", "site_id", "name", "index")
 _START = ("start", "start_ms", "support_start", "support_start_ms", "period_start", "period_start_ms", "start_date")
 _END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_end_ms", "end_date")
 
-VECTOR_SUFFIXES = (".gpkg", ".shp", ".fgb", ".zip")
-"""GeoPackage, shapefile, FlatGeobuf, a zipped shapefile: read by pyogrio."""
-
 _BATCH = 10_000
+"""Rows of a Parquet file that are read at once."""
 
 Row = tuple[dict[str, Any], Callable[[], tuple[float, float]] | None]
-"""The columns of a row, and how its geometry gives longitude and latitude; None where columns state them."""
+"""The columns of a row, and how its geometry gives its centre in degrees; None where columns state that."""
 
 
 def read_sites(path: str | Path) -> Iterator[Site]:
     """Sites of a table, GeoJSON, Parquet or vector file, one after the other (a table of millions is never held whole).
 
     A table needs columns for longitude and latitude (``lon``/``lat``, ``longitude``/``latitude`` or ``x``/``y`` in
-    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's texts
-    (``texts``, ``START/END;START/END``) are optional. Rows that share an id, or coordinates where there is no id, are one
-    site with several periods: the downloader merges them, and refuses rows of one id that lie apart. Geometries may be
-    points or areas (their centroid counts); those of vector files may be in any coordinate reference system.
+    degrees); ``id``, a period (``start``/``end``, ISO dates or epoch milliseconds) and the date ranges of the site's
+    texts (``texts``, ``START/END;START/END``) are optional. Rows that share an id, or coordinates where there is no id,
+    are one site with several periods: the downloader merges them, and refuses rows of one id that lie apart. Geometries
+    may be points or areas (their centroid counts); those of vector files may be in any coordinate reference system.
 
     Raises:
-        SiteError: the file is of an unknown kind, a column is missing or a row cannot be read.
+        SiteError: the file is of an unknown kind or cannot be read, a column is missing or a row cannot be read.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
@@ -59,15 +63,18 @@ def read_sites(path: str | Path) -> Iterator[Site]:
             f"{path.suffix or 'no ending'}"
         )
     empty = True
-    for number, (row, place) in enumerate(readers[path.suffix.lower()](path), start=1):
-        try:
-            if place is not None:
-                lon, lat = place()
-                row = {**row, "lon": lon, "lat": lat}
-            yield _site(row)
-        except (ValueError, TypeError) as error:
-            raise SiteError(f"{path}: row {number}: {error}") from None
-        empty = False
+    try:
+        for number, (row, centre) in enumerate(readers[path.suffix.lower()](path), start=1):
+            try:
+                if centre is not None:
+                    lon, lat = centre()
+                    row = {**row, "lon": lon, "lat": lat}
+                yield _site(row)
+            except (ValueError, TypeError) as error:
+                raise SiteError(f"{path}: row {number}: {error}") from None
+            empty = False
+    except VectorFileError as error:
+        raise SiteError(str(error)) from None
     if empty:
         raise SiteError(f"{path}: holds no site")
 
@@ -125,32 +132,6 @@ def _rows_of_geojson(path: Path) -> Iterator[Row]:
         yield {**name, **properties}, partial(_centre, feature.get("geometry"), geojson_shape)
 
 
-def geojson_features(path: Path) -> list[dict[str, Any]]:
-    """Features of a GeoJSON file, or its one feature. Raises SiteError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        features = document["features"] if document.get("type") == "FeatureCollection" else [document]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError) as error:
-        raise SiteError(f"{path}: is no GeoJSON ({type(error).__name__}: {error})") from None
-    wrong = next((at for at, feature in enumerate(features, start=1) if not isinstance(feature, dict)), None)
-    if wrong is not None:
-        raise SiteError(f"{path}: row {wrong}: is no feature")
-    return features
-
-
-def geojson_shape(geometry: Any) -> Any:
-    """A geometry as a valid shapely one. Raises SiteError where there is none or it cannot be read."""
-    import shapely
-    from shapely.geometry import shape
-
-    if not geometry:
-        raise SiteError("has no geometry: give it a point or an area, or take the row out")
-    try:
-        return shapely.make_valid(shape(geometry))
-    except (shapely.errors.ShapelyError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise SiteError(f"its geometry cannot be read ({error})") from None
-
-
 def _centre(geometry: Any, read: Callable[[Any], Any], to_degrees: Any = None) -> tuple[float, float]:
     """Longitude and latitude of a geometry's centroid."""
     shape = read(geometry)
@@ -189,44 +170,3 @@ def _of_wkb(wkb: Any) -> Any:
 def _rows_of_vector(path: Path) -> Iterator[Row]:
     for row, wkb, to_degrees in vector_features(path):
         yield row, partial(_centre, wkb, _of_wkb, to_degrees)
-
-
-def vector_features(path: Path) -> Iterator[tuple[dict[str, Any], Any, Any]]:
-    """Columns of each feature of a vector file, its geometry as WKB, and the pyproj transformer to degrees. Raises SiteError."""
-    try:
-        import pyogrio
-    except ModuleNotFoundError:
-        raise SiteError(
-            f"{path}: {path.suffix} files are read by pyogrio: pip install 'aef-engine[vector]', or convert it: "
-            f"ogr2ogr -t_srs EPSG:4326 features.geojson {path.name}"
-        ) from None
-    from pyproj import CRS, Transformer
-
-    try:
-        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind]
-        if len(layers) != 1:
-            raise SiteError(
-                f"{path}: expected one layer with geometries, found {', '.join(layers) or 'none'}: write one into a file of its "
-                f"own: ogr2ogr -t_srs EPSG:4326 features.geojson {path.name} LAYER"
-            )
-        about = pyogrio.read_info(path, layer=layers[0], force_feature_count=True)
-        if not about["crs"]:
-            raise SiteError(f"{path}: states no coordinate reference system (that of a shapefile stands in its .prj)")
-        to_degrees = Transformer.from_crs(CRS.from_user_input(about["crs"]), "EPSG:4326", always_xy=True)
-        for first in range(0, about["features"], _BATCH):
-            _, _, shapes, columns = pyogrio.raw.read(path, layer=layers[0], skip_features=first, max_features=_BATCH)
-            names = [str(name).lower() for name in about["fields"]]
-            for number, wkb in enumerate(shapes):
-                row = {name: _plain(column[number]) for name, column in zip(names, columns)}
-                yield row, wkb, to_degrees
-    except pyogrio.errors.DataSourceError as error:
-        raise SiteError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-
-
-def _plain(value: Any) -> Any:
-    """A value of a vector file's column; None where it is missing."""
-    if isinstance(value, float | np.floating) and np.isnan(value):
-        return None
-    if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else value
-    return value.item() if isinstance(value, np.generic) else value

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from aef.clock import DAY_MS, Period, parse_period
+from aef.data.contract import METRES_PER_DEGREE
 from aef.earthengine.grid import to_degrees, to_utm, utm_crs
 from aef.earthengine.land import is_land
 from aef.earthengine.site import Site, SiteError, at
-from aef.earthengine.site_files import geojson_features, geojson_shape, read_sites
+from aef.earthengine.site_files import read_sites
 from aef.hashing import stable_hash
+from aef.vector_files import VectorFileError, geojson_features, geojson_shape
 
 __all__ = [
     "Lattice",
@@ -85,7 +87,7 @@ def in_box(west: float, south: float, east: float, north: float, lattice: Lattic
         raise SiteError(
             f"the box {west:g},{south:g},{east:g},{north:g} must be WEST,SOUTH,EAST,NORTH in degrees{across}"
         )
-    step_lat = lattice.step_m / 111_320 / 2
+    step_lat = lattice.step_m / METRES_PER_DEGREE / 2
     for lat in np.arange(south + step_lat / 2, north, step_lat):
         step_lon = step_lat / max(math.cos(math.radians(lat)), 0.05)
         for lon in np.arange(west + step_lon / 2, east, step_lon):
@@ -97,7 +99,11 @@ def in_box(west: float, south: float, east: float, north: float, lattice: Lattic
 def on_random_land(
     count: int, lattice: Lattice, *, seed: int, south: float = SOUTHERNMOST, north: float = NORTHERNMOST
 ) -> Iterator[Site]:
-    """``count`` sites on land, uniform by area, at least 1.28 km apart. The same seed gives the same sites."""
+    """``count`` sites on land, uniform by area, at least 1.28 km apart. The same seed gives the same sites.
+
+    Raises:
+        SiteError: there is no room for so many.
+    """
     generator = np.random.default_rng(seed)
     found, draws = 0, 0
     while found < count:
@@ -128,8 +134,12 @@ def in_strata(
     """
     import shapely
 
+    try:
+        features = geojson_features(Path(path))
+    except VectorFileError as error:
+        raise SiteError(str(error)) from None
     strata: dict[str, tuple[list[Any], int]] = {}
-    for number, feature in enumerate(geojson_features(Path(path))):
+    for number, feature in enumerate(features):
         properties = feature.get("properties") or {}
         if field is not None and field not in properties:
             raise SiteError(f"{path}: feature {number} has no property {field!r}: found {', '.join(properties)}")
@@ -137,7 +147,7 @@ def in_strata(
         shapes, _ = strata.setdefault(name, ([], int(properties.get("quota", per_stratum))))
         try:
             shapes.append(geojson_shape(feature.get("geometry")))
-        except SiteError as error:
+        except VectorFileError as error:
             raise SiteError(f"{path}: feature {number}: {error}") from None
     for name, (shapes, quota) in strata.items():
         area = shapely.union_all(shapes)

@@ -10,9 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aef.atomic import writing
 from aef.clock import Period, parse_period
 
 _NO_PROPERTY = ("AREA_OR_POINT", "long_name", "period")
@@ -31,8 +33,9 @@ def upload_manifest(
 ) -> list[Path]:
     """Write one Earth Engine upload manifest per COG.
 
-    Band names, no-data value, type, period and tags are read from each file, so what is uploaded is what was exported. Integer
-    embeddings are codes on a square-law scale, whose mean means nothing: their pyramid samples; floats are averaged.
+    Band names, no-data value, type, period and tags are read from each file, so what is uploaded is what was exported.
+    Integer embeddings are codes on a square-law scale, whose mean means nothing: their pyramid samples; floats are
+    averaged.
 
     Args:
         cogs: GeoTIFFs on this machine, as exported.
@@ -46,8 +49,8 @@ def upload_manifest(
         Paths of the manifests, in the order of ``cogs``.
 
     Raises:
-        ValueError: a name is not of the expected form, there is no COG, two would have the same name, or a file's period is
-            unknown or another one than ``period``. No manifest is written then.
+        ValueError: a name is not of the expected form, there is no COG, two would have the same name, or a file's
+            period is unknown or another one than ``period``. No manifest is written then.
         FileNotFoundError: a COG does not exist.
     """
     if not bucket.startswith("gs://") or len(bucket) <= 5:
@@ -111,14 +114,11 @@ def _period(file: Path, tags: Mapping[str, str], given: Period | None) -> Period
 
 
 def _iso(time_ms: int) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> Path:
     path = folder / f"{manifest['name'].rsplit('/', 1)[1]}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path, "w") as stream:
+        stream.write(json.dumps(manifest, indent=2) + "\n")
     return path

@@ -10,9 +10,9 @@ import numpy as np
 from scipy import ndimage
 
 from aef.data.chips import Chip, Label
-from aef.data.crop import METRES_PER_DEGREE
+from aef.data.contract import METRES_PER_DEGREE
 from aef.evaluation.probes import Labelled, ProbeError
-from aef.timecode import DAY_MS, Period
+from aef.timecode import SUPPORT_MS, Period
 
 BLOCK_M = 200.0
 Unit = Literal["field", "block", "place"]
@@ -96,11 +96,10 @@ def label_period(chip: Chip, name: str, span: Period) -> Period:
         middle = (label.valid_start_ms + label.valid_end_ms) // 2
     else:
         middle = (span.start_ms + span.end_ms) // 2
-    length = 365 * DAY_MS
-    start = middle - length // 2
-    latest = max(span.end_ms - length, span.start_ms)
+    start = middle - SUPPORT_MS // 2
+    latest = max(span.end_ms - SUPPORT_MS, span.start_ms)
     start = min(max(start, span.start_ms), latest)
-    return Period(start, start + length)
+    return Period(start, start + SUPPORT_MS)
 
 
 def _place_number(chips: Sequence[Chip], chip: Chip) -> int:

@@ -18,14 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aef.atomic import writing
+from aef.clock import DAY_MS, Period, format_date
 from aef.data.chips import Chip
 from aef.data.rendering import Rendering, class_colours
 from aef.evaluation.judgement import Judgement
 from aef.evaluation.series import clear_pixels
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained import TrainedModel
+from aef.objective.uniformity import RANDOM_FLOOR
 from aef.sources import Source
-from aef.timecode import DAY_MS, Period, format_time
 
 DPI = 110
 PLACES = 3
@@ -122,7 +123,7 @@ def learning_curve(log: Sequence[dict[str, Any]]) -> Figure:
         values = _column(log, name)
         if np.isfinite(values).any():
             right.plot(steps, _smooth(values), lw=1.8, color=colour, label=name)
-    right.axhline(0.0997, color="#0b6e4f", lw=0.8, ls=":", label="uniformity of random vectors")
+    right.axhline(RANDOM_FLOOR, color="#0b6e4f", lw=0.8, ls=":", label="uniformity of random vectors")
     right.set(title="uniformity and consistency", xlabel="step", ylim=(0, None))
     for axes in (left, right):
         axes.legend(fontsize=8, frameon=False)
@@ -190,7 +191,7 @@ def reconstructions(model: TrainedModel, chip: Chip, period: Period) -> Figure |
     rows = figure.subplots(2, len(columns), squeeze=False)
     for (source, time_ms, truth, valid, decoded), above, below in zip(columns, rows[0], rows[1]):
         rendering = Rendering.of(source, [truth], [valid])
-        picture(above, rendering.draw(truth, valid), f"{source.name}\n{format_time(time_ms)[:10]}")
+        picture(above, rendering.draw(truth, valid), f"{source.name}\n{format_date(time_ms)}")
         picture(below, rendering.draw(decoded), "reconstruction")
     return figure
 

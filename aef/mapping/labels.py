@@ -20,8 +20,7 @@ from rasterio.features import is_valid_geom, rasterize
 from rasterio.warp import transform_bounds, transform_geom
 from rasterio.windows import from_bounds
 
-from aef.earthengine.site import SiteError
-from aef.earthengine.site_files import LAT, LON, VECTOR_SUFFIXES, geojson_features, vector_features
+from aef.vector_files import LAT, LON, VECTOR_SUFFIXES, VectorFileError, geojson_features, vector_features
 
 if TYPE_CHECKING:
     import xarray
@@ -137,7 +136,7 @@ def _rows_of_csv(path: Path) -> Iterator[Row]:
 def _rows_of_geojson(path: Path) -> Iterator[Row]:
     try:
         features = geojson_features(path)
-    except SiteError as error:
+    except VectorFileError as error:
         raise LabelError(str(error)) from None
     for feature in features:
         yield feature.get("properties") or {}, feature.get("geometry") or {}
@@ -154,7 +153,7 @@ def _rows_of_vector(path: Path) -> Iterator[Row]:
                 continue
             degrees = shapely.transform(shape, to_degrees.transform, interleaved=False)
             yield properties, shapely.geometry.mapping(degrees)
-    except (SiteError, shapely.errors.ShapelyError) as error:
+    except (VectorFileError, shapely.errors.ShapelyError) as error:
         raise LabelError(str(error)) from None
 
 

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from aef.objective.world import World
 
+RANDOM_FLOOR = 0.0997
+"""Of ``pairs``: mean |cosine| of random directions in 64 dimensions."""
+
 
 def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | None:
     """For each sample the position of its partner: the next one of a different place in global order, cyclically.

@@ -15,7 +15,6 @@ import numpy as np
 
 from aef.earthengine.decode import terrain
 from aef.earthengine.errors import RequestError
-from aef.sources import Band, Source, Transform
 
 PREFIX = "stac:"
 SCL_NOT_CLEAR = (3, 8, 9, 10)
@@ -23,24 +22,6 @@ SCL_NOT_CLEAR = (3, 8, 9, 10)
 
 LANDSAT_NOT_CLEAR = 1 << 1 | 1 << 4
 """QA_PIXEL: dilated cloud, cloud shadow (the paper's two bits, as through Earth Engine)."""
-
-LANDSAT_C2_L2 = Source(
-    name="landsat_c2_l2",
-    title="Landsat 8 and 9, Collection 2 Level 2, surface reflectance and temperature",
-    collections=(f"{PREFIX}landsat-c2-l2",),
-    bands=(
-        *(Band(name, "reflectance", 0, 1.6, Transform("log", 1e4)) for name in ("B2", "B3", "B4", "B5", "B6")),
-        Band("ST_B10", "K", 150, 373, Transform("log", 1.0)),
-    ),
-    role="input",
-    native_resolution_m=30,
-    regrid_m=30,
-    frame_budget=21,
-    source_drop=0.3,
-    frame_drop=0.3,
-    licence="public domain",
-    attribution="Landsat data courtesy of the U.S. Geological Survey",
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +33,7 @@ class Scaling:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """One STAC collection as one source.
 
@@ -67,6 +48,8 @@ class Product:
         quality: asset keys of a quality band, and codes → True where the pixel counts in the loss.
         version: item property that tells reprocessings apart; the largest is kept.
         margin_px: pixels read around the chip and cut off after ``finish``.
+        finish: what is computed of neighbouring pixels once they are on the grid, as `aef.earthengine.decode.terrain`.
+        static: without times; its items are one frame.
         outside_is_masked: values beyond the registry's range are part of the product's nature (noise around black).
         platforms: ids of platforms that count (None: all).
     """
@@ -82,7 +65,7 @@ class Product:
     quality: tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]] | None = None
     version: str = ""
     margin_px: int = 0
-    finish: Callable | None = None
+    finish: Callable[[np.ndarray, np.ndarray, tuple[int, int]], tuple[np.ndarray, np.ndarray]] | None = None
     static: bool = False
     outside_is_masked: bool = False
     platforms: tuple[str, ...] | None = None
@@ -100,8 +83,8 @@ def raster_band(item: Any, key: str) -> dict[str, Any]:
 def sentinel2_offset(item: Any, key: str) -> Scaling:
     """To reflectance x 10000 without the radiometric offset of processing baseline 04.00, whoever applied what before.
 
-    In this order: a catalogue that says that it has removed the offset is believed; then an offset stated for the asset;
-    then the baseline. An item that says nothing at all is refused: a silent guess would be wrong by 1000.
+    In this order: a catalogue that says that it has removed the offset is believed; then an offset stated for the
+    asset; then the baseline. An item that says nothing at all is refused: a silent guess would be wrong by 1000.
 
     Raises:
         RequestError: neither offset nor baseline is stated.
@@ -130,11 +113,12 @@ def stated_scaling(item: Any, key: str) -> Scaling:
 
 
 def as_is(item: Any, key: str) -> Scaling:
+    """The asset holds the values themselves."""
     return Scaling()
 
 
 def declared_db(item: Any, key: str) -> Scaling:
-    """Backscatter that is declared as dB. Raises RequestError for the uncalibrated amplitudes that most catalogues hold."""
+    """Backscatter that is declared as dB. Raises RequestError for uncalibrated amplitudes, which most hold."""
     if str(raster_band(item, key).get("unit", "")).lower() != "db":
         raise RequestError(
             f"{item.id}: asset {key} is not declared as dB: GRD amplitudes are not calibrated; use the source sentinel1_rtc "
@@ -164,20 +148,20 @@ _OPTICAL = {
 
 PRODUCTS: tuple[Product, ...] = (
     Product(
-        ("sentinel-2-l1c", "sentinel-2-c1-l1c"),
-        "sentinel2",
-        _OPTICAL,
-        "uint16",
-        0,
-        "uint16",
-        sentinel2_offset,
-        not_negative,
+        collections=("sentinel-2-l1c", "sentinel-2-c1-l1c"),
+        source="sentinel2",
+        assets=_OPTICAL,
+        dtype="uint16",
+        nodata=0,
+        stored="uint16",
+        scaling=sentinel2_offset,
+        convert=not_negative,
         version="s2:processing_baseline",
     ),
     Product(
-        ("sentinel-2-l2a", "sentinel-2-c1-l2a"),
-        "sentinel2_l2a",
-        {
+        collections=("sentinel-2-l2a", "sentinel-2-c1-l2a"),
+        source="sentinel2_l2a",
+        assets={
             "B02": ("blue", "B02"),
             "B03": ("green", "B03"),
             "B04": ("red", "B04"),
@@ -189,39 +173,39 @@ PRODUCTS: tuple[Product, ...] = (
             "B11": ("swir16", "B11"),
             "B12": ("swir22", "B12"),
         },
-        "uint16",
-        0,
-        "uint16",
-        sentinel2_offset,
-        not_negative,
+        dtype="uint16",
+        nodata=0,
+        stored="uint16",
+        scaling=sentinel2_offset,
+        convert=not_negative,
         quality=(("scl", "SCL"), lambda codes: ~np.isin(codes, SCL_NOT_CLEAR)),
         version="s2:processing_baseline",
     ),
     Product(
-        ("sentinel-1-rtc",),
-        "sentinel1_rtc",
-        {"VV": ("vv", "VV"), "VH": ("vh", "VH")},
-        "float32",
-        float("nan"),
-        "float32",
-        as_is,
-        power_to_db,
+        collections=("sentinel-1-rtc",),
+        source="sentinel1_rtc",
+        assets={"VV": ("vv", "VV"), "VH": ("vh", "VH")},
+        dtype="float32",
+        nodata=float("nan"),
+        stored="float32",
+        scaling=as_is,
+        convert=power_to_db,
         outside_is_masked=True,
     ),
     Product(
-        ("sentinel-1-grd",),
-        "sentinel1",
-        {"VV": ("vv", "VV"), "VH": ("vh", "VH"), "HH": ("hh", "HH"), "HV": ("hv", "HV"), "angle": ("angle",)},
-        "float32",
-        float("nan"),
-        "float32",
-        declared_db,
+        collections=("sentinel-1-grd",),
+        source="sentinel1",
+        assets={"VV": ("vv", "VV"), "VH": ("vh", "VH"), "HH": ("hh", "HH"), "HV": ("hv", "HV"), "angle": ("angle",)},
+        dtype="float32",
+        nodata=float("nan"),
+        stored="float32",
+        scaling=declared_db,
         outside_is_masked=True,
     ),
     Product(
-        ("landsat-c2-l2",),
-        "landsat_c2_l2",
-        {
+        collections=("landsat-c2-l2",),
+        source="landsat_c2_l2",
+        assets={
             "B2": ("blue",),
             "B3": ("green",),
             "B4": ("red",),
@@ -229,22 +213,22 @@ PRODUCTS: tuple[Product, ...] = (
             "B6": ("swir16",),
             "ST_B10": ("lwir11", "lwir"),
         },
-        "uint16",
-        0,
-        "float32",
-        stated_scaling,
+        dtype="uint16",
+        nodata=0,
+        stored="float32",
+        scaling=stated_scaling,
         quality=(("qa_pixel",), lambda codes: (codes & LANDSAT_NOT_CLEAR) == 0),
         outside_is_masked=True,
         platforms=("landsat-8", "landsat-9"),
     ),
     Product(
-        ("cop-dem-glo-30",),
-        "glo30",
-        {"elevation": ("data", "elevation")},
-        "float32",
-        float("nan"),
-        "float32",
-        as_is,
+        collections=("cop-dem-glo-30",),
+        source="glo30",
+        assets={"elevation": ("data", "elevation")},
+        dtype="float32",
+        nodata=float("nan"),
+        stored="float32",
+        scaling=as_is,
         margin_px=1,
         finish=terrain,
         static=True,

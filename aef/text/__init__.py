@@ -1,5 +1,6 @@
 """Geolocated text: corpora → text points → chips, and the frozen language tower with its cache of vectors.
 
-Wikipedia, Wikidata and GBIF are read from local files (`wikipedia`, `wikidata`, `gbif`), written to one Parquet file of
-text points (`points`) and put into the chips that hold them (`attach`). `tower` encodes texts, `cache` keeps the vectors.
+Wikipedia (`wikipedia`, `wikitext`), Wikidata (`wikidata`) and GBIF (`gbif`, `darwin_core`) are read from local files,
+written to one Parquet file of text points (`points`) and put into the chips that hold them (`attach`). `tower` encodes
+texts, `cache` keeps the vectors.
 """

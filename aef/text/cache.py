@@ -1,8 +1,8 @@
 """Vectors of texts, computed once and kept on disk, keyed by (tower, weights hash, text hash).
 
 A cache is one folder per tower, ``ROOT/NAME-HASH/``, with ``tower.json`` and numbered pairs of files: ``vectors-N.npy``
-(n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a pair
-is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
+(n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a
+pair is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class VectorCache:
 
     @property
     def dim(self) -> int:
+        """Length of a vector."""
         return self.identity.dim
 
     def __len__(self) -> int:
@@ -72,11 +73,8 @@ class VectorCache:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return np.array(self._vectors[part][row - self._starts[part]])
 
-    def __getstate__(self):
-        return {"folder": self.folder}
-
-    def __setstate__(self, state) -> None:
-        self.__init__(state["folder"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[VectorCache], tuple[Path]]:
+        return type(self), (self.folder,)
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Keep vectors (n, D) float32. Raises ValueError if shapes do not fit, OSError when the disk is full."""

@@ -15,6 +15,8 @@ from typing import IO, Any
 from aef.text.points import TextError
 
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+"""What the readers of compressed files raise where one is cut short or altered."""
+
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 

@@ -8,25 +8,18 @@ class, genus and species, followed by the taxon's Wikipedia article where Wikida
 from __future__ import annotations
 
 import calendar
-import csv
-import io
-import sys
-import xml.etree.ElementTree as ET
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
-from aef.text.files import DAMAGE, open_stream
-from aef.text.places import coordinate_fault
+from aef.clock import DAY_MS, Period
+from aef.text.coordinates import coordinate_fault
+from aef.text.darwin_core import Table, open_table
 from aef.text.points import Counts, GeoText, TextError
-from aef.timecode import DAY_MS, Period
 
 KINGDOMS = {"plantae", "animalia", "fungi"}
 LICENCES = {
@@ -81,7 +74,8 @@ POSITION_EVERY = 20_000
 class ArticleTexts(Protocol):
     """Texts of articles by GBIF taxon id."""
 
-    def get(self, taxon: int) -> str | None: ...
+    def get(self, taxon: int) -> str | None:
+        """The article about a taxon; None where there is none."""
 
 
 class Occurrences:
@@ -99,23 +93,25 @@ class Occurrences:
         self.path, self.observed, self.articles = path, observed, articles
 
     def files(self) -> list[Path]:
+        """As `Corpus.files`."""
         return [self.path]
 
     def settings(self) -> dict[str, str]:
+        """As `Corpus.settings`."""
         return {"observed": str(self.observed), "articles": str(self.articles is not None)}
 
     def read(self, start: int, counts: Counts, earlier: Iterator[pa.Table]) -> Iterator[tuple[int, GeoText | None]]:
         """Positions are rows. Raises TextError: damaged, not a table of occurrences, or a column is missing."""
         taken: Counter[str] = Counter()
-        for table in earlier:
-            taken.update(table.column("taxon").to_pylist())
+        for texts in earlier:
+            taken.update(texts.column("taxon").to_pylist())
         with open_table(self.path) as table:
-            at = _columns(self.path, table)
+            columns = _columns(self.path, table)
             for number, row in enumerate(table.rows, 1):
                 if number <= start:
                     continue
                 counts["occurrences"] += 1
-                found = self._read_row(row, at, table.constants, taken)
+                found = self._read_row(row, columns, table.constants, taken)
                 if isinstance(found, str):
                     counts[found] += 1
                 else:
@@ -125,12 +121,12 @@ class Occurrences:
                     yield number, None
 
     def _read_row(
-        self, row: Sequence[str], at: Mapping[str, int], constants: Mapping[str, str], taken: Counter[str]
+        self, row: Sequence[str], columns: Mapping[str, int], constants: Mapping[str, str], taken: Counter[str]
     ) -> GeoText | str:
         """The text of an occurrence, or the reason why it is dropped."""
-        if len(row) <= max(at.values()):
+        if len(row) <= max(columns.values()):
             return "damaged_row"
-        value = {**constants, **{name: row[index].strip() for name, index in at.items()}}
+        value = {**constants, **{name: row[index].strip() for name, index in columns.items()}}
         fault = _fault(value)
         if fault:
             return fault
@@ -169,7 +165,7 @@ class Occurrences:
 
 
 def _fault(value: Mapping[str, str]) -> str | None:
-    """Why an occurrence is dropped, or None; the reasons of paper section 1.3, in the order in which they are counted."""
+    """Why an occurrence is dropped, or None; the reasons of paper section 1.3, in this order."""
     if value["kingdom"].lower() not in KINGDOMS:
         return "other_kingdom"
     if licence_of(value["license"]) is None:
@@ -195,7 +191,7 @@ def _place_fault(value: Mapping[str, str]) -> str | None:
     fault = coordinate_fault(lon, lat)
     if fault:
         return fault
-    if uncertainty is None or uncertainty <= 0:
+    if uncertainty is None or not uncertainty > 0:  # nor may it be NaN
         return "uncertainty_missing"
     return "too_uncertain" if uncertainty > MAX_UNCERTAINTY_M else None
 
@@ -242,94 +238,9 @@ def _days(text: str) -> tuple[date, date]:
     return first, first + timedelta(days=length)
 
 
-# --- tables and archives ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Table:
-    """Columns by their short Darwin Core term (``decimalLatitude``), values that all rows share, and rows of strings."""
-
-    columns: dict[str, int]
-    rows: Iterator[list[str]]
-    constants: dict[str, str] = field(default_factory=dict)
-
-
 def _columns(path: Path, table: Table) -> dict[str, int]:
+    """Where the columns stand that are read. Raises TextError where a required one is missing."""
     missing = [name for name in REQUIRED if name not in table.columns and name not in table.constants]
     if missing:
         raise TextError(f"{path}: lacks the column {missing[0]}: is it a GBIF occurrence download?")
     return {name: table.columns[name] for name in (*REQUIRED, *OPTIONAL) if name in table.columns}
-
-
-@contextmanager
-def open_table(path: Path) -> Iterator[Table]:
-    """Open an archive or a table as a stream of rows; nothing is unpacked to disk.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        TextError: damaged, not an archive with occurrences, or no header.
-    """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        if path.suffix == ".zip":
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file")
-            with zipfile.ZipFile(path) as archive:
-                yield _from_archive(path, archive)
-        else:
-            with open_stream(path) as stream:
-                yield _with_header(path, stream, tabs=".csv" not in path.suffixes)
-    except FileNotFoundError:
-        raise
-    except (*DAMAGE, csv.Error, UnicodeDecodeError) as error:
-        raise TextError(
-            f"{path}: truncated or damaged ({error}): download it again, what was read so far is kept"
-        ) from error
-
-
-def _from_archive(path: Path, archive: zipfile.ZipFile) -> Table:
-    names = archive.namelist()
-    if "meta.xml" not in names:
-        # GBIF's "simple" download: one table without a description.
-        tables = [name for name in names if name.endswith((".csv", ".tsv", ".txt"))]
-        if len(tables) != 1:
-            raise TextError(
-                f"{path}: neither a Darwin Core archive (no meta.xml) nor a single table; it holds {names[:5]}"
-            )
-        return _with_header(path, archive.open(tables[0]), tabs=True)
-    from dwca.descriptors import ArchiveDescriptor
-
-    try:
-        core = ArchiveDescriptor(archive.read("meta.xml").decode()).core
-        fields = {item["term"].rpartition("/")[2]: item for item in core.fields}
-        columns = {name: item["index"] for name, item in fields.items() if item["index"] is not None}
-        constants = {name: item["default"] for name, item in fields.items() if item["index"] is None}
-        if core.id_index is not None:
-            columns.setdefault("gbifID", core.id_index)
-    except (ET.ParseError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TextError(f"{path}: meta.xml does not describe a Darwin Core archive ({error})") from error
-    if core.file_location not in names:
-        raise TextError(f"{path}: its meta.xml names {core.file_location}, which the archive lacks")
-    lines = io.TextIOWrapper(
-        archive.open(core.file_location), encoding=core.file_encoding, newline=core.lines_terminated_by
-    )
-    quote = core.fields_enclosed_by
-    rows = csv.reader(
-        lines,
-        delimiter=core.fields_terminated_by,
-        quotechar=quote or None,
-        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
-    )
-    for _ in range(core.lines_to_ignore):
-        next(rows, None)
-    return Table(columns, rows, constants)
-
-
-def _with_header(path: Path, stream, *, tabs: bool) -> Table:
-    """GBIF's tables are tab-separated whatever their suffix; a comma in the header and no tab says otherwise."""
-    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    header = lines.readline().rstrip("\r\n")
-    tabs = "\t" in header or (tabs and "," not in header)
-    names = header.split("\t") if tabs else next(csv.reader([header]))
-    rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
-    return Table({name.strip().lstrip("\ufeff").rpartition(":")[2]: index for index, name in enumerate(names)}, rows)

@@ -118,26 +118,27 @@ def write_points(
 
 
 def _read_corpus(corpus: Corpus, state: _State, on_progress: Callable[[str, Counts], None] | None) -> None:
-    place = state.of(corpus.name)
-    if place.done:
+    """Read a corpus from where it stands to its end, part by part. What comes before damage is kept."""
+    before = state.of(corpus.name)
+    if before.done:
         return
-    counts: Counts = Counter(place.counts)
+    counts: Counts = Counter(before.counts)
     earlier = (pq.read_table(path) for path in state.parts([corpus.name]))
     waiting: list[GeoText] = []
-    position, met = place.position, dict(counts)
+    position, counted = before.position, dict(counts)
     written = time.monotonic()
     try:
-        for position, text in corpus.read(place.position, counts, earlier):
-            met = dict(counts)
+        for position, text in corpus.read(before.position, counts, earlier):
+            counted = dict(counts)
             if text is not None:
                 waiting.append(text)
             if len(waiting) >= PART_POINTS or time.monotonic() - written >= PART_S:
-                state.advance(corpus.name, position, met, waiting)
+                state.advance(corpus.name, position, counted, waiting)
                 waiting, written = [], time.monotonic()
             if on_progress:
                 on_progress(corpus.name, counts)
     except TextError:
-        state.advance(corpus.name, position, met, waiting)
+        state.advance(corpus.name, position, counted, waiting)
         raise
     state.advance(corpus.name, position, counts, waiting, done=True)
 
@@ -146,7 +147,7 @@ def _read_corpus(corpus: Corpus, state: _State, on_progress: Callable[[str, Coun
 
 
 @dataclass
-class _Place:
+class _Progress:
     """Where a corpus stands: position and counts after `parts` complete parts."""
 
     position: int = 0
@@ -158,8 +159,8 @@ class _Place:
 class _State:
     """The folder of work in progress: ``state.json`` and parts, each written whole, the state last."""
 
-    def __init__(self, folder: Path, inputs: Mapping[str, Any], places: dict[str, _Place]) -> None:
-        self.folder, self.inputs, self._places = folder, inputs, places
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], progress: dict[str, _Progress]) -> None:
+        self.folder, self.inputs, self._progress = folder, inputs, progress
 
     @classmethod
     def open(cls, folder: Path, inputs: Mapping[str, Any]) -> _State:
@@ -169,17 +170,18 @@ class _State:
             return cls(folder, inputs, {})
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            known, places = entries["inputs"], {name: _Place(**place) for name, place in entries["places"].items()}
+            known = entries["inputs"]
+            progress = {name: _Progress(**where) for name, where in entries["places"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TextError(f"{path}: damaged ({type(error).__name__}): delete the folder to start anew") from error
         if known != json.loads(json.dumps(inputs)):
             raise TextError(
                 f"{folder}: was begun with other files or settings: give the same, or delete it to start anew"
             )
-        return cls(folder, inputs, places)
+        return cls(folder, inputs, progress)
 
-    def of(self, name: str) -> _Place:
-        return self._places.setdefault(name, _Place())
+    def of(self, name: str) -> _Progress:
+        return self._progress.setdefault(name, _Progress())
 
     def parts(self, names: Sequence[str]) -> list[Path]:
         return [self._part(name, number) for name in names for number in range(self.of(name).parts)]
@@ -190,13 +192,13 @@ class _State:
     def advance(
         self, name: str, position: int, counts: Mapping[str, int], texts: Sequence[GeoText], *, done: bool = False
     ) -> None:
-        place = self.of(name)
+        before = self.of(name)
         if texts:
-            with writing(self._part(name, place.parts)) as stream:
+            with writing(self._part(name, before.parts)) as stream:
                 pq.write_table(pa.Table.from_pylist([asdict(text) for text in texts], SCHEMA), stream)
-        self._places[name] = _Place(position, place.parts + bool(texts), done, dict(counts))
+        self._progress[name] = _Progress(position, before.parts + bool(texts), done, dict(counts))
         with writing(self.folder / "state.json", "w") as stream:
-            json.dump({"inputs": self.inputs, "places": {n: asdict(p) for n, p in self._places.items()}}, stream)
+            json.dump({"inputs": self.inputs, "places": {n: asdict(p) for n, p in self._progress.items()}}, stream)
 
 
 def _fingerprint(corpus: Corpus) -> dict[str, Any]:
@@ -219,7 +221,12 @@ def _join(out: Path, parts: Sequence[Path], about: Mapping[str, Any]) -> None:
 
 
 def open_points(path: str | os.PathLike) -> pq.ParquetFile:
-    """A Parquet file of text points. Raises TextError if it is damaged, lacks a column or is of a newer format."""
+    """A Parquet file of text points.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TextError: it is damaged, lacks a column or is of a newer format.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of text points")

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -66,6 +66,7 @@ class TowerIdentity:
             )
 
     def to_json(self) -> str:
+        """What `read` reads."""
         return json.dumps({"format_version": 1, **asdict(self)}, indent=1)
 
     @classmethod
@@ -87,7 +88,7 @@ class TextTower:
     Args:
         name: an open_clip architecture with CLIP's tokenizer (``ViT-B-32``, …), or ``tiny``.
         weights: a local file (.pt, .bin, .safetensors; of the whole model or of its text tower) or a tag that
-            open_clip knows, which is downloaded once. None: `DEFAULT_WEIGHTS` for `DEFAULT_TOWER`; nothing for ``tiny``.
+            open_clip knows, which is downloaded once. None: `DEFAULT_WEIGHTS` of `DEFAULT_TOWER`; ``tiny`` has its own.
         device: where it runs.
 
     Raises:
@@ -102,39 +103,33 @@ class TextTower:
                 raise TowerError(
                     f"tower {TINY} has fixed weights of its own, found weights {weights!r}: leave them out"
                 )
-            dim, config, quick_gelu, state = TINY_DIM, dict(_TINY_CONFIG), False, None
+            architecture, label = _Architecture(TINY_DIM, _TINY_CONFIG), "fixed random"
+            self._model = _build(open_clip, *architecture)
         else:
-            dim, config, quick_gelu = _architecture(open_clip, name)
-            if weights is None:
-                weights = DEFAULT_WEIGHTS if name == DEFAULT_TOWER else None
+            architecture = _architecture(open_clip, name)
+            if weights is None and name == DEFAULT_TOWER:
+                weights = DEFAULT_WEIGHTS
             if weights is None:
                 raise TowerError(f"tower {name}: name its weights: a file, or one of {_tags(open_clip, name)}")
-            state = _text_state(find_weights(name, weights))
-            quick_gelu = quick_gelu or (
-                not _is_file(weights) and _tag(open_clip, name, weights).get("quick_gelu", False)
-            )
+            label = Path(weights).name if _is_file(weights) else weights
+            self._model = _trained(open_clip, name, weights, architecture)
         self.device = torch.device(device)
-        self._model = _build(open_clip, dim, config, quick_gelu)
-        if state is not None:
-            _load(self._model, state, f"tower {name}: {weights}")
         self._model.eval().requires_grad_(False).to(self.device)
         self._tokenizer = open_clip.get_tokenizer(DEFAULT_TOWER if name == TINY else name)
         if not isinstance(self._tokenizer, open_clip.SimpleTokenizer):
             raise TowerError(f"tower {name}: expected CLIP's own tokenizer, found {type(self._tokenizer).__name__}")
-        label = "fixed random" if weights is None else Path(weights).name if _is_file(weights) else weights
-        length = int(config["context_length"])
+        dim, length = architecture.dim, int(architecture.config["context_length"])
         self.identity = TowerIdentity(name, label, _hash(self._model.state_dict()), dim, length)
 
     @property
     def dim(self) -> int:
+        """Length of a vector."""
         return self.identity.dim
 
-    def encode(self, texts: Sequence[str], *, on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        """Unit vectors (N, dim) float32. Long texts are split and their vectors averaged, weighted by their tokens.
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (N, dim) float32 of texts of any length, each independent of the others.
 
-        Args:
-            texts: any length; a text depends on no other.
-            on_batch: called with the number of pieces encoded.
+        Long texts are split and their vectors averaged, weighted by their tokens.
         """
         split = [self.split(text) for text in texts]
         pieces = [piece for found in split for piece in found]
@@ -144,8 +139,6 @@ class TextTower:
             group = pieces[first : first + BATCH]
             weight = np.array([[max(len(piece), 1)] for piece in group])
             np.add.at(total, owner[first : first + BATCH], self._encode(group) * weight)
-            if on_batch:
-                on_batch(len(group))
         return (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)
 
     def split(self, text: str) -> list[list[int]]:
@@ -208,7 +201,14 @@ def _declare_missing_torchvision_ops() -> None:
     _torchvision_ops = library
 
 
-def _architecture(open_clip, name: str) -> tuple[int, dict[str, Any], bool]:
+class _Architecture(NamedTuple):
+    dim: int
+    config: Mapping[str, Any]
+    quick_gelu: bool = False
+
+
+def _architecture(open_clip, name: str) -> _Architecture:
+    """What open_clip knows under a name. Raises TowerError where it knows none, or its text encoder is not CLIP's."""
     config = open_clip.get_model_config(name)
     if config is None:
         raise TowerError(
@@ -218,7 +218,7 @@ def _architecture(open_clip, name: str) -> tuple[int, dict[str, Any], bool]:
         raise TowerError(
             f"tower {name}: its text encoder is not CLIP's: choose one such as {DEFAULT_TOWER} or ViT-L-14"
         )
-    return config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False)
+    return _Architecture(config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False))
 
 
 def _build(open_clip, dim: int, config: Mapping[str, Any], quick_gelu: bool):
@@ -325,6 +325,16 @@ def _text_state(path: Path) -> dict[str, Tensor]:
     if any(key.startswith("text.") for key in state):
         return {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
     return {k: v for k, v in state.items() if not k.startswith("visual.") and k not in ("logit_scale", "logit_bias")}
+
+
+def _trained(open_clip, name: str, weights: str, architecture: _Architecture):
+    """A tower with its weights. Some tags of an architecture were trained with another activation than it names."""
+    state = _text_state(find_weights(name, weights))
+    if not _is_file(weights) and _tag(open_clip, name, weights).get("quick_gelu", False):
+        architecture = architecture._replace(quick_gelu=True)
+    model = _build(open_clip, *architecture)
+    _load(model, state, f"tower {name}: {weights}")
+    return model
 
 
 def _load(model: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -4,8 +4,8 @@ Two forms are read, plain, .gz or .bz2:
 
 * the JSON entity dump (``latest-all.json``: one entity a line), or any part of it;
 * a table (.csv, .tsv) with a header: ``title`` (of the English article), ``article`` (its address) or ``page_id``; and
-  ``coord`` (``Point(lon lat)``) or ``lon`` and ``lat``; optionally ``globe``, ``precision`` (degrees) and ``taxon``. It is
-  what the query in docs/text.md returns.
+  ``coord`` (``Point(lon lat)``) or ``lon`` and ``lat``; optionally ``globe``, ``precision`` (degrees) and ``taxon``. It
+  is what the query in docs/text.md returns.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from aef.data.contract import METRES_PER_DEGREE
+from aef.text.coordinates import coordinate_fault
 from aef.text.files import open_stream
-from aef.text.places import coordinate_fault
 from aef.text.points import Counts, TextError
 
 EARTH = "Q2"
-METRES_PER_DEGREE = 111_320.0
 ARTICLE_PREFIX = "en.wikipedia.org/wiki/"
 
 
@@ -44,6 +44,7 @@ class Entry:
 
     @property
     def located(self) -> bool:
+        """Whether it has a position."""
         return not np.isnan(self.lon)
 
 
@@ -52,8 +53,8 @@ class Articles:
 
     def __init__(self) -> None:
         self._key, self._taxon = array("Q"), array("q")
-        self._place = array("d")
-        self._order: np.ndarray | None = None
+        self._position = array("d")  # three an entry: longitude, latitude, uncertainty
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # keys in order, and the entries that they belong to
 
     def __len__(self) -> int:
         return len(self._key)
@@ -62,21 +63,22 @@ class Articles:
         """``key`` is a page id or a title; titles compare as MediaWiki does."""
         self._key.append(_hash(key))
         self._taxon.append(entry.taxon)
-        self._place.extend((entry.lon, entry.lat, entry.uncertainty_m))
-        self._order = None
+        self._position.extend((entry.lon, entry.lat, entry.uncertainty_m))
+        self._sorted = None
 
     def find(self, page_id: int, title: str) -> Entry | None:
         """The entry of a page, by id or by title."""
-        if self._order is None:
-            keys = np.frombuffer(self._key, np.uint64) if self._key else np.zeros(0, np.uint64)
-            self._order = np.argsort(keys, kind="stable")
-            self._sorted = keys[self._order]
+        if self._sorted is None:
+            found = np.frombuffer(self._key, np.uint64) if self._key else np.zeros(0, np.uint64)
+            order = np.argsort(found, kind="stable")
+            self._sorted = found[order], order
+        keys, rows = self._sorted
         for key in (page_id, title):
             wanted = _hash(key)
-            at = int(self._sorted.searchsorted(np.uint64(wanted)))
-            if at < len(self._sorted) and self._sorted[at] == wanted:
-                row = int(self._order[at])
-                lon, lat, uncertainty_m = self._place[3 * row : 3 * row + 3]
+            at = int(keys.searchsorted(np.uint64(wanted)))
+            if at < len(keys) and keys[at] == wanted:
+                row = int(rows[at])
+                lon, lat, uncertainty_m = self._position[3 * row : 3 * row + 3]
                 return Entry(lon, lat, uncertainty_m, self._taxon[row])
         return None
 
@@ -142,7 +144,7 @@ def _from_entities(path: Path, stream: Iterable[bytes], counts: Counts) -> Itera
         try:
             entity = json.loads(line)
             title = (entity.get("sitelinks") or {}).get("enwiki", {}).get("title")
-            place, globe = _coordinates(entity["claims"])
+            position, globe = _coordinates(entity["claims"])
             taxon = _taxon(entity["claims"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TextError(
@@ -152,7 +154,7 @@ def _from_entities(path: Path, stream: Iterable[bytes], counts: Counts) -> Itera
         if title is None:
             counts["no_english_article"] += 1
         else:
-            yield title, Entry(*place, taxon), globe
+            yield title, Entry(*position, taxon), globe
 
 
 def _best(claims: Mapping, prop: str) -> Mapping | None:
@@ -212,6 +214,6 @@ def _table_entry(row: Mapping[str, str]) -> Entry:
         if len(inside) != 2:
             raise ValueError(f"expected coordinates like Point(4.35 50.85), found {row['coord']!r}")
         lon, lat = inside
-    place = (float(lon), float(lat)) if lon and lat else (np.nan, np.nan)
+    position = (float(lon), float(lat)) if lon and lat else (np.nan, np.nan)
     taxon = (row.get("taxon") or "").strip()
-    return Entry(*place, float(row.get("precision") or 0) * METRES_PER_DEGREE, int(taxon) if taxon.isdigit() else 0)
+    return Entry(*position, float(row.get("precision") or 0) * METRES_PER_DEGREE, int(taxon) if taxon.isdigit() else 0)

@@ -22,11 +22,11 @@ from typing import IO
 
 import pyarrow as pa
 
+from aef.clock import Period
 from aef.text.files import DAMAGE, open_stream
 from aef.text.points import Counts, GeoText, TextError
 from aef.text.wikidata import Articles, Entry
 from aef.text.wikitext import PlainText, plain_text
-from aef.timecode import Period
 
 LICENCE = "CC BY-SA 4.0"
 BLOCK = 1 << 22
@@ -53,40 +53,47 @@ class WikipediaDump:
         self.path, self.articles, self.valid, self.taxa, self.workers = path, articles, valid, taxa, workers
 
     def files(self) -> list[Path]:
+        """As `Corpus.files`."""
         return [self.path]
 
     def settings(self) -> dict[str, str]:
+        """As `Corpus.settings`."""
         return {"valid": str(self.valid)}
 
     def read(self, start: int, counts: Counts, earlier: Iterator[pa.Table]) -> Iterator[tuple[int, GeoText | None]]:
         """Positions are bytes of the uncompressed dump. Raises TextError: not an English dump, truncated or damaged."""
         with open_stream(self.path) as stream, _parsers(self.workers) as parse:
-            pages = scan_pages(self.path, stream, start)
-            waiting: deque[_Waiting] = deque()
-            reported, failure = start, None
-            ahead, parsing = AHEAD * self.workers, 0
-            while True:
-                try:
-                    page = next(pages, None)
-                except (TextError, *DAMAGE) as error:
-                    # What came before the damage is whole.
-                    page, failure = None, error
-                if page is not None:
-                    waiting.append(self._begin(page, parse))
-                    parsing += waiting[-1].article is not None
-                while waiting and (page is None or waiting[0].article is None or parsing > ahead):
-                    done = waiting.popleft()
-                    parsing -= done.article is not None
-                    text = self._finish(done, counts)
-                    if text is not None or done.end - reported >= POSITION_EVERY:
-                        reported = done.end
-                        yield done.end, text
-                if page is None:
-                    break
-            if failure is not None:
-                raise failure
+            reported = start
+            for page in self._parsed_in_order(scan_pages(self.path, stream, start), parse):
+                text = self._finish(page, counts)
+                if text is not None or page.end - reported >= POSITION_EVERY:
+                    reported = page.end
+                    yield page.end, text
+
+    def _parsed_in_order(self, pages: Iterator[Page], parse: Parse) -> Iterator[_Waiting]:
+        """Pages as they stand in the dump, while `AHEAD` later ones a worker are being parsed."""
+        waiting: deque[_Waiting] = deque()
+        ahead, parsing = AHEAD * self.workers, 0
+        failure: Exception | None = None
+        while True:
+            try:
+                page = next(pages, None)
+            except (TextError, *DAMAGE) as error:
+                # What came before the damage is whole.
+                page, failure = None, error
+            if page is not None:
+                waiting.append(self._begin(page, parse))
+                parsing += waiting[-1].article is not None
+            while waiting and (page is None or waiting[0].article is None or parsing > ahead):
+                parsing -= waiting[0].article is not None
+                yield waiting.popleft()
+            if page is None:
+                break
+        if failure is not None:
+            raise failure
 
     def _begin(self, page: Page, parse: Parse) -> _Waiting:
+        """Drop a page that nobody asked for at once, have the others parsed."""
         if page.namespace != b"0":
             return _Waiting(page.end, fault="other_namespace")
         title = html.unescape(page.title.decode())
@@ -95,11 +102,12 @@ class WikipediaDump:
             return _Waiting(page.end, fault="not_in_wikidata")
         return _Waiting(page.end, int(page.id), title, entry, parse(page.xml))
 
-    def _finish(self, waiting: _Waiting, counts: Counts) -> GeoText | None:
+    def _finish(self, page: _Waiting, counts: Counts) -> GeoText | None:
+        """The text of a page; None where it is dropped (counted by its reason) or has no position."""
         counts["pages"] += 1
-        entry, fault, plain = waiting.entry, waiting.fault, None
-        if waiting.article is not None:
-            revision, plain, fault = waiting.article.result()
+        entry, fault, plain = page.entry, page.fault, None
+        if page.article is not None:
+            revision, plain, fault = page.article.result()
             counts["parsed"] += plain is not None
         if fault is not None or entry is None or plain is None:
             counts[str(fault)] += 1
@@ -111,12 +119,14 @@ class WikipediaDump:
             return None
         counts["kept"] += 1
         where = (entry.lon, entry.lat, entry.uncertainty_m, *self.valid)
-        return GeoText(*where, plain.text, f"wikipedia:{waiting.id}@{revision}", LICENCE, waiting.title)
+        return GeoText(*where, plain.text, f"wikipedia:{page.id}@{revision}", LICENCE, page.title)
 
 
 # --- parsing in other processes --------------------------------------------------------------------------------------
 
 Parsed = tuple[str, PlainText | None, str | None]
+"""Revision id, text, and why the page is dropped."""
+
 Parse = Callable[[bytes], "Future[Parsed]"]
 
 AHEAD = 8
@@ -136,7 +146,7 @@ class _Waiting:
 
 
 def read_article(xml: bytes) -> Parsed:
-    """Revision id and text of a page, and why it is dropped; the text is None where there is no article."""
+    """`Parsed` of a page; the text is None where there is no article."""
     revision, text, fault = parse_page(xml)
     if fault is not None:
         return revision, None, fault
@@ -262,12 +272,11 @@ class TaxonArticles:
         self._database.execute("create table if not exists article (taxon integer primary key, text text not null)")
 
     def put(self, taxon: int, text: str) -> None:
+        """Keep an article, in place of an earlier one about the taxon."""
         with self._database:
             self._database.execute("insert or replace into article values (?, ?)", (taxon, text))
 
     def get(self, taxon: int) -> str | None:
+        """The article about a taxon; None where there is none."""
         row = self._database.execute("select text from article where taxon = ?", (taxon,)).fetchone()
         return row[0] if row else None
-
-    def close(self) -> None:
-        self._database.close()

@@ -47,6 +47,8 @@ PROSE_TEMPLATES = {"lang": 2, "nowrap": 1, "transl": 2, "abbr": 1}
 
 @dataclass(frozen=True)
 class PlainText:
+    """An article's sentences, a paragraph or list entry a line; its words, and how many of them stand in lists."""
+
     text: str
     words: int
     list_words: int

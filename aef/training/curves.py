@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aef.atomic import writing
+from aef.figure_file import MISSING, new_figure, save_png
+from aef.objective.uniformity import RANDOM_FLOOR
 from aef.run import Run
 
 from .figures import FOLDER
@@ -17,19 +18,14 @@ if TYPE_CHECKING:
 
 FILE_NAME = "validation.png"
 WITHHELD, PROBE, PRESENCE = "withheld ", "probe ", "presence of "
-CHANCE, FLOOR = 0.5, 0.0997
-"""Balanced accuracy of a guess between two; mean |cosine| of random directions in 64 dimensions."""
+CHANCE = 0.5
+"""Balanced accuracy of a guess between two."""
 
 LINES = (":", "-.", "--", (0, (5, 1)))
 
 
 def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> str | None:
     """Draw all validations of a run into ``RUN/figures/validation.png``; returns what to tell the user if it cannot."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no figure: matplotlib is not installed (pip install 'aef-engine[eval]')"
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(" / linear")]
     panels: list[Callable[[Axes], None]] = [partial(_withheld, records=records, name=name) for name in sources]
@@ -40,8 +36,10 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
     panels.append(partial(_health, records=records))
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    try:
+        figure = new_figure(4.4 * columns, 3.2 * rows)
+    except ImportError:
+        return f"no figure: {MISSING}"
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place in axes[len(panels) :]:
         place.set_axis_off()
@@ -52,8 +50,7 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
         place.spines[["top", "right"]].set_visible(False)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    with writing(folder / FILE_NAME) as stream:
-        figure.savefig(stream, format="png", dpi=110)
+    save_png(folder / FILE_NAME, figure)
     return None
 
 
@@ -85,7 +82,7 @@ def _presence(axes: Axes, records: Sequence[Mapping[str, Any]], names: Sequence[
 def _health(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     _line(axes, records, "norm", label="norm", lw=1.2)
     _line(axes, records, "uniformity", label="uniformity", lw=2)
-    axes.axhline(FLOOR, color="0.5", lw=0.8, ls=":", label="uniformity of random vectors")
+    axes.axhline(RANDOM_FLOOR, color="0.5", lw=0.8, ls=":", label="uniformity of random vectors")
     axes.set_ylim(0, 1.1)
     right = axes.twinx()
     _line(right, records, "effective_rank", label="effective rank (right)", color="C3", lw=1.6)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aef.atomic import writing
+from aef.clock import DAY_MS, format_date
 from aef.data.collate import Batch
 from aef.data.standardizer import Standardizer
+from aef.figure_file import MISSING, new_figure, save_png
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run
 from aef.sources import Source
-from aef.timecode import DAY_MS, format_time
 
 FOLDER = "figures"
 FRAMES_SHOWN = 6
@@ -25,11 +25,6 @@ TRUE_COLOUR = (("B4", "B3", "B2"), ("B04", "B03", "B02"), ("red", "green", "blue
 
 def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | None:
     """Draw the first sample of a batch into ``RUN/figures/step-….png``; returns what to tell the user if it cannot."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "no figure: matplotlib is not installed (pip install 'aef-engine[eval]')"
     batch, output = _on_cpu(batch), _on_cpu(output)
     rows = [_input_row(run, batch, name) for name in run.inputs]
     rows = [row for row in rows if row]
@@ -37,8 +32,10 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     targets = [row for name in run.targets if (row := _target_row(run, batch, output, name))]
     rows += [[picture for row in targets[at : at + 2] for picture in row] for at in range(0, len(targets), 2)]
     width = max(map(len, rows))
-    figure = Figure(figsize=(2.1 * width, 2.25 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    try:
+        figure = new_figure(2.1 * width, 2.25 * len(rows))
+    except ImportError:
+        return f"no figure: {MISSING}"
     axes = figure.subplots(len(rows), width, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         for place in line:
@@ -49,8 +46,7 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     figure.suptitle(f"{batch.sample_ids[0]}, step {step}", fontsize=9)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    with writing(folder / f"step-{step:08d}.png") as stream:
-        figure.savefig(stream, format="png", dpi=110)
+    save_png(folder / f"step-{step:08d}.png", figure)
     return None
 
 
@@ -68,7 +64,9 @@ def _input_row(run: Run, batch: Batch, name: str) -> list[Picture]:
     z = standardize(block.values[shown], block.valid[shown])
     times = batch.frame_time_ms[block.position[shown]].tolist()
     seen = block.valid[shown].expand(z.shape)
-    return [(f"{name}, input\n{_date(time_ms)}", _picture(source, z[i], seen[i])) for i, time_ms in enumerate(times)]
+    return [
+        (f"{name}, input\n{format_date(time_ms)}", _picture(source, z[i], seen[i])) for i, time_ms in enumerate(times)
+    ]
 
 
 def _embedding_row(batch: Batch, output: Output) -> list[Picture]:
@@ -79,7 +77,7 @@ def _embedding_row(batch: Batch, output: Output) -> list[Picture]:
     colours = pca_rgb([output.mean[row].permute(2, 0, 1).numpy() for row in rows])
     names = ["embedding, teacher", "embedding, student", *["embedding, teacher"] * len(others)]
     days = [(batch.periods[row, 1] - batch.periods[row, 0]).item() / DAY_MS for row in rows]
-    starts = [_date(int(batch.periods[row, 0])) for row in rows]
+    starts = [format_date(int(batch.periods[row, 0])) for row in rows]
     return [(f"{n}\n{s} + {d:.0f} d", c) for n, s, d, c in zip(names, starts, days, colours, strict=False)]
 
 
@@ -110,7 +108,7 @@ def _target_row(run: Run, batch: Batch, output: Output, name: str) -> list[Pictu
 
 
 def _titled(name: str, time_ms: Tensor, pictures: list[np.ndarray], last: str) -> list[Picture]:
-    titles = [f"{name}, target\n{_date(int(time_ms))}", f"{name}\nreconstruction", f"{name}\n{last}"]
+    titles = [f"{name}, target\n{format_date(int(time_ms))}", f"{name}\nreconstruction", f"{name}\n{last}"]
     return list(zip(titles, pictures, strict=True))
 
 
@@ -131,10 +129,6 @@ def _expand(cells: Tensor, side_px: int) -> Tensor:
     """(g, g, C) cells → (side, side, C) pixels."""
     index = torch.arange(side_px) * cells.shape[0] // side_px
     return cells[index][:, index]
-
-
-def _date(time_ms: int) -> str:
-    return format_time(time_ms)[:10]
 
 
 def _on_cpu(value: Any) -> Any:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from aef.atomic import writing
+from aef.progress import Every, terminal_bar
 
 if TYPE_CHECKING:
     from .tensorboard import Scalars
@@ -131,12 +132,12 @@ class Display:
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.total, self.quiet = total, quiet
         self._bar: Any = None
-        self._printed = -math.inf
+        self._due = Every(self.PLAIN_EVERY_S, at_once=True)
         self._step_s: float | None = None
 
     def __enter__(self) -> Display:
         if not self.quiet and sys.stderr.isatty():
-            self._bar = _bar(self.total)
+            self._bar = terminal_bar("train", self.total, brief=True)
             self._bar.start()
         return self
 
@@ -157,8 +158,7 @@ class Display:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, note=note)
             return
-        if step == self.total or time.monotonic() - self._printed >= self.PLAIN_EVERY_S:
-            self._printed = time.monotonic()
+        if self._due() or step == self.total:
             print(f"step {step}/{self.total}  {note}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
@@ -199,19 +199,3 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-def _bar(total: int):
-    from rich import progress as bars
-    from rich.console import Console
-
-    bar = bars.Progress(
-        bars.TextColumn("train"),
-        bars.BarColumn(bar_width=20),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        refresh_per_second=4,
-    )
-    bar.add_task("train", total=total, note="")
-    return bar

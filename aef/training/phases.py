@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from aef.atomic import writing
+from aef.figure_file import new_figure, save_png
 
 PREFIX = "phase "
 MODULES = {
@@ -178,14 +178,10 @@ def _add(into: dict[str, float], name: str, seconds: float) -> None:
 
 def draw(phases: Phases, path: Path, title: str) -> None:
     """One bar per phase, forward and backward stacked. Raises ModuleNotFoundError without matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = phases.names()[::-1]
     ahead = [1e3 * phases.forward.get(name, 0.0) for name in names]
     back = [1e3 * phases.backward.get(name, 0.0) for name in names]
-    figure = Figure(figsize=(7, 0.6 + 0.32 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 0.6 + 0.32 * len(names))
     axes = figure.subplots()
     axes.barh(names, ahead, label="forward", color="#3b6fb6")
     axes.barh(names, back, left=ahead, label="backward", color="#d98032")
@@ -193,5 +189,4 @@ def draw(phases: Phases, path: Path, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    with writing(path) as stream:
-        figure.savefig(stream, format="png", dpi=130)
+    save_png(path, figure, dpi=130)

@@ -18,7 +18,8 @@ from standin.world import World  # noqa: E402
 from aef.earthengine import recipes  # noqa: E402
 from aef.earthengine.fetch import ItemFetch  # noqa: E402
 from aef.earthengine.grid import ChipGrid  # noqa: E402
-from aef.earthengine.service import Patience, Service  # noqa: E402
+from aef.earthengine.patience import Patience  # noqa: E402
+from aef.earthengine.service import Service  # noqa: E402
 from aef.sources import BUILT_IN, VERSION_2_1  # noqa: E402
 from aef.timecode import parse_period  # noqa: E402
 

@@ -195,7 +195,7 @@ def test_no_room_of_the_program_needs_earth_engine(tmp_path):
     """What is imported for everything else does not bring the client library along."""
     import subprocess
 
-    code = "import sys; import aef, aef.sources, aef.data.chips, aef.launcher.download, aef.earthengine.sites, aef.stac.door; sys.exit('ee' in sys.modules)"
+    code = "import sys; import aef, aef.sources, aef.data.chips, aef.launcher.download, aef.earthengine.sites, aef.stac.fetch; sys.exit('ee' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
         == 0

@@ -18,9 +18,9 @@ from standin.world import World
 
 from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.earthengine import download as d
-from aef.earthengine.download import PARTS, Downloader, Plan, verify
+from aef.earthengine.download import PARTS, ChipRules, Downloader, verify
 from aef.earthengine.errors import AccessError, EarthEngineError
-from aef.earthengine.fetch import EarthEngine
+from aef.earthengine.fetch import EarthEngineFetcher
 from aef.earthengine.manifest import PENDING, Manifest, Outcome, manifest_path
 from aef.earthengine.planning import PeriodRule, planned_chips
 from aef.earthengine.recipes import in_use
@@ -41,19 +41,19 @@ def settings(px):
     return {"sources": {name: list(s.collections) for name, s in NINE.items()}, "chip_px": px}
 
 
-def run(service, out, places, *, px=16, plan=None, on_item=lambda *a: None):
+def run(service, out, places, *, px=16, rules=None, on_item=lambda *a: None):
     """One download into a folder; returns the manifest's counts."""
     out.mkdir(exist_ok=True)
     with Manifest(manifest_path(out), settings(px)) as manifest:
         manifest.plan(planned_chips(places, RULE, px=px))
         manifest.reopen()
-        fetch_pending(service, manifest, out, plan or Plan(NINE, px), on_item)
+        fetch_pending(service, manifest, out, rules or ChipRules(NINE, px), on_item)
         return manifest.chip_counts(), manifest.item_counts()
 
 
-def fetch_pending(service, manifest, out, plan, on_item=lambda *a: None):
-    with EarthEngine(service, plan.sources) as door:
-        Downloader(door, manifest, out, plan, provider="Google Earth Engine", on_item=on_item).run()
+def fetch_pending(service, manifest, out, rules, on_item=lambda *a: None):
+    with EarthEngineFetcher(service, rules.sources) as fetcher:
+        Downloader(fetcher, manifest, out, rules, provider="Google Earth Engine", on_item=on_item).run()
 
 
 def contents(out):
@@ -86,7 +86,9 @@ def test_a_source_without_images_is_empty_and_the_chip_is_written_without_it(sta
 
 
 def test_required_sources_that_are_absent_drop_the_chip(standin, connect, tmp_path):
-    counts, _ = run(connect(standin()), tmp_path / "chips", [at(8.5, 47.1)], plan=Plan(NINE, 16, required=("nlcd",)))
+    counts, _ = run(
+        connect(standin()), tmp_path / "chips", [at(8.5, 47.1)], rules=ChipRules(NINE, 16, required=("nlcd",))
+    )
     assert counts == {"dropped": 1} and not contents(tmp_path / "chips")
 
 
@@ -99,7 +101,7 @@ def test_a_refused_source_holds_its_chip_back_until_it_is_accepted(standin, conn
     with Manifest(manifest_path(out), settings(16)) as manifest:
         assert "permission denied" in manifest.failures()[0][2]
         manifest.reopen(failed=True)
-        fetch_pending(service, manifest, out, Plan(NINE, 16, accept_failed=True))
+        fetch_pending(service, manifest, out, ChipRules(NINE, 16, accept_failed=True))
         assert manifest.chip_counts() == {"written": 1}
     assert server.counters.requests == before + 1  # what was done is not fetched again
     assert "palsar2" not in next(iter(ChipFolder(out, NINE))).sources
@@ -260,7 +262,7 @@ def test_an_item_without_an_answer_in_a_chip_that_was_under_way_is_asked_again(s
         manifest.record(chip, "landsat", Outcome(PENDING, "no answer after 4 tries"))
         if reopened:
             manifest.reopen()
-        fetch_pending(connect(standin()), manifest, out, Plan(sources, 16))
+        fetch_pending(connect(standin()), manifest, out, ChipRules(sources, 16))
         assert manifest.chip_counts() == {"written": 1}
     (made,) = ChipFolder(out, NINE)
     assert set(made.sources) == {"landsat", "glo30"}
@@ -269,7 +271,7 @@ def test_an_item_without_an_answer_in_a_chip_that_was_under_way_is_asked_again(s
 def test_parts_that_were_not_recorded_are_adopted(standin, connect, tmp_path):
     out, server = tmp_path / "chips", standin()
     service = connect(server)
-    run(service, out, [at(*IOWA)], plan=Plan(NINE, 16))
+    run(service, out, [at(*IOWA)], rules=ChipRules(NINE, 16))
     whole = contents(out)
     # As after a kill between the part's rename and its record: the part is there, the manifest knows nothing.
     chip = read_chip(next(out.glob("*.npz")), NINE)
@@ -296,10 +298,10 @@ def test_a_damaged_part_is_fetched_again(standin, connect, tmp_path):
     server.faults = Faults()
     with Manifest(manifest_path(out), settings(16)) as manifest:
         manifest.reopen(failed=True)
-        fetch_pending(service, manifest, out, Plan(NINE, 16))
+        fetch_pending(service, manifest, out, ChipRules(NINE, 16))
         assert manifest.chip_counts() == {"incomplete": 1}
         manifest.reopen()
-        fetch_pending(service, manifest, out, Plan(NINE, 16))
+        fetch_pending(service, manifest, out, ChipRules(NINE, 16))
         assert manifest.chip_counts() == {"written": 1} and verify(out, manifest) == []
 
 

@@ -1,4 +1,4 @@
-"""The service's door: what every failure means, retries, the gate, the quota guard; the real client over loopback."""
+"""The service: what every failure means, retries, the gate, the quota guard; the real client over loopback."""
 
 import io
 import threading
@@ -21,8 +21,11 @@ from aef.earthengine.errors import (
     TooLargeError,
     UnavailableError,
 )
+from aef.earthengine.failures import classify_failure
 from aef.earthengine.npy import read_npy
-from aef.earthengine.service import Gate, Patience, Service, judge
+from aef.earthengine.patience import Patience
+from aef.earthengine.service import Service
+from aef.earthengine.transport import Gate
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
@@ -49,7 +52,7 @@ from aef.earthengine.service import Gate, Patience, Service, judge
     ],
 )
 def test_final_failures_are_not_retried(failure, status, kind):
-    assert type(judge(failure, status)) is kind
+    assert type(classify_failure(failure, status)) is kind
 
 
 @pytest.mark.parametrize(
@@ -70,11 +73,11 @@ def test_final_failures_are_not_retried(failure, status, kind):
     ],
 )
 def test_passing_failures_are_retried(failure, status):
-    assert judge(failure, status) is None
+    assert classify_failure(failure, status) is None
 
 
 def test_credentials_never_reach_a_message():
-    text = str(judge(ee.EEException("refused: Bearer ya29.a0AfH6SMBx and 1//0abc-def"), 400))
+    text = str(classify_failure(ee.EEException("refused: Bearer ya29.a0AfH6SMBx and 1//0abc-def"), 400))
     assert "ya29" not in text and "1//0" not in text and "refused" in text
 
 
@@ -245,31 +248,31 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
 
 
-def test_no_credentials(nobody, standin):
+def test_without_credentials_the_user_is_told_to_authenticate(nobody, standin):
     with pytest.raises(
         AccessError, match="no Earth Engine credentials on this machine: run `earthengine authenticate`"
     ):
         Service("demo-project", endpoint=standin().url)
 
 
-def test_no_network(credentials):
+def test_without_a_network_the_user_is_told_to_check_it(credentials):
     with pytest.raises(AccessError, match=r"Earth Engine cannot be reached .*: check the network"):
         Service("demo-project", endpoint="http://127.0.0.1:1", key_file=credentials, patience=QUICK)
 
 
-def test_a_project_that_is_not_registered(standin):
+def test_a_project_that_is_not_registered_is_named(standin):
     server = standin(faults=Faults(project_denied=True))
     with pytest.raises(AccessError, match=r"'demo-project' may not use Earth Engine .*register it"):
         Service("demo-project", endpoint=server.url, key_file=server.key, patience=QUICK)
 
 
-def test_refused_credentials(standin):
+def test_credentials_that_are_refused_must_be_renewed(standin):
     server = standin(faults=Faults(refuse_refresh=True))
     with pytest.raises(AccessError, match="no longer accepted"):
         Service("demo-project", endpoint=server.url, key_file=server.key, patience=QUICK)
 
 
-def test_a_key_that_is_none(tmp_path):
+def test_a_file_that_is_no_key_is_named(tmp_path):
     (tmp_path / "key.json").write_text('{"type": "service_account", "private_key": "hush"}')
     with pytest.raises(AccessError, match=r"key\.json: is not a service account key") as caught:
         Service("demo-project", key_file=tmp_path / "key.json")
@@ -283,7 +286,7 @@ def test_more_workers_than_the_service_allows():
         Service("demo-project", in_flight=41)
 
 
-def test_a_missing_project(nobody, monkeypatch, tmp_path, standin):
+def test_a_missing_project_is_asked_for(nobody, monkeypatch, tmp_path, standin):
     from google.oauth2 import credentials as user
 
     server = standin()

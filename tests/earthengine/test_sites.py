@@ -61,7 +61,7 @@ def test_a_chip_is_snapped_to_ten_metres_in_the_zone_of_its_centre(lon, lat, px)
     ("lon", "lat", "crs"),
     [(8.5, 47, "EPSG:32632"), (-180, -1, "EPSG:32701"), (179.99, 1, "EPSG:32660"), (6, 0, "EPSG:32632")],
 )
-def test_zones(lon, lat, crs):
+def test_a_point_lies_in_its_utm_zone(lon, lat, crs):
     assert utm_crs(lon, lat) == crs
 
 

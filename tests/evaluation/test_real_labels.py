@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aef.data.crop import METRES_PER_DEGREE
+from aef.data.contract import METRES_PER_DEGREE
 from aef.evaluation.features import FEATURES, baseline_fields
 from aef.evaluation.labels import block_units, label_period, labelled_pixels
 from aef.evaluation.probes import Labelled, better, probe

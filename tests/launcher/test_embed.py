@@ -11,7 +11,7 @@ import torch
 import aef
 from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
-from aef.launcher.command import Progress, device_of_rank, load_model, run
+from aef.launcher.command import device_of_rank, load_model, run
 from aef.mapping import choice, trained
 from aef.mapping.choice import periods_by_chip, read_times, times_of
 from aef.mapping.field import windows as field_windows
@@ -392,7 +392,7 @@ def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path
     )  # fmt: skip
     path = write_chip(tmp_path / "big.npz", chip, BUILT_IN)
     monkeypatch.setattr(trained, "FRAME_PIXELS", 1)
-    monkeypatch.setattr(Progress, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("aef.progress.PLAIN_EVERY_S", 0.0)
     given = ["--checkpoint", tiny_run, "--data", path, "--out", tmp_path / "out", "--period", YEAR, "--no-quicklooks"]
     assert run(embed.main, [str(word) for word in given]) == 0
     count = len(field_windows(40, model.config.data.chip_px)) ** 2

@@ -14,37 +14,36 @@ sys.path.insert(0, str(Path(__file__).parent))
 from catalogue import LEFT, TOP, Api, item, static_catalog, write_raster
 
 from aef.data.chips import ChipFolder
-from aef.earthengine.download import Downloader, Plan
+from aef.earthengine.download import ChipRules, Downloader
 from aef.earthengine.errors import AccessError, RequestError, UnavailableError
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import Manifest, PlannedChip
 from aef.launcher import download as command
 from aef.settings_file import read_sources
 from aef.sources import BUILT_IN, Registry
-from aef.stac import door as d
-from aef.stac.door import StacDoor, available
-from aef.stac.products import LANDSAT_C2_L2, SCL_NOT_CLEAR, product_of
+from aef.stac.fetch import TRIES, StacFetcher, available
+from aef.stac.products import SCL_NOT_CLEAR, product_of
 from aef.timecode import parse_period, parse_time
 
 PX = 16
 GRID = ChipGrid("EPSG:32632", LEFT, TOP, PX)
 CHIP = PlannedChip("here_20190101", "here", *GRID.centre_degrees, GRID, parse_period("2019-01-01/2020-01-01"), 1)
-KNOWN = BUILT_IN.extended(read_sources(command.FURTHER_SOURCES)).extended([LANDSAT_C2_L2])
+KNOWN = BUILT_IN.extended(read_sources(command.FURTHER_SOURCES))
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "bigearthnet_pairs"
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """Tries follow each other at once."""
-    monkeypatch.setattr(d.random, "random", lambda: -0.5)
+    monkeypatch.setattr("aef.stac.fetch.random.random", lambda: -0.5)
 
 
-def door(catalog, *names):
-    return StacDoor(str(catalog), Registry(KNOWN[name] for name in names), workers=2, longest_s=0.01)
+def fetcher(catalog, *names):
+    return StacFetcher(str(catalog), Registry(KNOWN[name] for name in names), workers=2, longest_s=0.01)
 
 
 def fetch(catalog, name, chip=CHIP):
-    return door(catalog, name).fetch(chip, KNOWN[name])
+    return fetcher(catalog, name).fetch(chip, KNOWN[name])
 
 
 def optical(folder, seed=0, keys=("blue", "green", "red", "nir", "swir16"), low=1200, **where):
@@ -272,7 +271,7 @@ def test_a_missing_file_of_an_item_is_an_answer(tmp_path, capfd):
     assert not isinstance(refusal.value, UnavailableError) and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("status", "tries"), [(404, 1), (410, 1), (503, d.TRIES)])
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (410, 1), (503, TRIES)])
 def test_an_asset_that_a_server_does_not_have_is_not_asked_for_again(tmp_path, status, tries):
     import rasterio.errors
 
@@ -280,7 +279,7 @@ def test_an_asset_that_a_server_does_not_have_is_not_asked_for_again(tmp_path, s
     catalog = static_catalog(
         tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths, **{"s2:processing_baseline": "02.14"})
     )
-    opened, asked = door(catalog, "sentinel2"), []
+    opened, asked = fetcher(catalog, "sentinel2"), []
 
     def refuse():
         asked.append(1)
@@ -306,16 +305,16 @@ def test_the_command_says_which_file_is_missing(tmp_path, capsys):
 
 def test_wrong_catalogues_are_named(tmp_path):
     with pytest.raises(AccessError, match="no such catalogue"):
-        door(tmp_path / "absent.json", "glo30")
+        fetcher(tmp_path / "absent.json", "glo30")
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(AccessError, match="is no STAC catalogue"):
-        door(tmp_path / "x.json", "glo30")
+        fetcher(tmp_path / "x.json", "glo30")
     with pytest.raises(AccessError, match="cannot be reached"):
-        door("http://127.0.0.1:1/", "glo30")
+        fetcher("http://127.0.0.1:1/", "glo30")
     _, paths = optical(tmp_path)
     catalog = static_catalog(tmp_path / "c", item("sentinel-2-l1c", "a", "2019-05-01T10:20:21", paths))
     with pytest.raises(ValueError, match=r"has no collection for source glo30 .*it offers sentinel-2-l1c"):
-        door(catalog, "glo30")
+        fetcher(catalog, "glo30")
     with pytest.raises(ValueError, match="'grace' does not come from a STAC catalogue"):
         product_of("grace")
 
@@ -323,7 +322,7 @@ def test_wrong_catalogues_are_named(tmp_path):
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
 
-def test_command_writes_chips_that_no_other_door_may_join(tmp_path, capsys):
+def test_command_writes_chips_that_no_other_provider_may_join(tmp_path, capsys):
     keys = [k for k, *_ in product_of("sentinel2_l2a").assets.values()]
     _, paths = optical(tmp_path, keys=keys)
     plane = np.full((PX + 8, PX + 8), 300, np.float32)
@@ -345,6 +344,7 @@ def test_command_writes_chips_that_no_other_door_may_join(tmp_path, capsys):
     ]
     assert command.main(["--from", "stac", "--catalog", catalog, *words]) == 0
     assert "chips: 1 written" in capsys.readouterr().out
+    assert command.main(["--from", "stac", "--catalog", catalog, *words]) == 0  # the same command again
     from aef.settings_file import registry_of
 
     (chip,) = ChipFolder(tmp_path / "chips", registry_of(tmp_path / "chips"))
@@ -389,7 +389,11 @@ def test_real_sentinel_2_and_sentinel_1_files(tmp_path):
         manifest.plan([chip])
         (tmp_path / "chips").mkdir()
         Downloader(
-            StacDoor(catalog, sources, workers=2), manifest, tmp_path / "chips", Plan(sources, 96), provider="STAC"
+            StacFetcher(catalog, sources, workers=2),
+            manifest,
+            tmp_path / "chips",
+            ChipRules(sources, 96),
+            provider="STAC",
         ).run()
         assert manifest.chip_counts() == {"written": 1}
     (made,) = ChipFolder(tmp_path / "chips", KNOWN)

@@ -98,6 +98,7 @@ def outcome(tmp_path, **changes):
         ({"coordinateUncertaintyInMeters": "240.1"}, "too_uncertain"),
         ({"coordinateUncertaintyInMeters": ""}, "uncertainty_missing"),
         ({"coordinateUncertaintyInMeters": "0"}, "uncertainty_missing"),
+        ({"coordinateUncertaintyInMeters": "NaN"}, "uncertainty_missing"),
         ({"decimalLatitude": ""}, "coordinates_missing"),
         ({"decimalLatitude": "-90"}, None),
         ({"decimalLatitude": "90.1", "decimalLongitude": "100"}, "coordinates_out_of_range"),
@@ -188,7 +189,7 @@ def test_a_value_that_all_rows_of_an_archive_share_is_used(tmp_path):
         ("spring", None),
     ],
 )
-def test_dates_in_gbifs_forms(text, days):
+def test_dates_are_read_in_gbifs_forms(text, days):
     found = observation_period(text)
     assert (found and (format_time(found.start_ms), format_time(found.end_ms))) == days
     assert found is None or (found.length_ms % DAY_MS == 0 and isinstance(found, Period))

@@ -15,7 +15,7 @@ from aef.data.sampling import Sampler
 from aef.sources import BUILT_IN
 from aef.text import points as module
 from aef.text.attach import attach_points
-from aef.text.places import coordinate_fault
+from aef.text.coordinates import coordinate_fault
 from aef.text.points import GeoText, TextError, open_points, write_points
 from aef.timecode import DAY_MS, parse_time
 
@@ -151,7 +151,7 @@ def test_other_files_are_no_text_points(tmp_path):
         (float("nan"), 0, "coordinates_out_of_range"),
     ],
 )
-def test_faults_of_coordinates(lon, lat, fault):
+def test_coordinates_that_cannot_be_used_say_why(lon, lat, fault):
     assert coordinate_fault(lon, lat) == fault
 
 

@@ -11,8 +11,9 @@ import rasterio
 from rasterio.enums import MaskFlags
 
 from aef.data.ingest.grids import Grid, parse_crs
-from aef.data.ingest.raster import DAMAGE, Raster, one_line, view_as, viewed
+from aef.data.ingest.raster import DAMAGE, Raster, view_as, viewed
 from aef.data.ingest.schema import Input, LabelRule, Layout
+from aef.one_line import one_line
 
 
 @lru_cache(maxsize=8)
@@ -110,7 +111,9 @@ class GdalFile(Raster):
             with rasterio.Env():
                 return self._data.read_masks(band) > 0
         except DAMAGE as error:
-            raise self.refuse(f"{variable}, step {step}: its mask cannot be read: {one_line(error)}") from error
+            raise self.refuse(
+                f"{variable}, step {step}: its mask cannot be read: {one_line(error.__cause__ or error)}"
+            ) from error
 
 
 def _band_name(name: str) -> str:

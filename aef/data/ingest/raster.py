@@ -10,6 +10,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from aef.data.ingest.grids import Grid
+from aef.one_line import one_line
 
 DAMAGE = (
     OSError,
@@ -56,7 +57,9 @@ class Raster:
         except RasterError:
             raise
         except DAMAGE as error:
-            raise self.refuse(f"{variable}, step {step}: cannot be read: {one_line(error)}") from error
+            raise self.refuse(
+                f"{variable}, step {step}: cannot be read: {one_line(error.__cause__ or error)}"
+            ) from error
 
     def _plane(self, variable: str, step: int) -> np.ndarray:
         raise NotImplementedError
@@ -83,10 +86,6 @@ class Raster:
     def require(self, variable: str) -> None:
         if variable not in self.variables:
             raise self.refuse(f"has no variable {variable!r}: known are {', '.join(self.variables[:40])}")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
 
 
 def viewed(values: Sequence[Any], stored: np.dtype, view: str) -> tuple[float, ...]:

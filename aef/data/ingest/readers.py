@@ -18,8 +18,9 @@ from rasterio.transform import Affine
 
 from aef.data.ingest.gdal_file import GdalFile
 from aef.data.ingest.grids import Grid, parse_crs
-from aef.data.ingest.raster import DAMAGE, Raster, RasterError, one_line, view_as, viewed
+from aef.data.ingest.raster import DAMAGE, Raster, RasterError, view_as, viewed
 from aef.data.ingest.schema import Input, LabelRule
+from aef.one_line import one_line
 
 __all__ = ["Raster", "RasterError", "geojson_outline", "open_raster"]
 
@@ -52,7 +53,7 @@ def open_raster(path: Path, rule: Input | LabelRule | None = None, extent: Grid 
     except RasterError:
         raise
     except DAMAGE as error:
-        raise RasterError(f"{path}: cannot be opened: {one_line(error)}") from error
+        raise RasterError(f"{path}: cannot be opened: {one_line(error.__cause__ or error)}") from error
 
 
 # --- xarray ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from aef.data.chips import SourceSeries
+from aef.data.contract import METRES_PER_DEGREE
 from aef.data.ingest.collapse import collapse_space, require_constant_in_time
 from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
@@ -23,8 +24,6 @@ from aef.data.ingest.siblings import Siblings
 from aef.data.ingest.stated import StatedScales
 from aef.data.ingest.times import FrameTimes
 from aef.sources import Source
-
-METRES_PER_DEGREE = 111_320
 
 
 @dataclass(frozen=True)

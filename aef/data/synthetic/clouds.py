@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.synthetic.chance import enlarge, rough_fields, smooth_fields
 from aef.data.synthetic.landscape import Scene
 
-DAY_MS = 86_400_000
 CLOUDY = 0.08
 """Opacity from which a pixel is cloud in truth."""
 SHADOWED = 0.25

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.chips import Chip, Label, SourceSeries, require_free, write_chip
 from aef.data.synthetic import cover, maps, optical, radar
 from aef.data.synthetic.landscape import Scene
@@ -130,7 +131,7 @@ def _labels(scene: Scene) -> dict[str, Label]:
     year = len(scene.weather.year_starts) - 1
     crops, covers, ids = scene.labels(year)
     start = int(scene.weather.year_starts[year])
-    end = scene.weather.start_ms + scene.weather.days * 86_400_000
+    end = scene.weather.start_ms + scene.weather.days * DAY_MS
 
     def label(values: np.ndarray, legend: dict[int, str]) -> Label:
         return Label(values, legend, (cover.UNKNOWN,), start, end, fields=ids.copy(), licence=LICENCE)

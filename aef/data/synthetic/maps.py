@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.chips import SourceSeries
 from aef.data.synthetic import cover
 from aef.data.synthetic.grid import Site, inside, sense
 from aef.data.synthetic.landscape import Scene, slopes
 from aef.data.synthetic.weather import new_year_ms
 
-DAY_MS = 86_400_000
 ERA5_STEP_DEG, GRACE_STEP_DEG = 0.1, 0.5
 LAPSE_K_PER_M = 0.0065
 TRACK_STEP_PX, TRACKS_A_YEAR = 6.0, 2.5

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.chips import SourceSeries
 from aef.data.synthetic import cover
 from aef.data.synthetic.chance import smooth_fields, white
@@ -13,7 +14,6 @@ from aef.data.synthetic.clouds import Clouds, Spells, make_clouds
 from aef.data.synthetic.grid import PIXEL_M, ground_side, sense
 from aef.data.synthetic.landscape import Scene
 
-DAY_MS = 86_400_000
 SECOND_MS = 1000
 DISPLACED_SHARE, DISPLACED_M = 0.3, 20.0
 """Share of frames with a registration error, and the largest one."""

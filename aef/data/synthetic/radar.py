@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.chips import SourceSeries
 from aef.data.synthetic import cover
 from aef.data.synthetic.chance import log_gamma_speckle_db
 from aef.data.synthetic.grid import sense
 from aef.data.synthetic.landscape import Scene, slopes
 
-DAY_MS = 86_400_000
 INCLINATION_DEG = 98.18
 ASCENDING_DEG, DESCENDING_DEG = 349.0, 191.0
 REFERENCE_DEG = 38.0

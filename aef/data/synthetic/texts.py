@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from aef.clock import SUPPORT_MS
 from aef.data.chips import TextPoint
 from aef.data.synthetic.cover import COVERS
 from aef.data.synthetic.grid import PIXEL_M, inside
 from aef.data.synthetic.landscape import Scene
 
 LICENCE = "CC0-1.0"
-DAY_MS = 86_400_000
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")  # fmt: skip
 
@@ -23,7 +23,7 @@ def texts(scene: Scene) -> list[TextPoint]:
     ids = inside(scene.labelled)
     numbers = np.setdiff1d(np.unique(ids), 0) - 1
     for year, start in enumerate(scene.weather.year_starts):
-        span = (int(start), int(start) + 365 * DAY_MS)
+        span = (int(start), int(start) + SUPPORT_MS)
         middle = scene.px * PIXEL_M / 2
         found.append(
             TextPoint(left + middle, top - middle, middle, *span, _about_land(scene, year), "synthetic", LICENCE)

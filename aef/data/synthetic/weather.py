@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from aef.clock import DAY_MS
 from aef.data.synthetic.chance import red_noise, stream
 
-DAY_MS = 86_400_000
 SPIN_UP_DAYS = 120
 """Days before the chip's span in which the soil and the water storage forget how they started."""
 

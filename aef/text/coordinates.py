@@ -1,4 +1,4 @@
-"""Coordinates and ranges that both corpora share: which are usable, and what is wrong with the others."""
+"""Which of a corpus's coordinates can be used, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 
 def coordinate_fault(lon: float, lat: float) -> str | None:
-    """Why a position cannot be used, or None: ``coordinates_swapped``, ``coordinates_out_of_range``, ``coordinates_zero``."""
+    """Why a position cannot be used, or None: ``coordinates_swapped``, ``coordinates_out_of_range``,
+    ``coordinates_zero``."""
     if not (math.isfinite(lon) and math.isfinite(lat)):
         return "coordinates_out_of_range"
     if abs(lat) > 90:

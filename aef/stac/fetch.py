@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from aef.earthengine.download import Fetched
 from aef.earthengine.errors import AccessError, RequestError, UnavailableError
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
+from aef.earthengine.patience import Patience
+from aef.one_line import one_line
 from aef.sources import Source
 from aef.stac.products import PREFIX, PRODUCTS, Product, product_of
 
@@ -37,7 +40,7 @@ logging.getLogger("odc").addHandler(logging.NullHandler())
 T = TypeVar("T")
 
 
-class StacDoor:
+class StacFetcher:
     """A catalogue as a source of items: a STAC API, or a static catalogue (file or URL) that is read once.
 
     Args:
@@ -54,14 +57,14 @@ class StacDoor:
     def __init__(
         self, catalog: str, sources: Mapping[str, Source], *, workers: int = 8, longest_s: float = 60.0
     ) -> None:
-        self.width, self.sources, self._longest_s = workers, sources, longest_s
+        self.width, self._patience = workers, Patience(tries=TRIES, longest_s=longest_s)
         self._stopped = threading.Event()
         self._client = _open(catalog)
         self._searchable = _conforms(self._client)
         self._static: list[Any] | None = None
         self._reading = threading.Lock()
-        offered = {collection.id for collection in _asking(lambda: list(self._client.get_collections()), catalog)}
-        self.collections = {name: _offered(product_of(name), offered, catalog) for name in sources}
+        offered = _collections(self._client, catalog)
+        self.collections = {name: _collection_of(product_of(name), offered, catalog) for name in sources}
 
     def stop(self) -> None:
         """Wake whoever waits for another try."""
@@ -97,13 +100,17 @@ class StacDoor:
         if product.static:
             return [items] if items else []
         groups: list[list[Any]] = []
-        for item in sorted(items, key=lambda i: (_platform(i), time_ms(i), i.id)):
+        for item in sorted(items, key=lambda i: (_platform(i), acquired_ms(i), i.id)):
             last = groups[-1] if groups else None
-            if last and _platform(last[0]) == _platform(item) and time_ms(item) - time_ms(last[0]) <= OVERPASS_MS:
+            if (
+                last
+                and _platform(last[0]) == _platform(item)
+                and acquired_ms(item) - acquired_ms(last[0]) <= OVERPASS_MS
+            ):
                 last.append(item)
             else:
                 groups.append([item])
-        return sorted((_latest(group, product.version) for group in groups), key=lambda g: time_ms(g[0]))
+        return sorted((_latest(group, product.version) for group in groups), key=lambda g: acquired_ms(g[0]))
 
     def _items(self, chip: PlannedChip, name: str, product: Product) -> list[Any]:
         lons, lats = chip.grid.outline_degrees()
@@ -143,7 +150,7 @@ class StacDoor:
             weight = (
                 np.full(valid.shape[1:], 255, np.uint8) if codes is None else np.where(seen & counts(codes), 255, 0)
             )
-        return _Frame(items, time_ms(items[0]), values, valid, weight, _metadata(source, items[0]))
+        return _Frame(items, acquired_ms(items[0]), values, valid, weight, _metadata(source, items[0]))
 
     def _band(
         self, items: list[Any], product: Product, keys: Sequence[str], grid: ChipGrid
@@ -192,7 +199,9 @@ class StacDoor:
         import rasterio.errors
         import requests
 
-        for attempt in range(TRIES):
+        for attempt in range(self._patience.tries):
+            if attempt and self._stopped.wait(self._patience.wait_s(attempt - 1, None, random.random())):
+                break
             try:
                 return ask()
             except (
@@ -203,21 +212,24 @@ class StacDoor:
             ) as error:
                 failure: Exception = error
             if isinstance(failure, rasterio.errors.RasterioError) and _GONE.search(str(failure)):
-                raise RequestError(f"an asset is not there ({_one_line(failure)})")
+                raise RequestError(f"an asset is not there ({one_line(failure)})")
             status = getattr(failure, "status_code", None)
             if status is not None and 400 <= status < 500 and status != 429:
-                raise RequestError(f"the catalogue refused ({_one_line(failure)})")
-            if self._stopped.wait(min(self._longest_s, 2.0**attempt) * (0.5 + random.random())):
-                break
-        raise UnavailableError(f"no answer after {TRIES} tries ({_one_line(failure)})")
+                raise RequestError(f"the catalogue refused ({one_line(failure)})")
+        raise UnavailableError(f"no answer after {self._patience.tries} tries ({one_line(failure)})")
 
 
+@dataclass(frozen=True)
 class _Frame:
-    """An overpass on the chip's grid."""
+    """An overpass on the chip's grid: ``values`` and ``valid`` (C, H, W), ``weight`` (H, W) where there is a quality
+    band, ``metadata`` (M,)."""
 
-    def __init__(self, items, time_ms: int, values, valid, weight, metadata) -> None:
-        self.items, self.time_ms, self.values, self.valid = items, time_ms, values, valid
-        self.weight, self.metadata = weight, metadata
+    items: list[Any]
+    time_ms: int
+    values: np.ndarray
+    valid: np.ndarray
+    weight: np.ndarray | None
+    metadata: np.ndarray
 
 
 def _series(source: Source, product: Product, frames: Sequence[_Frame], collection: str) -> SourceSeries:
@@ -247,8 +259,8 @@ def _series(source: Source, product: Product, frames: Sequence[_Frame], collecti
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-def time_ms(item: Any) -> int:
-    """Acquisition time of an item, epoch milliseconds."""
+def acquired_ms(item: Any) -> int:
+    """Acquisition time of an item, epoch milliseconds. Raises RequestError where it states none."""
     moment = item.datetime or item.common_metadata.start_datetime
     if moment is None:
         raise RequestError(f"{item.id}: states no time")
@@ -270,7 +282,7 @@ def _latest(items: list[Any], version: str) -> list[Any]:
         best = kept.get(tile)
         if best is None or str(item.properties.get(version, "")) > str(best.properties.get(version, "")):
             kept[tile] = item
-    return sorted(kept.values(), key=lambda i: (time_ms(i), i.id))
+    return sorted(kept.values(), key=lambda i: (acquired_ms(i), i.id))
 
 
 def _key(item: Any, keys: Sequence[str]) -> str:
@@ -286,7 +298,7 @@ def _require_local(item: Any, key: str) -> None:
 
 
 def _metadata(source: Source, item: Any) -> np.ndarray:
-    """Sensor geometry where a catalogue states it under its registry name or the satellite extension's; else missing."""
+    """Sensor geometry where a catalogue states it under its registry name or the satellite extension's, else NaN."""
     names = {"heading": "sat:platform_heading", "inclination": "sat:platform_inclination"}
     found = [
         item.properties.get(field.name, item.properties.get(names.get(field.name, ""))) for field in source.metadata
@@ -297,7 +309,7 @@ def _metadata(source: Source, item: Any) -> np.ndarray:
 def _touches(item: Any, box: tuple[float, float, float, float], period: tuple[int, int] | None) -> bool:
     west, south, east, north = item.bbox
     inside = west <= box[2] and east >= box[0] and south <= box[3] and north >= box[1]
-    return inside and (period is None or period[0] <= time_ms(item) < period[1])
+    return inside and (period is None or period[0] <= acquired_ms(item) < period[1])
 
 
 # --- catalogues ------------------------------------------------------------------------------------------------------
@@ -335,6 +347,7 @@ def _conforms(client: Any) -> bool:
 
 
 def _asking(ask: Callable[[], T], catalog: str) -> T:
+    """An answer of a catalogue; AccessError where it cannot be reached or is none."""
     import pystac
     import pystac_client.errors
     import pystac_client.exceptions
@@ -346,13 +359,18 @@ def _asking(ask: Callable[[], T], catalog: str) -> T:
             return ask()
     except (requests.exceptions.RequestException, pystac_client.exceptions.APIError, OSError) as error:
         raise AccessError(
-            f"{catalog}: the catalogue cannot be reached ({_one_line(error)}): check address and network"
+            f"{catalog}: the catalogue cannot be reached ({one_line(error)}): check address and network"
         ) from None
     except (pystac.STACError, pystac_client.errors.ClientTypeError, ValueError, KeyError, TypeError) as error:
-        raise AccessError(f"{catalog}: is no STAC catalogue ({_one_line(error)})") from None
+        raise AccessError(f"{catalog}: is no STAC catalogue ({one_line(error)})") from None
 
 
-def _offered(product: Product, offered: set[str], catalog: str) -> str:
+def _collections(client: Any, catalog: str) -> set[str]:
+    """Ids of the collections that a catalogue offers. Raises AccessError."""
+    return {collection.id for collection in _asking(lambda: list(client.get_collections()), catalog)}
+
+
+def _collection_of(product: Product, offered: set[str], catalog: str) -> str:
     for collection in product.collections:
         if collection in offered:
             return collection
@@ -364,14 +382,9 @@ def _offered(product: Product, offered: set[str], catalog: str) -> str:
 
 def available(catalog: str) -> list[str]:
     """Names of the sources that a catalogue can give. Raises AccessError."""
-    client = _open(catalog)
-    offered = {collection.id for collection in _asking(lambda: list(client.get_collections()), catalog)}
+    offered = _collections(_open(catalog), catalog)
     return [product.source for product in PRODUCTS if offered & set(product.collections)]
 
 
-def _iso(time_ms_: int) -> str:
-    return datetime.fromtimestamp(time_ms_ / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _iso(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
