@@ -66,7 +66,9 @@ def labelled_pixels(
         units = _units(chip, label, unit)
         keep &= units > 0
         row, column = np.nonzero(keep)
-        tables.append(np.stack([label.values[keep].astype(np.int64), units[keep], np.full_like(row, index), row, column]))
+        tables.append(
+            np.stack([label.values[keep].astype(np.int64), units[keep], np.full_like(row, index), row, column])
+        )
     if not tables:
         raise ProbeError(f"no chip carries the label {name!r}")
     table = np.concatenate(tables, axis=1)

@@ -113,13 +113,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
-def significant(value: float | None, digits: int = 6) -> float | None:
-    """Round for a log line; None stays None (JSON null)."""
-    if value is None or value == 0 or not math.isfinite(value):
-        return value
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
-
-
 class Display:
     """Progress of a run: a bar with loss terms, frames/s, data-wait share and time left on a terminal; elsewhere plain
     lines, one every ``PLAIN_EVERY_S`` seconds and at the first and last step."""
