@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from aef.config import Config, ConfigError, DataConfig
 from aef.data import shards
 from aef.data.chips import Chip, ChipError, ChipFolder
-from aef.data.collate import Collator, Sample
+from aef.data.collate import Collator
+from aef.data.sample import Sample
 from aef.data.sampling import Sampler, TextVectors
 from aef.data.withheld import WithheldDates
 from aef.sources import BUILT_IN, Registry

@@ -13,7 +13,9 @@ from aef.config import Config
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, SUPPORT_MS, Period
 
-from .collate import Batch, Collator, Frames, Sample, Target
+from .batch import Batch
+from .collate import Collator
+from .sample import Frames, Sample, Target
 
 SUPPORT = Period(0, SUPPORT_MS)
 

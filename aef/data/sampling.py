@@ -16,11 +16,12 @@ import numpy as np
 
 from aef.config import DataConfig
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries
-from aef.data.collate import Frames, Sample, Target, Text, stable_hash
 from aef.data.contract import grid_position
 from aef.data.crop import Crop, cut_native, cut_points, points_inside
 from aef.data.periods import Moment, PeriodLaw, draw_shared, draw_support, overlap
+from aef.data.sample import Frames, Sample, Target, Text
 from aef.data.withheld import WithheldDates, near
+from aef.hashing import stable_hash
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aef.atomic import writing
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.data.standardizer import Standardizer
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
