@@ -28,7 +28,7 @@ from aef.data.chip_file import (
     write_chip,
 )
 from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import LEAST_CHIPS, Index, index_of, list_names
+from aef.data.index import LEAST_CHIPS, Index, find_duplicate, index_of, list_names
 from aef.data.validation import RULES, validate
 from aef.sources import Registry
 
@@ -110,7 +110,7 @@ class ChipFolder:
                 "holds no chip (*.npz, *.chips.zip): make some with `aef synthesize`, `aef ingest` or `aef download`",
                 file=self.path,
             )
-        _require_own_names(names, self.path)
+        _require_unique_names(names, self.path)
         self.files = ChipFiles(self.path, names)
         self._index: Index | None = None
         self._places: list[str | None] | None = None
@@ -163,19 +163,19 @@ class ChipFolder:
             ChipError: two files hold a chip of the same id: a copy would be trained on twice.
         """
         if self._places is None:
-            self._require_no_twins()
+            self._require_unique_ids()
             table = [*self.index.places, None]  # −1, an unknown place, is the last
             self._places = [table[number] for number in self.index.place.tolist()]
         return self._places
 
     def known_places(self) -> list[str]:
         """Every place of the folder once, sorted. Raises ChipError as `places` does."""
-        self._require_no_twins()
+        self._require_unique_ids()
         return sorted(filter(None, self.index.places))
 
-    def _require_no_twins(self) -> None:
-        if self.index.twins is not None:
-            first, second = self.index.twins
+    def _require_unique_ids(self) -> None:
+        if self.index.duplicate_ids is not None:
+            first, second = self.index.duplicate_ids
             names = self.index.names
             raise ChipError(
                 f"two files hold the chip {self.index.ids[first]!r}, {names[first]} and {names[second]}: remove one of them",
@@ -202,7 +202,7 @@ class ChipFolder:
         return np.flatnonzero(found | (self.index.place < 0) if or_unknown else found)
 
     def _of(self, places: Iterable[str]) -> np.ndarray:
-        self._require_no_twins()
+        self._require_unique_ids()
         wanted = set(places)
         numbers = [number for number, place in enumerate(self.index.places) if place in wanted]
         return np.isin(self.index.place, numbers)
@@ -271,19 +271,12 @@ class ChipFolder:
         return found.hexdigest()
 
 
-def _require_own_names(names: Sequence[str], folder: Path) -> None:
+def _require_unique_names(names: Sequence[str], folder: Path) -> None:
     """Raises ChipError where two chips of a tree have one name: what is made of them could not be told apart."""
     if not any("/" in name for name in names):
         return
-    # By eight bytes a name: a set of millions of texts would be the largest thing in memory.
-    keys = np.fromiter((hash(_own(name)) for name in names), np.int64, len(names))
-    order = np.argsort(keys, kind="stable")
-    for at in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]):
-        one, other = names[order[at]], names[order[at + 1]]
-        if _own(one) == _own(other):
-            raise ChipError(f"two files have one name, {one} and {other}: rename one of them", file=folder)
-
-
-def _own(name: str) -> str:
-    """The name of a chip without the folders and the shard that it lies in."""
-    return name.rpartition("/")[2]
+    # Without the folders and the shard that a chip lies in.
+    found = find_duplicate(names, key=lambda name: name.rpartition("/")[2])
+    if found is not None:
+        one, other = (names[row] for row in found)
+        raise ChipError(f"two files have one name, {one} and {other}: rename one of them", file=folder)

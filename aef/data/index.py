@@ -39,7 +39,7 @@ RACY_NS = 2_000_000_000
 SAVE_S, SAY_S = 300.0, 30.0
 """A first pass over millions of chips keeps what it has read, and says how far it is, this often."""
 
-_MAGIC = b"AEF index of chips, 1\n"
+_MAGIC = b"AEF index of chips, 2\n"
 _PAGE = 4096
 _ENCODING = ("utf-8", "surrogatepass")  # names of files may be anything
 
@@ -88,6 +88,18 @@ def list_names(folder: Path) -> list[str]:
     return sorted(found, key=lambda name: name.split("/"))  # the order of paths
 
 
+def find_duplicate(texts: Sequence[str], key: Callable[[str], str] = str) -> tuple[int, int] | None:
+    """Two rows of one text (or of one ``key`` of it), the first before the second, or None; empty texts do not count."""
+    # By eight bytes a text: a set of millions of them would be the largest thing in memory.
+    hashes = np.fromiter((hash(key(text)) for text in texts), np.int64, len(texts))
+    order = np.argsort(hashes, kind="stable")
+    for at in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]):
+        first, second = int(order[at]), int(order[at + 1])
+        if key(texts[first]) and key(texts[first]) == key(texts[second]):
+            return first, second
+    return None
+
+
 class Names(Sequence[str]):
     """Texts laid end to end with a 0 after each: one block of memory instead of an object a text."""
 
@@ -122,7 +134,7 @@ class Index:
         contents: (N, 16) digest of the arrays. sound: (N,) whether the chip could be read.
         signature: (N, 3) size, mtime, ctime of the file or shard; zeros: not to be trusted later.
         checked: (N,) uint64, the rules by which every value of the chip was found right; 0: not checked yet.
-        twins: two chips of one id, or None.
+        duplicate_ids: two chips of one id, or None.
     """
 
     def __init__(self, buffer: Any, file: IO[bytes] | None = None, path: Path | None = None) -> None:
@@ -137,7 +149,7 @@ class Index:
         head = json.loads(bytes(view[start : start + length]))
         self.token: str = head["token"]
         self.sources: list[str] = head["sources"]
-        self.twins: tuple[int, int] | None = tuple(head["twins"]) if head["twins"] else None
+        self.duplicate_ids: tuple[int, int] | None = tuple(head["duplicate_ids"]) if head["duplicate_ids"] else None
         columns = {}
         for name, (offset, shape, dtype) in head["columns"].items():
             count = int(np.prod(shape))
@@ -393,7 +405,7 @@ class _Table:
         head: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "sources": list(self.sources),
-            "twins": self._twins(),
+            "duplicate_ids": find_duplicate(self.ids),
             "columns": {},
         }
         offset = 0
@@ -413,13 +425,3 @@ class _Table:
         fixed = memoryview(body)[len(_MAGIC) + 4 : before + len(text) + head["columns"]["checked"][0]]
         struct.pack_into("<I", body, len(_MAGIC), zlib.crc32(fixed))
         return body
-
-    def _twins(self) -> tuple[int, int] | None:
-        """Two chips of one id."""
-        keys = np.fromiter(map(hash, self.ids), np.int64, len(self.ids))
-        order = np.argsort(keys, kind="stable")
-        for at in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]):
-            first, second = int(order[at]), int(order[at + 1])
-            if self.ids[first] and self.ids[first] == self.ids[second]:
-                return first, second
-        return None

@@ -310,4 +310,4 @@ def test_an_index_of_names_that_are_no_text_and_ids_with_zeros(tmp_path, indexed
     content = index_module._take(tmp_path, names, np.ones((2, 3), np.int64), None, lambda path: look)
     found = Index(bytearray(content))
     assert list(found.names) == names == found.names[:] and found.ids[1] == "i\0d"
-    assert list(found.places) == ["pla\ud800ce"] and found.twins == (0, 1)
+    assert list(found.places) == ["pla\ud800ce"] and found.duplicate_ids == (0, 1)
