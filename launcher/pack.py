@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.dry_run:
         print(f"{len(folder)} chips: {len(plan(folder, out, shard_bytes))} shards in {out}")
         return 0
-    folder.survey(lambda text: print(text, file=sys.stderr, flush=True))
+    folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
     with Progress("pack", total=len(folder), unit="chip") as progress:
         written = pack(folder, out, shard_bytes, overwrite=arguments.overwrite, on_chip=progress.advance)
     print(f"{len(folder)} chips in {out}: {len(written)} shards written")

@@ -27,8 +27,8 @@ import numpy as np
 
 from aef import atomic
 from aef.data import shards
+from aef.data.chip_index import ChipEntry
 from aef.data.contract import ARRAYS, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import Look, list_names
 from aef.data.validation import validate
 from aef.sources import Registry
 
@@ -62,22 +62,6 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
     with atomic.writing(path) as stream:
         (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return path
-
-
-def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
-    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
-
-    Chips that are written again lose the texts that were attached to them.
-    """
-    wanted = list(ids)
-    there = {name.rpartition("/")[2] for name in list_names(Path(folder))} if Path(folder).is_dir() else set()
-    held = [f"{name}.npz" for name in wanted if f"{name}.npz" in there]
-    if held:
-        raise ChipError(
-            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
-            "another folder, or write them again with --overwrite, which loses attached texts",
-            file=folder,
-        )
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -227,7 +211,7 @@ def _read_label(archive: Any, name: str, fields: Mapping[str, Any]) -> Label:
     )
 
 
-def look_at(path: Path) -> Look:
+def read_entry(path: Path) -> ChipEntry:
     """What an index holds of a chip, by one opening and without decoding a pixel."""
     try:
         with _opened(path) as archive:
@@ -235,14 +219,14 @@ def look_at(path: Path) -> Look:
             sources = tuple(header["sources"])
             times = [name for name in sources if f"{name}/time_ms" in archive]
             frames = {name: _frames(archive.zip.read(f"{name}/time_ms.npy")) for name in times}
-            return Look(*_id_and_place(header), sources, frames, _contents(archive.zip), True)
+            return ChipEntry(*_id_and_place(header), sources, frames, _contents(archive.zip), True)
     except (ChipError, OSError):
         pass
     try:
         header = read_chip_header(path)
     except (ChipError, OSError):
         header = {}
-    return Look(*_id_and_place(header), (), {}, _contents_of(path), False)
+    return ChipEntry(*_id_and_place(header), (), {}, _contents_of(path), False)
 
 
 _TIMES = re.compile(rb"\x93NUMPY\x01\x00..{'descr': '<i8', 'fortran_order': False, 'shape': \((\d+),\), } *\n", re.S)

@@ -20,15 +20,14 @@ import numpy as np
 from aef.data import shards
 from aef.data.chip_file import (
     FORMAT_VERSION,
-    look_at,
     read_chip,
     read_chip_header,
     read_frame_times,
-    require_free,
     write_chip,
 )
+from aef.data.chip_index import ChipIndex, find_duplicate
 from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import LEAST_CHIPS, Index, find_duplicate, index_of, list_names
+from aef.data.folder_scan import LEAST_CHIPS, list_names, up_to_date_index
 from aef.data.validation import RULES, validate
 from aef.sources import Registry
 
@@ -86,7 +85,7 @@ class Indices(Sequence[int]):
 class ChipFolder:
     """The chips of a folder, its sub-folders and its shards in a fixed (sorted) order.
 
-    What start-up asks of all of them is answered by the folder's index (`aef.data.index`), which is made when it is first
+    What start-up asks of all of them is answered by the folder's index (`aef.data.chip_index`), which is made when it is first
     asked for and is as true as the files are then.
 
     Raises:
@@ -112,18 +111,18 @@ class ChipFolder:
             )
         _require_unique_names(names, self.path)
         self.files = ChipFiles(self.path, names)
-        self._index: Index | None = None
+        self._index: ChipIndex | None = None
         self._places: list[str | None] | None = None
 
     @property
-    def index(self) -> Index:
+    def index(self) -> ChipIndex:
         """Everything that start-up asks of the chips, mapped."""
-        return self.survey(lambda text: None)
+        return self.build_index(lambda text: None)
 
-    def survey(self, say: Callable[[str], None]) -> Index:
+    def build_index(self, say: Callable[[str], None]) -> ChipIndex:
         """The index; where making it takes long, ``say`` hears now and then how far it is."""
         if self._index is None:
-            self._index = index_of(self.path, self.files.names, look_at, say)
+            self._index = up_to_date_index(self.path, self.files.names, say)
             self.files = ChipFiles(self.path, self._index.names)
         return self._index
 
@@ -269,6 +268,22 @@ class ChipFolder:
         for index in indices:
             found.update(shards.original(names[index]).encode("utf-8", "surrogatepass") + b"\0")
         return found.hexdigest()
+
+
+def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
+    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
+
+    Chips that are written again lose the texts that were attached to them.
+    """
+    wanted = list(ids)
+    there = {name.rpartition("/")[2] for name in list_names(Path(folder))} if Path(folder).is_dir() else set()
+    held = [f"{name}.npz" for name in wanted if f"{name}.npz" in there]
+    if held:
+        raise ChipError(
+            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
+            "another folder, or write them again with --overwrite, which loses attached texts",
+            file=folder,
+        )
 
 
 def _require_unique_names(names: Sequence[str], folder: Path) -> None:

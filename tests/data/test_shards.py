@@ -15,8 +15,16 @@ import numpy as np
 import pytest
 
 from aef.data import packing, shards
-from aef.data.chip_file import look_at, require_free
-from aef.data.chips import ChipError, ChipFolder, read_chip, read_chip_header, read_frame_times, write_chip
+from aef.data.chip_file import read_entry
+from aef.data.chips import (
+    ChipError,
+    ChipFolder,
+    read_chip,
+    read_chip_header,
+    read_frame_times,
+    require_free,
+    write_chip,
+)
 from aef.data.dataset import storage_fault
 from aef.data.packing import pack, plan
 from aef.data.shards import ShardError
@@ -72,7 +80,7 @@ def test_a_packed_chip_has_a_path_like_any_other(chips, store):
     assert np.array_equal(
         read_frame_times(path, SOURCES)["sentinel2"], read_frame_times(chips / "a.npz", SOURCES)["sentinel2"]
     )
-    assert look_at(path) == look_at(chips / "a.npz")
+    assert read_entry(path) == read_entry(chips / "a.npz")
     with pytest.raises(FileNotFoundError, match=r"00000.chips.zip/none.npz: no such chip"):
         read_chip(path.with_name("none.npz"), BUILT_IN)
 
@@ -125,13 +133,13 @@ def test_a_folder_named_like_a_shard_is_a_folder(store, tmp_path):
 
 def test_the_index_of_packed_chips_follows_their_shards(store, monkeypatch, make_chip, tmp_path):
     from aef.data import chips as chips_module
-    from aef.data import index as index_module
+    from aef.data import folder_scan
 
-    for module in (index_module, chips_module):
+    for module in (folder_scan, chips_module):
         monkeypatch.setattr(module, "LEAST_CHIPS", 1)
-    monkeypatch.setattr(index_module, "RACY_NS", -(10**18))
+    monkeypatch.setattr(folder_scan, "RACY_NS", -(10**18))
     seen: list[str] = []
-    monkeypatch.setattr(chips_module, "look_at", lambda path: (seen.append(path.name), look_at(path))[1])
+    monkeypatch.setattr(folder_scan, "read_entry", lambda path: (seen.append(path.name), read_entry(path))[1])
     assert len(opened(store).index) == 4 and len(seen) == 4
     assert len(opened(store).index) == 4 and len(seen) == 4, "nothing changed: nothing is read"
     other = tmp_path / "others"
