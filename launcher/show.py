@@ -24,19 +24,19 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
 
     from aef.atomic import writing
+    from aef.data.chip_figure import draw_chip
     from aef.data.chips import read_chip
-    from aef.data.facts import facts_of
-    from aef.data.portrait import draw_chip
+    from aef.data.source_summary import summarise
     from aef.settings_file import registry_of
 
     path = Path(options.chip)
     registry = registry_of(path.parent, files=options.sources_file)
     chip = read_chip(path, registry, check_values=True)
     for name, series in chip.sources.items():
-        facts = facts_of(registry[name], series)
-        clear = "" if facts.clear is None else f", {facts.clear:.0%} clear"
-        doubts = f"  ! {', '.join(facts.doubts)}" if facts.doubts else ""
-        print(f"{name}: {facts.frames} frames, {facts.span}, {facts.observed:.0%} observed{clear}{doubts}")
+        found = summarise(registry[name], series)
+        clear = "" if found.clear is None else f", {found.clear:.0%} clear"
+        suspicions = f"  ! {', '.join(found.suspicions)}" if found.suspicions else ""
+        print(f"{name}: {found.frames} frames, {found.span}, {found.observed:.0%} observed{clear}{suspicions}")
     figure = draw_chip(chip, registry)
     with writing(out) as stream:
         figure.savefig(stream, dpi=options.dpi, format="png")
