@@ -29,7 +29,7 @@ from aef import atomic
 from aef.data import shards
 from aef.data.chip_index import ChipEntry
 from aef.data.contract import ARRAYS, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.validation import validate
+from aef.data.contract_check import validate
 from aef.sources import Registry
 
 FORMAT_VERSION = 1

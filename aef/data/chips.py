@@ -27,8 +27,8 @@ from aef.data.chip_file import (
 )
 from aef.data.chip_index import ChipIndex, find_duplicate
 from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
+from aef.data.contract_check import RULES_VERSION, validate
 from aef.data.folder_scan import LEAST_CHIPS, list_names, up_to_date_index
-from aef.data.validation import RULES, validate
 from aef.sources import Registry
 
 __all__ = [
@@ -254,7 +254,7 @@ class ChipFolder:
     @cached_property
     def _rules(self) -> int:
         entries = [dataclasses.asdict(source) for source in self.registry.values()]
-        text = json.dumps([RULES, entries], sort_keys=True, default=str)
+        text = json.dumps([RULES_VERSION, entries], sort_keys=True, default=str)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") | 1
 
     def digest(self, indices: Sequence[int]) -> str:

@@ -286,7 +286,7 @@ def test_values_are_checked_once_in_the_life_of_a_chip_and_of_the_rules(folder, 
     assert dataset._checked.tolist() == [True, True, False, False]
     write_chip(folder / "a.npz", make_chip("a", sources=SOURCES), BUILT_IN)
     assert opened(folder).checked(range(4)).tolist() == [False, True, False, False]
-    monkeypatch.setattr(chips_module, "RULES", chips_module.RULES + 1)
+    monkeypatch.setattr(chips_module, "RULES_VERSION", chips_module.RULES_VERSION + 1)
     assert not opened(folder).checked(range(4)).any()
 
 
