@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aef import atomic
+from aef.data.chip_subset import Part, draw_chips
 from aef.data.chips import Chip, ChipFolder, validate
-from aef.data.draw import Part, draw_chips
-from aef.data.gathering import Found, Plan, in_blocks
 from aef.data.moments import SourceStatistics
+from aef.data.statistics_pass import PartialStatistics, StatisticsReader, read_in_blocks
 from aef.data.withheld import WithheldDates
 from aef.sources import Registry, Source
 
@@ -184,7 +184,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             places: only chips of these places; None: all.
             withheld: dates to leave out, as training does.
             skip_bad: count chips that break the contract instead of stopping.
-            sample: read about so many chips of a folder, drawn with ``seed`` (`aef.data.draw`); None: all.
+            sample: read about so many chips of a folder, drawn with ``seed`` (`aef.data.chip_subset`); None: all.
             workers: processes that read a folder.
             progress: called for every chip.
 
@@ -192,29 +192,49 @@ class Statistics(Mapping[str, SourceStatistics]):
             ChipError: a chip breaks the contract.
             StatisticsError: no chip is left.
         """
-        plan = Plan(registry, weighting, withheld, skip_bad)
+        reader = StatisticsReader(registry, weighting, withheld, skip_bad)
         if not isinstance(chips, ChipFolder):
             wanted = (chip for chip in chips if places is None or chip.place in places)
-            found = plan.gather((partial(_validated, chip, registry) for chip in wanted), progress)
-            _require_some(found, places)
-            return cls(found.sources(registry), weighting=weighting, date=_today(), **found.origin())
+            found = reader.read((partial(_validated, chip, registry) for chip in wanted), progress)
+            return cls._from(found, registry, weighting, places)
         indices = _indices(chips, places)
         over = TakenOver.of(chips, places, withheld)
         parts: list[Part] = [(index, None) for index in indices]
         if sample is not None and sample < len(indices):
             parts = draw_chips(chips, indices, sample, seed)
             over = dataclasses.replace(over, sampled=sample, seed=seed)
-        found = Found()
-        for size, block in in_blocks(chips, plan, parts, workers):
+        found = PartialStatistics()
+        for size, block in read_in_blocks(chips, reader, parts, workers):
             found.join(block)
             for _ in range(size):
                 progress()
-        _require_some(found, places)
-        origin = found.origin()
-        if over.sampled is not None:
+        if over.sampled is not None and found.places:
             known = chips.places()
-            origin["places"] = sorted({place for index in indices if (place := known[index]) is not None})
-        return cls(found.sources(registry), weighting=weighting, date=_today(), taken_over=over, **origin)
+            found.places = {place for index in indices if (place := known[index]) is not None}
+        return cls._from(found, registry, weighting, places, over)
+
+    @classmethod
+    def _from(
+        cls,
+        found: PartialStatistics,
+        registry: Registry,
+        weighting: str,
+        places: Collection[str] | None,
+        over: TakenOver | None = None,
+    ) -> Statistics:
+        if not found.places:
+            raise StatisticsError(
+                f"no chip to take statistics over: {found.skipped} were skipped"
+                + (f" and none is of the places {', '.join(sorted(places)[:8])}" if places is not None else "")
+            )
+        return cls(
+            found.of_sources(registry),
+            weighting=weighting,
+            date=_today(),
+            places=sorted(found.places),
+            skipped=found.skipped,
+            taken_over=over,
+        )
 
     def write(self, path: str | os.PathLike) -> Path:
         """Write as JSON, atomically; names of very many places into a file beside it. Raises OSError."""
@@ -325,14 +345,6 @@ def _indices(folder: ChipFolder, places: Collection[str] | None) -> list[int]:
     if places is None:
         return list(range(len(folder)))
     return folder.where(places, or_unknown=True).tolist()
-
-
-def _require_some(found: Found, places: Collection[str] | None) -> None:
-    if not found.seen:
-        raise StatisticsError(
-            f"no chip to take statistics over: {found.skipped} were skipped"
-            + (f" and none is of the places {', '.join(sorted(places)[:8])}" if places is not None else "")
-        )
 
 
 def _validated(chip: Chip, registry: Registry) -> Chip:
