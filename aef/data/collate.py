@@ -88,12 +88,12 @@ class Collator:
                 self._check_frames(name, frames, side)
             joined = np.concatenate([f.time_ms for _, f in present]) if present else np.zeros(0, np.int64)
             order = np.argsort(joined, kind="stable")
-            place = np.empty_like(order)
-            place[order] = np.arange(len(order))
+            position = np.empty_like(order)
+            position[order] = np.arange(len(order))
             start = 0
             for name, frames in present:
                 count = len(frames.time_ms)
-                blocks[name].append((frames, place[start : start + count] + offset))
+                blocks[name].append((frames, position[start : start + count] + offset))
                 start += count
             times.append(joined[order])
             lengths.append(len(joined))

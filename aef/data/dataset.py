@@ -52,7 +52,7 @@ class StorageError(OSError):
 
 
 class Draw(NamedTuple):
-    """One sample to draw: the chip's index in the dataset, the epoch and the place in the global order of the run."""
+    """One sample to draw: the chip's index in the dataset, the epoch and the position in the global order of the run."""
 
     chip: int
     epoch: int
@@ -75,10 +75,10 @@ class GlobalOrder:
     def draw(self, position: int) -> Draw:
         """The sample at one position of the run."""
         visit, crop = divmod(position, self.crops)
-        turn, place = divmod(visit, self.chips)
+        turn, at = divmod(visit, self.chips)
         if self._known is None or self._known[0] != turn:
             self._known = (turn, np.random.default_rng([self.seed, turn]).permutation(self.chips))
-        return Draw(int(self._known[1][place]), turn * self.crops + crop, position)
+        return Draw(int(self._known[1][at]), turn * self.crops + crop, position)
 
 
 class ChipDataset(Dataset[Sample]):

@@ -310,8 +310,8 @@ class Sampler:
             return ()
         found = []
         for point in chip.texts:
-            place = grid_position(chip.transform, point.x, point.y)
-            row, col = int(np.floor(place[0])) - crop.row, int(np.floor(place[1])) - crop.col
+            down, right = grid_position(chip.transform, point.x, point.y)
+            row, col = int(np.floor(down)) - crop.row, int(np.floor(right)) - crop.col
             inside = 0 <= row < crop.side_px and 0 <= col < crop.side_px
             if inside and point.time_ms < support.end_ms and point.time_end_ms > support.start_ms:
                 vector = self.text(point.text)
