@@ -1,8 +1,9 @@
 """One chip on disk: the one data contract of the project, read, written and checked (docs/data.md).
 
 A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a temporary
-name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only, never the file format. A chip that breaks the contract is
-refused with file, source, field and reason; it is never silently repaired.
+name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only,
+never the file format. A chip that breaks the contract is refused with file, source, field and reason; it is never
+silently repaired.
 """
 
 from __future__ import annotations
@@ -108,10 +109,10 @@ _DAMAGE = (
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The archive of a chip; whatever goes wrong inside becomes a `ChipError` that names the file."""
-    if not shards.is_there(path):
+    if not shards.exists(path):
         raise FileNotFoundError(f"{path}: no such chip")
     try:
-        with shards.opened(path) as stream, np.load(stream, allow_pickle=False) as archive:
+        with shards.open_chip(path) as stream, np.load(stream, allow_pickle=False) as archive:
             yield archive
     except ChipError as error:
         raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
@@ -123,7 +124,7 @@ def _why(path: Path, error: BaseException) -> str:
     """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
     if isinstance(error, shards.ShardError):
         return str(error)
-    with shards.opened(path) as stream:
+    with shards.open_chip(path) as stream:
         if not zipfile.is_zipfile(stream):
             return "not a whole .npz archive"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
@@ -251,10 +252,10 @@ def _contents(archive: zipfile.ZipFile) -> bytes:
 def _contents_of(path: Path) -> bytes:
     """Likewise of a file that may be damaged: of its size where it is no archive."""
     try:
-        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
+        with shards.open_chip(path) as stream, zipfile.ZipFile(stream) as archive:
             return _contents(archive)
     except (zipfile.BadZipFile, ValueError, LookupError, struct.error, RuntimeError, OSError):
-        size = shards.size_of(path) if shards.is_there(path) else 0
+        size = shards.size_of(path) if shards.exists(path) else 0
         return hashlib.sha256(str(size).encode()).digest()[:16]
 
 

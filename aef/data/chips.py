@@ -266,7 +266,7 @@ class ChipFolder:
         names = self.index.names
         found = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
         for index in indices:
-            found.update(shards.original(names[index]).encode("utf-8", "surrogatepass") + b"\0")
+            found.update(shards.unpacked_name(names[index]).encode("utf-8", "surrogatepass") + b"\0")
         return found.hexdigest()
 
 

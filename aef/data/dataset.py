@@ -232,7 +232,7 @@ def storage_fault(error: Exception, path: Path) -> str | None:
 def _is_whole(path: Path) -> bool:
     """Whether every array of a chip's archive has the checksum that the archive lists."""
     try:
-        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
+        with shards.open_chip(path) as stream, zipfile.ZipFile(stream) as archive:
             return archive.testzip() is None
     except Exception:
         return False

@@ -57,7 +57,7 @@ def list_names(folder: Path) -> list[str]:
                 elif entry.is_dir():
                     waiting.append(f"{inside}{entry.name}/")
                 elif entry.name.endswith(shards.SUFFIX):
-                    found += (f"{inside}{entry.name}/{name}" for name in shards.names_in(Path(entry.path)))
+                    found += (f"{inside}{entry.name}/{name}" for name in shards.list_chips(Path(entry.path)))
     return sorted(found, key=lambda name: name.split("/"))  # the order of paths
 
 
