@@ -147,11 +147,11 @@ class ChipIndex:
     def read(cls, path: Path) -> ChipIndex | None:
         """Map an index; None where there is none, or a damaged one, or one of another version."""
         try:
-            found = cls._mapped(_open(path), path)
-            whole = zlib.crc32(memoryview(found._buffer)[found._fixed]) == found._crc
+            index = cls._mapped(_open(path), path)
+            whole = zlib.crc32(memoryview(index._buffer)[index._fixed]) == index._crc
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             return None
-        return found if whole else None
+        return index if whole else None
 
     @classmethod
     def _mapped(cls, file: IO[bytes], path: Path | None) -> ChipIndex:

@@ -197,10 +197,11 @@ class ChipFolder:
     def where(self, places: Iterable[str], *, or_unknown: bool = False) -> np.ndarray:
         """Indices of the chips of some places, (n,) int64 in the folder's order; if asked, those of chips whose header
         cannot be read too: reading one says why."""
-        found = self._of(places)
-        return np.flatnonzero(found | (self.index.place < 0) if or_unknown else found)
+        held = self._at(places)
+        return np.flatnonzero(held | (self.index.place < 0) if or_unknown else held)
 
-    def _of(self, places: Iterable[str]) -> np.ndarray:
+    def _at(self, places: Iterable[str]) -> np.ndarray:
+        """Which chips are of some places, (N,) bool."""
         self._require_unique_ids()
         wanted = set(places)
         numbers = [number for number, place in enumerate(self.index.places) if place in wanted]
@@ -213,21 +214,21 @@ class ChipFolder:
             return Indices(range(len(self)))
         self.require(held_out, "cannot hold out")
         # A chip whose header cannot be read stays: reading it says what is wrong.
-        kept = np.flatnonzero(~self._of(held_out)).astype(np.int32)
+        kept = np.flatnonzero(~self._at(held_out)).astype(np.int32)
         if not len(kept):
             raise ChipError("every place is held out: no chip is left", field="place", file=self.path)
         return Indices(kept)
 
     def sources(self, *, skip_bad: bool = False) -> list[str]:
         """Names of all sources that the chips hold. Raises ChipError where a header cannot be read and that is not skipped."""
-        found = dict.fromkeys(self.index.sources[i] for i in np.flatnonzero(self.index.present.any(axis=0)))
+        names = dict.fromkeys(self.index.sources[i] for i in np.flatnonzero(self.index.present.any(axis=0)))
         for index in np.flatnonzero(~self.index.sound).tolist():
             try:
-                found.update(dict.fromkeys(self.header(index)["sources"]))
+                names.update(dict.fromkeys(self.header(index)["sources"]))
             except ChipError:
                 if not skip_bad:
                     raise
-        return list(found)
+        return list(names)
 
     def holding(self, sources: Iterable[str]) -> np.ndarray:
         """Which chips hold any of some sources, (N,) bool; true of one that could not be read: reading it says why."""
@@ -237,13 +238,13 @@ class ChipFolder:
 
     def frames(self, index: int, sources: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Frames of some sources of a chip and the seconds from first to last; without those that it lacks."""
-        found = {}
+        frames = {}
         for name in sources:
             if name in self.index.sources:
                 column = self.index.sources.index(name)
                 if count := int(self.index.frames[index, column]):
-                    found[name] = (count, int(self.index.seconds[index, column]))
-        return found
+                    frames[name] = (count, int(self.index.seconds[index, column]))
+        return frames
 
     def checked(self, indices: Sequence[int]) -> np.ndarray:
         """Which chips are known to hold right values only, by the rules of today's registry: (n,) bool."""
@@ -264,10 +265,10 @@ class ChipFolder:
         labels, texts, shards or dates of the files change nothing, and other values do.
         """
         names = self.index.names
-        found = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
+        digest = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
         for index in indices:
-            found.update(shards.unpacked_name(names[index]).encode("utf-8", "surrogatepass") + b"\0")
-        return found.hexdigest()
+            digest.update(shards.unpacked_name(names[index]).encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
 
 
 def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
@@ -291,7 +292,7 @@ def _require_unique_names(names: Sequence[str], folder: Path) -> None:
     if not any("/" in name for name in names):
         return
     # Without the folders and the shard that a chip lies in.
-    found = find_duplicate(names, key=lambda name: name.rpartition("/")[2])
-    if found is not None:
-        one, other = (names[row] for row in found)
+    duplicate = find_duplicate(names, key=lambda name: name.rpartition("/")[2])
+    if duplicate is not None:
+        one, other = (names[row] for row in duplicate)
         raise ChipError(f"two files have one name, {one} and {other}: rename one of them", file=folder)

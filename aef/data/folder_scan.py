@@ -40,7 +40,7 @@ def list_names(folder: Path) -> list[str]:
 
     Raises ShardError where a shard is no whole archive.
     """
-    found: list[str] = []
+    names: list[str] = []
     waiting, visited = [""], set()
     while waiting:
         inside = waiting.pop()
@@ -53,12 +53,12 @@ def list_names(folder: Path) -> list[str]:
                 if entry.name.startswith("."):
                     continue
                 if entry.name.endswith(".npz"):
-                    found.append(inside + entry.name)
+                    names.append(inside + entry.name)
                 elif entry.is_dir():
                     waiting.append(f"{inside}{entry.name}/")
                 elif entry.name.endswith(shards.SUFFIX):
-                    found += (f"{inside}{entry.name}/{name}" for name in shards.list_chips(Path(entry.path)))
-    return sorted(found, key=lambda name: name.split("/"))  # the order of paths
+                    names += (f"{inside}{entry.name}/{name}" for name in shards.list_chips(Path(entry.path)))
+    return sorted(names, key=lambda name: name.split("/"))  # the order of paths
 
 
 def up_to_date_index(folder: Path, names: Sequence[str], say: Say = lambda text: None) -> ChipIndex:
@@ -116,10 +116,10 @@ def _signatures(folder: Path, names: Sequence[str]) -> np.ndarray:
 
     def of_file(path: str) -> tuple[int, int, int]:
         try:
-            found = os.stat(path)
+            stat = os.stat(path)
         except OSError:
             return 0, 0, 0
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
     @lru_cache(maxsize=64)
     def of_shard(path: str) -> tuple[int, int, int] | None:
@@ -127,8 +127,8 @@ def _signatures(folder: Path, names: Sequence[str]) -> np.ndarray:
 
     def signature(name: str) -> tuple[int, int, int]:
         shard, packed, _ = name.partition(f"{shards.SUFFIX}/")
-        found = of_shard(f"{folder}/{shard}{shards.SUFFIX}") if packed else None
-        return of_file(f"{folder}/{name}") if found is None else found
+        of_its_shard = of_shard(f"{folder}/{shard}{shards.SUFFIX}") if packed else None
+        return of_file(f"{folder}/{name}") if of_its_shard is None else of_its_shard
 
     flat = (number for three in _map_in_order(signature, names) for number in three)
     return np.fromiter(flat, np.int64, 3 * len(names)).reshape(-1, 3)

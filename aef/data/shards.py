@@ -117,16 +117,16 @@ class Member(NamedTuple):
 
 
 def _member(shard: Path, name: str) -> Member:
-    found = directory(shard).get(name)
-    if found is None:
+    member = directory(shard).get(name)
+    if member is None:
         raise FileNotFoundError(errno.ENOENT, "no such chip in this shard", str(shard / name))
-    return found
+    return member
 
 
 def directory(shard: Path) -> Mapping[str, Member]:
     """A shard's chips by name, in its order. Raises OSError, ShardError."""
-    found = os.stat(shard)
-    return _read_directory(shard, found.st_size, found.st_mtime_ns)
+    stat = os.stat(shard)
+    return _read_directory(shard, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)

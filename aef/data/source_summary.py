@@ -77,19 +77,19 @@ def summarise(source: Source, series: SourceSeries) -> SourceSummary:
 
 
 def _suspicions(source: Source, series: SourceSeries, summary: SourceSummary) -> list[str]:
-    found = []
+    suspicions = []
     if summary.observed < 0.8 and source.grid != "points":
-        found.append(f"{1 - summary.observed:.0%} not observed")
+        suspicions.append(f"{1 - summary.observed:.0%} not observed")
     if summary.clear is not None and summary.clear < 0.2:
-        found.append(f"only {summary.clear:.0%} clear")
+        suspicions.append(f"only {summary.clear:.0%} clear")
     if source.role == "input" and source.time == "instant" and summary.frames < FEW_FRAMES:
-        found.append(f"only {summary.frames} frame{'s' * (summary.frames != 1)}")
+        suspicions.append(f"only {summary.frames} frame{'s' * (summary.frames != 1)}")
     if summary.gap_days is not None and summary.gap_days > LONG_GAP_DAYS and source.role == "input":
-        found.append(f"{summary.gap_days:.0f} d without a clear frame")
+        suspicions.append(f"{summary.gap_days:.0f} d without a clear frame")
     if summary.twins:
-        found.append(f"{summary.twins} twins")
+        suspicions.append(f"{summary.twins} twins")
     if series.weight is None and source.role == "input" and any("reflectance" in band.unit for band in source.bands):
-        found.append("no cloud rule")
+        suspicions.append("no cloud rule")
     if "noon" in series.note:
-        found.append("known to the day")
-    return found
+        suspicions.append("known to the day")
+    return suspicions
