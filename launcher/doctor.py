@@ -163,7 +163,8 @@ def _small_step(device) -> None:
     import torch
 
     from aef.config import PRESETS
-    from aef.data.collate import Collator, Frames, Sample
+    from aef.data.collate import Collator
+    from aef.data.sample import Frames, Sample
     from aef.data.statistics import Statistics
     from aef.model.aef import AEF
     from aef.sources import BUILT_IN

@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = options.parse_args(argv)
     require_number("--shard-mb", arguments.shard_mb, 1)
 
-    from aef.data.packing import pack, plan
+    from aef.data.shard_writer import pack, plan_shards
 
     folder, out = ChipFolder(arguments.data, registry_of(arguments.data)), Path(arguments.out)
     shard_bytes = round(arguments.shard_mb * 2**20)
     if arguments.dry_run:
-        print(f"{len(folder)} chips: {len(plan(folder, out, shard_bytes))} shards in {out}")
+        print(f"{len(folder)} chips: {len(plan_shards(folder, out, shard_bytes))} shards in {out}")
         return 0
-    folder.survey(lambda text: print(text, file=sys.stderr, flush=True))
+    folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
     with Progress("pack", total=len(folder), unit="chip") as progress:
         written = pack(folder, out, shard_bytes, overwrite=arguments.overwrite, on_chip=progress.advance)
     print(f"{len(folder)} chips in {out}: {len(written)} shards written")

@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
 
+    from aef.data.chip_figure import draw_chip
     from aef.data.chips import read_chip
-    from aef.data.facts import facts_of
-    from aef.data.portrait import draw_chip
+    from aef.data.source_summary import summarise
     from aef.figure_file import save_png
     from aef.settings_file import registry_of
 
@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     registry = registry_of(path.parent, files=options.sources_file)
     chip = read_chip(path, registry, check_values=True)
     for name, series in chip.sources.items():
-        facts = facts_of(registry[name], series)
-        clear = "" if facts.clear is None else f", {facts.clear:.0%} clear"
-        doubts = f"  ! {', '.join(facts.doubts)}" if facts.doubts else ""
-        print(f"{name}: {facts.frames} frames, {facts.span}, {facts.observed:.0%} observed{clear}{doubts}")
+        found = summarise(registry[name], series)
+        clear = "" if found.clear is None else f", {found.clear:.0%} clear"
+        suspicions = f"  ! {', '.join(found.suspicions)}" if found.suspicions else ""
+        print(f"{name}: {found.frames} frames, {found.span}, {found.observed:.0%} observed{clear}{suspicions}")
     figure = draw_chip(chip, registry)
     save_png(out, figure, dpi=options.dpi)
     print(f"wrote {out}")

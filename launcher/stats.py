@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             require_number(f"--{name}", getattr(options, name), 1)
     registry = registry_of(options.data, files=options.sources_file)
     folder, twin_ms = ChipFolder(options.data, registry), round(options.twin_minutes * MINUTE_MS)
-    folder.survey(lambda text: print(text, file=sys.stderr, flush=True))
+    folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
     held_out = set(names_of(options.held_out, "--held-out"))
     count = len(folder.without(held_out))
     with Progress("stats", total=min(count, options.chips or count), unit="chip") as progress:

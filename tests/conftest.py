@@ -13,7 +13,9 @@ import hypothesis
 import numpy as np
 import pytest
 
-from aef.data.collate import Batch, Collator, Frames, Sample, Target, Text
+from aef.data.batch import Batch
+from aef.data.collate import Collator
+from aef.data.sample import Frames, Sample, Target, Text
 from aef.sources import BUILT_IN, Registry, Source
 from aef.timecode import DAY_MS, SUPPORT_MS, Period, parse_time
 

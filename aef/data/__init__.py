@@ -1,4 +1,4 @@
-"""From rasters to batches: chips, normalisation, sampling, packing."""
+"""From rasters to batches: chips, their folders and shards, statistics, sampling, collation."""
 
 from __future__ import annotations
 

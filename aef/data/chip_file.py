@@ -1,8 +1,9 @@
 """One chip on disk: the one data contract of the project, read, written and checked (docs/data.md).
 
 A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a temporary
-name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only, never the file format. A chip that breaks the contract is
-refused with file, source, field and reason; it is never silently repaired.
+name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only,
+never the file format. A chip that breaks the contract is refused with file, source, field and reason; it is never
+silently repaired.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import numpy as np
 
 from aef import atomic
 from aef.data import shards
+from aef.data.chip_index import ChipEntry
 from aef.data.contract import ARRAYS, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import Look, list_names
-from aef.data.validation import validate
+from aef.data.contract_check import validate
 from aef.sources import Registry
 
 FORMAT_VERSION = 1
@@ -62,22 +63,6 @@ def write_chip(path: str | os.PathLike, chip: Chip, registry: Registry, *, compr
     with atomic.writing(path) as stream:
         (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return path
-
-
-def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
-    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
-
-    Chips that are written again lose the texts that were attached to them.
-    """
-    wanted = list(ids)
-    there = {name.rpartition("/")[2] for name in list_names(Path(folder))} if Path(folder).is_dir() else set()
-    held = [f"{name}.npz" for name in wanted if f"{name}.npz" in there]
-    if held:
-        raise ChipError(
-            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
-            "another folder, or write them again with --overwrite, which loses attached texts",
-            file=folder,
-        )
 
 
 def _header(chip: Chip) -> dict[str, Any]:
@@ -124,10 +109,10 @@ _DAMAGE = (
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The archive of a chip; whatever goes wrong inside becomes a `ChipError` that names the file."""
-    if not shards.is_there(path):
+    if not shards.exists(path):
         raise FileNotFoundError(f"{path}: no such chip")
     try:
-        with shards.opened(path) as stream, np.load(stream, allow_pickle=False) as archive:
+        with shards.open_chip(path) as stream, np.load(stream, allow_pickle=False) as archive:
             yield archive
     except ChipError as error:
         raise ChipError(error.reason, source=error.source, field=error.field, file=path) from None
@@ -139,7 +124,7 @@ def _why(path: Path, error: BaseException) -> str:
     """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
     if isinstance(error, shards.ShardError):
         return str(error)
-    with shards.opened(path) as stream:
+    with shards.open_chip(path) as stream:
         if not zipfile.is_zipfile(stream):
             return "not a whole .npz archive"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 140, placeholder=" …")
@@ -227,7 +212,7 @@ def _read_label(archive: Any, name: str, fields: Mapping[str, Any]) -> Label:
     )
 
 
-def look_at(path: Path) -> Look:
+def read_entry(path: Path) -> ChipEntry:
     """What an index holds of a chip, by one opening and without decoding a pixel."""
     try:
         with _opened(path) as archive:
@@ -235,14 +220,14 @@ def look_at(path: Path) -> Look:
             sources = tuple(header["sources"])
             times = [name for name in sources if f"{name}/time_ms" in archive]
             frames = {name: _frames(archive.zip.read(f"{name}/time_ms.npy")) for name in times}
-            return Look(*_id_and_place(header), sources, frames, _contents(archive.zip), True)
+            return ChipEntry(*_id_and_place(header), sources, frames, _contents(archive.zip), True)
     except (ChipError, OSError):
         pass
     try:
         header = read_chip_header(path)
     except (ChipError, OSError):
         header = {}
-    return Look(*_id_and_place(header), (), {}, _contents_of(path), False)
+    return ChipEntry(*_id_and_place(header), (), {}, _contents_of(path), False)
 
 
 _TIMES = re.compile(rb"\x93NUMPY\x01\x00..{'descr': '<i8', 'fortran_order': False, 'shape': \((\d+),\), } *\n", re.S)
@@ -267,10 +252,10 @@ def _contents(archive: zipfile.ZipFile) -> bytes:
 def _contents_of(path: Path) -> bytes:
     """Likewise of a file that may be damaged: of its size where it is no archive."""
     try:
-        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
+        with shards.open_chip(path) as stream, zipfile.ZipFile(stream) as archive:
             return _contents(archive)
     except (zipfile.BadZipFile, ValueError, LookupError, struct.error, RuntimeError, OSError):
-        size = shards.size_of(path) if shards.is_there(path) else 0
+        size = shards.size_of(path) if shards.exists(path) else 0
         return hashlib.sha256(str(size).encode()).digest()[:16]
 
 

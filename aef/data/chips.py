@@ -20,16 +20,15 @@ import numpy as np
 from aef.data import shards
 from aef.data.chip_file import (
     FORMAT_VERSION,
-    look_at,
     read_chip,
     read_chip_header,
     read_frame_times,
-    require_free,
     write_chip,
 )
+from aef.data.chip_index import ChipIndex, find_duplicate
 from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
-from aef.data.index import LEAST_CHIPS, Index, index_of, list_names
-from aef.data.validation import RULES, validate
+from aef.data.contract_check import RULES_VERSION, validate
+from aef.data.folder_scan import LEAST_CHIPS, list_names, up_to_date_index
 from aef.sources import Registry
 
 __all__ = [
@@ -86,7 +85,7 @@ class Indices(Sequence[int]):
 class ChipFolder:
     """The chips of a folder, its sub-folders and its shards in a fixed (sorted) order.
 
-    What start-up asks of all of them is answered by the folder's index (`aef.data.index`), which is made when it is first
+    What start-up asks of all of them is answered by the folder's index (`aef.data.chip_index`), which is made when it is first
     asked for and is as true as the files are then.
 
     Raises:
@@ -110,20 +109,20 @@ class ChipFolder:
                 "holds no chip (*.npz, *.chips.zip): make some with `aef synthesize`, `aef ingest` or `aef download`",
                 file=self.path,
             )
-        _require_own_names(names, self.path)
+        _require_unique_names(names, self.path)
         self.files = ChipFiles(self.path, names)
-        self._index: Index | None = None
+        self._index: ChipIndex | None = None
         self._places: list[str | None] | None = None
 
     @property
-    def index(self) -> Index:
+    def index(self) -> ChipIndex:
         """Everything that start-up asks of the chips, mapped."""
-        return self.survey(lambda text: None)
+        return self.build_index(lambda text: None)
 
-    def survey(self, say: Callable[[str], None]) -> Index:
+    def build_index(self, say: Callable[[str], None]) -> ChipIndex:
         """The index; where making it takes long, ``say`` hears now and then how far it is."""
         if self._index is None:
-            self._index = index_of(self.path, self.files.names, look_at, say)
+            self._index = up_to_date_index(self.path, self.files.names, say)
             self.files = ChipFiles(self.path, self._index.names)
         return self._index
 
@@ -163,19 +162,19 @@ class ChipFolder:
             ChipError: two files hold a chip of the same id: a copy would be trained on twice.
         """
         if self._places is None:
-            self._require_no_twins()
+            self._require_unique_ids()
             table = [*self.index.places, None]  # −1, an unknown place, is the last
             self._places = [table[number] for number in self.index.place.tolist()]
         return self._places
 
     def known_places(self) -> list[str]:
         """Every place of the folder once, sorted. Raises ChipError as `places` does."""
-        self._require_no_twins()
+        self._require_unique_ids()
         return sorted(filter(None, self.index.places))
 
-    def _require_no_twins(self) -> None:
-        if self.index.twins is not None:
-            first, second = self.index.twins
+    def _require_unique_ids(self) -> None:
+        if self.index.duplicate_ids is not None:
+            first, second = self.index.duplicate_ids
             names = self.index.names
             raise ChipError(
                 f"two files hold the chip {self.index.ids[first]!r}, {names[first]} and {names[second]}: remove one of them",
@@ -198,11 +197,12 @@ class ChipFolder:
     def where(self, places: Iterable[str], *, or_unknown: bool = False) -> np.ndarray:
         """Indices of the chips of some places, (n,) int64 in the folder's order; if asked, those of chips whose header
         cannot be read too: reading one says why."""
-        found = self._of(places)
-        return np.flatnonzero(found | (self.index.place < 0) if or_unknown else found)
+        held = self._at(places)
+        return np.flatnonzero(held | (self.index.place < 0) if or_unknown else held)
 
-    def _of(self, places: Iterable[str]) -> np.ndarray:
-        self._require_no_twins()
+    def _at(self, places: Iterable[str]) -> np.ndarray:
+        """Which chips are of some places, (N,) bool."""
+        self._require_unique_ids()
         wanted = set(places)
         numbers = [number for number, place in enumerate(self.index.places) if place in wanted]
         return np.isin(self.index.place, numbers)
@@ -214,21 +214,21 @@ class ChipFolder:
             return Indices(range(len(self)))
         self.require(held_out, "cannot hold out")
         # A chip whose header cannot be read stays: reading it says what is wrong.
-        kept = np.flatnonzero(~self._of(held_out)).astype(np.int32)
+        kept = np.flatnonzero(~self._at(held_out)).astype(np.int32)
         if not len(kept):
             raise ChipError("every place is held out: no chip is left", field="place", file=self.path)
         return Indices(kept)
 
     def sources(self, *, skip_bad: bool = False) -> list[str]:
         """Names of all sources that the chips hold. Raises ChipError where a header cannot be read and that is not skipped."""
-        found = dict.fromkeys(self.index.sources[i] for i in np.flatnonzero(self.index.present.any(axis=0)))
+        names = dict.fromkeys(self.index.sources[i] for i in np.flatnonzero(self.index.present.any(axis=0)))
         for index in np.flatnonzero(~self.index.sound).tolist():
             try:
-                found.update(dict.fromkeys(self.header(index)["sources"]))
+                names.update(dict.fromkeys(self.header(index)["sources"]))
             except ChipError:
                 if not skip_bad:
                     raise
-        return list(found)
+        return list(names)
 
     def holding(self, sources: Iterable[str]) -> np.ndarray:
         """Which chips hold any of some sources, (N,) bool; true of one that could not be read: reading it says why."""
@@ -238,13 +238,13 @@ class ChipFolder:
 
     def frames(self, index: int, sources: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Frames of some sources of a chip and the seconds from first to last; without those that it lacks."""
-        found = {}
+        frames = {}
         for name in sources:
             if name in self.index.sources:
                 column = self.index.sources.index(name)
                 if count := int(self.index.frames[index, column]):
-                    found[name] = (count, int(self.index.seconds[index, column]))
-        return found
+                    frames[name] = (count, int(self.index.seconds[index, column]))
+        return frames
 
     def checked(self, indices: Sequence[int]) -> np.ndarray:
         """Which chips are known to hold right values only, by the rules of today's registry: (n,) bool."""
@@ -255,7 +255,7 @@ class ChipFolder:
     @cached_property
     def _rules(self) -> int:
         entries = [dataclasses.asdict(source) for source in self.registry.values()]
-        text = json.dumps([RULES, entries], sort_keys=True, default=str)
+        text = json.dumps([RULES_VERSION, entries], sort_keys=True, default=str)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") | 1
 
     def digest(self, indices: Sequence[int]) -> str:
@@ -265,25 +265,34 @@ class ChipFolder:
         labels, texts, shards or dates of the files change nothing, and other values do.
         """
         names = self.index.names
-        found = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
+        digest = hashlib.sha256(self.index.contents[np.asarray(indices, np.int64)].tobytes())
         for index in indices:
-            found.update(shards.original(names[index]).encode("utf-8", "surrogatepass") + b"\0")
-        return found.hexdigest()
+            digest.update(shards.unpacked_name(names[index]).encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
 
 
-def _require_own_names(names: Sequence[str], folder: Path) -> None:
+def require_free(folder: str | os.PathLike, ids: Iterable[str]) -> None:
+    """Raises ChipError where a folder holds some of the chips that are to be written: new ones would mix with old.
+
+    Chips that are written again lose the texts that were attached to them.
+    """
+    wanted = list(ids)
+    there = {name.rpartition("/")[2] for name in list_names(Path(folder))} if Path(folder).is_dir() else set()
+    held = [f"{name}.npz" for name in wanted if f"{name}.npz" in there]
+    if held:
+        raise ChipError(
+            f"{len(held)} of {len(wanted)} chips are there already ({', '.join(held[:3])}{' …' * (len(held) > 3)}): choose "
+            "another folder, or write them again with --overwrite, which loses attached texts",
+            file=folder,
+        )
+
+
+def _require_unique_names(names: Sequence[str], folder: Path) -> None:
     """Raises ChipError where two chips of a tree have one name: what is made of them could not be told apart."""
     if not any("/" in name for name in names):
         return
-    # By eight bytes a name: a set of millions of texts would be the largest thing in memory.
-    keys = np.fromiter((hash(_own(name)) for name in names), np.int64, len(names))
-    order = np.argsort(keys, kind="stable")
-    for at in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]):
-        one, other = names[order[at]], names[order[at + 1]]
-        if _own(one) == _own(other):
-            raise ChipError(f"two files have one name, {one} and {other}: rename one of them", file=folder)
-
-
-def _own(name: str) -> str:
-    """The name of a chip without the folders and the shard that it lies in."""
-    return name.rpartition("/")[2]
+    # Without the folders and the shard that a chip lies in.
+    duplicate = find_duplicate(names, key=lambda name: name.rpartition("/")[2])
+    if duplicate is not None:
+        one, other = (names[row] for row in duplicate)
+        raise ChipError(f"two files have one name, {one} and {other}: rename one of them", file=folder)

@@ -1,7 +1,7 @@
 """The chip in memory: one place on one 10 m UTM grid over any span of time, every source with its own times and masks.
 
 Values are raw, masks are explicit, times are int64 milliseconds. `aef.data.chips` reads and writes it,
-`aef.data.validation` says whether it keeps its contract (docs/data.md).
+`aef.data.contract_check` says whether it keeps its contract (docs/data.md).
 """
 
 from __future__ import annotations

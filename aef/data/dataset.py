@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from aef.config import Config, ConfigError, DataConfig
 from aef.data import shards
 from aef.data.chips import Chip, ChipError, ChipFolder
-from aef.data.collate import Collator, Sample
+from aef.data.collate import Collator
+from aef.data.sample import Sample
 from aef.data.sampling import Sampler, TextVectors
 from aef.data.withheld import WithheldDates
 from aef.sources import BUILT_IN, Registry
@@ -51,7 +52,7 @@ class StorageError(OSError):
 
 
 class Draw(NamedTuple):
-    """One sample to draw: the chip's index in the dataset, the epoch and the place in the global order of the run."""
+    """One sample to draw: the chip's index in the dataset, the epoch and the position in the global order of the run."""
 
     chip: int
     epoch: int
@@ -74,10 +75,10 @@ class GlobalOrder:
     def draw(self, position: int) -> Draw:
         """The sample at one position of the run."""
         visit, crop = divmod(position, self.crops)
-        turn, place = divmod(visit, self.chips)
+        turn, at = divmod(visit, self.chips)
         if self._known is None or self._known[0] != turn:
             self._known = (turn, np.random.default_rng([self.seed, turn]).permutation(self.chips))
-        return Draw(int(self._known[1][place]), turn * self.crops + crop, position)
+        return Draw(int(self._known[1][at]), turn * self.crops + crop, position)
 
 
 class ChipDataset(Dataset[Sample]):
@@ -231,7 +232,7 @@ def storage_fault(error: Exception, path: Path) -> str | None:
 def _is_whole(path: Path) -> bool:
     """Whether every array of a chip's archive has the checksum that the archive lists."""
     try:
-        with shards.opened(path) as stream, zipfile.ZipFile(stream) as archive:
+        with shards.open_chip(path) as stream, zipfile.ZipFile(stream) as archive:
             return archive.testzip() is None
     except Exception:
         return False

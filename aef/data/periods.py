@@ -17,8 +17,8 @@ from aef.config import DataConfig
 from aef.timecode import DAY_MS, Period
 
 
-class Moment(NamedTuple):
-    """What a period must cover: a time, and of an interval source ``overlap_ms`` of the interval around it."""
+class TargetTime(NamedTuple):
+    """When a target was taken, which its period must cover: a time, and of an interval source ``overlap_ms`` of the interval around it."""
 
     time_ms: int
     interval: Period | None = None
@@ -62,17 +62,17 @@ class PeriodLaw:
             return min(self.min_ms + math.ceil((limit_ms - self.min_ms) * share), limit_ms)
         return min(max(round(self.min_ms * (limit_ms / self.min_ms) ** share), self.min_ms + 1), limit_ms)
 
-    def draw_covering(self, rng: np.random.Generator, support: Period, moment: Moment) -> Period:
-        """A period that covers a moment, inside the support or, if allowed, up to ``beyond_ms`` outside."""
+    def draw_covering(self, rng: np.random.Generator, support: Period, time: TargetTime) -> Period:
+        """A period that covers a target's time, inside the support or, if allowed, up to ``beyond_ms`` outside."""
         length = self.draw_length(rng, support.length_ms)
         if length == support.length_ms:
             return support
-        length = max(length, moment.overlap_ms)
-        earliest = max(support.start_ms - self.beyond_ms, moment.time_ms - length + 1)
-        latest = min(support.end_ms + self.beyond_ms - length, moment.time_ms)
-        if moment.interval is not None:
-            earliest = max(earliest, moment.interval.start_ms + moment.overlap_ms - length)
-            latest = min(latest, moment.interval.end_ms - moment.overlap_ms)
+        length = max(length, time.overlap_ms)
+        earliest = max(support.start_ms - self.beyond_ms, time.time_ms - length + 1)
+        latest = min(support.end_ms + self.beyond_ms - length, time.time_ms)
+        if time.interval is not None:
+            earliest = max(earliest, time.interval.start_ms + time.overlap_ms - length)
+            latest = min(latest, time.interval.end_ms - time.overlap_ms)
         start = int(rng.integers(earliest, latest + 1))
         return Period(start, start + length)
 
@@ -107,19 +107,19 @@ def draw_support(rng: np.random.Generator, times_ms: np.ndarray, length_ms: int,
 
 
 def draw_shared(
-    rng: np.random.Generator, law: PeriodLaw, support: Period, moments: list[Moment], count: int
+    rng: np.random.Generator, law: PeriodLaw, support: Period, times: list[TargetTime], count: int
 ) -> list[Period]:
-    """One period per moment, from ``count`` shared ones (0: each its own).
+    """One period per target, from ``count`` shared ones (0: each its own).
 
-    Each shared period is drawn around another of the moments; every moment then takes any of those that cover it, and
-    one of its own where none does.
+    Each shared period is drawn around another of the targets' times; every target then takes any of those that cover its
+    own, and a period of its own where none does.
     """
     if not count:
-        return [law.draw_covering(rng, support, moment) for moment in moments]
-    order = rng.permutation(len(moments))
-    shared = [law.draw_covering(rng, support, moments[order[i % len(order)]]) for i in range(count)] if moments else []
+        return [law.draw_covering(rng, support, time) for time in times]
+    order = rng.permutation(len(times))
+    shared = [law.draw_covering(rng, support, times[order[i % len(order)]]) for i in range(count)] if times else []
     chosen = []
-    for moment in moments:
-        fitting = [period for period in shared if moment.covered_by(period)]
-        chosen.append(fitting[int(rng.integers(len(fitting)))] if fitting else law.draw_covering(rng, support, moment))
+    for time in times:
+        fitting = [period for period in shared if time.covered_by(period)]
+        chosen.append(fitting[int(rng.integers(len(fitting)))] if fitting else law.draw_covering(rng, support, time))
     return chosen

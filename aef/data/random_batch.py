@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from aef.config import Config
+from aef.data.batch import Batch
+from aef.data.collate import Collator
+from aef.data.sample import Frames, Sample, Target
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, SUPPORT_MS, Period
-
-from .collate import Batch, Collator, Frames, Sample, Target
 
 SUPPORT = Period(0, SUPPORT_MS)
 

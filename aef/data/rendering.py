@@ -37,27 +37,37 @@ class Rendering:
     """How a source is drawn: its shown bands, and the values that become black and white (or the classes' colours)."""
 
     source: Source
+    bands: tuple[str, ...]
     low: np.ndarray
     high: np.ndarray
 
     @classmethod
-    def of(cls, source: Source, frames: Sequence[np.ndarray], valid: Sequence[np.ndarray]) -> Rendering:
-        """The stretch from the 2nd to the 98th percentile of the valid pixels of some frames (C, h, w)."""
-        index = _index(source)
+    def of(
+        cls,
+        source: Source,
+        frames: Sequence[np.ndarray],
+        valid: Sequence[np.ndarray],
+        *,
+        bands: tuple[str, ...] = (),
+        percentiles: tuple[float, float] = (2, 98),
+    ) -> Rendering:
+        """The stretch between two percentiles of the valid pixels of some frames (C, h, w); ``bands`` () the usual ones."""
+        bands = bands or shown_bands(source)
+        index = _index(source, bands)
         pixels = [
             np.where(np.broadcast_to(mask, frame.shape), frame, np.nan)[index].reshape(len(index), -1)
             for frame, mask in zip(frames, valid)
         ]
         every = np.concatenate(pixels, axis=1).astype(np.float64)
         every = np.where(np.isfinite(every).any(axis=1, keepdims=True), every, 0)
-        low, high = np.nanpercentile(every, [2, 98], axis=1)
-        return cls(source, low, np.where(high > low, high, low + 1))
+        low, high = np.nanpercentile(every, percentiles, axis=1)
+        return cls(source, bands, low, np.where(high > low, high, low + 1))
 
     def draw(self, frame: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
         """(C, h, w) → (h, w, 3) in [0, 1]; what is not valid is light grey."""
         if self.source.classes:
             return _draw_classes(self.source, frame, valid)
-        index = _index(self.source)
+        index = _index(self.source, self.bands)
         with np.errstate(invalid="ignore"):
             scaled = (frame[index] - self.low[:, None, None]) / (self.high - self.low)[:, None, None]
         picture = np.moveaxis(np.clip(scaled, 0, 1), 0, -1)
@@ -69,8 +79,8 @@ class Rendering:
         return picture
 
 
-def _index(source: Source) -> list[int]:
-    return [source.band_names.index(name) for name in shown_bands(source)]
+def _index(source: Source, bands: Sequence[str]) -> list[int]:
+    return [source.band_names.index(name) for name in bands]
 
 
 def _draw_classes(source: Source, frame: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

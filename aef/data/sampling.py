@@ -16,11 +16,12 @@ import numpy as np
 
 from aef.config import DataConfig
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries
-from aef.data.collate import Frames, Sample, Target, Text, stable_hash
 from aef.data.contract import grid_position
 from aef.data.crop import Crop, cut_native, cut_points, points_inside
-from aef.data.periods import Moment, PeriodLaw, draw_shared, draw_support, overlap
+from aef.data.periods import PeriodLaw, TargetTime, draw_shared, draw_support, overlap
+from aef.data.sample import Frames, Sample, Target, Text
 from aef.data.withheld import WithheldDates, near
+from aef.hashing import stable_hash
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period
 
@@ -54,7 +55,7 @@ class _Chosen:
 
     candidates: _Candidates
     at: int
-    moment: Moment
+    time: TargetTime
     held_in: bool = False
 
 
@@ -169,7 +170,7 @@ class Sampler:
                 continue
             candidates = found[name]
             drawn = self._draw_frames(rng, candidates, support)
-            chosen[name] = [_Chosen(candidates, at, _moment(rng, candidates, at, support)) for at in drawn]
+            chosen[name] = [_Chosen(candidates, at, _target_time(rng, candidates, at, support)) for at in drawn]
         return chosen
 
     def _draw_frames(self, rng: np.random.Generator, candidates: _Candidates, support: Period) -> list[int]:
@@ -216,8 +217,8 @@ class Sampler:
         self, rng: np.random.Generator, chip: Chip, chosen: dict[str, list[_Chosen]], support: Period, crop: Crop
     ) -> dict[str, list[Target]]:
         flat = [target for targets in chosen.values() for target in targets]
-        moments = [target.moment for target in flat]
-        periods = draw_shared(rng, self.law, support, moments, self.config.periods_per_sample)
+        times = [target.time for target in flat]
+        periods = draw_shared(rng, self.law, support, times, self.config.periods_per_sample)
         cut: dict[str, list[Target]] = {}
         for target, period in zip(flat, periods):
             cut.setdefault(target.candidates.source.name, []).append(self._cut_target(chip, target, period, crop))
@@ -239,7 +240,7 @@ class Sampler:
             values=values,
             valid=valid,
             weight=np.full((*values.shape[:2], 1), 255, np.uint8) if weight is None else weight,
-            time_ms=target.moment.time_ms,
+            time_ms=target.time.time_ms,
             metadata=_metadata(source, series, frame),
             period=period,
             item_weight=0.0 if target.held_in else 1.0,
@@ -309,8 +310,8 @@ class Sampler:
             return ()
         found = []
         for point in chip.texts:
-            place = grid_position(chip.transform, point.x, point.y)
-            row, col = int(np.floor(place[0])) - crop.row, int(np.floor(place[1])) - crop.col
+            down, right = grid_position(chip.transform, point.x, point.y)
+            row, col = int(np.floor(down)) - crop.row, int(np.floor(right)) - crop.col
             inside = 0 <= row < crop.side_px and 0 <= col < crop.side_px
             if inside and point.time_ms < support.end_ms and point.time_end_ms > support.start_ms:
                 vector = self.text(point.text)
@@ -338,21 +339,21 @@ def _is_map(source: Source) -> bool:
     return source.time == "interval" and source.min_overlap == 0
 
 
-def _moment(rng: np.random.Generator, candidates: _Candidates, at: int, support: Period) -> Moment:
+def _target_time(rng: np.random.Generator, candidates: _Candidates, at: int, support: Period) -> TargetTime:
     """The time at which a target is decoded: its own, any for a static one, clamped to the support for a map."""
     source, series = candidates.source, candidates.series
     if source.time == "static":
-        return Moment(int(rng.integers(support.start_ms, support.end_ms)))
+        return TargetTime(int(rng.integers(support.start_ms, support.end_ms)))
     time_ms = int(candidates.moment_ms[at])
     if _is_map(source):
-        return Moment(min(max(time_ms, support.start_ms), support.end_ms - 1))
+        return TargetTime(min(max(time_ms, support.start_ms), support.end_ms - 1))
     if source.time == "instant" or series.time_end_ms is None or series.time_ms is None:
-        return Moment(time_ms)
+        return TargetTime(time_ms)
     frame = candidates.index[at]
     interval = Period(int(series.time_ms[frame]), int(series.time_end_ms[frame]))
     # An interval on the rim of the support can be covered only as far as the support does.
     wanted = min(round(source.min_overlap * interval.length_ms), overlap(interval, support))
-    return Moment(time_ms, interval, wanted)
+    return TargetTime(time_ms, interval, wanted)
 
 
 def _metadata(source: Source, series: SourceSeries, frame: int) -> np.ndarray:

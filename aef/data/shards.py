@@ -36,12 +36,12 @@ def split(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def original(name: str) -> str:
-    """The name of a chip in the folder that was packed: a relative path without its shard."""
+def unpacked_name(name: str) -> str:
+    """The name that a chip had before it was packed: a relative path without its shard."""
     return "/".join(part for part in name.split("/") if not part.endswith(SUFFIX)) if SUFFIX in name else name
 
 
-def is_there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether a chip is there, in a file of its own or in a shard. Raises ShardError where that shard is damaged."""
     packed = split(path)
     return path.exists() if packed is None else packed[1] in directory(packed[0])
@@ -50,16 +50,16 @@ def is_there(path: Path) -> bool:
 def size_of(path: Path) -> int:
     """Bytes of a chip, in a file of its own or in a shard. Raises FileNotFoundError, ShardError."""
     packed = split(path)
-    return path.stat().st_size if packed is None else _entry(*packed).size
+    return path.stat().st_size if packed is None else _member(*packed).size
 
 
-def names_in(shard: Path) -> list[str]:
+def list_chips(shard: Path) -> list[str]:
     """Names of a shard's chips, in its order. Raises ShardError where it is no whole archive."""
     return list(directory(shard))
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def open_chip(path: Path) -> Iterator[IO[bytes]]:
     """A chip's bytes, seekable, from a file of its own or from a shard.
 
     Raises:
@@ -72,17 +72,17 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     shard, name = packed
-    entry = _entry(shard, name)
+    member = _member(shard, name)
     with open(shard, "rb", buffering=0) as file:
-        mark, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(os.pread(file.fileno(), _LOCAL_HEADER.size, entry.offset))
+        mark, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(os.pread(file.fileno(), _LOCAL_HEADER.size, member.offset))
         if mark != b"PK\3\4":
             raise ShardError(f"{shard}: is damaged (no chip where {name} should be): pack it again")
-        start = entry.offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-        with io.BufferedReader(_Span(file.fileno(), start, entry.size)) as stream:
+        start = member.offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+        with io.BufferedReader(_FileSpan(file.fileno(), start, member.size)) as stream:
             yield stream
 
 
-class _Span(io.RawIOBase):
+class _FileSpan(io.RawIOBase):
     """Part of an open file as a file of its own."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
@@ -108,29 +108,29 @@ class _Span(io.RawIOBase):
         return count
 
 
-class Entry(NamedTuple):
-    """Where a chip's member begins in its shard, its length and its checksum."""
+class Member(NamedTuple):
+    """Where a chip's member begins in its shard (its local header), its bytes and their CRC-32."""
 
     offset: int
     size: int
     crc: int
 
 
-def _entry(shard: Path, name: str) -> Entry:
-    found = directory(shard).get(name)
-    if found is None:
+def _member(shard: Path, name: str) -> Member:
+    member = directory(shard).get(name)
+    if member is None:
         raise FileNotFoundError(errno.ENOENT, "no such chip in this shard", str(shard / name))
-    return found
+    return member
 
 
-def directory(shard: Path) -> Mapping[str, Entry]:
+def directory(shard: Path) -> Mapping[str, Member]:
     """A shard's chips by name, in its order. Raises OSError, ShardError."""
-    found = os.stat(shard)
-    return _read_directory(shard, found.st_size, found.st_mtime_ns)
+    stat = os.stat(shard)
+    return _read_directory(shard, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _read_directory(shard: Path, size: int, mtime_ns: int) -> Mapping[str, Entry]:
+def _read_directory(shard: Path, size: int, mtime_ns: int) -> Mapping[str, Member]:
     # The last few are kept: a pass over a folder asks for one chip of a shard after another.
     try:
         with zipfile.ZipFile(shard) as archive:
@@ -138,9 +138,9 @@ def _read_directory(shard: Path, size: int, mtime_ns: int) -> Mapping[str, Entry
     except (zipfile.BadZipFile, struct.error, LookupError, ValueError) as error:
         raise ShardError(f"{shard}: is damaged or no archive ({error}): pack or copy it again") from error
     if min((entry.header_offset for entry in entries), default=0) != 0:
-        # Cut short inside its directory, it ends with a chip: an archive, too, whose directory `zipfile` then takes for its own.
+        # Cut short inside its directory, it ends with a chip. That is an archive too, and `zipfile` takes its directory.
         raise ShardError(f"{shard}: is damaged (cut short): pack or copy it again")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise ShardError(f"{shard}: {entry.filename} is compressed or encrypted: expected a shard of `aef pack`")
-    return {e.filename: Entry(e.header_offset, e.file_size, e.CRC) for e in entries if e.filename.endswith(".npz")}
+    return {e.filename: Member(e.header_offset, e.file_size, e.CRC) for e in entries if e.filename.endswith(".npz")}

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aef import atomic
+from aef.data.chip_subset import Part, draw_chips
 from aef.data.chips import Chip, ChipFolder, validate
-from aef.data.draw import Part, draw_chips
-from aef.data.gathering import Found, Plan, in_blocks
 from aef.data.moments import SourceStatistics
+from aef.data.statistics_pass import PartialStatistics, StatisticsReader, read_in_blocks
 from aef.data.withheld import WithheldDates
 from aef.sources import Registry, Source
 
@@ -62,10 +62,10 @@ class TakenOver:
     def of(cls, folder: ChipFolder, places: Collection[str] | None, withheld: WithheldDates | None) -> TakenOver:
         """Of the chips of some places (None: all) without the withheld dates. Reads no pixels."""
         indices = _indices(folder, places)
-        found = hashlib.sha256(folder.digest(indices).encode())
+        digest = hashlib.sha256(folder.digest(indices).encode())
         if withheld is not None:
-            found.update(json.dumps([sorted(withheld.dates().items()), withheld.twin_ms]).encode())
-        return cls(len(indices), _FORM + found.hexdigest())
+            digest.update(json.dumps([sorted(withheld.dates().items()), withheld.twin_ms]).encode())
+        return cls(len(indices), _FORM + digest.hexdigest())
 
     @property
     def is_of_this_form(self) -> bool:
@@ -133,17 +133,17 @@ class Statistics(Mapping[str, SourceStatistics]):
                 f"source {source.name}: no statistics, only of {', '.join(self) or 'nothing'}: "
                 "take them again with `aef stats` over chips that hold it"
             )
-        found = self[source.name]
+        statistics = self[source.name]
         for what, expected, given in (
-            ("bands", source.band_names, found.bands),
-            ("units", source.units, found.units),
+            ("bands", source.band_names, statistics.bands),
+            ("units", source.units, statistics.units),
         ):
             if expected != given:
                 raise StatisticsError(
                     f"source {source.name}: statistics of another source: expected {what} {', '.join(expected)}, "
                     f"found {', '.join(given)}"
                 )
-        return found
+        return statistics
 
     @classmethod
     def identity(cls, registry: Registry, names: Iterable[str]) -> Statistics:
@@ -184,7 +184,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             places: only chips of these places; None: all.
             withheld: dates to leave out, as training does.
             skip_bad: count chips that break the contract instead of stopping.
-            sample: read about so many chips of a folder, drawn with ``seed`` (`aef.data.draw`); None: all.
+            sample: read about so many chips of a folder, drawn with ``seed`` (`aef.data.chip_subset`); None: all.
             workers: processes that read a folder.
             progress: called for every chip.
 
@@ -192,29 +192,49 @@ class Statistics(Mapping[str, SourceStatistics]):
             ChipError: a chip breaks the contract.
             StatisticsError: no chip is left.
         """
-        plan = Plan(registry, weighting, withheld, skip_bad)
+        reader = StatisticsReader(registry, weighting, withheld, skip_bad)
         if not isinstance(chips, ChipFolder):
             wanted = (chip for chip in chips if places is None or chip.place in places)
-            found = plan.gather((partial(_validated, chip, registry) for chip in wanted), progress)
-            _require_some(found, places)
-            return cls(found.sources(registry), weighting=weighting, date=_today(), **found.origin())
+            read = reader.read((partial(_validated, chip, registry) for chip in wanted), progress)
+            return cls._of_partial(read, registry, weighting, places)
         indices = _indices(chips, places)
         over = TakenOver.of(chips, places, withheld)
         parts: list[Part] = [(index, None) for index in indices]
         if sample is not None and sample < len(indices):
             parts = draw_chips(chips, indices, sample, seed)
             over = dataclasses.replace(over, sampled=sample, seed=seed)
-        found = Found()
-        for size, block in in_blocks(chips, plan, parts, workers):
-            found.join(block)
+        read = PartialStatistics()
+        for size, block in read_in_blocks(chips, reader, parts, workers):
+            read.join(block)
             for _ in range(size):
                 progress()
-        _require_some(found, places)
-        origin = found.origin()
-        if over.sampled is not None:
+        if over.sampled is not None and read.places:
             known = chips.places()
-            origin["places"] = sorted({place for index in indices if (place := known[index]) is not None})
-        return cls(found.sources(registry), weighting=weighting, date=_today(), taken_over=over, **origin)
+            read.places = {place for index in indices if (place := known[index]) is not None}
+        return cls._of_partial(read, registry, weighting, places, over)
+
+    @classmethod
+    def _of_partial(
+        cls,
+        read: PartialStatistics,
+        registry: Registry,
+        weighting: str,
+        places: Collection[str] | None,
+        over: TakenOver | None = None,
+    ) -> Statistics:
+        if not read.places:
+            raise StatisticsError(
+                f"no chip to take statistics over: {read.skipped} were skipped"
+                + (f" and none is of the places {', '.join(sorted(places)[:8])}" if places is not None else "")
+            )
+        return cls(
+            read.of_sources(registry),
+            weighting=weighting,
+            date=_today(),
+            places=sorted(read.places),
+            skipped=read.skipped,
+            taken_over=over,
+        )
 
     def write(self, path: str | os.PathLike) -> Path:
         """Write as JSON, atomically; names of very many places into a file beside it. Raises OSError."""
@@ -227,7 +247,7 @@ class Statistics(Mapping[str, SourceStatistics]):
             "places": own.write(self.places) if many else list(self.places),
             "skipped": self.skipped,
             "taken_over": None if self.taken_over is None else dataclasses.asdict(self.taken_over),
-            "sources": {name: dataclasses.asdict(found) for name, found in self.items()},
+            "sources": {name: dataclasses.asdict(statistics) for name, statistics in self.items()},
         }
         with atomic.writing(path, "w") as stream:
             json.dump(content, stream, indent=1)
@@ -309,15 +329,15 @@ def _today() -> str:
 
 
 def _read_source(name: str, fields: Mapping[str, Any]) -> SourceStatistics:
-    found = SourceStatistics(
+    statistics = SourceStatistics(
         **{field.name: tuple(fields[field.name]) for field in dataclasses.fields(SourceStatistics)}
     )
-    widths = {len(getattr(found, key)) for key in ("bands", "units", "mean", "std", "count")}
+    widths = {len(getattr(statistics, key)) for key in ("bands", "units", "mean", "std", "count")}
     if len(widths) != 1:
         raise StatisticsError(f"source {name}: bands, units, mean, std and count differ in length")
-    if not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in zip(found.mean, found.std)):
+    if not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in zip(statistics.mean, statistics.std)):
         raise StatisticsError(f"source {name}: expected finite means and positive deviations")
-    return found
+    return statistics
 
 
 def _indices(folder: ChipFolder, places: Collection[str] | None) -> list[int]:
@@ -325,14 +345,6 @@ def _indices(folder: ChipFolder, places: Collection[str] | None) -> list[int]:
     if places is None:
         return list(range(len(folder)))
     return folder.where(places, or_unknown=True).tolist()
-
-
-def _require_some(found: Found, places: Collection[str] | None) -> None:
-    if not found.seen:
-        raise StatisticsError(
-            f"no chip to take statistics over: {found.skipped} were skipped"
-            + (f" and none is of the places {', '.join(sorted(places)[:8])}" if places is not None else "")
-        )
 
 
 def _validated(chip: Chip, registry: Registry) -> Chip:

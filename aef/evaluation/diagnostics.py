@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.evaluation.labels import unit_numbers
 from aef.evaluation.probes import Labelled, better, effective_rank, probe
 from aef.mapping.field import EmbeddingError
 from aef.mapping.trained import TrainedModel
@@ -43,9 +44,10 @@ def source_presence(
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
     places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
     complete = [model.embed_array(chip, [period_of(chip)])[0][0] for chip in chips]
+    by_place = presence_split(chips) == "place"
     found = {}
     for name in model.inputs:
-        vectors, labels, units, blocks = [], [], [], []
+        vectors, labels, ground = [], [], []
         for chip, (rows, columns, block), whole in zip(chips, places, complete):
             if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
                 continue
@@ -56,11 +58,10 @@ def source_presence(
             for present, field in ((1, whole), (0, without)):
                 vectors.append(field[:, rows, columns].T)
                 labels.append(np.full(PIXELS_PER_CHIP, present))
-                units.append(np.full(PIXELS_PER_CHIP, number[chip.place]))
-                blocks.append(block)
-        units = units if presence_split(chips) == "place" else blocks
-        if vectors and len(np.unique(np.concatenate(units))) >= 2:
-            labelled = Labelled(np.concatenate(labels), np.concatenate(units))
+                ground.append(block[:1] if by_place else block)
+        units = unit_numbers(*np.concatenate(ground, axis=1)) if ground else np.zeros(0)
+        if len(np.unique(units)) >= 2:
+            labelled = Labelled(np.concatenate(labels), units)
             scores = probe(
                 {name: np.concatenate(vectors)}, labelled, shots=None, trials=trials, seed=seed, kinds=LINEAR_KINDS
             )
@@ -68,10 +69,10 @@ def source_presence(
     return found
 
 
-def _drawn(chip: Chip, rng: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of a chip, and the number of the block of ground that each lies in."""
+def _drawn(chip: Chip, rng: np.random.Generator, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of a chip, and the block of ground that each lies in: (3, N), number of the place, row and column."""
     rows, columns = rng.integers(0, chip.height, PIXELS_PER_CHIP), rng.integers(0, chip.width, PIXELS_PER_CHIP)
-    return rows, columns, index * 1_000_000 + (rows // BLOCK_PX) * 1000 + columns // BLOCK_PX
+    return rows, columns, np.stack([np.full_like(rows, place), rows // BLOCK_PX, columns // BLOCK_PX])
 
 
 def spread(fields: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, float]:

@@ -66,11 +66,13 @@ def labelled_pixels(
         units = _units(chip, label, unit)
         keep &= units > 0
         row, column = np.nonzero(keep)
-        identity = index * 1_000_000 + units[keep] if unit != "place" else _place_number(chips, chip) + 0 * row
-        tables.append(np.stack([label.values[keep].astype(np.int64), identity, np.full_like(row, index), row, column]))
+        tables.append(
+            np.stack([label.values[keep].astype(np.int64), units[keep], np.full_like(row, index), row, column])
+        )
     if not tables:
         raise ProbeError(f"no chip carries the label {name!r}")
     table = np.concatenate(tables, axis=1)
+    table[1] = _place_numbers(chips)[table[2]] if unit == "place" else unit_numbers(table[2], table[1])
     for code in np.unique(table[0]):
         if len(np.unique(table[1][table[0] == code])) < min_units:
             table = table[:, table[0] != code]
@@ -86,7 +88,7 @@ def block_units(lon: np.ndarray, lat: np.ndarray, side_m: float) -> np.ndarray:
     """
     east = lon * METRES_PER_DEGREE * np.cos(np.radians(np.mean(lat)))
     corner = np.floor(np.stack([east, lat * METRES_PER_DEGREE]) / side_m)
-    return np.unique(corner, axis=1, return_inverse=True)[1].ravel()
+    return unit_numbers(*corner.astype(np.int64))
 
 
 def label_period(chip: Chip, name: str, span: Period) -> Period:
@@ -102,18 +104,28 @@ def label_period(chip: Chip, name: str, span: Period) -> Period:
     return Period(start, start + SUPPORT_MS)
 
 
-def _place_number(chips: Sequence[Chip], chip: Chip) -> int:
-    return 1 + sorted({one.place for one in chips}).index(chip.place)
+def unit_numbers(*columns: np.ndarray) -> np.ndarray:
+    """Unit numbers (N,) of columns of N integers: equal where all columns are, counted from 0 in the columns' order."""
+    number = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, rank = np.unique(column, return_inverse=True)
+        number = np.unique(number * len(values) + rank, return_inverse=True)[1]
+    return number
+
+
+def _place_numbers(chips: Sequence[Chip]) -> np.ndarray:
+    """The number of each chip's place, counted from 0 in the order of their names."""
+    return np.unique([chip.place for chip in chips], return_inverse=True)[1]
 
 
 def _units(chip: Chip, label: Label, unit: Unit) -> np.ndarray:
-    """(H, W) positive unit numbers; 0 where there is none."""
+    """(H, W) positive unit numbers, unique within the chip; 0 where there is none."""
     if unit == "place":
         return np.ones(label.values.shape, np.int64)
     if unit == "block":
         side = round(BLOCK_M / abs(chip.transform[0]))
-        block = np.indices(label.values.shape) // side
-        return 1 + block[0] * 1000 + block[1]
+        row, column = np.indices(label.values.shape) // side
+        return 1 + row * (1 + column.max()) + column
     if label.fields is not None:
         return label.fields.astype(np.int64)
     units = np.zeros(label.values.shape, np.int64)

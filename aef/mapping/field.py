@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aef.data.chips import Chip, SourceSeries
-from aef.data.collate import Frames
+from aef.data.sample import Frames
 from aef.timecode import Period
 
 MARGIN = 1 / 8

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from aef.config import Config
+from aef.data.batch import Batch
 from aef.data.chips import Chip, read_chip
-from aef.data.collate import Batch, Collator, Sample, Target
+from aef.data.collate import Collator
+from aef.data.sample import Sample, Target
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
 from aef.mapping.field import EmbeddingError, MadeBy, Pass, Window, cut_frames, look_over, windows

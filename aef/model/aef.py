@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from aef.config import ModelConfig
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.data.statistics import Statistics
 from aef.sources import Registry
 from aef.timecode import encode_time, position_in_period

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from aef.config import ModelConfig
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.data.statistics import Statistics
 from aef.sources import Registry
 from aef.timecode import PERIOD_CODE_WIDTH, TIMECODE_WIDTH, UNIT_CODE_WIDTH

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aef.data.collate import FrameBlock
+from aef.data.batch import FrameBlock
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
 from aef.sources import Registry, Source

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aef import kernels
 from aef.config import ModelConfig
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.timecode import DAY_MS, PERIOD_CODE_WIDTH, TIMECODE_WIDTH, encode_period
 
 from .layers import ChannelNorm, Linear, LinearGelu, ResidualMlp, Up, at_least_float, new_weight

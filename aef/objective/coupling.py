@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.objective.contrastive import same_texts
 from aef.objective.uniformity import Partners
 from aef.objective.world import World

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aef.config import DataConfig, ObjectiveConfig
-from aef.data.collate import Batch, TargetBlock
+from aef.data.batch import Batch, TargetBlock
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
 from aef.kernels.vmf.philox import WORD, philox4x32

@@ -69,7 +69,7 @@ def attach_points(
         TextError: not text points. ChipError, FileNotFoundError: no chips, a damaged one, or one in a shard.
     """
     folder = ChipFolder(chips, registry)
-    packed = next((name for name in folder.files.names if shards.original(name) != name), None)
+    packed = next((name for name in folder.files.names if shards.unpacked_name(name) != name), None)
     if packed is not None:
         raise ChipError("lies in a shard, which is only read: attach texts before packing", file=folder.path / packed)
     footprints = [_footprint(folder, index) for index in range(len(folder))]

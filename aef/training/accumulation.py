@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aef.data.collate import Batch, TargetBlock, TextBlock
+from aef.data.batch import Batch, TargetBlock, TextBlock
 from aef.model.aef import Output
 
 

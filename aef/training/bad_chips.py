@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.model.aef import Output
 
 from .distributed import Ranks

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import record_function
 
 from aef.config import Config
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.data.random_batch import random_batch
 from aef.data.statistics import Statistics
 from aef.model.aef import AEF

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from aef.config import Config
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.kernels.dispatch import requested
 from aef.model.cost import Work, step_flops
 from aef.objective.coupling import Coupling

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aef.clock import DAY_MS, format_date
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 from aef.data.standardizer import Standardizer
 from aef.figure_file import MISSING, new_figure, save_png
 from aef.mapping.picture import pca_rgb

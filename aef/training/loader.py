@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from aef.data.batch import Batch
 from aef.data.chips import ChipError, ChipFolder
-from aef.data.collate import Batch, Collator
+from aef.data.collate import Collator
 from aef.data.dataset import ChipDataset, Draw, GlobalOrder
 from aef.run import Run
 

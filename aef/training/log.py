@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -112,13 +111,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     records = (_parse(line) for line in path.read_text(encoding="utf-8").splitlines())
     return [record for record in records if record is not None]
-
-
-def significant(value: float | None, digits: int = 6) -> float | None:
-    """Round for a log line; None stays None (JSON null)."""
-    if value is None or value == 0 or not math.isfinite(value):
-        return value
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
 
 
 class Display:

@@ -150,7 +150,7 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
     registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
-    folder.survey(say)
+    folder.build_index(say)
     inputs, targets = _sources_of(config, folder)
     _require_choices(config, folder)
     statistics = _statistics(config, folder, say)
@@ -280,7 +280,7 @@ def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: Stat
     # Another number of ranks, or train.micro_batch, has other micro-batches, of which filler is another share.
     filler(config, run.registry, run.inputs, now.world_size)
     folder = ChipFolder(data, run.registry)
-    folder.survey(say)
+    folder.build_index(say)
     _require_choices(with_own_list(config, out), folder)
     if config.data.withheld is not None and not (out / WITHHELD).exists():
         _keep_list(config.data.withheld, out)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aef.data.collate import Batch
+from aef.data.batch import Batch
 
 ALIGNED_BYTES = 64
 """Where a tensor may begin in the block: a multiple of every element's size, and of a cache line."""

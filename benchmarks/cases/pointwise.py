@@ -13,8 +13,6 @@ from benchmarks import roofline
 
 from .case import Arguments, Case, Contender, Decision, eager_norm, random_leaf
 
-NORMS = ("channel_norm", "residual_norm")
-
 
 def with_norm(state: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """A state and its LayerNorm, by PyTorch."""

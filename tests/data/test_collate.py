@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from aef.data.collate import Collator, Frames, Sample, bucket_frames, stable_hash
+from aef.data.batch import bucket_frames
+from aef.data.collate import Collator
+from aef.data.sample import Frames, Sample
+from aef.hashing import stable_hash
 from aef.sources import BUILT_IN, INPUTS
 from aef.timecode import DAY_MS, Period, parse_time
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aef.config import DataConfig
-from aef.data.periods import Moment, PeriodLaw, draw_shared, draw_support, overlap
+from aef.data.periods import PeriodLaw, TargetTime, draw_shared, draw_support, overlap
 from aef.timecode import DAY_MS, Period, parse_time
 
 START = parse_time("2019-03-01")
@@ -54,7 +54,7 @@ def test_each_share_of_lengths_can_be_all_of_them(uniform, log_uniform):
 def test_a_period_contains_its_target_and_stays_in_reach(seed, share, beyond):
     law = dataclasses.replace(LAW, beyond_ms=beyond * DAY_MS)
     time_ms = SUPPORT.start_ms + int(share * SUPPORT.length_ms)
-    period = law.draw_covering(rng(seed), SUPPORT, Moment(time_ms))
+    period = law.draw_covering(rng(seed), SUPPORT, TargetTime(time_ms))
     assert period.contains(time_ms)
     assert 4 < days(period) <= 365
     assert period.start_ms >= SUPPORT.start_ms - beyond * DAY_MS and period.end_ms <= SUPPORT.end_ms + beyond * DAY_MS
@@ -68,16 +68,16 @@ def test_a_period_covers_enough_of_an_interval(seed, start, length, need):
     if not SUPPORT.contains(middle):
         return
     wanted = min(round(need * interval.length_ms), overlap(interval, SUPPORT))
-    moment = Moment(middle, interval, wanted)
-    period = LAW.draw_covering(rng(seed), SUPPORT, moment)
+    time = TargetTime(middle, interval, wanted)
+    period = LAW.draw_covering(rng(seed), SUPPORT, time)
     assert period.contains(middle) and overlap(period, interval) >= wanted
     assert period.start_ms >= SUPPORT.start_ms and period.end_ms <= SUPPORT.end_ms
-    assert moment.covered_by(period)
+    assert time.covered_by(period)
 
 
 def test_some_periods_reach_beyond_the_support_if_they_may():
     law = dataclasses.replace(LAW, beyond_ms=183 * DAY_MS)
-    drawn = [law.draw_covering(rng(seed), SUPPORT, Moment(SUPPORT.start_ms + DAY_MS)) for seed in range(200)]
+    drawn = [law.draw_covering(rng(seed), SUPPORT, TargetTime(SUPPORT.start_ms + DAY_MS)) for seed in range(200)]
     assert any(period.start_ms < SUPPORT.start_ms for period in drawn)
     assert min(period.start_ms for period in drawn) < SUPPORT.start_ms - 100 * DAY_MS
 
@@ -93,7 +93,7 @@ def test_a_free_period_lies_within_the_bounds():
 def test_a_support_shorter_than_the_shortest_period_is_summarised_whole():
     short = Period(START, START + 2 * DAY_MS)
     assert LAW.draw_within(rng(), short) == short
-    assert LAW.draw_covering(rng(), short, Moment(START + 5)) == short
+    assert LAW.draw_covering(rng(), short, TargetTime(START + 5)) == short
 
 
 # --- supports --------------------------------------------------------------------------------------------------------
@@ -123,23 +123,23 @@ def test_supports_start_anywhere_not_with_the_calendar():
 # --- shared periods --------------------------------------------------------------------------------------------------
 
 
-def moments(count: int, seed: int) -> list[Moment]:
-    return [Moment(SUPPORT.start_ms + int(t)) for t in rng(seed).integers(0, SUPPORT.length_ms, count)]
+def times(count: int, seed: int) -> list[TargetTime]:
+    return [TargetTime(SUPPORT.start_ms + int(t)) for t in rng(seed).integers(0, SUPPORT.length_ms, count)]
 
 
 def test_each_target_has_a_period_of_its_own_by_default():
-    wanted = moments(9, 1)
+    wanted = times(9, 1)
     periods = draw_shared(rng(), LAW, SUPPORT, wanted, 0)
-    assert all(moment.covered_by(period) for moment, period in zip(wanted, periods))
+    assert all(time.covered_by(period) for time, period in zip(wanted, periods))
     assert len({period for period in periods if period != SUPPORT}) == sum(period != SUPPORT for period in periods)
 
 
 def test_targets_share_periods_and_only_an_uncovered_one_has_its_own():
     distinct = []
     for seed in range(200):
-        wanted = moments(9, seed)
+        wanted = times(9, seed)
         periods = draw_shared(rng(seed), LAW, SUPPORT, wanted, 4)
-        assert all(moment.covered_by(period) for moment, period in zip(wanted, periods))
+        assert all(time.covered_by(period) for time, period in zip(wanted, periods))
         distinct.append(len(set(periods)))
     assert np.mean(distinct) < 4.5 and max(distinct) <= 9
 

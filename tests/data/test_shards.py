@@ -14,11 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aef.data import packing, shards
-from aef.data.chip_file import look_at, require_free
-from aef.data.chips import ChipError, ChipFolder, read_chip, read_chip_header, read_frame_times, write_chip
+from aef.data import shard_writer, shards
+from aef.data.chip_file import read_entry
+from aef.data.chips import (
+    ChipError,
+    ChipFolder,
+    read_chip,
+    read_chip_header,
+    read_frame_times,
+    require_free,
+    write_chip,
+)
 from aef.data.dataset import storage_fault
-from aef.data.packing import pack, plan
+from aef.data.shard_writer import pack, plan_shards
 from aef.data.shards import ShardError
 from aef.data.statistics import Statistics
 from aef.sources import BUILT_IN
@@ -58,7 +66,7 @@ def store(chips, tmp_path) -> Path:
 
 def test_packed_chips_are_those_of_the_folder_in_its_order(chips, store):
     before, after = opened(chips), opened(store)
-    assert [shards.original(name) for name in after.files.names] == list(before.files.names) == sorted(NAMES)
+    assert [shards.unpacked_name(name) for name in after.files.names] == list(before.files.names) == sorted(NAMES)
     assert after.digest(range(4)) == before.digest(range(4))
     assert after.places() == before.places()
     for old, new in zip(before, after, strict=True):
@@ -72,7 +80,7 @@ def test_a_packed_chip_has_a_path_like_any_other(chips, store):
     assert np.array_equal(
         read_frame_times(path, SOURCES)["sentinel2"], read_frame_times(chips / "a.npz", SOURCES)["sentinel2"]
     )
-    assert look_at(path) == look_at(chips / "a.npz")
+    assert read_entry(path) == read_entry(chips / "a.npz")
     with pytest.raises(FileNotFoundError, match=r"00000.chips.zip/none.npz: no such chip"):
         read_chip(path.with_name("none.npz"), BUILT_IN)
 
@@ -125,13 +133,13 @@ def test_a_folder_named_like_a_shard_is_a_folder(store, tmp_path):
 
 def test_the_index_of_packed_chips_follows_their_shards(store, monkeypatch, make_chip, tmp_path):
     from aef.data import chips as chips_module
-    from aef.data import index as index_module
+    from aef.data import folder_scan
 
-    for module in (index_module, chips_module):
+    for module in (folder_scan, chips_module):
         monkeypatch.setattr(module, "LEAST_CHIPS", 1)
-    monkeypatch.setattr(index_module, "RACY_NS", -(10**18))
+    monkeypatch.setattr(folder_scan, "RACY_NS", -(10**18))
     seen: list[str] = []
-    monkeypatch.setattr(chips_module, "look_at", lambda path: (seen.append(path.name), look_at(path))[1])
+    monkeypatch.setattr(folder_scan, "read_entry", lambda path: (seen.append(path.name), read_entry(path))[1])
     assert len(opened(store).index) == 4 and len(seen) == 4
     assert len(opened(store).index) == 4 and len(seen) == 4, "nothing changed: nothing is read"
     other = tmp_path / "others"
@@ -176,7 +184,7 @@ def test_a_flipped_bit_in_a_shard_is_that_chips_damage(store):
 
 def test_a_shard_whose_chips_moved_is_no_chip(store):
     shard = store / "00000.chips.zip"
-    assert shards.names_in(shard)[0] == "a.npz"
+    assert shards.list_chips(shard)[0] == "a.npz"
     content = shard.read_bytes()
     shard.write_bytes(b"XXXX" + content[4:])
     with pytest.raises(ChipError, match=r"no chip where a.npz should be"):
@@ -200,7 +208,7 @@ def test_shards_hold_whole_chips_up_to_their_size(chips, tmp_path):
     sizes = [path.stat().st_size for path in folder.files]
 
     def counts(most: int) -> list[int]:
-        return [len(shard.names) for shard in plan(folder, tmp_path / "packed", most)]
+        return [len(shard.names) for shard in plan_shards(folder, tmp_path / "packed", most)]
 
     assert counts(1) == [1, 1, 1, 1]
     assert counts(sizes[0] + sizes[1]) == [2, 2] if sizes[2] + sizes[3] <= sizes[0] + sizes[1] else [2, 1, 1]
@@ -281,7 +289,7 @@ def test_a_chip_that_changes_meanwhile_is_noticed(chips, tmp_path, make_chip):
 
 def test_a_disk_without_room_is_noticed_before_anything_is_written(chips, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage(10, 0, 10))
+    monkeypatch.setattr(shard_writer.shutil, "disk_usage", lambda path: usage(10, 0, 10))
     with pytest.raises(ShardError, match=r"GB are to be written, 0.0 GB are free: make room"):
         packed(chips, tmp_path / "packed")
     assert list((tmp_path / "packed").iterdir()) == []

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from aef.data import gathering
 from aef.data import statistics as statistics_module
+from aef.data import statistics_pass
+from aef.data.chip_subset import draw_chips
 from aef.data.chips import ChipFolder, write_chip
-from aef.data.draw import draw_chips
 from aef.data.statistics import Statistics, StatisticsError, TakenOver
 from aef.launcher import stats
 from aef.sources import BUILT_IN
@@ -82,7 +82,7 @@ def test_any_number_of_processes_gives_the_same_statistics(many):
 
 def test_blocks_are_joined_to_what_all_values_at_once_give(many, monkeypatch):
     blocks = Statistics.of_chips(many, BUILT_IN)["sentinel2"]
-    monkeypatch.setattr(gathering, "BLOCK", 64)
+    monkeypatch.setattr(statistics_pass, "BLOCK", 64)
     whole = Statistics.of_chips(many, BUILT_IN)["sentinel2"]
     assert blocks.count == whole.count and np.allclose(blocks.mean, whole.mean, rtol=1e-12)
     assert np.allclose(blocks.std, whole.std, rtol=1e-9)

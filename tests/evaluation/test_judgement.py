@@ -240,6 +240,25 @@ def test_units_are_fields_blocks_or_places(chips):
     assert len(np.unique(labelled_pixels(regions, "crop").labelled.units)) == 4  # columns of one class are connected
 
 
+def test_fields_of_two_chips_are_never_one_unit_whatever_their_parcels_are_numbered():
+    """Real parcel numbers have seven digits and more."""
+    two = [a_chip(0), a_chip(1)]
+    two[0].labels["crop"].fields += 1_000_000
+    pixels = labelled_pixels(two, "crop")
+    assert len(np.unique(pixels.labelled.units)) == 8
+    assert all(len(np.unique(pixels.chip[pixels.labelled.units == unit])) == 1 for unit in pixels.labelled.units)
+
+
+def test_blocks_of_a_large_chip_are_never_one_unit():
+    """A chip of more than a thousand blocks a row, 200 m each."""
+    chip = a_chip(0)
+    values = np.zeros((40, 20_020), np.int32)
+    values[20:] = 1
+    chip.labels["crop"] = Label(values, legend={0: "early", 1: "late"})
+    pixels = labelled_pixels([chip], "crop", unit="block")
+    assert len(np.unique(pixels.labelled.units)) == 2 * 1001
+
+
 def test_a_label_is_judged_in_the_year_around_the_middle_of_its_own_period(chips):
     chip = a_chip(0)
     span = Period(START, START + 1000 * DAY_MS)

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.data.collate import FrameBlock, Frames
+from aef.data.batch import FrameBlock
+from aef.data.sample import Frames
 from aef.data.statistics import Statistics
 from aef.model.projectors import Projector
 from aef.sources import BUILT_IN

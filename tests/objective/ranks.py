@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from aef.config import DataConfig, ObjectiveConfig
-from aef.data.collate import Collator, Sample, Target, Text
+from aef.data.collate import Collator
+from aef.data.sample import Sample, Target, Text
 from aef.data.statistics import Statistics
 from aef.objective.objective import Objective
 from aef.objective.world import World

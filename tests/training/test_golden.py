@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from aef.config import PRESETS
-from aef.data.collate import Collator, Frames, Sample, Target
+from aef.data.collate import Collator
+from aef.data.sample import Frames, Sample, Target
 from aef.data.statistics import SourceStatistics, Statistics
 from aef.data.transform import transform
 from aef.model.aef import AEF

@@ -136,7 +136,7 @@ def test_micro_batches_travel_as_one_block(make_run, pristine_chips):
 
 def test_a_micro_batch_without_a_frame_travels_too():
     empty = torch.zeros(0, 3, dtype=torch.float64)
-    from aef.data.collate import FrameBlock
+    from aef.data.batch import FrameBlock
 
     block = FrameBlock(empty, torch.zeros(0, dtype=torch.bool), torch.arange(5))
     (found,) = Packed.of([block]).batches()

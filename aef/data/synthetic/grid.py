@@ -17,7 +17,6 @@ MARGIN_PX = 5
 """Ground around the chip: two pixels of registration error and a 30 m pixel."""
 
 AMERICAN_ZONES = tuple(range(12, 19))
-EURASIAN_ZONES = tuple(range(31, 38))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,7 @@ from aef.data.synthetic.landscape import Scene, slopes
 from aef.data.synthetic.weather import new_year_ms
 
 ERA5_STEP_DEG, GRACE_STEP_DEG = 0.1, 0.5
-LAPSE_K_PER_M = 0.0065
 TRACK_STEP_PX, TRACKS_A_YEAR = 6.0, 2.5
-NLCD_YEARS = (2019, 2021)
-"""Mapped years; the paper takes the release of 2021 for 2021 and that of 2019 for all others."""
 
 
 # --- elevation -------------------------------------------------------------------------------------------------------
@@ -192,6 +189,7 @@ def nlcd(scene: Scene) -> SourceSeries | None:
     centre = np.minimum(centre, px - 1)
     values = code[inside(scene.field)][centre][:, centre]
     last = int(scene.weather.year_starts[-1].astype("datetime64[ms]").astype("datetime64[Y]").astype(int)) + 1970
+    # As the paper takes the releases: that of 2021 for 2021, that of 2019 for all other years.
     year = 2021 if last == 2021 else 2019
     return SourceSeries(
         values=values[None, None],

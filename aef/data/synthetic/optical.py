@@ -28,6 +28,7 @@ HAZE_OF_FRAMES = (1.2, 0.6, 0.3)
 PAN = np.array([0.12, 0.48, 0.40, 0.0, 0.0], np.float32)
 """Landsat's panchromatic band as a mixture of the spectrum."""
 CLOUD_TOP_K = 262.0
+LAPSE_K_PER_M = 0.0065
 
 PATCH_PX = 6
 DIGITAL = 10_000
@@ -107,7 +108,7 @@ def surface_kelvin(scene: Scene, times_ms: np.ndarray) -> np.ndarray:
     sun = 0.55 + 0.45 * np.cos(2 * np.pi * (day - 172) / 365.2425)[:, None]
     heat = cover.table("thermal_k")[canopy.cover]
     warm = 273.15 + air + sun * (2 + heat + 8 * (1 - canopy.green) * (heat > 1))
-    lapse = 0.0065 * (scene.elevation_m - scene.elevation_m.mean())
+    lapse = LAPSE_K_PER_M * (scene.elevation_m - scene.elevation_m.mean())
     return warm.astype(np.float32)[:, scene.field] - lapse.astype(np.float32)
 
 

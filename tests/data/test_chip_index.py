@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aef.config import DataConfig
+from aef.data import chip_index, folder_scan
 from aef.data import chips as chips_module
-from aef.data import index as index_module
-from aef.data.chip_file import look_at
+from aef.data.chip_file import read_entry
+from aef.data.chip_index import FILE_NAME, ChipEntry, ChipIndex, IndexBuilder
 from aef.data.chips import ChipError, ChipFolder, read_frame_times, write_chip
 from aef.data.dataset import ChipDataset
-from aef.data.index import FILE_NAME, Index
 from aef.sources import BUILT_IN, INPUTS
 
 SOURCES = ("sentinel2", "glo30")
@@ -27,9 +30,9 @@ SOURCES = ("sentinel2", "glo30")
 @pytest.fixture
 def indexed(monkeypatch):
     """Folders of a few chips have an index too, which trusts files of any age."""
-    for module in (index_module, chips_module):
+    for module in (folder_scan, chips_module):
         monkeypatch.setattr(module, "LEAST_CHIPS", 1)
-    monkeypatch.setattr(index_module, "RACY_NS", -(10**18))
+    monkeypatch.setattr(folder_scan, "RACY_NS", -(10**18))
 
 
 @pytest.fixture
@@ -45,15 +48,15 @@ def make_folder(tmp_path):
 
 
 @pytest.fixture
-def looked_at(monkeypatch) -> list[str]:
+def headers_read(monkeypatch) -> list[str]:
     """Names of the chips whose headers are read, as it happens."""
     names: list[str] = []
 
-    def look(path: Path):
+    def read(path: Path):
         names.append(path.name)
-        return look_at(path)
+        return read_entry(path)
 
-    monkeypatch.setattr(chips_module, "look_at", look)
+    monkeypatch.setattr(folder_scan, "read_entry", read)
     return names
 
 
@@ -86,28 +89,48 @@ def test_an_index_says_what_the_headers_say(folder):
     assert found.frames(0, INPUTS) == {"sentinel2": (len(times), int(times[-1] - times[0]) // 1000)}
 
 
-def test_a_kept_index_tells_the_same_as_a_fresh_one_and_as_none(folder, looked_at, monkeypatch):
+def test_a_kept_index_tells_the_same_as_a_fresh_one_and_as_none(folder, headers_read, monkeypatch):
     fresh = told(opened(folder))
-    assert looked_at == ["a.npz", "b@2019.npz", "b@2020.npz", "c.npz"]
+    assert headers_read == ["a.npz", "b@2019.npz", "b@2020.npz", "c.npz"]
     kept = told(opened(folder))
-    assert kept == fresh and len(looked_at) == 4
+    assert kept == fresh and len(headers_read) == 4
     (folder / FILE_NAME).unlink()
-    monkeypatch.setattr(index_module, "LEAST_CHIPS", 100)
+    monkeypatch.setattr(folder_scan, "LEAST_CHIPS", 100)
     assert told(ChipFolder(folder, BUILT_IN)) == fresh
     assert not (folder / FILE_NAME).exists(), "a small folder stays as it is"
+
+
+def test_the_file_is_laid_out_as_its_module_says(folder):
+    index, content = opened(folder).index, (folder / FILE_NAME).read_bytes()
+    magic = b"AEF index of chips, 2\n"
+    crc, length = struct.unpack_from("<IQ", content, len(magic))
+    start = len(magic) + 12 + length
+    head = json.loads(content[len(magic) + 12 : start])
+    assert content.startswith(magic) and start % 4096 == 0
+    assert (head["token"], head["sources"], head["duplicate_ids"]) == (index.token, index.sources, None)
+
+    def column(name: str) -> np.ndarray:
+        offset, shape, dtype = head["columns"][name]
+        return np.frombuffer(content, dtype, np.prod(shape, dtype=int), start + offset).reshape(shape)
+
+    assert column("names").tobytes() == b"a.npz\0b@2019.npz\0b@2020.npz\0c.npz\0"
+    assert column("name_ends").tolist() == [5, 16, 27, 33] and column("frames").tolist() == index.frames.tolist()
+    checked = start + head["columns"]["checked"][0]
+    assert checked % 4096 == 0 and checked + 8 * 4 == len(content)
+    assert zlib.crc32(content[len(magic) + 4 : checked]) == crc
 
 
 # --- what changes ----------------------------------------------------------------------------------------------------
 
 
-def test_only_chips_that_are_new_or_other_are_read_again(folder, looked_at, make_chip):
+def test_only_chips_that_are_new_or_other_are_read_again(folder, headers_read, make_chip):
     opened(folder)
-    looked_at.clear()
+    headers_read.clear()
     (folder / "a.npz").unlink()
     write_chip(folder / "b@2020.npz", make_chip("moved@2020", sources=("landsat",)), BUILT_IN)
     write_chip(folder / "aa.npz", make_chip("aa", sources=SOURCES), BUILT_IN)
     found = opened(folder)
-    assert looked_at == ["aa.npz", "b@2020.npz"]
+    assert headers_read == ["aa.npz", "b@2020.npz"]
     assert found.places() == ["aa", "b", "moved", "c"] and "a" not in found.known_places()
     assert [path.name for path in found.files] == ["aa.npz", "b@2019.npz", "b@2020.npz", "c.npz"]
     assert set(found.sources()) == {*SOURCES, "landsat"}
@@ -115,7 +138,7 @@ def test_only_chips_that_are_new_or_other_are_read_again(folder, looked_at, make
     assert told(opened(folder)) == told(found)
 
 
-def test_values_of_the_same_size_and_mtime_are_noticed(folder, make_chip, looked_at):
+def test_values_of_the_same_size_and_mtime_are_noticed(folder, make_chip, headers_read):
     path = folder / "a.npz"
     chip = make_chip("a", sources=SOURCES)
     write_chip(path, chip, BUILT_IN, compress=False)
@@ -127,18 +150,18 @@ def test_values_of_the_same_size_and_mtime_are_noticed(folder, make_chip, looked
     assert path.stat().st_size == size and opened(folder).digest(range(4)) != before
 
 
-def test_a_chip_so_young_that_it_may_change_unseen_is_not_trusted(folder, looked_at, monkeypatch):
-    monkeypatch.setattr(index_module, "RACY_NS", 10**12)
+def test_a_chip_so_young_that_it_may_change_unseen_is_not_trusted(folder, headers_read, monkeypatch):
+    monkeypatch.setattr(folder_scan, "RACY_NS", 10**12)
     opened(folder)
     opened(folder)
-    assert len(looked_at) == 8
-    monkeypatch.setattr(index_module, "RACY_NS", -(10**18))
+    assert len(headers_read) == 8
+    monkeypatch.setattr(folder_scan, "RACY_NS", -(10**18))
     opened(folder)
     opened(folder)
-    assert len(looked_at) == 12
+    assert len(headers_read) == 12
 
 
-def test_a_chip_that_could_not_be_read_is_tried_again_and_alone(folder, looked_at):
+def test_a_chip_that_could_not_be_read_is_tried_again_and_alone(folder, headers_read):
     whole = (folder / "b@2019.npz").read_bytes()
     (folder / "b@2019.npz").write_bytes(whole[:3000])
     found = opened(folder)
@@ -147,22 +170,22 @@ def test_a_chip_that_could_not_be_read_is_tried_again_and_alone(folder, looked_a
         found.sources()
     assert set(found.sources(skip_bad=True)) == set(SOURCES)
     written = (folder / FILE_NAME).stat().st_mtime_ns
-    looked_at.clear()
-    assert opened(folder).places() == ["a", None, "b", "c"] and looked_at == ["b@2019.npz"]
+    headers_read.clear()
+    assert opened(folder).places() == ["a", None, "b", "c"] and headers_read == ["b@2019.npz"]
     assert (folder / FILE_NAME).stat().st_mtime_ns == written
     (folder / "b@2019.npz").write_bytes(whole)
     assert opened(folder).places() == ["a", "b", "b", "c"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
-def test_a_damaged_index_is_made_again(folder, looked_at, damage):
+def test_a_damaged_index_is_made_again(folder, headers_read, damage):
     fresh = told(opened(folder))
     path = folder / FILE_NAME
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[content.index(b"b@2019.npz") + 2] ^= 1
     path.write_bytes({"cut": content[:-4000], "flipped": content, "foreign": b"hello" * 100, "empty": b""}[damage])
-    assert told(opened(folder)) == fresh and len(looked_at) == 8
+    assert told(opened(folder)) == fresh and len(headers_read) == 8
 
 
 def test_two_files_of_one_chip_are_found_where_one_was_known(folder):
@@ -177,14 +200,14 @@ def test_two_files_of_one_chip_are_found_where_one_was_known(folder):
 # --- who may not write, who shares -----------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_works_without(folder, looked_at, monkeypatch):
+def test_a_folder_that_cannot_be_written_works_without(folder, headers_read, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     expected = told(opened(folder))
     (folder / FILE_NAME).unlink()
-    monkeypatch.setattr(index_module.tempfile, "NamedTemporaryFile", refuse)
-    monkeypatch.setattr(index_module.atomic, "writing", refuse)
+    monkeypatch.setattr(folder_scan.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(folder_scan.atomic, "writing", refuse)
     assert told(opened(folder)) == expected and not (folder / FILE_NAME).exists()
 
 
@@ -228,7 +251,7 @@ def test_nothing_of_a_chip_is_sent_to_a_process_that_can_map_the_index(folder, m
     dataset = ChipDataset(found, DataConfig(chip_px=16))
     assert b"b@2019" in pickle.dumps(dataset) and told(pickle.loads(pickle.dumps(found))) == told(found)
     found.places()
-    monkeypatch.setattr(index_module.context, "get_spawning_popen", Starting)
+    monkeypatch.setattr(chip_index.context, "get_spawning_popen", Starting)
     assert b"b@2019" not in pickle.dumps(dataset)
 
 
@@ -263,7 +286,7 @@ def test_values_are_checked_once_in_the_life_of_a_chip_and_of_the_rules(folder, 
     assert dataset._checked.tolist() == [True, True, False, False]
     write_chip(folder / "a.npz", make_chip("a", sources=SOURCES), BUILT_IN)
     assert opened(folder).checked(range(4)).tolist() == [False, True, False, False]
-    monkeypatch.setattr(chips_module, "RULES", chips_module.RULES + 1)
+    monkeypatch.setattr(chips_module, "RULES_VERSION", chips_module.RULES_VERSION + 1)
     assert not opened(folder).checked(range(4)).any()
 
 
@@ -272,42 +295,43 @@ def test_values_are_checked_once_in_the_life_of_a_chip_and_of_the_rules(folder, 
 
 def test_a_pass_that_waits_for_the_disk_uses_threads_and_keeps_the_order(monkeypatch):
     items = list(range(5000))
-    monkeypatch.setattr(index_module.time, "thread_time", lambda: 0.0)
-    slow = index_module._spread(lambda item: (time.sleep(0.001 if item < 64 else 0), item * 2)[1], items)
+    monkeypatch.setattr(folder_scan.time, "thread_time", lambda: 0.0)
+    slow = folder_scan._map_in_order(lambda item: (time.sleep(0.001 if item < 64 else 0), item * 2)[1], items)
     assert list(slow) == [2 * item for item in items]
-    assert list(index_module._spread(lambda item: item, items[:10])) == items[:10]
+    assert list(folder_scan._map_in_order(lambda item: item, items[:10])) == items[:10]
 
 
-def test_a_pass_that_is_killed_goes_on_where_it_was(folder, looked_at, monkeypatch):
-    monkeypatch.setattr(index_module, "SAVE_S", -1.0)
+def test_a_pass_that_is_killed_goes_on_where_it_was(folder, headers_read, monkeypatch):
+    monkeypatch.setattr(folder_scan, "SAVE_S", -1.0)
 
     def killed(path):
         if path.name == "b@2020.npz":
             raise KeyboardInterrupt
-        return look_at(path)
+        return read_entry(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(chips_module, "look_at", killed)
+        patch.setattr(folder_scan, "read_entry", killed)
         with pytest.raises(KeyboardInterrupt):
             opened(folder)
-    assert Index.read(folder / FILE_NAME).sound.tolist() == [True, True, False, False]
-    assert opened(folder).places() == ["a", "b", "b", "c"] and looked_at == ["b@2020.npz", "c.npz"]
+    assert ChipIndex.read(folder / FILE_NAME).sound.tolist() == [True, True, False, False]
+    assert opened(folder).places() == ["a", "b", "b", "c"] and headers_read == ["b@2020.npz", "c.npz"]
 
 
 def test_a_long_pass_says_how_far_it_is(folder, monkeypatch):
     said: list[str] = []
-    ChipFolder(folder, BUILT_IN).survey(said.append)
+    ChipFolder(folder, BUILT_IN).build_index(said.append)
     assert said == []
     (folder / FILE_NAME).unlink()
-    monkeypatch.setattr(index_module, "SAY_S", -1.0)
-    ChipFolder(folder, BUILT_IN).survey(said.append)
+    monkeypatch.setattr(folder_scan, "SAY_S", -1.0)
+    ChipFolder(folder, BUILT_IN).build_index(said.append)
     assert [line.partition(": ")[2].partition(" headers")[0] for line in said] == [f"{n} of 4" for n in (1, 2, 3, 4)]
 
 
-def test_an_index_of_names_that_are_no_text_and_ids_with_zeros(tmp_path, indexed):
+def test_an_index_of_names_that_are_no_text_and_ids_with_zeros():
     names = ["\udcff.npz", "é.npz"]
-    look = index_module.Look("i\0d", "pla\ud800ce", (), {}, bytes(16), True)
-    content = index_module._take(tmp_path, names, np.ones((2, 3), np.int64), None, lambda path: look)
-    found = Index(bytearray(content))
+    builder = IndexBuilder(names)
+    for row in range(2):
+        builder.add(row, ChipEntry("i\0d", "pla\ud800ce", (), {}, bytes(16), True), np.ones(3, np.int64))
+    found = ChipIndex(builder.to_bytes())
     assert list(found.names) == names == found.names[:] and found.ids[1] == "i\0d"
-    assert list(found.places) == ["pla\ud800ce"] and found.twins == (0, 1)
+    assert list(found.places) == ["pla\ud800ce"] and found.duplicate_ids == (0, 1)

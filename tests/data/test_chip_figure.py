@@ -1,4 +1,4 @@
-"""The picture of a chip counts what it shows, and can be drawn whatever the chip holds."""
+"""The figure of a chip counts what it shows, and can be drawn whatever the chip holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from aef.data.chip_figure import draw_chip
 from aef.data.chips import Chip, Label, SourceSeries, TextPoint, write_chip
-from aef.data.facts import facts_of
-from aef.data.portrait import draw_chip
+from aef.data.source_summary import summarise
 from aef.launcher.command import run
 from aef.launcher.show import main
 from aef.sources import BUILT_IN
@@ -60,22 +60,22 @@ def chip_of(**sources: SourceSeries) -> Chip:
     )
 
 
-def test_facts_are_counted():
+def test_a_source_is_summed_up_by_what_it_holds():
     series = optical([0, 0.0001, 100, 110], [1.0, 1.0, 1.0, 0.25])
-    facts = facts_of(BUILT_IN["sentinel2"], series)
-    assert facts.frames == 4 and facts.observed == 1 and facts.missing == ("B11",)
-    assert facts.clear == pytest.approx(13 / 16) and facts.per_pixel == 3
-    assert facts.gap_days == pytest.approx(100, abs=0.01) and facts.twins == 1
-    assert facts.doubts == ("100 d without a clear frame", "1 twins")
+    found = summarise(BUILT_IN["sentinel2"], series)
+    assert found.frames == 4 and found.observed == 1 and found.missing == ("B11",)
+    assert found.clear == pytest.approx(13 / 16) and found.per_pixel == 3
+    assert found.gap_days == pytest.approx(100, abs=0.01) and found.twins == 1
+    assert found.suspicions == ("100 d without a clear frame", "1 twins")
 
 
-def test_what_was_not_observed_is_doubtful():
+def test_what_was_not_observed_is_suspicious():
     series = optical([0, 10, 20, 30], [1, 0, 0, 0])
     series.valid[:2] = False
     series.weight[:] = 0
-    facts = facts_of(BUILT_IN["sentinel2"], series)
-    assert facts.observed == pytest.approx(0.5) and facts.clear == 0
-    assert facts.doubts == ("50% not observed", "only 0% clear")
+    found = summarise(BUILT_IN["sentinel2"], series)
+    assert found.observed == pytest.approx(0.5) and found.clear == 0
+    assert found.suspicions == ("50% not observed", "only 0% clear")
 
 
 def native() -> SourceSeries:

@@ -1,4 +1,4 @@
-"""Numbers of a chip's sources that tell whether to trust them, and what to look at twice."""
+"""A chip's sources in numbers that tell whether to trust them, and what to look at twice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ LONG_GAP_DAYS, FEW_FRAMES = 60, 4
 
 
 @dataclass(frozen=True)
-class Facts:
+class SourceSummary:
     """Numbers of one source of a chip.
 
     ``observed`` is the share of valid values among the bands that occur at all, ``clear`` the share of valid pixels
     whose weight is not 0, ``per_pixel`` the median number of clear observations, ``gap_days`` the longest gap between
-    frames that are more than half clear, ``missing`` the bands that never occur, ``doubts`` what to look at twice.
+    frames that are more than half clear, ``twins`` how many frames follow another within `TWIN_MS` (a run's own bound is
+    ``data.twin_minutes``), ``missing`` the bands that never occur, ``suspicions`` what to look at twice.
     """
 
     source: str
@@ -32,17 +33,22 @@ class Facts:
     gap_days: float | None
     twins: int
     missing: tuple[str, ...]
-    doubts: tuple[str, ...]
+    suspicions: tuple[str, ...]
 
 
-def facts_of(source: Source, series: SourceSeries) -> Facts:
+def observed_and_clear(series: SourceSeries) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixels (T, ...) were observed in any band, and which of them count in the loss; all do without a weight."""
+    seen = np.asarray(series.valid.any(axis=1))
+    return seen, seen if series.weight is None else seen & (series.weight[:, 0] > 0)
+
+
+def summarise(source: Source, series: SourceSeries) -> SourceSummary:
     """Count what tells whether a source can be trusted."""
     valid = series.valid
     axes = (0,) if source.grid == "points" else (0, 2, 3)
     present = valid.any(axis=axes)
     observed = float(valid[:, present].mean()) if present.any() else 0.0
-    seen = np.asarray(valid.any(axis=1))
-    counted = seen if series.weight is None else seen & (series.weight[:, 0] > 0)
+    seen, counted = observed_and_clear(series)
     share = counted.reshape(len(counted), -1).mean(axis=1) if len(counted) else np.zeros(0)
     span, gap, twins = "static", None, 0
     if series.time_ms is not None and len(series.time_ms):
@@ -55,7 +61,7 @@ def facts_of(source: Source, series: SourceSeries) -> Facts:
     missing = tuple(
         band.name for band, there in zip(source.bands, np.broadcast_to(present, source.channels)) if not there
     )
-    facts = Facts(
+    summary = SourceSummary(
         source=source.name,
         frames=series.frames,
         span=span,
@@ -65,25 +71,25 @@ def facts_of(source: Source, series: SourceSeries) -> Facts:
         gap_days=gap,
         twins=twins,
         missing=missing,
-        doubts=(),
+        suspicions=(),
     )
-    return replace(facts, doubts=tuple(_doubts(source, series, facts)))
+    return replace(summary, suspicions=tuple(_suspicions(source, series, summary)))
 
 
-def _doubts(source: Source, series: SourceSeries, facts: Facts) -> list[str]:
-    found = []
-    if facts.observed < 0.8 and source.grid != "points":
-        found.append(f"{1 - facts.observed:.0%} not observed")
-    if facts.clear is not None and facts.clear < 0.2:
-        found.append(f"only {facts.clear:.0%} clear")
-    if source.role == "input" and source.time == "instant" and facts.frames < FEW_FRAMES:
-        found.append(f"only {facts.frames} frame{'s' * (facts.frames != 1)}")
-    if facts.gap_days is not None and facts.gap_days > LONG_GAP_DAYS and source.role == "input":
-        found.append(f"{facts.gap_days:.0f} d without a clear frame")
-    if facts.twins:
-        found.append(f"{facts.twins} twins")
+def _suspicions(source: Source, series: SourceSeries, summary: SourceSummary) -> list[str]:
+    suspicions = []
+    if summary.observed < 0.8 and source.grid != "points":
+        suspicions.append(f"{1 - summary.observed:.0%} not observed")
+    if summary.clear is not None and summary.clear < 0.2:
+        suspicions.append(f"only {summary.clear:.0%} clear")
+    if source.role == "input" and source.time == "instant" and summary.frames < FEW_FRAMES:
+        suspicions.append(f"only {summary.frames} frame{'s' * (summary.frames != 1)}")
+    if summary.gap_days is not None and summary.gap_days > LONG_GAP_DAYS and source.role == "input":
+        suspicions.append(f"{summary.gap_days:.0f} d without a clear frame")
+    if summary.twins:
+        suspicions.append(f"{summary.twins} twins")
     if series.weight is None and source.role == "input" and any("reflectance" in band.unit for band in source.bands):
-        found.append("no cloud rule")
+        suspicions.append("no cloud rule")
     if "noon" in series.note:
-        found.append("known to the day")
-    return found
+        suspicions.append("known to the day")
+    return suspicions

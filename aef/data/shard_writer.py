@@ -1,4 +1,4 @@
-"""Chips packed into shards (`aef.data.shards`), so that a folder of millions is a few thousand files."""
+"""Writes shards (`aef.data.shards`): the chips of a folder of millions, packed into a few thousand files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BESIDE = (STATISTICS_FILE, PlacesFile.beside(STATISTICS_FILE).path.name, SOURCES
 _BLOCK = 1 << 20
 
 
-class Shard(NamedTuple):
+class PlannedShard(NamedTuple):
     """A shard to come: its file, and the chips that it will hold by their names in their folder."""
 
     path: Path
@@ -34,10 +34,10 @@ class Shard(NamedTuple):
 
     def chips(self) -> Iterator[tuple[str, Path]]:
         """The name that each chip keeps, and its file."""
-        return ((shards.original(name), self.folder / name) for name in self.names)
+        return ((shards.unpacked_name(name), self.folder / name) for name in self.names)
 
 
-def plan(folder: ChipFolder, out: Path, shard_bytes: int) -> list[Shard]:
+def plan_shards(folder: ChipFolder, out: Path, shard_bytes: int) -> list[PlannedShard]:
     """Deal the chips of a folder, in its order, to shards of at most so many bytes (of one chip, where that is larger).
 
     Raises:
@@ -48,16 +48,16 @@ def plan(folder: ChipFolder, out: Path, shard_bytes: int) -> list[Shard]:
         raise ShardError(
             f"{out}: is {folder.path}, or one lies in the other: chips would be found twice: choose another"
         )
-    names, first, held = folder.files.names, [0], 0
+    names, starts, filled = folder.files.names, [0], 0
     for number, name in enumerate(names):
         size = shards.size_of(folder.path / name)
-        if held and held + size > shard_bytes:
-            first.append(number)
-            held = 0
-        held += size
-    digits = max(5, len(str(len(first) - 1)))
-    parts = zip(first, [*first[1:], len(names)])
-    return [Shard(out / f"{i:0{digits}d}{SUFFIX}", folder.path, names[a:b]) for i, (a, b) in enumerate(parts)]
+        if filled and filled + size > shard_bytes:
+            starts.append(number)
+            filled = 0
+        filled += size
+    digits = max(5, len(str(len(starts) - 1)))
+    parts = zip(starts, [*starts[1:], len(names)])
+    return [PlannedShard(out / f"{i:0{digits}d}{SUFFIX}", folder.path, names[a:b]) for i, (a, b) in enumerate(parts)]
 
 
 def pack(
@@ -83,7 +83,7 @@ def pack(
         OSError: the disk is full.
     """
     _require_sound(folder)
-    wanted = plan(folder, out, shard_bytes)
+    wanted = plan_shards(folder, out, shard_bytes)
     out.mkdir(parents=True, exist_ok=True)
     _require_only_shards(out)
     leftover = sorted(set(out.glob(f"*{SUFFIX}")) - {shard.path for shard in wanted})
@@ -95,7 +95,7 @@ def pack(
     for path in leftover:
         path.unlink()
     for _ in range(len(folder) - sum(len(shard.names) for shard in missing)):
-        on_chip()
+        on_chip()  # chips of the shards that are kept
     for shard in missing:
         _write(shard, on_chip)
     for path in filter(Path.is_file, (folder.path / name for name in BESIDE)):
@@ -105,17 +105,17 @@ def pack(
     return [shard.path for shard in missing]
 
 
-def _write(shard: Shard, on_chip: Callable[[], None]) -> None:
+def _write(shard: PlannedShard, on_chip: Callable[[], None]) -> None:
     with atomic.writing(shard.path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, path in shard.chips():
             entry = zipfile.ZipInfo(name)  # no dates: the same chips give the same shard
             entry.file_size = shards.size_of(path)
-            with shards.opened(path) as source, archive.open(entry, "w") as member:
+            with shards.open_chip(path) as source, archive.open(entry, "w") as member:
                 shutil.copyfileobj(source, member, _BLOCK)
             on_chip()
 
 
-def _holds(shard: Shard) -> bool:
+def _holds(shard: PlannedShard) -> bool:
     """Whether a shard is there with just these chips, byte for byte."""
     if not _is_whole(shard.path):
         return False
@@ -135,11 +135,11 @@ def _is_whole(shard: Path) -> bool:
 
 
 def _crc(path: Path) -> int:
-    found = 0
-    with shards.opened(path) as stream:
+    crc = 0
+    with shards.open_chip(path) as stream:
         while block := stream.read(_BLOCK):
-            found = zlib.crc32(block, found)
-    return found
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _require_sound(folder: ChipFolder) -> None:
@@ -155,7 +155,7 @@ def _require_only_shards(out: Path) -> None:
         raise ShardError(f"{out}: holds chips that are not packed ({own.name}): choose another folder")
 
 
-def _require_room(missing: Sequence[Shard], out: Path) -> None:
+def _require_room(missing: Sequence[PlannedShard], out: Path) -> None:
     needed = sum(shards.size_of(path) for shard in missing for _, path in shard.chips())
     free = shutil.disk_usage(out).free
     if needed > free:
@@ -163,6 +163,6 @@ def _require_room(missing: Sequence[Shard], out: Path) -> None:
 
 
 def _require_same(folder: ChipFolder, out: Path) -> None:
-    found = ChipFolder(out, folder.registry)
-    if found.digest(range(len(found))) != folder.digest(range(len(folder))):
+    packed = ChipFolder(out, folder.registry)
+    if packed.digest(range(len(packed))) != folder.digest(range(len(folder))):
         raise ShardError(f"{out}: what was packed is not what {folder.path} holds: did it change meanwhile? pack again")

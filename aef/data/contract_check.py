@@ -11,7 +11,7 @@ from aef.clock import SUPPORT_MS, format_time
 from aef.data.contract import PIXEL_M, Chip, ChipError, SourceSeries
 from aef.sources import Registry, Source
 
-RULES = 1
+RULES_VERSION = 1
 """To be raised when values are refused that were let pass before: chips that were found right are then looked at again."""
 
 _DTYPES = {
