@@ -29,7 +29,7 @@ from rasterio.warp import transform as warp
 
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
-from aef.mapping.choice import periods_by_chip, read_times
+from aef.mapping.chip_choice import periods_by_chip, read_times
 from aef.mapping.field import MadeBy
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.picture import pca_rgb, similarity

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
-    from aef.mapping.choice import periods_by_chip, times_of
+    from aef.mapping.chip_choice import periods_by_chip, times_of
     from aef.mapping.field import EmbeddingError
     from aef.shard import WHOLE
     from aef.timecode import parse_period
@@ -190,8 +190,8 @@ def _support(model, chip, period):
 
 def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> list[Path]:
     """Write the missing fields of one chip, or in a dry run say so; gives those that could be made."""
+    from aef.mapping.embed_files import embed_to_files
     from aef.mapping.field import EmbeddingError
-    from aef.mapping.write import embed_to_files
 
     chip = model.read(path)
     options = {"leave_out": arguments.leave_out, "support": arguments.support}

@@ -12,12 +12,12 @@ import aef
 from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
 from aef.launcher.command import Progress, device_of_rank, load_model, run
-from aef.mapping import choice, trained
-from aef.mapping.choice import periods_by_chip, read_times, times_of
+from aef.mapping import chip_choice, trained
+from aef.mapping.chip_choice import periods_by_chip, read_times, times_of
+from aef.mapping.embed_files import embed_to_files
 from aef.mapping.field import windows as field_windows
 from aef.mapping.files import read_field, read_tags
 from aef.mapping.trained import find_device
-from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, parse_period, parse_time
@@ -227,8 +227,10 @@ def test_a_year_is_embedded_from_the_chip_that_observed_it_whichever_shard_holds
 
 def test_of_chips_of_other_ground_and_other_shards_only_headers_are_read(five_chips, monkeypatch):
     read = []
-    times = choice.read_frame_times
-    monkeypatch.setattr(choice, "read_frame_times", lambda path, inputs: read.append(path.stem) or times(path, inputs))
+    times = chip_choice.read_frame_times
+    monkeypatch.setattr(
+        chip_choice, "read_frame_times", lambda path, inputs: read.append(path.stem) or times(path, inputs)
+    )
     files = sorted(five_chips.iterdir())
     (five_chips / "p3_2018.npz").write_bytes(b"no chip")
     assert [chip.path for chip in times_of(files[1::3], files, ["sentinel2"])] == files[1::3]

@@ -11,8 +11,7 @@ import numpy as np
 from rasterio.transform import Affine
 
 from aef.data.chips import Chip
-from aef.mapping.files import Format, chip_tags, writing_strips
-from aef.mapping.files import write_field as write_whole_field
+from aef.mapping.files import Format, chip_tags, write_field, writing_strips
 from aef.mapping.trained import TrainedModel
 from aef.timecode import Period
 
@@ -48,7 +47,7 @@ def embed_to_files(
         options = {"leave_out": leave_out, "support": support, "inpaint": inpaint}
         fields = model.embed(chip, list(paths), **options)  # type: ignore[arg-type]
         for number, path in enumerate(paths.values()):
-            write_whole_field(path, fields.isel(period=number), form)
+            write_field(path, fields.isel(period=number), form)
         return
     model.warn(chip, passes, leave_out, named=support is not None)
     width = model.config.model.embedding_dim
