@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import EMBEDDING
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
 from aef.evaluation.probes import Scores, better, bootstrap, probe
 from aef.mapping.support import observed_span

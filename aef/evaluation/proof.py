@@ -1,9 +1,9 @@
 """Are few labels enough on places that training never saw, and is that for the right reason?
 
-The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embeddings`; without a name, one
-vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are embedded,
-without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours (their labels
-with them) leave no field.
+The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embedding_features`; without a
+name, one vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are
+embedded, without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours
+(their labels with them) leave no field.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time

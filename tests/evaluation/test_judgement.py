@@ -10,7 +10,7 @@ from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, write_chip
 from aef.data.statistics import Statistics
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
-from aef.evaluation.embeddings import EMBEDDING
+from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.few_shot import judge_labels, year_of
 from aef.evaluation.judgement import (
     REFERENCE,

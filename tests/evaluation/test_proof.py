@@ -9,7 +9,7 @@ import pytest
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.statistics import Statistics
-from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets, quarters
+from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets, quarters
 from aef.evaluation.few_shot import compare
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.proof import INTACT, PIXELS, TIME, Proof, ProofError, prove, require_unseen

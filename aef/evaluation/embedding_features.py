@@ -1,4 +1,4 @@
-"""The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.features`.
+"""The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.baselines`.
 
 A year is judged as one vector; as four vectors of 91 days side by side, which keep apart what a year blends; and as the
 series that the model decodes from twelve vectors of 30 days: a cloudless view in the sensor's standardised bands, where a
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.features import observed_sources, over_window, window_mean
+from aef.evaluation.baselines import observed_sources, over_window, window_mean
 from aef.mapping.trained import TrainedModel
 from aef.timecode import DAY_MS, Period
 

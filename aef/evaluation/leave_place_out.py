@@ -1,7 +1,7 @@
 """Real labels at a place that the encoder never saw: probes fitted and tested inside the place, beside every baseline.
 
-The embedding is judged over the year of the label as in `aef.evaluation.embeddings`. Few fields give wide intervals: the
-table says how many there are.
+The embedding is judged over the year of the label as in `aef.evaluation.embedding_features`. Few fields give wide
+intervals: the table says how many there are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import OURS, decoded_source, feature_sets
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import bootstrap
