@@ -30,11 +30,11 @@ from rasterio.warp import transform as warp
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.mapping.chip_choice import periods_by_chip, read_times
-from aef.mapping.field import MadeBy
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
+from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.support import observed_span
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
 from aef.timecode import DAY_MS, Period, parse_period

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from aef.data.chips import ChipFolder
     from aef.evaluation.leave_place_out import Task
     from aef.evaluation.tables import write_results
-    from aef.mapping.trained import find_device
+    from aef.mapping.device import find_device
     from aef.settings_file import load_config, registry_of
 
     find_device(arguments.device)  # before anything is trained

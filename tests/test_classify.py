@@ -15,9 +15,9 @@ from aef.classify import METHODS, Accuracy, class_map, fit, judge
 from aef.data.chips import Chip
 from aef.launcher.classify import main
 from aef.launcher.command import run as run_command
-from aef.mapping.field import MadeBy
 from aef.mapping.files import as_data_array, write_field
 from aef.mapping.labels import LabelError, Samples, read_labels, sample
+from aef.mapping.made_by import MadeBy
 from aef.timecode import parse_period
 
 YEAR, NEXT = parse_period("2019-01-01/2020-01-01"), parse_period("2020-01-01/2021-01-01")

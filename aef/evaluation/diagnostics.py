@@ -9,8 +9,8 @@ import numpy as np
 
 from aef.data.chips import Chip
 from aef.evaluation.probes import Labelled, better, effective_rank, probe
-from aef.mapping.field import EmbeddingError
-from aef.mapping.trained import TrainedModel
+from aef.mapping.errors import EmbeddingError
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 PIXELS_PER_CHIP = 64

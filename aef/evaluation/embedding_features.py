@@ -13,7 +13,7 @@ import numpy as np
 
 from aef.data.chips import Chip
 from aef.evaluation.baselines import observed_sources, over_window, window_mean
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import DAY_MS, Period
 
 EMBEDDING = "embedding"

@@ -14,7 +14,7 @@ from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
 from aef.evaluation.probes import Scores, better, bootstrap, probe
 from aef.mapping.support import observed_span
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 KINDS = ("ridge", "kNN-3")

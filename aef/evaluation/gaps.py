@@ -23,7 +23,7 @@ from aef.evaluation.proof import ProofError, require_unseen
 from aef.evaluation.reconstruction import WithheldTable, l1
 from aef.evaluation.series import ClearSeries, Scale, clear_series, to_scale
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import DAY_MS, Period
 
 GAP_DAYS = 90

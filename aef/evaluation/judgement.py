@@ -18,7 +18,7 @@ from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import WITHHELD
 from aef.sources import Source
 from aef.timecode import format_time

@@ -20,7 +20,7 @@ from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import bootstrap
 from aef.evaluation.proof import SHOTS
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 SHOTS = (10, None)

@@ -19,7 +19,7 @@ from aef.data.chips import Chip
 from aef.data.withheld import WithheldDates
 from aef.evaluation.predictors import PREDICTORS, linear
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_pixels, clear_series, to_scale
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period, format_time
 

@@ -23,7 +23,7 @@ from aef.data.rendering import Rendering, class_colours
 from aef.evaluation.judgement import Judgement
 from aef.evaluation.series import clear_pixels
 from aef.mapping.picture import pca_rgb, similarity
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.sources import Source
 from aef.timecode import DAY_MS, Period, format_time
 

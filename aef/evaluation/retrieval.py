@@ -10,7 +10,7 @@ import torch
 
 from aef.data.chips import PIXEL_M, Chip, TextPoint
 from aef.data.contract import grid_position
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.objective.contrastive import disc_mean
 from aef.timecode import Period
 

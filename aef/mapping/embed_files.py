@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 
 from aef.data.chips import Chip
 from aef.mapping.files import Format, chip_tags, write_field, writing_strips
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 

@@ -20,7 +20,7 @@ from xarray.backends import NetCDF4DataStore
 from aef.atomic import writing
 from aef.data.chips import Chip
 from aef.mapping.cog import writing_cog
-from aef.mapping.field import MadeBy
+from aef.mapping.made_by import MadeBy
 from aef.mapping.quantize import NODATA, dequantize, quantize
 from aef.timecode import Period
 

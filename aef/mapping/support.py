@@ -23,7 +23,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.timecode import DAY_MS, Period, format_time, parse_period
 
 PeriodLike = str | tuple[str | date | np.datetime64, str | date | np.datetime64] | Period

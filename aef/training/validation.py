@@ -24,7 +24,7 @@ from aef.evaluation.few_shot import judge_labels
 from aef.evaluation.judgement import MAIN_PERIOD_DAYS, REFERENCE, judge_health, withheld_tasks
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import Run
 
 TRIALS = 5

@@ -25,7 +25,7 @@ from aef.evaluation.judgement import (
 from aef.evaluation.labels import label_period, labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time
 

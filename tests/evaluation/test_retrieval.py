@@ -11,7 +11,7 @@ from aef.config import TINY
 from aef.data.statistics import Statistics
 from aef.data.synthetic import generate
 from aef.evaluation.retrieval import RetrievalError, rank_texts, summarise, text_retrieval
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import Run, build_model
 from aef.sources import BUILT_IN
 from aef.timecode import parse_period

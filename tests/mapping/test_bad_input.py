@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import aef
 from aef.data.chips import Chip, SourceSeries
 from aef.mapping import dequantize, quantize
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.mapping.files import read_field
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time

@@ -9,7 +9,7 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, SourceSeries
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.mapping.support import (
     SparseSupportWarning,
     UnobservedPeriodWarning,

@@ -11,9 +11,8 @@ import torch
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.mapping.field import EmbeddingError
-from aef.mapping.support import LongPeriodWarning
-from aef.mapping.trained import group_requests
+from aef.mapping.errors import EmbeddingError
+from aef.mapping.support import LongPeriodWarning, group_requests
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
