@@ -12,10 +12,10 @@ def find_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        named = torch.device(device)
     except RuntimeError:
         raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         why = "this PyTorch is built without CUDA" if not torch.backends.cuda.is_built() else "it has no such GPU"
         raise RunError(f"device {device}: this machine cannot use it ({why}): `--device cpu`, or see `aef doctor`")
-    return found
+    return named
