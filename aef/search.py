@@ -173,7 +173,7 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
     Raises:
         SearchError: the model has no text head, the vector does not fit it, or the field states no period.
     """
-    head = model.model.text_head
+    head = model.network.text_head
     if head is None:
         raise SearchError("this model has no text head: it learnt from no text")
     width = model.config.model.text_dim
@@ -184,7 +184,7 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
     period = parse_period(field.attrs["period"])
     periods = torch.tensor([period], device=model.device)
     with torch.inference_mode():
-        direction, _ = head(torch.from_numpy(vector[None]).to(model.device), periods, model.model.compute_dtype)
+        direction, _ = head(torch.from_numpy(vector[None]).to(model.device), periods, model.network.compute_dtype)
     return direction[0].float().cpu().numpy()
 
 

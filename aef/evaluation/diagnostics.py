@@ -42,7 +42,7 @@ def source_presence(
     rng = np.random.default_rng(seed)
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
     places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
-    complete = [model.embed_array(chip, [period_of(chip)])[0][0] for chip in chips]
+    complete = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
     found = {}
     for name in model.inputs:
         vectors, labels, units, blocks = [], [], [], []
@@ -50,7 +50,7 @@ def source_presence(
             if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
                 continue
             try:
-                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0][0]
+                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
             except EmbeddingError:  # no other source has a frame in the period
                 continue
             for present, field in ((1, whole), (0, without)):

@@ -62,7 +62,7 @@ def feature_sets(
     found: dict[Period, dict[str, np.ndarray]] = {}
     for year in dict.fromkeys(years):
         periods = [year, *quarters(year)]
-        embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)[0]))
+        embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)))
         fields = {EMBEDDING: embedded[year], QUARTERLY: np.concatenate([embedded[part] for part in quarters(year)])}
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)

@@ -144,7 +144,7 @@ def judge_labels(
         ProbeError: the chips do not carry the label with two classes of two units each.
     """
     pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
-    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0][0] for chip in chips]}
+    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0] for chip in chips]}
     others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}
     return compare(ours, others, pixels, label, unit=unit, shots=shots, trials=trials, seed=seed, kinds=kinds)
 

@@ -226,7 +226,7 @@ def judge_withheld(
 def judge_health(model: TrainedModel, chips: Sequence[Chip]) -> dict[str, float]:
     """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source, within
     places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
-    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0][0] for chip in chips])
+    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip))
     where = "" if presence_split(chips) == "place" else " within places"
     figures.update({f"presence of {name}{where}": accuracy for name, accuracy in presence.items()})

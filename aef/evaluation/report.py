@@ -289,7 +289,7 @@ def write_report(
 
 
 def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]], judgement: Judgement) -> None:
-    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
     numbers = [
         (f"{parameters / 1e6:.2f} M", "parameters"),
         (f"{log[-1]['step']:,}", "training steps"),
@@ -314,7 +314,7 @@ def _pictures(report: Report, model: TrainedModel, chips: Sequence[Chip]) -> Non
     fields = []
     for chip in chips:
         period = year_of(model, chip)
-        fields.append(model.embed_array(chip, [period])[0][0])
+        fields.append(model.embed_array(chip, [period])[0])
         figure = reconstructions(model, chip, period)
         if figure is not None:
             report.figure(figure, f"{chip.place}: observed above, decoded from the embedding below.")

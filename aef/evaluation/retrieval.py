@@ -123,7 +123,7 @@ def text_retrieval(
     Raises:
         RetrievalError: the model learnt from no text, or no two different texts have the same dates.
     """
-    if model.model.text_head is None:
+    if model.network.text_head is None:
         raise RetrievalError("this model has no text head: it learnt from no text")
     found: dict[Period, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     count = 0
@@ -146,11 +146,11 @@ def _aligned(
     model: TrainedModel, chip: Chip, points: list[TextPoint], vectors: Callable[[str], np.ndarray | None]
 ) -> Iterator[tuple[TextPoint, np.ndarray, np.ndarray]]:
     """Each text point with the direction of its text and that of its place, over the dates of the text."""
-    head = model.model.text_head
+    head = model.network.text_head
     assert head is not None
     for period in dict.fromkeys(Period(point.time_ms, point.time_end_ms) for point in points):
         own = [point for point in points if (point.time_ms, point.time_end_ms) == period]
-        field, _ = model.embed_array(chip, [period])
+        field = model.embed_array(chip, [period])
         mean = torch.from_numpy(np.moveaxis(field, 1, -1))  # (1, H, W, D)
         pixel = torch.tensor([[int(i) for i in grid_position(chip.transform, p.x, p.y)] for p in own])
         radius = torch.tensor([point.uncertainty_m / PIXEL_M for point in own])
@@ -158,5 +158,5 @@ def _aligned(
         periods = torch.tensor([period] * len(own), device=model.device)
         found = torch.from_numpy(np.stack([known for p in own if (known := vectors(p.text)) is not None]))
         with torch.inference_mode():
-            text, _ = head(found.to(model.device), periods, model.model.compute_dtype)
+            text, _ = head(found.to(model.device), periods, model.network.compute_dtype)
         yield from zip(own, text.float().cpu().numpy(), place.numpy())

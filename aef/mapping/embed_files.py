@@ -53,16 +53,16 @@ def embed_to_files(
     width = model.config.model.embedding_dim
     grid = {"crs": chip.crs, "transform": Affine(*chip.transform), "bands": [f"A{band:02d}" for band in range(width)]}
     shape, made_by = (width, chip.height, chip.width), chip_tags(chip, model.made_by(leave_out, inpaint))
-    for one in passes:
+    for pass_ in passes:
         with ExitStack() as files:
             writers = []
-            for period in one.periods:
-                tags = {**made_by, "period": str(period), **one.about(period)}
+            for period in pass_.periods:
+                tags = {**made_by, "period": str(period), **pass_.about(period)}
                 writers.append(
                     files.enter_context(writing_strips(paths[period], form, shape=shape, tags=tags, **grid))  # type: ignore[arg-type]
                 )
-            for rows, vectors in model.strips(chip, one, on_windows=on_windows):
+            for rows, vectors in model.strips(chip, pass_, on_windows=on_windows):
                 for write, field in zip(writers, vectors):
                     if not inpaint:
-                        field[:, ~one.observed[rows]] = np.nan
+                        field[:, ~pass_.observed[rows]] = np.nan
                     write(rows.start, field)

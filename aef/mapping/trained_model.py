@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainedModel:
-    """A model with everything that it needs to read chips: settings, source entries and statistics of its run.
+    """A network with everything that it needs to read chips: settings, source entries and statistics of its run.
 
-    `weights` is the SHA-256 of its weights, where they come from a file.
+    `version` is preset and step; `weights` the SHA-256 of its weights, where they come from a file.
 
     Example::
 
@@ -53,7 +53,7 @@ class TrainedModel:
         field.to_netcdf("place.nc")
     """
 
-    model: AEF
+    network: AEF
     config: Config
     registry: Registry
     statistics: Statistics
@@ -107,12 +107,47 @@ class TrainedModel:
         passes = self.passes(chip, periods, leave_out=leave_out, support=named)
         self.warn(chip, passes, leave_out, named=named is not None)
         vectors = self._collect(chip, passes, periods)
-        serving = [next(one for one in passes if period in one.periods) for period in periods]
-        for vector, one in zip(vectors, serving):
-            if not inpaint:
-                vector[:, ~one.observed] = np.nan
-        about = [one.about(period) for one, period in zip(serving, periods)]
+        serving = [next(pass_ for pass_ in passes if period in pass_.periods) for period in periods]
+        if not inpaint:
+            for field_, pass_ in zip(vectors, serving):
+                field_[:, ~pass_.observed] = np.nan
+        about = [pass_.about(period) for pass_, period in zip(serving, periods)]
         return as_data_array(vectors, chip, periods, about, self.made_by(leave_out, inpaint), single=single)
+
+    def embed_array(
+        self,
+        chip: Chip,
+        periods: Sequence[Period],
+        *,
+        leave_out: Sequence[str] = (),
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+        support: Period | None = None,
+    ) -> np.ndarray:
+        """`embed` with `inpaint` and without coordinates: (period, band, y, x) float32.
+
+        Args:
+            without_ms: per source, frames that the encoder must not see.
+        """
+        passes = self.passes(chip, periods, leave_out=leave_out, without_ms=without_ms, support=support)
+        return self._collect(chip, passes, periods, without_ms)
+
+    def _collect(
+        self,
+        chip: Chip,
+        passes: Sequence[Pass],
+        periods: Sequence[Period],
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+    ) -> np.ndarray:
+        """(period, band, y, x) of all passes."""
+        out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
+        for pass_ in passes:
+            for rows, vectors in self.strips(chip, pass_, without_ms=without_ms):
+                for index, period in enumerate(periods):
+                    if period in pass_.periods:
+                        out[index, :, rows] = vectors[pass_.periods.index(period)]
+        return out
+
+    # --- the steps of `embed`, for `aef.mapping.embed_files`, which holds a strip at a time ----------------------------
 
     @property
     def support_ms(self) -> int:
@@ -149,46 +184,16 @@ class TrainedModel:
 
     def warn(self, chip: Chip, passes: Sequence[Pass], leave_out: Sequence[str] = (), *, named: bool = False) -> None:
         """Warn of periods far longer than those of training, and of sparse supports unless they were `named`."""
-        for period in (period for one in passes for period in one.periods):
+        for period in (period for pass_ in passes for period in pass_.periods):
             warn_of_long(period, self.support_ms)
         if not named:
-            for one in passes:
-                warn_of_sparse(chip, one.support, one.periods, self.inputs_without(leave_out), self.support_ms)
-
-    def embed_array(
-        self,
-        chip: Chip,
-        periods: Sequence[Period],
-        *,
-        leave_out: Sequence[str] = (),
-        without_ms: Mapping[str, Sequence[int]] | None = None,
-        support: Period | None = None,
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """`embed` with `inpaint` and without coordinates: (period, band, y, x) float32, and the sources that were encoded."""
-        passes = self.passes(chip, periods, leave_out=leave_out, without_ms=without_ms, support=support)
-        vectors = self._collect(chip, passes, periods, without_ms)
-        return vectors, tuple(name for name in self.inputs if any(name in one.sources for one in passes))
-
-    def _collect(
-        self,
-        chip: Chip,
-        passes: Sequence[Pass],
-        periods: Sequence[Period],
-        without_ms: Mapping[str, Sequence[int]] | None = None,
-    ) -> np.ndarray:
-        """(period, band, y, x) of all passes."""
-        out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
-        for one in passes:
-            for rows, vectors in self.strips(chip, one, without_ms=without_ms):
-                for index, period in enumerate(periods):
-                    if period in one.periods:
-                        out[index, :, rows] = vectors[one.periods.index(period)]
-        return out
+            for pass_ in passes:
+                warn_of_sparse(chip, pass_.support, pass_.periods, self.inputs_without(leave_out), self.support_ms)
 
     def strips(
         self,
         chip: Chip,
-        one: Pass,
+        pass_: Pass,
         *,
         without_ms: Mapping[str, Sequence[int]] | None = None,
         on_windows: Callable[[int, int], None] = lambda done, total: None,
@@ -203,18 +208,18 @@ class TrainedModel:
         """
         across = windows_along(chip.width, self.config.data.chip_px)
         total = len(across) * len(windows_along(chip.height, self.config.data.chip_px))
-        shape = (len(one.periods), self.config.model.embedding_dim)
+        shape = (len(pass_.periods), self.config.model.embedding_dim)
         done, strip = 0, np.zeros(0, np.float32)
-        for batch, seen in self._batches(chip, one.support, one.sources, without_ms, periods=one.periods):
+        for batch, seen in self._batches(chip, pass_.support, pass_.sources, without_ms, periods=pass_.periods):
             with torch.inference_mode():
-                mean = self.model.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
+                mean = self.network.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
             rows = _rows(batch)
             for sample, (vertical, horizontal) in enumerate(seen):
                 if horizontal == across[0]:
                     strip = np.zeros((*shape, vertical.stop - vertical.start, chip.width), np.float32)
-                own = Window(vertical.origin - vertical.start, 0, vertical.stop - vertical.start)
-                for number, period in enumerate(one.periods):
-                    keep_inner(strip[number], np.moveaxis(mean[rows[period, sample]], -1, 0), own, horizontal)
+                within = Window(vertical.origin - vertical.start, 0, vertical.stop - vertical.start)
+                for number, period in enumerate(pass_.periods):
+                    keep_inner(strip[number], np.moveaxis(mean[rows[period, sample]], -1, 0), within, horizontal)
                 done += 1
                 if horizontal == across[-1]:
                     yield slice(vertical.start, vertical.stop), strip
@@ -262,7 +267,7 @@ class TrainedModel:
             wanted = [self._target(chip, source, *requests[i]) for i in indices]
             for batch, seen in self._batches(chip, support, inputs, without_ms, targets={source: wanted}):
                 with torch.inference_mode():
-                    decoded = self.model(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
+                    decoded = self.network(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
                     if not standardized and not entry.classes:
                         decoded = Standardizer(entry, self.statistics, self.config.objective.clip_sigma).invert(decoded)
                 pictures = np.moveaxis(decoded.float().cpu().numpy(), -1, 1)
@@ -272,6 +277,7 @@ class TrainedModel:
         return out
 
     def _target(self, chip: Chip, source: str, time_ms: int, period: Period) -> Target:
+        """What asks the decoder for a time, with the metadata of the frame if the chip holds it; its values are never read."""
         entry, series = self.registry[source], chip.sources.get(source)
         metadata = np.full(len(entry.metadata), np.nan, np.float32)
         if series is not None and series.metadata is not None and series.time_ms is not None:
@@ -287,7 +293,7 @@ class TrainedModel:
             period=period,
         )
 
-    # --- batches -----------------------------------------------------------------------------------------------------
+    # --- what the network reads --------------------------------------------------------------------------------------
 
     def read(self, path: str | os.PathLike) -> Chip:
         """A chip with what the model knows of it: other sources of the file are left alone. Raises ChipError."""
@@ -341,11 +347,11 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
     device = find_device(device)
     run = Run.read(path)
     weights = read_weights(run.path / WEIGHTS)
-    model = build_model(run)
-    load_state(model, weights.state, run.path / WEIGHTS)
-    model.eval().to(device)
+    network = build_model(run)
+    load_state(network, weights.state, run.path / WEIGHTS)
+    network.eval().to(device)
     return TrainedModel(
-        model=model,
+        network=network,
         config=run.config,
         registry=run.registry,
         statistics=run.statistics,

@@ -95,7 +95,7 @@ class Validation:
 
     def _wrapped(self, model: nn.Module, step: int) -> TrainedModel:
         return TrainedModel(
-            model=model,  # type: ignore[arg-type]  # an engine's wrapper answers like the module
+            network=model,  # type: ignore[arg-type]  # an engine's wrapper answers like the module
             config=self.run.config,
             registry=self.run.registry,
             statistics=self.run.statistics,

@@ -186,7 +186,7 @@ class Marked:
     def embed_array(self, chip, periods, leave_out=()):
         rng = np.random.default_rng(int(chip.id[1:]))
         field = rng.normal(size=(64, 1, 1)) + 0.1 * rng.normal(size=(64, SIDE, SIDE))
-        return np.stack([field + self.shift(chip) * ("sentinel1" in leave_out)]), self.inputs
+        return np.stack([field + self.shift(chip) * ("sentinel1" in leave_out)])
 
 
 def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
