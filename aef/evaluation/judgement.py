@@ -145,33 +145,41 @@ def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
 
 def withheld_tasks(
     model: TrainedModel, chips: Sequence[Chip], hidden: WithheldDates, judged: WithheldDates
-) -> list[WithheldTask]:
-    """One task per encoded source that has judged frames at every place of the list that `chips` hold.
+) -> tuple[list[WithheldTask], list[str]]:
+    """One task per decoded source that the list asks for at places that `chips` hold, and reasons why there are not more.
 
     A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are the
     bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
-    found = (_task(model, chips, name, hidden, judged) for name in model.targets)
-    return [task for task in found if isinstance(task, WithheldTask)]
+    tasks, reasons = [], []
+    for name in model.targets:
+        holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
+        if model.registry[name].time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
+            continue
+        try:
+            tasks.append(_task(model, holding, name, hidden, judged))
+        except JudgementError as reason:
+            reasons.append(str(reason))
+    return tasks, reasons
 
 
 def _task(
-    model: TrainedModel, chips: Sequence[Chip], name: str, hidden: WithheldDates, judged: WithheldDates
-) -> WithheldTask | str | None:
-    """The task of one decoded source, why there is none, or None where the list does not ask for the source."""
-    source = model.registry[name]
-    holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
-    if not holding or source.time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
-        return None
+    model: TrainedModel, holding: Sequence[Chip], name: str, hidden: WithheldDates, judged: WithheldDates
+) -> WithheldTask:
+    """The task of one decoded source. Raises JudgementError where it lacks judged frames at one of the places."""
     if name not in model.inputs:
-        return f"withheld dates of {name}, because only sources that the model encodes are judged"
+        raise JudgementError(f"withheld dates of {name}, because only sources that the model encodes are judged")
+    source = model.registry[name]
     bands = _observed_bands(holding, name, source.band_names)
     if not bands:
-        return f"withheld dates of {name}, because no band of it is observed at all of {_few(c.place for c in holding)}"
+        places = _few(chip.place for chip in holding)
+        raise JudgementError(f"withheld dates of {name}, because no band of it is observed at all of {places}")
     task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
     empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
     if empty:
-        return f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+        raise JudgementError(
+            f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+        )
     return task
 
 
@@ -281,9 +289,7 @@ def _all_withheld(
         return [], [
             f"withheld dates, because no chip is of a place of the list ({_few(judged.places)}) and not held out"
         ]
-    found = [_task(model, chips, name, hidden, judged) for name in model.targets]
-    reasons = [reason for reason in found if isinstance(reason, str)]
-    tasks = [task for task in found if isinstance(task, WithheldTask)]
+    tasks, reasons = withheld_tasks(model, chips, hidden, judged)
     if not tasks and not reasons:
         reasons = ["withheld dates, because the list names none of the sources that the model decodes"]
     return [judge_withheld(model, task, period_days=period_days) for task in tasks], reasons

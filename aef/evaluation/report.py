@@ -180,7 +180,7 @@ def reconstructions(model: TrainedModel, chip: Chip, period: Period) -> Figure |
         assert series.time_ms is not None
         time_ms = int(series.time_ms[index])
         half = 60 * DAY_MS
-        request = (time_ms, Period(max(time_ms - half, time_ms - half), time_ms + half))
+        request = (time_ms, Period(time_ms - half, time_ms + half))
         decoded = model.reconstruct(chip, name, [request], without_ms={name: [time_ms]})[0]
         truth, valid = series.values[index], np.broadcast_to(series.valid[index], series.values[index].shape)
         columns.append((source, time_ms, truth, valid, decoded))

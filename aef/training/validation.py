@@ -64,7 +64,7 @@ class Validation:
     def _measure(self, model: TrainedModel) -> dict[str, Any]:
         figures: dict[str, float] = {}
         if self._dates is not None:
-            for task in withheld_tasks(model, self._dated, *self._dates):
+            for task in withheld_tasks(model, self._dated, *self._dates)[0]:
                 figures.update(self._withheld(model, task))
         if self.run.config.data.held_out_places:
             for label in dict.fromkeys(name for chip in self._looked_at for name in chip.labels):

@@ -148,7 +148,7 @@ def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):
     coarse.sources["sentinel2"] = dataclasses.replace(optical, values=repeated)
     for chips, expected in (([coarse], 2), ([fine], 1), ([fine, coarse], 1)):
         dates = WithheldDates({("c0", "sentinel2"): [START], ("c1", "sentinel2"): [START]})
-        (task,) = withheld_tasks(model, chips, dates, dates)
+        (task,), _ = withheld_tasks(model, chips, dates, dates)
         assert task.cell_px == expected
 
 
