@@ -59,7 +59,7 @@ def feature_sets(
     Raises:
         EmbeddingError: a year holds no frame, or `decoded` is not decoded.
     """
-    found: dict[Period, dict[str, np.ndarray]] = {}
+    sets: dict[Period, dict[str, np.ndarray]] = {}
     for year in dict.fromkeys(years):
         periods = [year, *quarters(year)]
         embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)))
@@ -68,7 +68,7 @@ def feature_sets(
             months = _consecutive(year, MONTHS, MONTH_DAYS)
             requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
             fields[DECODED] = np.concatenate(model.reconstruct(chip, decoded, requests, standardized=True))
-        found[year] = {}
+        sets[year] = {}
         for name, field in fields.items():
-            found[year] |= {name: field, over_window(name): window_mean(field)}
-    return found
+            sets[year] |= {name: field, over_window(name): window_mean(field)}
+    return sets

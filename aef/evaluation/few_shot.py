@@ -79,7 +79,7 @@ class ProbeResult:
         """Head and rows of a printed table, best first."""
         head = ["features", "balanced accuracy", "95 % interval", "better probe"]
         body = []
-        for name in sorted(self.scores, key=lambda one: -self.accuracy(one)):
+        for name in sorted(self.scores, key=lambda features: -self.accuracy(features)):
             kind, scores = self.scores[name]
             low, high = bootstrap(scores)
             body.append([name, f"{scores.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", kind])

@@ -122,17 +122,17 @@ def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
 
     Raises ValueError where the runs were not judged on the same predictors of the same sources.
     """
-    judged = [{source: list(table) for source, table in one["withheld"].items()} for one in figures]
-    if any(one != judged[0] for one in judged):
+    judged = [{source: list(table) for source, table in of_run["withheld"].items()} for of_run in figures]
+    if any(predictors != judged[0] for predictors in judged):
         raise ValueError(
             "runs to be averaged must decode the same sources with withheld dates, found "
-            + "; ".join(", ".join(one) or "none" for one in judged)
+            + "; ".join(", ".join(sources) or "none" for sources in judged)
         )
     parts = []
     for source, first in figures[0]["withheld"].items():
         linear, rows = first[REFERENCE]["mean"], []
         for name in first:
-            errors = [one["withheld"][source][name]["mean"] for one in figures]
+            errors = [of_run["withheld"][source][name]["mean"] for of_run in figures]
             mean = sum(errors) / len(errors)
             rows.append([name, *(f"{value:.3f}" for value in (mean, min(errors), max(errors), mean / linear))])
         head = ["predictor", "mean", "least", "most", f"mean / {REFERENCE}"]
@@ -198,7 +198,7 @@ def _observed_bands(chips: Sequence[Chip], name: str, bands: tuple[str, ...]) ->
     seen = np.ones(len(bands), bool)
     for chip in chips:
         seen &= np.broadcast_to(chip.sources[name].valid.any(axis=(0, 2, 3)), len(bands))
-    return tuple(band for band, one in zip(bands, seen) if one)
+    return tuple(band for band, everywhere in zip(bands, seen) if everywhere)
 
 
 def _cell_px(chips: Sequence[Chip], source: Source, bands: Sequence[str]) -> int:

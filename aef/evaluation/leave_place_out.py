@@ -56,7 +56,7 @@ class PlaceResult:
         head = ["features", *(f"{shots_name(s)}{what}" for s in self.results for what in ("", ", 95 % interval"))]
         first = next(iter(self.results.values()))
         rows = []
-        for name in sorted(first.scores, key=lambda one: (one not in OURS, -first.accuracy(one))):
+        for name in sorted(first.scores, key=lambda features: (features not in OURS, -first.accuracy(features))):
             row = [name]
             for result in self.results.values():
                 low, high = bootstrap(result.scores[name][1])

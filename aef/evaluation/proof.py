@@ -20,6 +20,7 @@ from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.probes import bootstrap
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained_model import TrainedModel
@@ -88,13 +89,11 @@ class Proof:
         return 1 - self.shuffled(shots, condition, name)[0].difference / gain.difference
 
     def _against(self, shots: int | None, name: str, condition: str, reference: str) -> Gain:
-        from aef.evaluation.probes import bootstrap
-
         ours, theirs = self.results[shots][condition], self.results[shots][reference]
         baseline = theirs.best_baseline
         assert baseline is not None
-        one, other = ours.scores[name][1], theirs.scores[baseline][1]
-        return Gain(baseline, one.balanced_accuracy - other.balanced_accuracy, bootstrap(one, other))
+        scores, rival = ours.scores[name][1], theirs.scores[baseline][1]
+        return Gain(baseline, scores.balanced_accuracy - rival.balanced_accuracy, bootstrap(scores, rival))
 
     def names(self, shots: int | None) -> list[str]:
         """The embedding's feature sets that were judged."""
@@ -248,11 +247,11 @@ def _embed(
     model: TrainedModel, chips: Sequence[Chip], years: dict[str, tuple[Period, ...]], progress: Callable[[], None]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Feature sets of every chip by label."""
-    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
+    embedded: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
     source = decoded_source(model, chips)
     for number, chip in enumerate(chips):
         sets = feature_sets(model, chip, [of_chip[number] for of_chip in years.values()], source)
         for name, of_chip in years.items():
-            found[name].append(sets[of_chip[number]])
+            embedded[name].append(sets[of_chip[number]])
         progress()
-    return found
+    return embedded

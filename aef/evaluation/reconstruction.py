@@ -67,7 +67,7 @@ class WithheldTask:
         """Every place's clear observations, standardised together, and the scale."""
         raw = [clear_series(chip, self.source, bands=self.bands, cell_px=self.cell_px) for chip in self.chips]
         scale = Scale.of(raw)
-        return [scale.apply(one) for one in raw], scale
+        return [scale.apply(series) for series in raw], scale
 
     def frames(self, series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
         """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted."""

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from aef.atomic import writing
 from aef.data.chips import Chip
 from aef.data.rendering import Rendering, class_colours
+from aef.evaluation.few_shot import year_of
 from aef.evaluation.judgement import Judgement
 from aef.evaluation.series import clear_pixels
 from aef.mapping.picture import pca_rgb, similarity
@@ -297,14 +298,14 @@ def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]],
     ]
     for table in judgement.withheld:
         numbers.append((f"{table.ratio:.2f}", f"error on unseen {table.source} dates ÷ linear interpolation"))
-    for found in judgement.probes:
-        numbers.append((f"{found.ours:.2f}", f"balanced accuracy, {found.shots}-shot; best baseline {found.best:.2f}"))
+    for probes in judgement.probes:
+        numbers.append(
+            (f"{probes.ours:.2f}", f"balanced accuracy, {probes.shots}-shot; best baseline {probes.best:.2f}")
+        )
     report.numbers(numbers)
 
 
 def _pictures(report: Report, model: TrainedModel, chips: Sequence[Chip]) -> None:
-    from aef.evaluation.few_shot import year_of
-
     report.heading("From frames to one vector per pixel, and back")
     report.paragraph(
         "Each place is seen by several sensors at irregular times. The model turns all of it into one 64-dimensional unit "
