@@ -81,6 +81,7 @@ class Accuracy:
         return float(self.recall.mean())
 
     def markdown(self) -> str:
+        """Both accuracies in words, then a row per class."""
         head = ["class", "labels", "recall", "precision", *(f"called {name}" for name in self.classes)]
         rows = [
             [name, f"{row.sum():.0f}", f"{recall:.3f}", f"{precision:.3f}", *(f"{count:.1f}" for count in row)]
@@ -95,6 +96,7 @@ class Accuracy:
         return "\n\n".join(parts)
 
     def figures(self) -> dict[str, Any]:
+        """Every number, for a JSON file."""
         return {
             "balanced_accuracy": self.balanced,
             "overall_accuracy": self.overall,

@@ -50,18 +50,22 @@ class ProbeResult:
 
     @property
     def ours(self) -> float:
+        """Balanced accuracy of the embedding, one vector for the year."""
         return self.accuracy(EMBEDDING)
 
     @property
     def best_baseline(self) -> str | None:
+        """Name of the best hand-made feature set; None where none was judged."""
         return max((name for name in self.scores if not name.startswith(EMBEDDING)), key=self.accuracy, default=None)
 
     @property
     def best(self) -> float:
+        """Balanced accuracy of the best hand-made feature set; NaN where none was judged."""
         return self.accuracy(self.best_baseline) if self.best_baseline else math.nan
 
     @property
     def difference(self) -> float | None:
+        """The embedding minus the best hand-made feature set; None where none was judged."""
         return None if self.best_baseline is None else self.ours - self.best
 
     @property

@@ -74,6 +74,7 @@ class GapResult:
         return float(paired.mean()), (float(low), float(high))
 
     def markdown(self) -> str:
+        """A table of errors, then the differences with their intervals."""
         head = ["predictor", *self.tables]
         rows = [[n, *(f"{t.mean(n):.3f}" for t in self.tables.values())] for n in (*RIVALS, MODEL)]
         parts = [

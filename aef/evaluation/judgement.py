@@ -45,13 +45,16 @@ class WithheldResult:
 
     @property
     def places(self) -> list[str]:
+        """The places that have withheld dates."""
         return list(self.table.errors[REFERENCE])
 
     @property
     def dates(self) -> int:
+        """Withheld dates of all places."""
         return sum(map(len, self.table.errors[REFERENCE].values()))
 
     def model_error(self, days: float = MAIN_PERIOD_DAYS) -> float:
+        """The model's mean error, decoded from valid periods of so many days."""
         return self.table.mean(f"model, {days:g} d")
 
     @property

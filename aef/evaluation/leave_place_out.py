@@ -52,6 +52,7 @@ class PlaceResult:
     results: dict[int | None, ProbeResult]
 
     def markdown(self) -> str:
+        """A table of scores, then the differences to the best baseline with their intervals."""
         counts = ", ".join(f"{name} {count}" for name, count in self.fields.items())
         head = ["features", *(f"{shots_name(s)}{what}" for s in self.results for what in ("", ", 95 % interval"))]
         first = next(iter(self.results.values()))

@@ -101,9 +101,11 @@ class Proof:
 
     @property
     def conditions(self) -> list[str]:
+        """What was done to the chips, first nothing."""
         return list(next(iter(self.results.values())))
 
     def markdown(self) -> str:
+        """A table per number of shots, each with its gains in words."""
         first = next(iter(next(iter(self.results.values())).values()))
         parts = [
             f"## {self.label}\n\n{first.classes} classes, {first.units} {first.unit}s at {self.places} places that "

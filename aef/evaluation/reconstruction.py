@@ -33,9 +33,11 @@ class WithheldTable:
     errors: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, name: str, place: str, error: float) -> None:
+        """Note the error of one more date."""
         self.errors.setdefault(name, {}).setdefault(place, []).append(error)
 
     def place(self, name: str, place: str) -> float:
+        """Mean over the dates of a place."""
         return float(np.mean(self.errors[name][place]))
 
     def mean(self, name: str) -> float:

@@ -64,15 +64,19 @@ class Report:
     blocks: list[str] = field(default_factory=list)
 
     def heading(self, text: str, level: int = 2) -> None:
+        """A heading; the page's title is level 1."""
         self.blocks.append(f"<h{level}>{html.escape(text)}</h{level}>")
 
     def paragraph(self, text: str, kind: str = "") -> None:
+        """A paragraph; `kind` is its class in `STYLE`."""
         self.blocks.append(f'<p class="{kind}">{html.escape(text)}</p>')
 
     def code(self, text: str) -> None:
+        """Lines as they were typed."""
         self.blocks.append(f"<pre>{html.escape(text)}</pre>")
 
     def figure(self, figure: Figure, caption: str) -> None:
+        """A picture inside the page, with its caption."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
         encoded = base64.b64encode(buffer.getvalue()).decode()
@@ -82,6 +86,7 @@ class Report:
         )
 
     def numbers(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Large numbers in a row, each with what it is."""
         cells = "".join(f"<div><b>{html.escape(n)}</b><span>{html.escape(what)}</span></div>" for n, what in pairs)
         self.blocks.append(f'<div class="numbers">{cells}</div>')
 

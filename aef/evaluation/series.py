@@ -57,6 +57,7 @@ class Scale:
         return np.clip(z, -CLIP, CLIP).astype(np.float32)
 
     def apply(self, series: ClearSeries) -> ClearSeries:
+        """The series with standardised values."""
         return ClearSeries(series.place, series.times_ms, self.standardize(series.values), series.clear)
 
 

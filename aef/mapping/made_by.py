@@ -26,6 +26,7 @@ class MadeBy:
 
     @property
     def tags(self) -> dict[str, str]:
+        """As they stand in a field's file; what is empty is left out."""
         every = {
             "model_version": self.version,
             "model_weights": self.weights,
