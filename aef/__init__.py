@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from aef.mapping.trained import TrainedModel
+    from aef.mapping.trained_model import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,6 @@ def load(run: str | os.PathLike, *, device: str = "cpu") -> TrainedModel:
     Raises:
         aef.run.RunError: there is no such device, or the folder is missing, foreign, partial or of a newer version of this software.
     """
-    from aef.mapping.trained import load as load_trained
+    from aef.mapping.trained_model import load as load_trained
 
     return load_trained(run, device=device)

@@ -4,7 +4,7 @@ areas = read_labels("labels.csv", "crop")
 files = field_files("FIELDS")
 samples = sample(map(read_field, files), areas)
 classifier = fit("logistic", samples)
-print(judge("logistic", samples).markdown())
+print(cross_validate("logistic", samples).markdown())
 codes, confidence = class_map(classifier, read_field(files[0]).values)  # numbers of samples.classes
 """
 
@@ -82,6 +82,7 @@ class Accuracy:
         return float(self.recall.mean())
 
     def markdown(self) -> str:
+        """Both accuracies in words, then a row per class."""
         head = ["class", "labels", "recall", "precision", *(f"called {name}" for name in self.classes)]
         rows = [
             [name, f"{row.sum():.0f}", f"{recall:.3f}", f"{precision:.3f}", *(f"{count:.1f}" for count in row)]
@@ -96,6 +97,7 @@ class Accuracy:
         return "\n\n".join(parts)
 
     def figures(self) -> dict[str, Any]:
+        """Every number, for a JSON file."""
         return {
             "balanced_accuracy": self.balanced,
             "overall_accuracy": self.overall,
@@ -144,7 +146,7 @@ def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any
     return search.fit(vectors, codes).best_estimator_
 
 
-def judge(method: Method, samples: Samples) -> Accuracy:
+def cross_validate(method: Method, samples: Samples) -> Accuracy:
     """Cross-validation in up to five parts, split by squares of ground; each label counts once.
 
     Raises:
@@ -191,10 +193,10 @@ _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 
 def colours(count: int) -> list[tuple[int, int, int]]:
     """A colour (red, green, blue; 0 to 255) per class."""
-    found = [tuple(int(code[at : at + 2], 16) for at in (1, 3, 5)) for code in _COLOURS[:count]]
-    for number in range(len(found), count):
-        found.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.85)))
-    return [(red, green, blue) for red, green, blue in found]
+    chosen = [tuple(int(code[at : at + 2], 16) for at in (1, 3, 5)) for code in _COLOURS[:count]]
+    for number in range(len(chosen), count):
+        chosen.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.85)))
+    return [(red, green, blue) for red, green, blue in chosen]
 
 
 def write_maps(
@@ -242,7 +244,9 @@ def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectare
             table.writerow((code, name, "#{:02x}{:02x}{:02x}".format(*colour), int(count), f"{area:.2f}"))
 
 
-def draw(path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+def write_picture(
+    path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarray], classes: Sequence[str]
+) -> None:
     """A picture: embeddings of some places in false colours, and their classes below."""
     from matplotlib.patches import Patch
 

@@ -138,12 +138,12 @@ def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of weights by name: of what a model is made of, whatever else its file says."""
     import torch
 
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def write_weights(path: str | os.PathLike, state: Mapping[str, Tensor], *, step: int) -> Path:
@@ -183,19 +183,19 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise RunError(f"{path}: is damaged ({error}): take an earlier checkpoint") from error
     if int(metadata.get("format_version", FORMAT_VERSION)) > FORMAT_VERSION:
         raise RunError(f"{path}: of a newer format: update the software")
-    found = digest(state)
-    if metadata.get("sha256", found) != found:
+    sha256 = digest(state)
+    if metadata.get("sha256", sha256) != sha256:
         raise RunError(
             f"{path}: is damaged (its weights have another SHA-256 than was written): take an earlier checkpoint"
         )
-    return Weights(state, int(metadata.get("step", 0)), found)
+    return Weights(state, int(metadata.get("step", 0)), sha256)
 
 
 def load_state(module: Any, state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
     """Load weights into a module. Raises RunError naming the first few that are missing, foreign or of another shape."""
-    own = module.state_dict()
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    expected = module.state_dict()
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     for what, names in (("lacks", missing), ("holds foreign", foreign), ("holds other shapes of", sorted(shapes))):
         if names:
             raise RunError(f"{path}: {what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}: of another model")

@@ -7,8 +7,8 @@ embedding is a direction as well.
     model = aef.load("RUN")
     vector = run_tower("RUN").encode(["a lake in the mountains"])[0]
     fields = embed_fields(model, ChipFolder("CHIPS", model.registry), "2019-01-01/2020-01-01")
-    for found in search(fields, lambda field: text_direction(model, vector, field), top=5):
-        print(found.chip, found.lon, found.lat, found.similarity)
+    for match in search(fields, lambda field: text_direction(model, vector, field), top=5):
+        print(match.chip, match.lon, match.lat, match.similarity)
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rasterio.warp import transform as warp
 from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.figure_file import new_figure, save_png
-from aef.mapping.choice import periods_by_chip, read_times
-from aef.mapping.field import MadeBy
+from aef.mapping.chip_choice import periods_by_chip, read_times
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
+from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.support import observed_span
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
 from aef.timecode import DAY_MS, Period, parse_period
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import xarray
 
 PANELS = 6
-"""Most places that a picture shows."""
+"""Most fields that a picture shows."""
 
 
 class SearchError(ValueError):
@@ -52,7 +52,7 @@ class SearchError(ValueError):
 
 
 @dataclass(frozen=True)
-class Found:
+class Match:
     """The best pixel of one field, with the field's similarity map (y, x) and the field itself."""
 
     chip: str
@@ -112,9 +112,9 @@ def choose_fields(
     """
     wanted = parse_period(period) if isinstance(period, str) else period
     tags = {path: read_tags(path)[1] for path in paths}
-    chosen = [path for path, found in tags.items() if wanted is None or found.get("period") == str(wanted)]
+    chosen = [path for path, told in tags.items() if wanted is None or told.get("period") == str(wanted)]
     if not chosen:
-        known = ", ".join(sorted({found.get("period", "none stated") for found in tags.values()}))
+        known = ", ".join(sorted({told.get("period", "none stated") for told in tags.values()}))
         raise SearchError(f"no field of the period {wanted}: there are fields of {known}")
     first = tags[chosen[0]]
     seen: dict[tuple[str, str], Path] = {}
@@ -174,7 +174,7 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
     Raises:
         SearchError: the model has no text head, the vector does not fit it, or the field states no period.
     """
-    head = model.model.text_head
+    head = model.network.text_head
     if head is None:
         raise SearchError("this model has no text head: it learnt from no text")
     width = model.config.model.text_dim
@@ -185,7 +185,7 @@ def text_direction(model: TrainedModel, vector: np.ndarray, field: xarray.DataAr
     period = parse_period(field.attrs["period"])
     periods = torch.tensor([period], device=model.device)
     with torch.inference_mode():
-        direction, _ = head(torch.from_numpy(vector[None]).to(model.device), periods, model.model.compute_dtype)
+        direction, _ = head(torch.from_numpy(vector[None]).to(model.device), periods, model.network.compute_dtype)
     return direction[0].float().cpu().numpy()
 
 
@@ -195,18 +195,18 @@ def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) 
     Raises:
         SearchError: no field holds it, its pixel is no data, or fields of several periods hold it.
     """
-    found: dict[str, np.ndarray] = {}
+    by_period: dict[str, np.ndarray] = {}
     for field in fields:
         row, col = pixel_at(field, lon, lat)
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
-            found.setdefault(str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col]))
-    if not found:
+            by_period.setdefault(str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col]))
+    if not by_period:
         raise SearchError(f"no field holds {lon:g}, {lat:g} (longitude, latitude)")
-    if len(found) > 1:
+    if len(by_period) > 1:
         raise SearchError(
-            f"{lon:g}, {lat:g}: fields of {', '.join(sorted(found))} hold this pixel: choose one by --period"
+            f"{lon:g}, {lat:g}: fields of {', '.join(sorted(by_period))} hold this pixel: choose one by --period"
         )
-    (vector,) = found.values()
+    (vector,) = by_period.values()
     if not np.isfinite(vector).all():
         raise SearchError(f"{lon:g}, {lat:g}: no frame observed this pixel, so it has no vector: choose another")
     return vector
@@ -228,7 +228,7 @@ def search(
     *,
     top: int = 5,
     on_map: Callable[[xarray.DataArray, np.ndarray], None] | None = None,
-) -> list[Found]:
+) -> list[Match]:
     """The fields that come nearest to a direction by their best pixel, best first.
 
     Args:
@@ -240,7 +240,7 @@ def search(
     Raises:
         SearchError: there is no field, or none with a vector in it.
     """
-    best: list[tuple[float, int, Found]] = []
+    best: list[tuple[float, int, Match]] = []
     for number, field in enumerate(fields):
         vector = direction(field) if callable(direction) else direction
         if field.sizes["band"] != len(vector):
@@ -249,26 +249,26 @@ def search(
         if on_map:
             on_map(field, map_)
         if np.isfinite(map_).any():
-            found = _found(field, map_)
-            heapq.heappush(best, (found.similarity, -number, found))
+            match = _best_pixel(field, map_)
+            heapq.heappush(best, (match.similarity, -number, match))
             if len(best) > top:
                 heapq.heappop(best)
     if not best:
         raise SearchError("there is no embedding field to search, or none that holds a vector")
-    return [found for _, _, found in sorted(best, key=lambda item: item[:2], reverse=True)]
+    return [match for _, _, match in sorted(best, key=lambda item: item[:2], reverse=True)]
 
 
 def _name(field: xarray.DataArray) -> str:
     return str(field.attrs.get("chip", "field"))
 
 
-def _found(field: xarray.DataArray, map_: np.ndarray) -> Found:
+def _best_pixel(field: xarray.DataArray, map_: np.ndarray) -> Match:
     row, col = (int(i) for i in np.unravel_index(np.nanargmax(map_), map_.shape))
     x, y = raster_xy(field.rio.transform(), row, col)
     (lon,), (lat,) = warp(field.rio.crs, "EPSG:4326", [x], [y])
     name = _name(field)
     place, period = str(field.attrs.get("place", name)), str(field.attrs.get("period", ""))
-    return Found(name, place, period, row, col, lon, lat, float(map_[row, col]), map_, field)
+    return Match(name, place, period, row, col, lon, lat, float(map_[row, col]), map_, field)
 
 
 # --- what a search leaves behind -------------------------------------------------------------------------------------
@@ -285,30 +285,30 @@ def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
     write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"])
 
 
-def write_places(path: Path, places: Sequence[Found]) -> None:
-    """The places found as a table."""
+def write_matches(path: Path, matches: Sequence[Match]) -> None:
+    """The best pixels as a table, atomically. Raises OSError where it cannot be written."""
     with writing(path, "w") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(("rank", "chip", "place", "period", "lon", "lat", "row", "col", "similarity"))
-        for rank, found in enumerate(places, 1):
-            where = (f"{found.lon:.6f}", f"{found.lat:.6f}", found.row, found.col)
-            table.writerow((rank, found.chip, found.place, found.period, *where, f"{found.similarity:.4f}"))
+        for rank, match in enumerate(matches, 1):
+            where = (f"{match.lon:.6f}", f"{match.lat:.6f}", match.row, match.col)
+            table.writerow((rank, match.chip, match.place, match.period, *where, f"{match.similarity:.4f}"))
 
 
-def draw(path: Path, places: Sequence[Found], query: str) -> None:
-    """A picture: the best places' embeddings in false colours (shared), and how similar each pixel is to the query."""
-    places = places[:PANELS]
-    colours = pca_rgb([found.field.values for found in places])
-    low = min(float(np.nanpercentile(found.map, 2)) for found in places)
-    high = max(found.similarity for found in places)
-    figure = new_figure(2.6 * len(places) + 0.8, 5.8)
-    axes = figure.subplots(2, len(places), squeeze=False)
-    for column, (found, colour) in enumerate(zip(places, colours)):
+def write_picture(path: Path, matches: Sequence[Match], query: str) -> None:
+    """A picture: the best fields' embeddings in false colours (shared), and how similar each pixel is to the query."""
+    matches = matches[:PANELS]
+    colours = pca_rgb([match.field.values for match in matches])
+    low = min(float(np.nanpercentile(match.map, 2)) for match in matches)
+    high = max(match.similarity for match in matches)
+    figure = new_figure(2.6 * len(matches) + 0.8, 5.8)
+    axes = figure.subplots(2, len(matches), squeeze=False)
+    for column, (match, colour) in enumerate(zip(matches, colours)):
         axes[0, column].imshow(colour, interpolation="nearest")
-        axes[0, column].set_title(f"{column + 1}. {found.place}\n{found.lat:.4f}, {found.lon:.4f}", fontsize=8)
-        image = axes[1, column].imshow(found.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        axes[1, column].plot(found.col, found.row, "o", mfc="none", mec="red", ms=9)
-        axes[1, column].set_title(f"cosine {found.similarity:.2f}", fontsize=8)
+        axes[0, column].set_title(f"{column + 1}. {match.place}\n{match.lat:.4f}, {match.lon:.4f}", fontsize=8)
+        image = axes[1, column].imshow(match.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        axes[1, column].plot(match.col, match.row, "o", mfc="none", mec="red", ms=9)
+        axes[1, column].set_title(f"cosine {match.similarity:.2f}", fontsize=8)
         for axis in axes[:, column]:
             axis.set_xticks([])
             axis.set_yticks([])

@@ -87,7 +87,7 @@ def withheld(places: Places) -> Iterator[str]:
 
 def probes(places: Places) -> Iterator[str]:
     """Hand-made features, better of ridge and kNN-3, split by field, for both labels."""
-    from aef.evaluation.features import baseline_fields
+    from aef.evaluation.baselines import baseline_fields
     from aef.evaluation.labels import labelled_pixels
     from aef.evaluation.probes import Labelled, Scores, better, bootstrap, probe
     from aef.sources import BUILT_IN

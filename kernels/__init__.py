@@ -2,7 +2,20 @@
 
 Never import top-level `kernels`: the operators would register twice.
 
-Each folder holds one operator: `reference.py` is its specification in plain PyTorch, `op.py` the public function.
+Each folder holds one operator:
+
+============= =========================================================================================================
+file          what it holds
+============= =========================================================================================================
+reference.py  the specification in plain PyTorch, frozen: what every path is tested against, forward and every gradient
+forward.py    Triton kernels and the functions that launch them (convolutions: `implicit_gemm.py` beside the folders)
+backward.py   the same for the gradients
+eager.py      tuned plain PyTorch, above all for CPUs
+library.py    the operator by kernels of others: cuDNN, oneDNN, PyTorch's SDPA and matrix products, flash-attn
+op.py         the public functions: checks, choice of a path, registration with its fakes and gradients
+============= =========================================================================================================
+
+An operator has only those that it needs. Start with `reference.py`, then `op.py`.
 """
 
 from .activation.op import bias_gelu, bias_residual, gelu_linear

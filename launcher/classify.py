@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     command = as_typed(__file__, argv)
     figures = {"command": command, "labels": len(areas), "missed": samples.missed, "pixels": len(samples.codes)}
     try:
-        accuracy = classify.judge(arguments.method, samples)
+        accuracy = classify.cross_validate(arguments.method, samples)
         judgement, figures["accuracy"] = accuracy.markdown(), accuracy.figures()
     except LabelError as error:
         judgement, figures["accuracy"] = str(error), None
@@ -78,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
                 shown.append((field, codes))
             progress.advance(note=path.stem)
     classify.write_legend(out / "legend.csv", samples.classes, pixels, hectares)
-    classify.draw(out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], samples.classes)
+    classify.write_picture(
+        out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], samples.classes
+    )
     print(f"{len(files)} maps of {len(samples.classes)} classes: {out}")
     return 0
 

@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
-    from aef.mapping.choice import periods_by_chip, times_of
-    from aef.mapping.field import EmbeddingError
+    from aef.mapping.chip_choice import periods_by_chip, times_of
+    from aef.mapping.errors import EmbeddingError
     from aef.shard import WHOLE
     from aef.timecode import parse_period
 
@@ -129,7 +129,7 @@ def _embed_all(
     Raises ChipError, EmbeddingError for those that cannot be made, unless they may be skipped.
     """
     from aef.data.chips import ChipError
-    from aef.mapping.field import EmbeddingError
+    from aef.mapping.errors import EmbeddingError
 
     written: list[Path] = []
     skipped: dict[str, list[str]] = {"chip": [], "field": []}
@@ -180,7 +180,7 @@ def _there(model, chips, names: dict, arguments) -> set[Path]:
 
 def _support(model, chip, period):
     """The support of a period, from the times of a chip; None where it has none, which embedding it will say."""
-    from aef.mapping.field import EmbeddingError
+    from aef.mapping.errors import EmbeddingError
     from aef.mapping.support import support_at
 
     try:
@@ -191,8 +191,8 @@ def _support(model, chip, period):
 
 def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> list[Path]:
     """Write the missing fields of one chip, or in a dry run say so; gives those that could be made."""
-    from aef.mapping.field import EmbeddingError
-    from aef.mapping.write import embed_to_files
+    from aef.mapping.embed_files import embed_to_files
+    from aef.mapping.errors import EmbeddingError
 
     chip = model.read(path)
     options = {"leave_out": arguments.leave_out, "support": arguments.support}

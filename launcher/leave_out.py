@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         )
 
     from aef.data.chips import ChipFolder
+    from aef.evaluation.leave_place_out import Task
     from aef.evaluation.tables import write_results
-    from aef.evaluation.transfer import Task
-    from aef.mapping.trained import find_device
+    from aef.mapping.device import find_device
     from aef.settings_file import load_config, registry_of
 
     find_device(arguments.device)  # before anything is trained
@@ -93,8 +93,8 @@ def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list
 def _feasible(folder, place: str, tasks, least_fields: int):
     """Labels that can be judged at a place, and why others cannot: known before anything is trained."""
     from aef.evaluation.labels import labelled_pixels
+    from aef.evaluation.leave_place_out import tasks_of
     from aef.evaluation.probes import ProbeError
-    from aef.evaluation.transfer import tasks_of
 
     chips = [folder.read(index) for index, one in enumerate(folder.places()) if one == place]
     feasible, reasons = [], []
@@ -119,7 +119,7 @@ def _train(config, data: str, out: Path, place: str) -> bool:
 
 def _judge(out: Path, folder, place: str, tasks, arguments):
     """Results of every label at a place."""
-    from aef.evaluation.transfer import judge_place
+    from aef.evaluation.leave_place_out import judge_place
 
     model = load_model(__file__, str(out), arguments.device)
     chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]

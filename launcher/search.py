@@ -75,12 +75,12 @@ def main(argv: list[str] | None = None) -> int:
             search.write_map(out / search.map_name(field), field, map_)
             progress.advance(note=field.attrs["chip"])
 
-        places = search.search(fields(), direction, top=arguments.top, on_map=keep)
-    search.write_places(out / "places.csv", places)
-    search.draw(out / "search.png", places, query)
-    for rank, found in enumerate(places, 1):
+        matches = search.search(fields(), direction, top=arguments.top, on_map=keep)
+    search.write_matches(out / "places.csv", matches)
+    search.write_picture(out / "search.png", matches, query)
+    for rank, match in enumerate(matches, 1):
         print(
-            f"{rank}. {found.place} over {found.period} at {found.lat:.5f}, {found.lon:.5f}: cosine {found.similarity:.3f}"
+            f"{rank}. {match.place} over {match.period} at {match.lat:.5f}, {match.lon:.5f}: cosine {match.similarity:.3f}"
         )
     print(f"{query} in {what}: {out / 'search.png'}")
     return 0

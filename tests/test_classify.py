@@ -11,13 +11,13 @@ import rasterio
 from rasterio.warp import transform as warp
 from rasterio.warp import transform_geom
 
-from aef.classify import METHODS, Accuracy, class_map, fit, judge
+from aef.classify import METHODS, Accuracy, class_map, cross_validate, fit
 from aef.data.chips import Chip
 from aef.launcher.classify import main
 from aef.launcher.command import run as run_command
-from aef.mapping.field import MadeBy
 from aef.mapping.files import as_data_array, write_field
 from aef.mapping.labels import LabelError, Samples, read_labels, sample
+from aef.mapping.made_by import MadeBy
 from aef.timecode import parse_period
 
 YEAR, NEXT = parse_period("2019-01-01/2020-01-01"), parse_period("2020-01-01/2021-01-01")
@@ -177,7 +177,7 @@ def test_accuracy_is_that_of_ground_which_was_not_learnt_from(method):
     rng = np.random.default_rng(0)
     blocks = np.repeat(np.arange(40), 3)
     vectors = rng.normal(size=(40, 8))[blocks] + 0.001 * rng.normal(size=(120, 8))
-    found = judge(method, samples(vectors, blocks % 2, blocks))
+    found = cross_validate(method, samples(vectors, blocks % 2, blocks))
     assert 0.25 < found.balanced < 0.75 and found.confusion.sum() == 120
 
 
@@ -187,12 +187,12 @@ def test_each_label_counts_once_and_a_class_in_one_square_is_not_judged():
     repeated = np.array([area[:3] for area in areas for _ in range(area[3])])
     vectors = np.eye(8)[repeated[:, 1]].astype(np.float32)
     table = Samples(vectors, repeated[:, 1], repeated[:, 0], repeated[:, 2], ("water", "wood", "rock"), 0)
-    found = judge("knn", table)
+    found = cross_validate("knn", table)
     assert found.classes == ("water", "wood") and found.not_judged == ("rock",) and found.blocks == 2
     assert found.confusion == pytest.approx(np.diag([2, 2])) and found.balanced == 1
     assert "Not judged, as all their labels lie in one square: rock." in found.markdown()
     with pytest.raises(LabelError, match="two classes with labels in two squares"):
-        judge("knn", samples([WATER, WOOD], [0, 1], [0, 1]))
+        cross_validate("knn", samples([WATER, WOOD], [0, 1], [0, 1]))
 
 
 def test_recall_is_of_what_is_so_and_precision_of_what_is_called_so():

@@ -18,8 +18,8 @@ from aef.data.chips import Chip, ChipFolder, SourceSeries, write_chip
 from aef.data.statistics import Statistics
 from aef.launcher.command import run as run_command
 from aef.launcher.search import main
-from aef.mapping.field import MadeBy
 from aef.mapping.files import as_data_array, read_field, write_field
+from aef.mapping.made_by import MadeBy
 from aef.run import TEXT_TOWER, Run, build_model, write_weights
 from aef.search import SearchError, embed_fields, pixel_direction, read_fields, run_tower, search, text_direction
 from aef.sources import BUILT_IN

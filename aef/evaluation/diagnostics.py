@@ -10,8 +10,8 @@ import numpy as np
 from aef.data.chips import Chip
 from aef.evaluation.labels import unit_numbers
 from aef.evaluation.probes import Labelled, better, effective_rank, probe
-from aef.mapping.field import EmbeddingError
-from aef.mapping.trained import TrainedModel
+from aef.mapping.errors import EmbeddingError
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 PIXELS_PER_CHIP = 64
@@ -43,7 +43,7 @@ def source_presence(
     rng = np.random.default_rng(seed)
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
     places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
-    complete = [model.embed_array(chip, [period_of(chip)])[0][0] for chip in chips]
+    complete = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
     by_place = presence_split(chips) == "place"
     found = {}
     for name in model.inputs:
@@ -52,7 +52,7 @@ def source_presence(
             if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
                 continue
             try:
-                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0][0]
+                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
             except EmbeddingError:  # no other source has a frame in the period
                 continue
             for present, field in ((1, whole), (0, without)):

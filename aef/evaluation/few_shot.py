@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import EMBEDDING
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
 from aef.evaluation.probes import Scores, better, bootstrap, probe
 from aef.mapping.support import observed_span
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 KINDS = ("ridge", "kNN-3")
@@ -50,18 +50,22 @@ class ProbeResult:
 
     @property
     def ours(self) -> float:
+        """Balanced accuracy of the embedding, one vector for the year."""
         return self.accuracy(EMBEDDING)
 
     @property
     def best_baseline(self) -> str | None:
+        """Name of the best hand-made feature set; None where none was judged."""
         return max((name for name in self.scores if not name.startswith(EMBEDDING)), key=self.accuracy, default=None)
 
     @property
     def best(self) -> float:
+        """Balanced accuracy of the best hand-made feature set; NaN where none was judged."""
         return self.accuracy(self.best_baseline) if self.best_baseline else math.nan
 
     @property
     def difference(self) -> float | None:
+        """The embedding minus the best hand-made feature set; None where none was judged."""
         return None if self.best_baseline is None else self.ours - self.best
 
     @property
@@ -79,7 +83,7 @@ class ProbeResult:
         """Head and rows of a printed table, best first."""
         head = ["features", "balanced accuracy", "95 % interval", "better probe"]
         body = []
-        for name in sorted(self.scores, key=lambda one: -self.accuracy(one)):
+        for name in sorted(self.scores, key=lambda features: -self.accuracy(features)):
             kind, scores = self.scores[name]
             low, high = bootstrap(scores)
             body.append([name, f"{scores.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", kind])
@@ -144,7 +148,7 @@ def judge_labels(
         ProbeError: the chips do not carry the label with two classes of two units each.
     """
     pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
-    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0][0] for chip in chips]}
+    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0] for chip in chips]}
     others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}
     return compare(ours, others, pixels, label, unit=unit, shots=shots, trials=trials, seed=seed, kinds=kinds)
 

@@ -23,7 +23,7 @@ from aef.evaluation.proof import ProofError, require_unseen
 from aef.evaluation.reconstruction import WithheldTable, l1
 from aef.evaluation.series import ClearSeries, Scale, clear_series, to_scale
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import DAY_MS, Period
 
 GAP_DAYS = 90
@@ -74,6 +74,7 @@ class GapResult:
         return float(paired.mean()), (float(low), float(high))
 
     def markdown(self) -> str:
+        """A table of errors, then the differences with their intervals."""
         head = ["predictor", *self.tables]
         rows = [[n, *(f"{t.mean(n):.3f}" for t in self.tables.values())] for n in (*RIVALS, MODEL)]
         parts = [
@@ -90,9 +91,10 @@ class GapResult:
         """Every number, for a JSON file."""
 
         def numbers(group: str) -> dict[str, Any]:
-            found = {name: self.difference(group, name) for name in RIVALS}
+            differences = {name: self.difference(group, name) for name in RIVALS}
             return {
-                name: {"difference": value, "interval": list(interval)} for name, (value, interval) in found.items()
+                name: {"difference": value, "interval": list(interval)}
+                for name, (value, interval) in differences.items()
             }
 
         return {
@@ -210,10 +212,10 @@ def _without(chip: Chip, hidden: Period) -> Chip:
         last = series.time_ms if series.time_end_ms is None else series.time_end_ms - 1
         keep = (last < hidden.start_ms) | (series.time_ms >= hidden.end_ms)
         fields = ("values", "valid", "weight", "time_ms", "time_end_ms", "metadata", "row", "col")
-        found = {name: getattr(series, name) for name in fields}
+        arrays = {name: getattr(series, name) for name in fields}
         return dataclasses.replace(
             series,
-            **{name: array[keep] for name, array in found.items() if array is not None and len(array) == len(keep)},
+            **{name: array[keep] for name, array in arrays.items() if array is not None and len(array) == len(keep)},
         )
 
     return dataclasses.replace(chip, sources={name: rest(series) for name, series in chip.sources.items()})

@@ -18,7 +18,7 @@ from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import WITHHELD
 from aef.sources import Source
 from aef.timecode import format_time
@@ -45,13 +45,16 @@ class WithheldResult:
 
     @property
     def places(self) -> list[str]:
+        """The places that have withheld dates."""
         return list(self.table.errors[REFERENCE])
 
     @property
     def dates(self) -> int:
+        """Withheld dates of all places."""
         return sum(map(len, self.table.errors[REFERENCE].values()))
 
     def model_error(self, days: float = MAIN_PERIOD_DAYS) -> float:
+        """The model's mean error, decoded from valid periods of so many days."""
         return self.table.mean(f"model, {days:g} d")
 
     @property
@@ -122,17 +125,17 @@ def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
 
     Raises ValueError where the runs were not judged on the same predictors of the same sources.
     """
-    judged = [{source: list(table) for source, table in one["withheld"].items()} for one in figures]
-    if any(one != judged[0] for one in judged):
+    judged = [{source: list(table) for source, table in of_run["withheld"].items()} for of_run in figures]
+    if any(predictors != judged[0] for predictors in judged):
         raise ValueError(
             "runs to be averaged must decode the same sources with withheld dates, found "
-            + "; ".join(", ".join(one) or "none" for one in judged)
+            + "; ".join(", ".join(sources) or "none" for sources in judged)
         )
     parts = []
     for source, first in figures[0]["withheld"].items():
         linear, rows = first[REFERENCE]["mean"], []
         for name in first:
-            errors = [one["withheld"][source][name]["mean"] for one in figures]
+            errors = [of_run["withheld"][source][name]["mean"] for of_run in figures]
             mean = sum(errors) / len(errors)
             rows.append([name, *(f"{value:.3f}" for value in (mean, min(errors), max(errors), mean / linear))])
         head = ["predictor", "mean", "least", "most", f"mean / {REFERENCE}"]
@@ -145,33 +148,41 @@ def mean_of_runs(figures: Sequence[Mapping[str, Any]]) -> str:
 
 def withheld_tasks(
     model: TrainedModel, chips: Sequence[Chip], hidden: WithheldDates, judged: WithheldDates
-) -> list[WithheldTask]:
-    """One task per encoded source that has judged frames at every place of the list that `chips` hold.
+) -> tuple[list[WithheldTask], list[str]]:
+    """One task per decoded source that the list asks for at places that `chips` hold, and reasons why there are not more.
 
     A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are the
     bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
-    found = (_task(model, chips, name, hidden, judged) for name in model.targets)
-    return [task for task in found if isinstance(task, WithheldTask)]
+    tasks, reasons = [], []
+    for name in model.targets:
+        holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
+        if model.registry[name].time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
+            continue
+        try:
+            tasks.append(_task(model, holding, name, hidden, judged))
+        except JudgementError as reason:
+            reasons.append(str(reason))
+    return tasks, reasons
 
 
 def _task(
-    model: TrainedModel, chips: Sequence[Chip], name: str, hidden: WithheldDates, judged: WithheldDates
-) -> WithheldTask | str | None:
-    """The task of one decoded source, why there is none, or None where the list does not ask for the source."""
-    source = model.registry[name]
-    holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
-    if not holding or source.time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
-        return None
+    model: TrainedModel, holding: Sequence[Chip], name: str, hidden: WithheldDates, judged: WithheldDates
+) -> WithheldTask:
+    """The task of one decoded source. Raises JudgementError where it lacks judged frames at one of the places."""
     if name not in model.inputs:
-        return f"withheld dates of {name}, because only sources that the model encodes are judged"
+        raise JudgementError(f"withheld dates of {name}, because only sources that the model encodes are judged")
+    source = model.registry[name]
     bands = _observed_bands(holding, name, source.band_names)
     if not bands:
-        return f"withheld dates of {name}, because no band of it is observed at all of {_few(c.place for c in holding)}"
+        places = _few(chip.place for chip in holding)
+        raise JudgementError(f"withheld dates of {name}, because no band of it is observed at all of {places}")
     task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
     empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
     if empty:
-        return f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+        raise JudgementError(
+            f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+        )
     return task
 
 
@@ -190,7 +201,7 @@ def _observed_bands(chips: Sequence[Chip], name: str, bands: tuple[str, ...]) ->
     seen = np.ones(len(bands), bool)
     for chip in chips:
         seen &= np.broadcast_to(chip.sources[name].valid.any(axis=(0, 2, 3)), len(bands))
-    return tuple(band for band, one in zip(bands, seen) if one)
+    return tuple(band for band, everywhere in zip(bands, seen) if everywhere)
 
 
 def _cell_px(chips: Sequence[Chip], source: Source, bands: Sequence[str]) -> int:
@@ -226,7 +237,7 @@ def judge_withheld(
 def judge_health(model: TrainedModel, chips: Sequence[Chip]) -> dict[str, float]:
     """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source, within
     places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
-    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0][0] for chip in chips])
+    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip))
     where = "" if presence_split(chips) == "place" else " within places"
     figures.update({f"presence of {name}{where}": accuracy for name, accuracy in presence.items()})
@@ -281,9 +292,7 @@ def _all_withheld(
         return [], [
             f"withheld dates, because no chip is of a place of the list ({_few(judged.places)}) and not held out"
         ]
-    found = [_task(model, chips, name, hidden, judged) for name in model.targets]
-    reasons = [reason for reason in found if isinstance(reason, str)]
-    tasks = [task for task in found if isinstance(task, WithheldTask)]
+    tasks, reasons = withheld_tasks(model, chips, hidden, judged)
     if not tasks and not reasons:
         reasons = ["withheld dates, because the list names none of the sources that the model decodes"]
     return [judge_withheld(model, task, period_days=period_days) for task in tasks], reasons

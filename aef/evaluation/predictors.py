@@ -102,8 +102,8 @@ def persistence(series: ClearSeries) -> Predictor:
 
 def mean_of_linear_and_harmonic(series: ClearSeries) -> Predictor:
     """The mean of the linear interpolation and the harmonic fit."""
-    one, other = linear(series), harmonic(series)
-    return lambda time_ms: (one(time_ms) + other(time_ms)) / 2
+    interpolated, fitted = linear(series), harmonic(series)
+    return lambda time_ms: (interpolated(time_ms) + fitted(time_ms)) / 2
 
 
 PREDICTORS: dict[str, Callable[[ClearSeries], Predictor]] = {

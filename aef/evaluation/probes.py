@@ -49,9 +49,11 @@ class Labelled:
 
     @property
     def classes(self) -> np.ndarray:
+        """The class codes, sorted."""
         return np.unique(self.labels)
 
     def units_of(self, code: int) -> np.ndarray:
+        """The units that hold a pixel of a class, sorted."""
         return np.unique(self.units[self.labels == code])
 
 
@@ -65,6 +67,7 @@ class Scores:
 
     @property
     def balanced_accuracy(self) -> float:
+        """Mean over the trials."""
         return float(np.mean(self.trials))
 
 
@@ -210,6 +213,9 @@ def probe(
         trials: splits, each with its own shots.
         seed: of the splits.
         kinds: probes to fit.
+
+    Raises:
+        ProbeError: a table of another length, a class in one unit, or an unknown probe.
     """
     for name, table in features.items():
         if len(table) != len(labelled.labels):

@@ -1,9 +1,9 @@
 """Are few labels enough on places that training never saw, and is that for the right reason?
 
-The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embeddings`; without a name, one
-vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are embedded,
-without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours (their labels
-with them) leave no field.
+The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embedding_features`; without a
+name, one vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are
+embedded, without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours
+(their labels with them) leave no field.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
+from aef.evaluation.probes import bootstrap
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 SHOTS = (10, None)
@@ -88,13 +89,11 @@ class Proof:
         return 1 - self.shuffled(shots, condition, name)[0].difference / gain.difference
 
     def _against(self, shots: int | None, name: str, condition: str, reference: str) -> Gain:
-        from aef.evaluation.probes import bootstrap
-
         ours, theirs = self.results[shots][condition], self.results[shots][reference]
         baseline = theirs.best_baseline
         assert baseline is not None
-        one, other = ours.scores[name][1], theirs.scores[baseline][1]
-        return Gain(baseline, one.balanced_accuracy - other.balanced_accuracy, bootstrap(one, other))
+        scores, rival = ours.scores[name][1], theirs.scores[baseline][1]
+        return Gain(baseline, scores.balanced_accuracy - rival.balanced_accuracy, bootstrap(scores, rival))
 
     def names(self, shots: int | None) -> list[str]:
         """The embedding's feature sets that were judged."""
@@ -102,9 +101,11 @@ class Proof:
 
     @property
     def conditions(self) -> list[str]:
+        """What was done to the chips, first nothing."""
         return list(next(iter(self.results.values())))
 
     def markdown(self) -> str:
+        """A table per number of shots, each with its gains in words."""
         first = next(iter(next(iter(self.results.values())).values()))
         parts = [
             f"## {self.label}\n\n{first.classes} classes, {first.units} {first.unit}s at {self.places} places that "
@@ -248,11 +249,11 @@ def _embed(
     model: TrainedModel, chips: Sequence[Chip], years: dict[str, tuple[Period, ...]], progress: Callable[[], None]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Feature sets of every chip by label."""
-    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
+    embedded: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
     source = decoded_source(model, chips)
     for number, chip in enumerate(chips):
         sets = feature_sets(model, chip, [of_chip[number] for of_chip in years.values()], source)
         for name, of_chip in years.items():
-            found[name].append(sets[of_chip[number]])
+            embedded[name].append(sets[of_chip[number]])
         progress()
-    return found
+    return embedded

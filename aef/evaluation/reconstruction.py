@@ -19,7 +19,7 @@ from aef.data.chips import Chip
 from aef.data.withheld import WithheldDates
 from aef.evaluation.predictors import PREDICTORS, linear
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_pixels, clear_series, to_scale
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period, format_time
 
@@ -33,9 +33,11 @@ class WithheldTable:
     errors: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, name: str, place: str, error: float) -> None:
+        """Note the error of one more date."""
         self.errors.setdefault(name, {}).setdefault(place, []).append(error)
 
     def place(self, name: str, place: str) -> float:
+        """Mean over the dates of a place."""
         return float(np.mean(self.errors[name][place]))
 
     def mean(self, name: str) -> float:
@@ -67,7 +69,7 @@ class WithheldTask:
         """Every place's clear observations, standardised together, and the scale."""
         raw = [clear_series(chip, self.source, bands=self.bands, cell_px=self.cell_px) for chip in self.chips]
         scale = Scale.of(raw)
-        return [scale.apply(one) for one in raw], scale
+        return [scale.apply(series) for series in raw], scale
 
     def frames(self, series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
         """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted."""

@@ -21,10 +21,11 @@ from aef.atomic import writing
 from aef.clock import DAY_MS, Period, format_date
 from aef.data.chips import Chip
 from aef.data.rendering import Rendering, class_colours
+from aef.evaluation.few_shot import year_of
 from aef.evaluation.judgement import Judgement
 from aef.evaluation.series import clear_pixels
 from aef.mapping.picture import pca_rgb, similarity
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.objective.uniformity import RANDOM_FLOOR
 from aef.sources import Source
 
@@ -64,15 +65,19 @@ class Report:
     blocks: list[str] = field(default_factory=list)
 
     def heading(self, text: str, level: int = 2) -> None:
+        """A heading; the page's title is level 1."""
         self.blocks.append(f"<h{level}>{html.escape(text)}</h{level}>")
 
     def paragraph(self, text: str, kind: str = "") -> None:
+        """A paragraph; `kind` is its class in `STYLE`."""
         self.blocks.append(f'<p class="{kind}">{html.escape(text)}</p>')
 
     def code(self, text: str) -> None:
+        """Lines as they were typed."""
         self.blocks.append(f"<pre>{html.escape(text)}</pre>")
 
     def figure(self, figure: Figure, caption: str) -> None:
+        """A picture inside the page, with its caption."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
         encoded = base64.b64encode(buffer.getvalue()).decode()
@@ -82,6 +87,7 @@ class Report:
         )
 
     def numbers(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Large numbers in a row, each with what it is."""
         cells = "".join(f"<div><b>{html.escape(n)}</b><span>{html.escape(what)}</span></div>" for n, what in pairs)
         self.blocks.append(f'<div class="numbers">{cells}</div>')
 
@@ -290,7 +296,7 @@ def write_report(
 
 
 def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]], judgement: Judgement) -> None:
-    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
     numbers = [
         (f"{parameters / 1e6:.2f} M", "parameters"),
         (f"{log[-1]['step']:,}", "training steps"),
@@ -298,14 +304,14 @@ def _summary(report: Report, model: TrainedModel, log: Sequence[dict[str, Any]],
     ]
     for table in judgement.withheld:
         numbers.append((f"{table.ratio:.2f}", f"error on unseen {table.source} dates ÷ linear interpolation"))
-    for found in judgement.probes:
-        numbers.append((f"{found.ours:.2f}", f"balanced accuracy, {found.shots}-shot; best baseline {found.best:.2f}"))
+    for probes in judgement.probes:
+        numbers.append(
+            (f"{probes.ours:.2f}", f"balanced accuracy, {probes.shots}-shot; best baseline {probes.best:.2f}")
+        )
     report.numbers(numbers)
 
 
 def _pictures(report: Report, model: TrainedModel, chips: Sequence[Chip]) -> None:
-    from aef.evaluation.few_shot import year_of
-
     report.heading("From frames to one vector per pixel, and back")
     report.paragraph(
         "Each place is seen by several sensors at irregular times. The model turns all of it into one 64-dimensional unit "
@@ -315,7 +321,7 @@ def _pictures(report: Report, model: TrainedModel, chips: Sequence[Chip]) -> Non
     fields = []
     for chip in chips:
         period = year_of(model, chip)
-        fields.append(model.embed_array(chip, [period])[0][0])
+        fields.append(model.embed_array(chip, [period])[0])
         figure = reconstructions(model, chip, period)
         if figure is not None:
             report.figure(figure, f"{chip.place}: observed above, decoded from the embedding below.")

@@ -10,7 +10,7 @@ import torch
 
 from aef.data.chips import PIXEL_M, Chip, TextPoint
 from aef.data.contract import grid_position
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.objective.contrastive import disc_mean
 from aef.timecode import Period
 
@@ -81,13 +81,13 @@ def summarise(groups: Sequence[tuple[np.ndarray, np.ndarray]], places: int) -> R
 
     def share(of_ranks: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
         """Mean over points of a function of the own text's rank, and over all ways to deal the answers out."""
-        found = dealt = 0.0
+        hit = dealt = 0.0
         for ranks, own in groups:
             value = of_ranks(ranks)
-            found += float(np.take_along_axis(value, own[:, None], axis=1).sum())
+            hit += float(np.take_along_axis(value, own[:, None], axis=1).sum())
             bearing = np.bincount(own, minlength=ranks.shape[1])
             dealt += float(value.mean(axis=0) @ bearing)
-        return found / points, dealt / points
+        return hit / points, dealt / points
 
     top1, chance1 = share(lambda ranks: (ranks < 1).astype(float))
     top5, chance5 = share(lambda ranks: (ranks < 5).astype(float))
@@ -123,19 +123,19 @@ def text_retrieval(
     Raises:
         RetrievalError: the model learnt from no text, or no two different texts have the same dates.
     """
-    if model.model.text_head is None:
+    if model.network.text_head is None:
         raise RetrievalError("this model has no text head: it learnt from no text")
-    found: dict[Period, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    by_dates: dict[Period, list[tuple[str, np.ndarray, np.ndarray]]] = {}
     count = 0
     for chip in chips:
         points = [point for point in chip.texts if vectors(point.text) is not None and keep(chip, point)]
         for point, text, place in _aligned(model, chip, points, vectors):
-            found.setdefault(Period(point.time_ms, point.time_end_ms), []).append((point.text, text, place))
+            by_dates.setdefault(Period(point.time_ms, point.time_end_ms), []).append((point.text, text, place))
         count += bool(points)
-    if not found:
+    if not by_dates:
         raise RetrievalError("there is no text with a vector: attach and encode some")
     groups = []
-    for rows in found.values():
+    for rows in by_dates.values():
         names, text, place = zip(*rows)
         _, first, own = np.unique(names, return_index=True, return_inverse=True)
         groups.append((rank_texts(np.stack(text)[first], np.stack(place), own), own))
@@ -146,17 +146,17 @@ def _aligned(
     model: TrainedModel, chip: Chip, points: list[TextPoint], vectors: Callable[[str], np.ndarray | None]
 ) -> Iterator[tuple[TextPoint, np.ndarray, np.ndarray]]:
     """Each text point with the direction of its text and that of its place, over the dates of the text."""
-    head = model.model.text_head
+    head = model.network.text_head
     assert head is not None
     for period in dict.fromkeys(Period(point.time_ms, point.time_end_ms) for point in points):
-        own = [point for point in points if (point.time_ms, point.time_end_ms) == period]
-        field, _ = model.embed_array(chip, [period])
+        dated = [point for point in points if (point.time_ms, point.time_end_ms) == period]
+        field = model.embed_array(chip, [period])
         mean = torch.from_numpy(np.moveaxis(field, 1, -1))  # (1, H, W, D)
-        pixel = torch.tensor([[int(i) for i in grid_position(chip.transform, p.x, p.y)] for p in own])
-        radius = torch.tensor([point.uncertainty_m / PIXEL_M for point in own])
-        place = disc_mean(mean, torch.zeros(len(own), dtype=torch.int64), pixel, radius)
-        periods = torch.tensor([period] * len(own), device=model.device)
-        found = torch.from_numpy(np.stack([known for p in own if (known := vectors(p.text)) is not None]))
+        pixel = torch.tensor([[int(i) for i in grid_position(chip.transform, p.x, p.y)] for p in dated])
+        radius = torch.tensor([point.uncertainty_m / PIXEL_M for point in dated])
+        place = disc_mean(mean, torch.zeros(len(dated), dtype=torch.int64), pixel, radius)
+        periods = torch.tensor([period] * len(dated), device=model.device)
+        known = torch.from_numpy(np.stack([vector for p in dated if (vector := vectors(p.text)) is not None]))
         with torch.inference_mode():
-            text, _ = head(found.to(model.device), periods, model.model.compute_dtype)
-        yield from zip(own, text.float().cpu().numpy(), place.numpy())
+            text, _ = head(known.to(model.device), periods, model.network.compute_dtype)
+        yield from zip(dated, text.float().cpu().numpy(), place.numpy())

@@ -44,7 +44,7 @@ class Scale:
     @classmethod
     def of(cls, series: Iterable[ClearSeries]) -> Scale:
         """Pooled over every clear pixel. Raises ValueError where there is none."""
-        pixels = [np.moveaxis(one.values, 1, -1)[one.clear] for one in series]
+        pixels = [np.moveaxis(place.values, 1, -1)[place.clear] for place in series]
         pooled = np.concatenate(pixels) if pixels else np.zeros((0, 1))
         if not len(pooled):
             raise ValueError("no clear pixel at any place: nothing to compare")
@@ -57,6 +57,7 @@ class Scale:
         return np.clip(z, -CLIP, CLIP).astype(np.float32)
 
     def apply(self, series: ClearSeries) -> ClearSeries:
+        """The series with standardised values."""
         return ClearSeries(series.place, series.times_ms, self.standardize(series.values), series.clear)
 
 

@@ -20,7 +20,7 @@ from xarray.backends import NetCDF4DataStore
 from aef.atomic import writing
 from aef.data.chips import Chip
 from aef.mapping.cog import writing_cog
-from aef.mapping.field import MadeBy
+from aef.mapping.made_by import MadeBy
 from aef.mapping.quantize import NODATA, dequantize, quantize
 from aef.timecode import Period
 
@@ -81,7 +81,7 @@ def as_data_array(
     if single:
         field = field.isel(period=0, drop=True).assign_attrs(period=str(periods[0]), **about[0])
     elif about:
-        field = field.assign_coords({key: ("period", [one[key] for one in about]) for key in about[0]})
+        field = field.assign_coords({key: ("period", [of_period[key] for of_period in about]) for key in about[0]})
     return field.rio.write_crs(chip.crs).rio.write_transform(affine)
 
 
@@ -112,10 +112,10 @@ def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format =
     if field.dims != ("band", "y", "x"):
         raise ValueError(f"expected a field of one period (band, y, x), found {field.dims}: select a period first")
     path = _named_for(path, form)
-    tags = {**field.attrs, **{str(key): one.item() for key, one in field.coords.items() if not one.dims}}
+    tags = {**field.attrs, **{str(key): value.item() for key, value in field.coords.items() if not value.dims}}
     tags = {key: tags[key] for key in sorted(tags) if key not in ("spatial_ref", *FILE_TAGS)}
     if form == "netcdf":
-        names = [name for name, one in field.coords.items() if not one.dims and name != "spatial_ref"]
+        names = [name for name, value in field.coords.items() if not value.dims and name != "spatial_ref"]
         field = field.drop_vars(names)
         field.attrs = {**tags, "vectors": _count(field.values)}
         with writing(path) as stream:
@@ -185,9 +185,9 @@ def _count(vectors: np.ndarray) -> int:
 
 def transform_of(field: xarray.DataArray) -> Affine:
     """The affine transform of a field's grid, from its coordinates: the one it was made with may be of another grid."""
-    stored, found = field.rio.transform(), field.rio.transform(recalc=True)
+    stored, measured = field.rio.transform(), field.rio.transform(recalc=True)
     # Differences of coordinates are rounded; the stored transform is exact.
-    return stored if np.allclose(stored, found, rtol=0, atol=1e-6) else found
+    return stored if np.allclose(stored, measured, rtol=0, atol=1e-6) else measured
 
 
 def write_geotiff(
@@ -260,10 +260,12 @@ def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy, support: Pe
     if not path.exists():
         return False
     try:
-        found, tags = read_tags(path)
+        its_form, tags = read_tags(path)
         if "vectors" not in tags:
             _count_vectors(path)  # GDAL opens a file that is cut within its tags
-        difference = f"expected format {form}, found {found}" if found != form else made_by.difference(tags, support)
+        difference = (
+            f"expected format {form}, found {its_form}" if its_form != form else made_by.difference(tags, support)
+        )
         if difference:
             raise OtherFieldError(f"{path}: holds another field: {difference}")
         # GDAL reads a block that was never written as no data.
@@ -309,8 +311,8 @@ def _opened(path: Path) -> Iterator[Any]:
         else:
             with rasterio.open(path) as file:
                 if file.dtypes[0] not in ("int8", "float32"):
-                    found = f"expected int8 codes or float32 vectors, found {file.dtypes[0]}"
-                    raise ValueError(f"{path}: {found}: not an embedding field")
+                    difference = f"expected int8 codes or float32 vectors, found {file.dtypes[0]}"
+                    raise ValueError(f"{path}: {difference}: not an embedding field")
                 yield file
     except (OSError, RuntimeError) as error:  # as GDAL's and NetCDF's libraries report a file that is cut short
         why = " ".join(str(error).split())[:120]

@@ -204,7 +204,7 @@ def sample(
                 owners += [index] * len(rows)
                 square = (str(field.rio.crs), int(centre[0] // block_m), int(centre[1] // block_m))
                 squares += [square] * len(rows)
-    found = np.array(owners, np.int64)
+    area_of = np.array(owners, np.int64)
     present = {areas[index].label for index in set(owners)}
     if len(present) < 2:
         words = f"only {present.pop()!r}" if present else "no label"
@@ -213,10 +213,10 @@ def sample(
     return Samples(
         np.concatenate(vectors).astype(np.float32),
         np.array([code_of[areas[index].label] for index in owners], np.int64),
-        found,
+        area_of,
         np.array([numbers[square] for square in squares], np.int64),
         classes,
-        len(areas) - len(np.unique(found)),
+        len(areas) - len(np.unique(area_of)),
     )
 
 

@@ -11,7 +11,10 @@ import numpy as np
 def principal_directions(vectors: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and the `count` directions (count, D) of largest variance of vectors (N, D), each of a fixed sign.
 
-    Fewer distinct vectors than directions give zeros for the rest.
+    Vectors with a NaN are left out; fewer distinct vectors than directions give zeros for the rest.
+
+    Raises:
+        ValueError: every vector has a NaN.
     """
     finite = vectors[np.isfinite(vectors).all(axis=1)].astype(np.float64)
     if not len(finite):
@@ -36,7 +39,11 @@ class Colours:
 
     @classmethod
     def of(cls, fields: Sequence[np.ndarray]) -> Colours:
-        """The main directions of all vectors of some fields (D, y, x), or of a sample of them."""
+        """The main directions of all vectors of some fields (D, y, x), or of a sample of them.
+
+        Raises:
+            ValueError: no pixel of them has a vector.
+        """
         vectors = np.concatenate([_table(field) for field in fields])
         mean, directions = principal_directions(vectors)
         low, high = np.nanpercentile((vectors - mean) @ directions.T, [2, 98], axis=0)
@@ -54,7 +61,11 @@ def _table(field: np.ndarray) -> np.ndarray:
 
 
 def pca_rgb(fields: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Fields (D, y, x) → pictures (y, x, 3) in [0, 1], with the directions and the stretch shared by all of them."""
+    """Fields (D, y, x) → pictures (y, x, 3) in [0, 1], with the directions and the stretch shared by all of them.
+
+    Raises:
+        ValueError: no pixel of them has a vector.
+    """
     colours = Colours.of(fields)
     return [colours.picture(field) for field in fields]
 

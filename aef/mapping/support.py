@@ -23,7 +23,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.timecode import DAY_MS, Period, format_time, parse_period
 
 PeriodLike = str | tuple[str | date | np.datetime64, str | date | np.datetime64] | Period
@@ -239,12 +239,12 @@ def warn_of_sparse(
     chip: Chip, support: Period, periods: Sequence[Period], inputs: Sequence[str], length_ms: int
 ) -> None:
     """Warn of a support with less than half of the frames that one of `length_ms` inside the observations would hold."""
-    months, found = _whole_months(observed_span(chip, inputs)), count_frames(chip, support, inputs)
+    months, held = _whole_months(observed_span(chip, inputs)), count_frames(chip, support, inputs)
     for period in periods:
         other = support_inside(period, months, length_ms)
-        if 2 * found < (frames := count_frames(chip, other, inputs)):
+        if 2 * held < (frames := count_frames(chip, other, inputs)):
             warnings.warn(
-                f"chip {chip.id}: the support {support} of the period {period} holds {found} frames: name {other} as its "
+                f"chip {chip.id}: the support {support} of the period {period} holds {held} frames: name {other} as its "
                 f"support, which holds {frames}",
                 SparseSupportWarning,
                 stacklevel=3,

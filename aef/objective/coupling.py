@@ -40,10 +40,10 @@ class Coupling:
         world = world or World.current()
         rows = [row for row, identity in enumerate(batch.text.identity) if identity is not None]
         identities = [identity for identity in batch.text.identity if identity is not None]
-        known = world.share((batch.global_index, batch.places, identities))
+        device = batch.teacher_row.device
+        known = world.share((batch.global_index, batch.places, identities), device)
         samples, texts = [len(places) for _, places, _ in known], [len(texts) for _, _, texts in known]
         index, places, everyone = ([one for rank in known for one in rank[which]] for which in range(3))
-        device = batch.teacher_row.device
         same = same_texts(everyone, sum(texts[: world.rank]), len(rows))
         partners = Partners.of(index, places, world, samples)
         return cls(

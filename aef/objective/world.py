@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,22 @@ class World:
             return cls()
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
-    def share(self, value: T) -> list[T]:
-        """A small picklable value of every rank, in rank order."""
+    def share(self, lists: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:
+        """Some lists of int64 numbers of every rank, in rank order; as many lists on all of them, of any lengths.
+
+        Args:
+            device: one that the process group serves. Nothing is pickled.
+        """
         if self.size == 1:
-            return [value]
-        everyone: list[T] = [value] * self.size
-        dist.all_gather_object(everyone, value, group=self.group)
-        return everyone
+            return [[list(numbers) for numbers in lists]]
+        lengths = self._everyones(torch.tensor([len(numbers) for numbers in lists], device=device)).tolist()
+        mine = torch.tensor([number for numbers in lists for number in numbers], dtype=torch.int64, device=device)
+        padded = mine.new_zeros(max(map(sum, lengths)))
+        padded[: len(mine)] = mine
+        return [
+            [numbers.tolist() for numbers in row[: sum(of_rank)].split(of_rank)]
+            for row, of_rank in zip(self._everyones(padded), lengths)
+        ]
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows (n_r, ...) of every rank in rank order, differentiable; ``counts`` are the n_r.
@@ -58,6 +64,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(total, group=self.group)
         return total
+
+    def _everyones(self, row: Tensor) -> Tensor:
+        """(n,) of equal length on all ranks → (ranks, n)."""
+        everyone = row.new_empty(self.size * len(row))
+        dist.all_gather_into_tensor(everyone, row, group=self.group)
+        return everyone.view(self.size, -1)
 
 
 class _Gather(torch.autograd.Function):

@@ -24,7 +24,7 @@ from aef.evaluation.few_shot import judge_labels
 from aef.evaluation.judgement import MAIN_PERIOD_DAYS, REFERENCE, judge_health, withheld_tasks
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import Run
 
 TRIALS = 5
@@ -64,7 +64,7 @@ class Validation:
     def _measure(self, model: TrainedModel) -> dict[str, Any]:
         figures: dict[str, float] = {}
         if self._dates is not None:
-            for task in withheld_tasks(model, self._dated, *self._dates):
+            for task in withheld_tasks(model, self._dated, *self._dates)[0]:
                 figures.update(self._withheld(model, task))
         if self.run.config.data.held_out_places:
             for label in dict.fromkeys(name for chip in self._looked_at for name in chip.labels):
@@ -95,7 +95,7 @@ class Validation:
 
     def _wrapped(self, model: nn.Module, step: int) -> TrainedModel:
         return TrainedModel(
-            model=model,  # type: ignore[arg-type]  # an engine's wrapper answers like the module
+            network=model,  # type: ignore[arg-type]  # an engine's wrapper answers like the module
             config=self.run.config,
             registry=self.run.registry,
             statistics=self.run.statistics,

@@ -10,7 +10,7 @@ from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, write_chip
 from aef.data.statistics import Statistics
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import presence_split, source_presence, spread
-from aef.evaluation.embeddings import EMBEDDING
+from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.few_shot import judge_labels, year_of
 from aef.evaluation.judgement import (
     REFERENCE,
@@ -25,7 +25,7 @@ from aef.evaluation.judgement import (
 from aef.evaluation.labels import label_period, labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time
 
@@ -148,7 +148,7 @@ def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):
     coarse.sources["sentinel2"] = dataclasses.replace(optical, values=repeated)
     for chips, expected in (([coarse], 2), ([fine], 1), ([fine, coarse], 1)):
         dates = WithheldDates({("c0", "sentinel2"): [START], ("c1", "sentinel2"): [START]})
-        (task,) = withheld_tasks(model, chips, dates, dates)
+        (task,), _ = withheld_tasks(model, chips, dates, dates)
         assert task.cell_px == expected
 
 
@@ -186,7 +186,7 @@ class Marked:
     def embed_array(self, chip, periods, leave_out=()):
         rng = np.random.default_rng(int(chip.id[1:]))
         field = rng.normal(size=(64, 1, 1)) + 0.1 * rng.normal(size=(64, SIDE, SIDE))
-        return np.stack([field + self.shift(chip) * ("sentinel1" in leave_out)]), self.inputs
+        return np.stack([field + self.shift(chip) * ("sentinel1" in leave_out)])
 
 
 def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():

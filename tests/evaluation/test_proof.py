@@ -9,7 +9,7 @@ import pytest
 import aef
 from aef.data.chips import Chip, Label, SourceSeries
 from aef.data.statistics import Statistics
-from aef.evaluation.embeddings import EMBEDDING, OURS, decoded_source, feature_sets, quarters
+from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets, quarters
 from aef.evaluation.few_shot import compare
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.proof import INTACT, PIXELS, TIME, Proof, ProofError, prove, require_unseen
@@ -61,10 +61,10 @@ class Phenologist:
         smooth = np.mean(views, axis=0)
         field = np.zeros((64, SIDE, SIDE), np.float32)
         field[:2] = smooth / np.linalg.norm(smooth, axis=0)
-        return np.stack([field] * len(periods)), self.inputs
+        return np.stack([field] * len(periods))
 
     def reconstruct(self, chip, source, requests, *, standardized):
-        (field,), _ = self.embed_array(chip, [requests[0][1]])
+        (field,) = self.embed_array(chip, [requests[0][1]])
         return np.stack([field[:2]] * len(requests))
 
 
@@ -151,7 +151,7 @@ class Counter(Phenologist):
         self.embedded, self.support = periods, support
         fields = np.tile(np.arange(len(periods), dtype=float)[:, None, None, None], (1, 2, SIDE, SIDE))
         fields[0, 0, 1, 1] = 9
-        return fields, self.inputs
+        return fields
 
     def reconstruct(self, chip, source, requests, *, standardized):
         self.asked = source, requests, standardized

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from aef.data.contract import METRES_PER_DEGREE
-from aef.evaluation.features import FEATURES, baseline_fields
+from aef.evaluation.baselines import FEATURES, baseline_fields
 from aef.evaluation.labels import block_units, label_period, labelled_pixels
 from aef.evaluation.probes import Labelled, better, probe
 from aef.evaluation.series import ClearSeries, Scale

@@ -11,7 +11,7 @@ from aef.config import TINY
 from aef.data.statistics import Statistics
 from aef.data.synthetic import generate
 from aef.evaluation.retrieval import RetrievalError, rank_texts, summarise, text_retrieval
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 from aef.run import Run, build_model
 from aef.sources import BUILT_IN
 from aef.timecode import parse_period
@@ -79,9 +79,9 @@ def test_a_text_is_compared_with_the_pixel_on_which_it_lies():
     ]
     vectors = {f"{row} {col}": own[:, row, col] for row, col in places}
     knowing = SimpleNamespace(
-        model=SimpleNamespace(text_head=lambda vector, periods, dtype: (vector, None), compute_dtype=torch.float32),
+        network=SimpleNamespace(text_head=lambda vector, periods, dtype: (vector, None), compute_dtype=torch.float32),
         device=torch.device("cpu"),
-        embed_array=lambda chip, periods: (own[None], ("sentinel2",)),
+        embed_array=lambda chip, periods: own[None],
     )
     assert text_retrieval(knowing, [chip], vectors.get).top1 == 1
 
@@ -92,7 +92,7 @@ def test_text_points_of_chips_are_embedded_at_their_place_and_dates():
     config = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, text_dim=4))
     run = Run(None, config, BUILT_IN, Statistics.identity(BUILT_IN, names), names, names)
     parts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "path"}
-    model = TrainedModel(model=build_model(run).eval(), version="v", **parts)
+    model = TrainedModel(network=build_model(run).eval(), version="v", **parts)
     chips = [generate(place, chip_px=16, sources=names) for place in range(2)]
     for chip in chips:
         chip.texts = [

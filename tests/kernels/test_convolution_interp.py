@@ -166,7 +166,7 @@ def test_small_tiles_walk_over_rows_channels_and_chunks(poisoned, monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(first, second))
 
 
-def test_gradcheck_in_double_precision(triton_kernels):
+def test_gradcheck_holds_in_double_precision(triton_kernels):
     x, weight, bias, residual = make_leaves(1, (2, 3), 3, 2, torch.float64)
     assert torch.autograd.gradcheck(
         lambda *leaves: conv3x3(*leaves[:3], True, leaves[3]), (x, weight, bias, residual), fast_mode=True
@@ -179,7 +179,7 @@ def test_gradcheck_in_double_precision(triton_kernels):
     assert torch.autograd.gradcheck(exchange_up_norm, (*up, *norm), fast_mode=True)
 
 
-def test_gradcheck_in_double_precision_of_what_is_made_again(triton_kernels):
+def test_gradcheck_holds_in_double_precision_for_what_is_made_again(triton_kernels):
     """`conv3x3_of_gelu` and `conv3x3_of_norm`, which keep neither a GELU's output nor a norm's."""
     x, first, bias, _ = make_leaves(1, (2, 3), 3, 2, torch.float64)
     scale, shift, last = (

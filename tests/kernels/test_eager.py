@@ -59,7 +59,7 @@ def assert_as_near_as_the_reference(function, reference, leaves, rest, dtype, fa
         ([5, 5, 5], 3, 1, 8),
     ],
 )
-def test_time_attention(lengths, pixels, heads, channels, dtype):
+def test_time_attention_is_as_near_as_the_reference(lengths, pixels, heads, channels, dtype):
     torch.manual_seed(0)
     qkv = random(sum(lengths), pixels, 3, heads, channels, dtype=dtype)
     table = random(sum(lengths), 3, heads, channels, dtype=torch.float32)
@@ -77,7 +77,7 @@ def test_time_attention(lengths, pixels, heads, channels, dtype):
         ([103, 47], [0] * 12 + [1], 16, 8, 96),
     ],
 )
-def test_temporal_pooling(lengths, chosen, pixels, heads, channels, with_bias, dtype):
+def test_temporal_pooling_is_as_near_as_the_reference(lengths, chosen, pixels, heads, channels, with_bias, dtype):
     torch.manual_seed(0)
     pairs = sum(lengths[segment] for segment in chosen)
     leaves = (
@@ -92,7 +92,7 @@ def test_temporal_pooling(lengths, chosen, pixels, heads, channels, with_bias, d
 
 @DTYPES
 @pytest.mark.parametrize("channels", [16, 48, 1024])
-def test_point_wise_operators(channels, dtype):
+def test_point_wise_operators_are_as_near_as_the_references(channels, dtype):
     torch.manual_seed(0)
     x, residual = random(7, 5, channels, dtype=dtype), random(7, 5, channels, dtype=dtype)
     weight, bias = random(channels, dtype=torch.float32), random(channels, dtype=torch.float32)

@@ -44,11 +44,11 @@ def test_agrees_with_the_reference(name, shape, triton_kernels, assert_agrees):
 
 
 @EACH
-def test_gradcheck_in_double_precision(name, triton_kernels):
+def test_gradcheck_holds_in_double_precision(name, triton_kernels):
     assert torch.autograd.gradcheck(OPERATORS[name][0], make_leaves(name, (3, 5), torch.float64), fast_mode=True)
 
 
-def test_gradcheck_in_double_precision_of_a_product_that_makes_its_norm_again(triton_kernels):
+def test_gradcheck_holds_in_double_precision_for_a_product_that_makes_its_norm_again(triton_kernels):
     x, scale, shift = make_leaves("channel_norm", (3, 5), torch.float64)
     weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
 
@@ -86,7 +86,7 @@ def test_sample_vmf_draws_the_reference_sample(kappa, dimension, triton_kernels)
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=3e-5)
 
 
-def test_sample_vmf_gradcheck_in_double_precision(triton_kernels):
+def test_gradcheck_of_sample_vmf_holds_in_double_precision(triton_kernels):
     mean = F.normalize(torch.randn(3, 8, dtype=torch.float64), dim=1).requires_grad_()
     counter = torch.tensor([0, 5, 2**33])
     assert torch.autograd.gradcheck(lambda one: sample_vmf(one, 20.0, (7, 3), counter), (mean,), fast_mode=True)

@@ -59,7 +59,7 @@ def test_small_tiles_loop_over_frames_and_queries(biased, poisoned):
 
 
 @BIAS
-def test_gradcheck_in_double_precision(biased, triton_kernels):
+def test_gradcheck_holds_in_double_precision(biased, triton_kernels):
     leaves, rest = make_inputs([3, 0, 2], [0, 2, 0, 1], 2, 1, 4, biased, torch.float64)
     present = tuple(leaf for leaf in leaves if leaf is not None)
 
@@ -69,12 +69,12 @@ def test_gradcheck_in_double_precision(biased, triton_kernels):
     assert torch.autograd.gradcheck(function, present, fast_mode=True)
 
 
-def test_four_hundred_frames_beside_single_ones(triton_kernels, assert_agrees):
+def test_four_hundred_frames_beside_single_ones_agree_with_the_reference(triton_kernels, assert_agrees):
     leaves, rest = make_inputs([400, 1, 1], [0, 2, 1, 0], 1, 1, 16, True)
     assert_agrees(temporal_pooling, temporal_pooling_reference, leaves, rest)
 
 
-def test_offsets_beyond_two_to_the_31_elements():
+def test_offsets_reach_beyond_two_to_the_31_elements():
     """The last frames of 4.3 GB that are never touched: only what is read is backed by memory."""
     frames, pixels, channels = 2**20 + 3, 128, 16
     states = torch.empty(frames, pixels, channels, dtype=torch.float16)

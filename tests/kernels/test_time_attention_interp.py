@@ -51,7 +51,7 @@ def test_tiles_loop_over_blocks_of_frames(rows, lengths, pixels, heads, poisoned
 
 
 @pytest.mark.parametrize("lengths", [[3, 0, 2], [20]], ids=str)
-def test_gradcheck_in_double_precision(lengths, triton_kernels, monkeypatch):
+def test_gradcheck_holds_in_double_precision(lengths, triton_kernels, monkeypatch):
     qkv, table, *rest = make_inputs(lengths, 2, 1, 4, torch.float64)
     assert torch.autograd.gradcheck(lambda a, b: time_attention(a, b, *rest), (qkv, table), fast_mode=True)
 
@@ -77,7 +77,7 @@ def test_a_segment_beyond_max_frames_shows_as_nan():
     assert attend(qkv.detach(), table.detach(), cu_frames, 4, {})[:4].isnan().all()
 
 
-def test_offsets_beyond_two_to_the_31_elements():
+def test_offsets_reach_beyond_two_to_the_31_elements():
     """The last frames of 4.3 GB that are never touched: only what is read and written is backed by memory."""
     frames, pixels, heads, channels = 2**20 + 3, 32, 4, 8
     qkv = torch.empty(frames, pixels, 3, heads, channels, dtype=torch.float16)

@@ -12,12 +12,11 @@ import aef
 from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
 from aef.launcher.command import device_of_rank, load_model, run
-from aef.mapping import choice, trained
-from aef.mapping.choice import periods_by_chip, read_times, times_of
-from aef.mapping.field import windows as field_windows
+from aef.mapping import chip_choice, windows
+from aef.mapping.chip_choice import periods_by_chip, read_times, times_of
+from aef.mapping.device import find_device
+from aef.mapping.embed_files import embed_to_files
 from aef.mapping.files import read_field, read_tags
-from aef.mapping.trained import find_device
-from aef.mapping.write import embed_to_files
 from aef.run import Run, build_model, read_weights, write_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, parse_period, parse_time
@@ -227,8 +226,10 @@ def test_a_year_is_embedded_from_the_chip_that_observed_it_whichever_shard_holds
 
 def test_of_chips_of_other_ground_and_other_shards_only_headers_are_read(five_chips, monkeypatch):
     read = []
-    times = choice.read_frame_times
-    monkeypatch.setattr(choice, "read_frame_times", lambda path, inputs: read.append(path.stem) or times(path, inputs))
+    times = chip_choice.read_frame_times
+    monkeypatch.setattr(
+        chip_choice, "read_frame_times", lambda path, inputs: read.append(path.stem) or times(path, inputs)
+    )
     files = sorted(five_chips.iterdir())
     (five_chips / "p3_2018.npz").write_bytes(b"no chip")
     assert [chip.path for chip in times_of(files[1::3], files, ["sentinel2"])] == files[1::3]
@@ -367,8 +368,8 @@ def test_a_large_chip_is_written_by_rows_of_windows_and_tells_how_far_it_is(mode
     sources["sentinel2"].valid[..., 40:, 5:9] = False
     year, half = parse_period(YEAR), parse_period("2018-01-01/2018-07-01")
     fields = model.embed(chip, [year, half])
-    monkeypatch.setattr(trained, "FRAME_PIXELS", 6 * 3 * model.config.data.chip_px**2)
-    heights, windows = [], []
+    monkeypatch.setattr(windows, "FRAME_PIXELS", 6 * 3 * model.config.data.chip_px**2)
+    heights, told = [], []
     strips = model.strips
     monkeypatch.setattr(
         model,
@@ -376,13 +377,13 @@ def test_a_large_chip_is_written_by_rows_of_windows_and_tells_how_far_it_is(mode
         lambda *a, **k: ((heights.append(rows.stop - rows.start), (rows, x))[1] for rows, x in strips(*a, **k)),
     )
     paths = {period: tmp_path / f"{number}.tif" for number, period in enumerate((year, half))}
-    embed_to_files(model, chip, paths, "float", on_windows=lambda done, total: windows.append((done, total)))
+    embed_to_files(model, chip, paths, "float", on_windows=lambda done, total: told.append((done, total)))
     for field, path in zip(fields, paths.values()):
         back = read_field(path)
         assert np.allclose(back.values, field.values, atol=1e-5, equal_nan=True)
         assert np.isnan(back.values[:, 40:, 5:9]).all() and back.attrs["period"] == str(field.period.values)
     assert len(heights) > 2 and sum(heights) == side and max(heights) < side
-    assert windows[-1][0] == windows[-1][1] and len(windows) > 2
+    assert told[-1][0] == told[-1][1] and len(told) > 2
 
 
 def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path, capsys):
@@ -391,11 +392,11 @@ def test_a_large_chip_tells_how_far_it_is(tiny_run, model, monkeypatch, tmp_path
         {"sentinel2": a_series("sentinel2", 1, 40)},
     )  # fmt: skip
     path = write_chip(tmp_path / "big.npz", chip, BUILT_IN)
-    monkeypatch.setattr(trained, "FRAME_PIXELS", 1)
+    monkeypatch.setattr(windows, "FRAME_PIXELS", 1)
     monkeypatch.setattr("aef.progress.PLAIN_EVERY_S", 0.0)
     given = ["--checkpoint", tiny_run, "--data", path, "--out", tmp_path / "out", "--period", YEAR, "--no-quicklooks"]
     assert run(embed.main, [str(word) for word in given]) == 0
-    count = len(field_windows(40, model.config.data.chip_px)) ** 2
+    count = len(windows.windows_along(40, model.config.data.chip_px)) ** 2
     said = capsys.readouterr().err
     assert count > 1 and f"embed: 0/1 chips, 0/s big: {count - 1} of {count} windows" in said
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import aef
 from aef.data.chips import Chip, SourceSeries
 from aef.mapping import dequantize, quantize
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.mapping.files import read_field
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time
@@ -135,7 +135,7 @@ def test_a_period_may_reach_six_months_beyond_the_observations_and_no_more(model
         Period(last + 150 * DAY_MS, last + 183 * DAY_MS),
         Period(first + 5 * DAY_MS, first + 9 * DAY_MS),  # between two frames
     ]
-    fields, _ = model.embed_array(chip, inside)
+    fields = model.embed_array(chip, inside)
     assert np.allclose(np.linalg.norm(fields, axis=1), 1, atol=1e-5)
     outside = [Period(first - 184 * DAY_MS, first), Period(last + 1, last + 185 * DAY_MS)]
     for period in outside:

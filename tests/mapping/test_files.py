@@ -9,7 +9,6 @@ import pytest
 import rasterio
 
 from aef.data.chips import Chip
-from aef.mapping.field import MadeBy
 from aef.mapping.files import (
     DamagedFieldError,
     NotUnitWarning,
@@ -21,6 +20,7 @@ from aef.mapping.files import (
     write_field,
     writing_strips,
 )
+from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.timecode import parse_period
 

@@ -9,7 +9,7 @@ import pytest
 
 import aef
 from aef.data.chips import Chip, SourceSeries
-from aef.mapping.field import EmbeddingError
+from aef.mapping.errors import EmbeddingError
 from aef.mapping.support import (
     SparseSupportWarning,
     UnobservedPeriodWarning,
@@ -185,7 +185,7 @@ def test_pixels_that_no_frame_of_the_support_observed_hold_no_data(model):
     inpainted = model.embed(chip, "2019-01-01/2020-01-01", inpaint=True)
     assert np.isfinite(inpainted.values).all() and inpainted.attrs["unobserved"] == "inpainted"
     assert np.array_equal(inpainted.values[:, 3:, :18], early.values[:, 3:, :18])
-    assert np.isfinite(model.embed_array(chip, [parse_period("2019-01-01/2020-01-01")])[0]).all()
+    assert np.isfinite(model.embed_array(chip, [parse_period("2019-01-01/2020-01-01")])).all()
 
 
 def test_a_support_with_few_of_the_frames_around_a_period_is_warned_of(model):

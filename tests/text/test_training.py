@@ -45,7 +45,7 @@ def test_texts_are_learnt_from_over_epochs_without_running_the_tower(chips, tmp_
     values = [record["text"] for record in records if "text" in record]
     assert before == 64 and any(value is not None for value in values)
     identity = json.loads((out / TEXT_TOWER).read_text())
-    assert identity["name"] == "tiny" and aef.load(out).model.text_head is not None
+    assert identity["name"] == "tiny" and aef.load(out).network.text_head is not None
     # Going on needs the same vectors.
     moved = tmp_path / "moved"
     (chips / FOLDER).rename(moved)

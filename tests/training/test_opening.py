@@ -88,7 +88,7 @@ def test_a_validation_looks_at_the_model_as_it_decodes_a_mean_and_gives_it_back_
     validation_of, monkeypatch
 ):
     seen = []
-    monkeypatch.setattr(Validation, "_measure", lambda self, model: seen.append(model.model.training) or {})
+    monkeypatch.setattr(Validation, "_measure", lambda self, model: seen.append(model.network.training) or {})
     model = torch.nn.Linear(1, 1)
     validation_of().measure(model, 3)
     assert seen == [False] and model.training

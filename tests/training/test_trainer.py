@@ -71,7 +71,7 @@ def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_confi
     model = aef.load(run)
     assert model.version == "tiny@10" and model.inputs == ("sentinel2", "sentinel1", "landsat")
     saved = load_file(run / "model.safetensors")
-    assert saved.keys() == model.model.state_dict().keys()
+    assert saved.keys() == model.network.state_dict().keys()
 
 
 def test_a_run_goes_on_exactly_where_its_checkpoint_was(chips, tmp_path, make_config, uninterrupted):

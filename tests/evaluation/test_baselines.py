@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aef.data.chips import Chip, Label, SourceSeries
-from aef.evaluation.features import (
+from aef.evaluation.baselines import (
     FEATURES,
     annual_statistics,
     baseline_fields,

@@ -1,7 +1,7 @@
 """Real labels at a place that the encoder never saw: probes fitted and tested inside the place, beside every baseline.
 
-The embedding is judged over the year of the label as in `aef.evaluation.embeddings`. Few fields give wide intervals: the
-table says how many there are.
+The embedding is judged over the year of the label as in `aef.evaluation.embedding_features`. Few fields give wide
+intervals: the table says how many there are.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.embeddings import OURS, decoded_source, feature_sets
-from aef.evaluation.features import baseline_fields
+from aef.evaluation.baselines import baseline_fields
+from aef.evaluation.embedding_features import OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import bootstrap
 from aef.evaluation.proof import SHOTS
 from aef.evaluation.tables import markdown_table, signed
-from aef.mapping.trained import TrainedModel
+from aef.mapping.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,12 @@ class PlaceResult:
     results: dict[int | None, ProbeResult]
 
     def markdown(self) -> str:
+        """A table of scores, then the differences to the best baseline with their intervals."""
         counts = ", ".join(f"{name} {count}" for name, count in self.fields.items())
         head = ["features", *(f"{shots_name(s)}{what}" for s in self.results for what in ("", ", 95 % interval"))]
         first = next(iter(self.results.values()))
         rows = []
-        for name in sorted(first.scores, key=lambda one: (one not in OURS, -first.accuracy(one))):
+        for name in sorted(first.scores, key=lambda features: (features not in OURS, -first.accuracy(features))):
             row = [name]
             for result in self.results.values():
                 low, high = bootstrap(result.scores[name][1])

@@ -11,9 +11,8 @@ import numpy as np
 from rasterio.transform import Affine
 
 from aef.data.chips import Chip
-from aef.mapping.files import Format, chip_tags, writing_strips
-from aef.mapping.files import write_field as write_whole_field
-from aef.mapping.trained import TrainedModel
+from aef.mapping.files import Format, chip_tags, write_field, writing_strips
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 
@@ -48,22 +47,22 @@ def embed_to_files(
         options = {"leave_out": leave_out, "support": support, "inpaint": inpaint}
         fields = model.embed(chip, list(paths), **options)  # type: ignore[arg-type]
         for number, path in enumerate(paths.values()):
-            write_whole_field(path, fields.isel(period=number), form)
+            write_field(path, fields.isel(period=number), form)
         return
     model.warn(chip, passes, leave_out, named=support is not None)
     width = model.config.model.embedding_dim
     grid = {"crs": chip.crs, "transform": Affine(*chip.transform), "bands": [f"A{band:02d}" for band in range(width)]}
     shape, made_by = (width, chip.height, chip.width), chip_tags(chip, model.made_by(leave_out, inpaint))
-    for one in passes:
+    for pass_ in passes:
         with ExitStack() as files:
             writers = []
-            for period in one.periods:
-                tags = {**made_by, "period": str(period), **one.about(period)}
+            for period in pass_.periods:
+                tags = {**made_by, "period": str(period), **pass_.about(period)}
                 writers.append(
                     files.enter_context(writing_strips(paths[period], form, shape=shape, tags=tags, **grid))  # type: ignore[arg-type]
                 )
-            for rows, vectors in model.strips(chip, one, on_windows=on_windows):
+            for rows, vectors in model.strips(chip, pass_, on_windows=on_windows):
                 for write, field in zip(writers, vectors):
                     if not inpaint:
-                        field[:, ~one.observed[rows]] = np.nan
+                        field[:, ~pass_.observed[rows]] = np.nan
                     write(rows.start, field)

@@ -11,9 +11,8 @@ import torch
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
-from aef.mapping.field import EmbeddingError
-from aef.mapping.support import LongPeriodWarning
-from aef.mapping.trained import group_requests
+from aef.mapping.errors import EmbeddingError
+from aef.mapping.support import LongPeriodWarning, group_requests
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_period, parse_time
@@ -79,8 +78,8 @@ def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeyp
         [("2018-02-01", "2018-03-01"), ("2018-06-01", "2018-09-01"), ("2018-02-01", "2018-03-01")],
     )
     calls = []
-    embed = model.model.embed
-    monkeypatch.setattr(model.model, "embed", lambda batch: calls.append(1) or embed(batch))
+    embed = model.network.embed
+    monkeypatch.setattr(model.network, "embed", lambda batch: calls.append(1) or embed(batch))
     together = model.embed(chip, months)
     assert len(calls) == 1 and together.dims == ("period", "band", "y", "x")
     for index, month in enumerate(months):
@@ -108,7 +107,7 @@ class Mirror:
 @pytest.mark.parametrize("side", [8, 16, 23, 40])
 def test_every_pixel_gets_its_own_vector_whatever_the_window_that_gives_it(model, side):
     chip = a_chip(side, frames=1)
-    vectors, _ = dataclasses.replace(model, model=Mirror()).embed_array(chip, [SPRING])
+    vectors = dataclasses.replace(model, network=Mirror()).embed_array(chip, [SPRING])
     assert np.array_equal(vectors[0, :5], chip.sources["sentinel2"].values[0])
 
 
@@ -116,7 +115,7 @@ def test_every_pixel_gets_its_own_vector_whatever_the_window_that_gives_it(model
 def test_every_request_gets_its_own_picture_from_every_window(model, side):
     chip = a_chip(side, frames=1)
     requests = [(START + day * DAY_MS, SPRING) for day in (7, 50, 20)]
-    decoded = dataclasses.replace(model, model=Mirror()).reconstruct(chip, "sentinel2", requests, standardized=True)
+    decoded = dataclasses.replace(model, network=Mirror()).reconstruct(chip, "sentinel2", requests, standardized=True)
     expected = chip.sources["sentinel2"].values[0].astype(np.float32)
     assert np.array_equal(decoded, np.stack([expected + day for day in (7, 50, 20)]))
 
@@ -139,13 +138,13 @@ def test_a_known_frame_is_decoded_with_its_own_metadata_and_an_unknown_one_with_
         metadata=np.array([[-167.0, 98.0], [-13.0, 98.0]], np.float32),
     )
     mirror, requests = Mirror(), [(int(times[1]), SPRING), (int(times[1]) + 1, SPRING)]
-    dataclasses.replace(model, model=mirror).reconstruct(chip, "sentinel1", requests, standardized=True)
+    dataclasses.replace(model, network=mirror).reconstruct(chip, "sentinel1", requests, standardized=True)
     known, unknown = mirror.batch.targets["sentinel1"].metadata.numpy()
     assert known.tolist() == [-13, 98] and np.isnan(unknown).all()
 
 
 def test_a_loaded_model_decodes_the_mean_direction_itself(model):
-    assert not model.model.training  # in training it decodes a sample around it
+    assert not model.network.training  # in training it decodes a sample around it
 
 
 def test_where_a_place_lies_is_no_input(model):
@@ -153,17 +152,17 @@ def test_where_a_place_lies_is_no_input(model):
     moved = dataclasses.replace(
         here, lon=here.lon + 90, lat=-here.lat, crs="EPSG:32719", transform=(10.0, 0, 9e5, 0, -10.0, 2e6)
     )
-    vectors = [model.embed_array(chip, [parse_period(YEAR)])[0] for chip in (here, moved)]
+    vectors = [model.embed_array(chip, [parse_period(YEAR)]) for chip in (here, moved)]
     assert np.array_equal(*vectors)
 
 
 def test_hidden_and_invalid_frames_change_nothing(model):
     chip = a_chip(16)
     hidden = {"sentinel2": [int(chip.sources["sentinel2"].time_ms[3])]}
-    one, _ = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
+    one = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
     chip.sources["sentinel2"].values[3] += 1000
-    other, _ = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
-    seen, _ = model.embed_array(chip, [parse_period(YEAR)])
+    other = model.embed_array(chip, [parse_period(YEAR)], without_ms=hidden)
+    seen = model.embed_array(chip, [parse_period(YEAR)])
     assert np.array_equal(one, other) and not np.allclose(one, seen, atol=1e-4)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +14,17 @@ from aef.config import Config
 from aef.data.batch import Batch
 from aef.data.chips import Chip, read_chip
 from aef.data.collate import Collator
-from aef.data.sample import Sample, Target
+from aef.data.sample import Target
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
-from aef.mapping.field import EmbeddingError, MadeBy, Pass, Window, cut_frames, look_over, windows
+from aef.mapping.device import find_device
+from aef.mapping.errors import EmbeddingError
+from aef.mapping.made_by import MadeBy
+from aef.mapping.passes import Pass
 from aef.mapping.support import (
     PeriodLike,
     as_period,
     as_periods,
-    count_frames,
     group_requests,
     observed_span,
     require_support,
@@ -31,23 +32,21 @@ from aef.mapping.support import (
     warn_of_long,
     warn_of_sparse,
 )
+from aef.mapping.windows import Window, keep_inner, window_batches, windows_along
 from aef.model.aef import AEF
-from aef.run import WEIGHTS, Run, RunError, build_model, load_state, read_weights
+from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
 from aef.sources import Registry
 from aef.timecode import DAY_MS, Period, format_time
 
 if TYPE_CHECKING:
     import xarray
 
-FRAME_PIXELS = 2**19
-"""Frames x pixels encoded at once: about 0.3 GB at the width of `small`; a single window may exceed it."""
-
 
 @dataclass
 class TrainedModel:
-    """A model with everything that it needs to read chips: settings, source entries and statistics of its run.
+    """A network with everything that it needs to read chips: settings, source entries and statistics of its run.
 
-    `weights` is the SHA-256 of its weights, where they come from a file.
+    `version` is preset and step; `weights` the SHA-256 of its weights, where they come from a file.
 
     Example::
 
@@ -56,7 +55,7 @@ class TrainedModel:
         field.to_netcdf("place.nc")
     """
 
-    model: AEF
+    network: AEF
     config: Config
     registry: Registry
     statistics: Statistics
@@ -110,12 +109,47 @@ class TrainedModel:
         passes = self.passes(chip, periods, leave_out=leave_out, support=named)
         self.warn(chip, passes, leave_out, named=named is not None)
         vectors = self._collect(chip, passes, periods)
-        serving = [next(one for one in passes if period in one.periods) for period in periods]
-        for vector, one in zip(vectors, serving):
-            if not inpaint:
-                vector[:, ~one.observed] = np.nan
-        about = [one.about(period) for one, period in zip(serving, periods)]
+        serving = [next(pass_ for pass_ in passes if period in pass_.periods) for period in periods]
+        if not inpaint:
+            for field_, pass_ in zip(vectors, serving):
+                field_[:, ~pass_.observed] = np.nan
+        about = [pass_.about(period) for pass_, period in zip(serving, periods)]
         return as_data_array(vectors, chip, periods, about, self.made_by(leave_out, inpaint), single=single)
+
+    def embed_array(
+        self,
+        chip: Chip,
+        periods: Sequence[Period],
+        *,
+        leave_out: Sequence[str] = (),
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+        support: Period | None = None,
+    ) -> np.ndarray:
+        """`embed` with `inpaint` and without coordinates: (period, band, y, x) float32.
+
+        Args:
+            without_ms: per source, frames that the encoder must not see.
+        """
+        passes = self.passes(chip, periods, leave_out=leave_out, without_ms=without_ms, support=support)
+        return self._collect(chip, passes, periods, without_ms)
+
+    def _collect(
+        self,
+        chip: Chip,
+        passes: Sequence[Pass],
+        periods: Sequence[Period],
+        without_ms: Mapping[str, Sequence[int]] | None = None,
+    ) -> np.ndarray:
+        """(period, band, y, x) of all passes."""
+        out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
+        for pass_ in passes:
+            for rows, vectors in self.strips(chip, pass_, without_ms=without_ms):
+                for index, period in enumerate(periods):
+                    if period in pass_.periods:
+                        out[index, :, rows] = vectors[pass_.periods.index(period)]
+        return out
+
+    # --- the steps of `embed`, for `aef.mapping.embed_files`, which holds a strip at a time ----------------------------
 
     @property
     def support_ms(self) -> int:
@@ -146,52 +180,22 @@ class TrainedModel:
             warn_of_long(support, self.support_ms)
         groups: dict[Period, list[Period]] = {}
         for period in dict.fromkeys(periods):
-            own = support or support_at(period, span, self.support_ms, chip.id)
-            groups.setdefault(own, []).append(period)
-        return [look_over(chip, own, group, inputs, without_ms) for own, group in groups.items()]
+            its_support = support or support_at(period, span, self.support_ms, chip.id)
+            groups.setdefault(its_support, []).append(period)
+        return [Pass.of(chip, shared, served, inputs, without_ms) for shared, served in groups.items()]
 
     def warn(self, chip: Chip, passes: Sequence[Pass], leave_out: Sequence[str] = (), *, named: bool = False) -> None:
         """Warn of periods far longer than those of training, and of sparse supports unless they were `named`."""
-        for period in (period for one in passes for period in one.periods):
+        for period in (period for pass_ in passes for period in pass_.periods):
             warn_of_long(period, self.support_ms)
         if not named:
-            for one in passes:
-                warn_of_sparse(chip, one.support, one.periods, self.inputs_without(leave_out), self.support_ms)
-
-    def embed_array(
-        self,
-        chip: Chip,
-        periods: Sequence[Period],
-        *,
-        leave_out: Sequence[str] = (),
-        without_ms: Mapping[str, Sequence[int]] | None = None,
-        support: Period | None = None,
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """`embed` with `inpaint` and without coordinates: (period, band, y, x) float32, and the sources that were encoded."""
-        passes = self.passes(chip, periods, leave_out=leave_out, without_ms=without_ms, support=support)
-        vectors = self._collect(chip, passes, periods, without_ms)
-        return vectors, tuple(name for name in self.inputs if any(name in one.sources for one in passes))
-
-    def _collect(
-        self,
-        chip: Chip,
-        passes: Sequence[Pass],
-        periods: Sequence[Period],
-        without_ms: Mapping[str, Sequence[int]] | None = None,
-    ) -> np.ndarray:
-        """(period, band, y, x) of all passes."""
-        out = np.zeros((len(periods), self.config.model.embedding_dim, chip.height, chip.width), np.float32)
-        for one in passes:
-            for rows, vectors in self.strips(chip, one, without_ms=without_ms):
-                for index, period in enumerate(periods):
-                    if period in one.periods:
-                        out[index, :, rows] = vectors[one.periods.index(period)]
-        return out
+            for pass_ in passes:
+                warn_of_sparse(chip, pass_.support, pass_.periods, self.inputs_without(leave_out), self.support_ms)
 
     def strips(
         self,
         chip: Chip,
-        one: Pass,
+        pass_: Pass,
         *,
         without_ms: Mapping[str, Sequence[int]] | None = None,
         on_windows: Callable[[int, int], None] = lambda done, total: None,
@@ -204,20 +208,20 @@ class TrainedModel:
         Yields:
             rows of the chip, and (period, band, rows, x) float32, in the order of the pass's periods.
         """
-        across = windows(chip.width, self.config.data.chip_px)
-        total = len(across) * len(windows(chip.height, self.config.data.chip_px))
-        shape = (len(one.periods), self.config.model.embedding_dim)
+        across = windows_along(chip.width, self.config.data.chip_px)
+        total = len(across) * len(windows_along(chip.height, self.config.data.chip_px))
+        shape = (len(pass_.periods), self.config.model.embedding_dim)
         done, strip = 0, np.zeros(0, np.float32)
-        for batch, places in self._batches(chip, one.support, one.sources, without_ms or {}, periods=one.periods):
+        for batch, seen in self._batches(chip, pass_.support, pass_.sources, without_ms, periods=pass_.periods):
             with torch.inference_mode():
-                mean = self.model.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
+                mean = self.network.embed(batch.to(self.device)).float().cpu().numpy()  # (Q, h, w, D)
             rows = _rows(batch)
-            for sample, (vertical, horizontal) in enumerate(places):
+            for sample, (vertical, horizontal) in enumerate(seen):
                 if horizontal == across[0]:
                     strip = np.zeros((*shape, vertical.stop - vertical.start, chip.width), np.float32)
-                own = Window(vertical.origin - vertical.start, 0, vertical.stop - vertical.start)
-                for number, period in enumerate(one.periods):
-                    _keep(strip[number], np.moveaxis(mean[rows[period, sample]], -1, 0), own, horizontal)
+                within = Window(vertical.origin - vertical.start, 0, vertical.stop - vertical.start)
+                for number, period in enumerate(pass_.periods):
+                    keep_inner(strip[number], np.moveaxis(mean[rows[period, sample]], -1, 0), within, horizontal)
                 done += 1
                 if horizontal == across[-1]:
                     yield slice(vertical.start, vertical.stop), strip
@@ -263,18 +267,19 @@ class TrainedModel:
         groups = group_requests([period for _, period in requests], span, self.support_ms, chip.id)
         for support, indices in groups.items():
             wanted = [self._target(chip, source, *requests[i]) for i in indices]
-            for batch, places in self._batches(chip, support, inputs, without_ms or {}, targets={source: wanted}):
+            for batch, seen in self._batches(chip, support, inputs, without_ms, targets={source: wanted}):
                 with torch.inference_mode():
-                    decoded = self.model(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
+                    decoded = self.network(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
                     if not standardized and not entry.classes:
                         decoded = Standardizer(entry, self.statistics, self.config.objective.clip_sigma).invert(decoded)
                 pictures = np.moveaxis(decoded.float().cpu().numpy(), -1, 1)
                 for item, picture in enumerate(pictures):
                     sample, number = divmod(item, len(indices))
-                    _keep(out[indices[number]], picture, *places[sample])
+                    keep_inner(out[indices[number]], picture, *seen[sample])
         return out
 
     def _target(self, chip: Chip, source: str, time_ms: int, period: Period) -> Target:
+        """What asks the decoder for a time, with the metadata of the frame if the chip holds it; its values are never read."""
         entry, series = self.registry[source], chip.sources.get(source)
         metadata = np.full(len(entry.metadata), np.nan, np.float32)
         if series is not None and series.metadata is not None and series.time_ms is not None:
@@ -290,7 +295,7 @@ class TrainedModel:
             period=period,
         )
 
-    # --- batches -----------------------------------------------------------------------------------------------------
+    # --- what the network reads --------------------------------------------------------------------------------------
 
     def read(self, path: str | os.PathLike) -> Chip:
         """A chip with what the model knows of it: other sources of the file are left alone. Raises ChipError."""
@@ -317,55 +322,19 @@ class TrainedModel:
         chip: Chip,
         support: Period,
         inputs: Sequence[str],
-        without_ms: Mapping[str, Sequence[int]],
-        periods: tuple[Period, ...] = (),
-        targets: dict[str, list[Target]] | None = None,
-    ):
-        """Windows of the chip as batches of one view, with their places."""
-        side = self.config.data.chip_px
+        without_ms: Mapping[str, Sequence[int]] | None,
+        **asked,
+    ) -> Iterator[tuple[Batch, list[tuple[Window, Window]]]]:
+        """`window_batches` for this model, which is `asked` for periods or targets."""
         collate = Collator(self.registry, self.inputs, self.targets, text_dim=self.config.model.text_dim, views=1)
-        places = list(product(windows(chip.height, side), windows(chip.width, side)))
-        frames = count_frames(chip, support, inputs)
-        at_once = max(1, FRAME_PIXELS // max(frames * side * side, 1))
-        for first in range(0, len(places), at_once):
-            group = places[first : first + at_once]
-            samples = [
-                Sample(
-                    id=chip.id,
-                    place=chip.place,
-                    global_index=number,
-                    support=support,
-                    side_px=side,
-                    teacher=self._frames(chip, support, inputs, without_ms, *place),
-                    targets=targets or {},
-                    consistency_period=periods[0] if periods else None,
-                    periods=periods,
-                )
-                for number, place in enumerate(group)
-            ]
-            yield collate(samples), group
-
-    def _frames(self, chip: Chip, support: Period, inputs, without_ms, vertical: Window, horizontal: Window):
         side = self.config.data.chip_px
-        rows, columns = (slice(w.origin, w.origin + side) for w in (vertical, horizontal))
-        found = {
-            name: cut_frames(chip.sources[name], support, rows, columns, side, without_ms.get(name, ()))
-            for name in inputs
-            if name in chip.sources
-        }
-        return {name: frames for name, frames in found.items() if frames is not None}
+        return window_batches(collate, chip, support, inputs, side, without_ms=without_ms or {}, **asked)
 
 
 def _rows(batch: Batch) -> dict[tuple[Period, int], int]:
+    """Where the field of a valid period and sample lies in a batch's output."""
     pairs = zip(batch.periods.tolist(), batch.period_segment.tolist())
     return {(Period(*period), segment): row for row, (period, segment) in enumerate(pairs)}
-
-
-def _keep(out: np.ndarray, picture: np.ndarray, vertical: Window, horizontal: Window) -> None:
-    """Write the kept part of a window's picture (C, h, w) into a whole one (C, H, W)."""
-    rows, columns = (slice(w.start, w.stop) for w in (vertical, horizontal))
-    inner_rows, inner_columns = (slice(w.start - w.origin, w.stop - w.origin) for w in (vertical, horizontal))
-    out[:, rows, columns] = picture[:, inner_rows, inner_columns]
 
 
 def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> TrainedModel:
@@ -380,11 +349,11 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
     device = find_device(device)
     run = Run.read(path)
     weights = read_weights(run.path / WEIGHTS)
-    model = build_model(run)
-    load_state(model, weights.state, run.path / WEIGHTS)
-    model.eval().to(device)
+    network = build_model(run)
+    load_state(network, weights.state, run.path / WEIGHTS)
+    network.eval().to(device)
     return TrainedModel(
-        model=model,
+        network=network,
         config=run.config,
         registry=run.registry,
         statistics=run.statistics,
@@ -394,17 +363,3 @@ def load(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> Trai
         weights=weights.sha256,
         device=device,
     )
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of a name, "auto" among them. Raises RunError for one that this machine does not have."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        why = "this PyTorch is built without CUDA" if not torch.backends.cuda.is_built() else "it has no such GPU"
-        raise RunError(f"device {device}: this machine cannot use it ({why}): `--device cpu`, or see `aef doctor`")
-    return found

@@ -37,6 +37,7 @@ class ChipTimes:
 
     @property
     def span(self) -> Period | None:
+        """From the first to just after the last frame; None without a frame."""
         return span_of([self.times_ms])
 
     def rank(self, period: Period) -> tuple[int, int, str]:

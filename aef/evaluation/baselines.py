@@ -123,10 +123,10 @@ def baseline_fields(
     for source, bands in sources.items():
         raw = [clear_series(chip, registry[source], bands=bands) for chip in chips]
         scale = Scale.of(raw)
-        for number, (chip, one) in enumerate(zip(chips, raw)):
+        for number, (chip, series) in enumerate(zip(chips, raw)):
             period = period_of(chip)
-            outside = (one.times_ms < period.start_ms) | (one.times_ms >= period.end_ms)
-            inside = scale.apply(one).without(outside)
+            outside = (series.times_ms < period.start_ms) | (series.times_ms >= period.end_ms)
+            inside = scale.apply(series).without(outside)
             for name, feature in FEATURES.items():
                 stacked[name][number].append(feature(inside, period))
     fields = {"coordinates": [coordinates(chip).astype(np.float64) for chip in chips]}

@@ -1,4 +1,4 @@
-"""The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.features`.
+"""The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.baselines`.
 
 A year is judged as one vector; as four vectors of 91 days side by side, which keep apart what a year blends; and as the
 series that the model decodes from twelve vectors of 30 days: a cloudless view in the sensor's standardised bands, where a
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from aef.data.chips import Chip
-from aef.evaluation.features import observed_sources, over_window, window_mean
-from aef.mapping.trained import TrainedModel
+from aef.evaluation.baselines import observed_sources, over_window, window_mean
+from aef.mapping.trained_model import TrainedModel
 from aef.timecode import DAY_MS, Period
 
 EMBEDDING = "embedding"
@@ -59,16 +59,16 @@ def feature_sets(
     Raises:
         EmbeddingError: a year holds no frame, or `decoded` is not decoded.
     """
-    found: dict[Period, dict[str, np.ndarray]] = {}
+    sets: dict[Period, dict[str, np.ndarray]] = {}
     for year in dict.fromkeys(years):
         periods = [year, *quarters(year)]
-        embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)[0]))
+        embedded = dict(zip(periods, model.embed_array(chip, periods, support=year)))
         fields = {EMBEDDING: embedded[year], QUARTERLY: np.concatenate([embedded[part] for part in quarters(year)])}
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)
             requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
             fields[DECODED] = np.concatenate(model.reconstruct(chip, decoded, requests, standardized=True))
-        found[year] = {}
+        sets[year] = {}
         for name, field in fields.items():
-            found[year] |= {name: field, over_window(name): window_mean(field)}
-    return found
+            sets[year] |= {name: field, over_window(name): window_mean(field)}
+    return sets
