@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
         "--draw-periods", type=int, default=0, metavar="N", help="draw N periods of 365 d within --periods"
     )
     sites.add_argument("--seed", type=int, default=0, metavar="N", help="of random sites and drawn periods")
-    sites.add_argument("--shard", metavar="K/N", help="only the K-th of N shares of the sites, for one of N hosts")
+    sites.add_argument("--part", metavar="K/N", help="only the K-th of N parts of the sites, for one of N hosts")
 
     what = p.add_argument_group("sources")
     what.add_argument(
@@ -96,18 +96,18 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(with_western_longitudes(argv, "--place", "--bbox"))
     from aef.earthengine import manifest as m
-    from aef.shard import parse_shard
+    from aef.part import parse_part
 
-    shard = parse_shard(options.shard) if options.shard else None
+    part = parse_part(options.part) if options.part else None
     if options.export or options.verify:
-        with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
+        with m.Manifest(m.manifest_path(options.out, part), read_only=True) as manifest:
             return export(options, manifest) if options.export else verify(options, manifest)
     sources = stac_sources(options) if options.door == "stac" else earth_engine_sources(options)
     if options.estimate:
         return estimate(options, sources)
     if options.dry_run:
         return dry_run(options, sources)
-    return download(options, sources, shard)
+    return download(options, sources, part)
 
 
 def say(text: str) -> None:
@@ -184,18 +184,18 @@ def sites(options: argparse.Namespace) -> Iterator:
 
 
 def planned(options: argparse.Namespace) -> Iterator:
-    """The chips of all sites, or of this host's share of them."""
+    """The chips of all sites, or of this host's part of them."""
     from aef.earthengine.planning import PeriodRule, planned_chips
     from aef.earthengine.sites import parse_periods
-    from aef.shard import parse_shard
+    from aef.part import parse_part
 
     periods = parse_periods(options.periods) if options.periods else ()
     for period in periods:
         if period.start_ms > time.time() * 1000:
             say(f"warning: the period {period} lies in the future: no images are there yet")
     rule = PeriodRule(periods, options.draw_periods, seed=options.seed)
-    shard = parse_shard(options.shard) if options.shard else None
-    return planned_chips(sites(options), rule, px=options.chip_px, shard=shard)
+    part = parse_part(options.part) if options.part else None
+    return planned_chips(sites(options), rule, px=options.chip_px, part=part)
 
 
 def numbers(text: str, count: int, form: str) -> list[float]:
@@ -254,7 +254,7 @@ def verify(options: argparse.Namespace, manifest) -> int:
 # --- downloading -----------------------------------------------------------------------------------------------------
 
 
-def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
+def download(options: argparse.Namespace, sources, part: tuple[int, int] | None) -> int:
     from aef.earthengine import manifest as m
     from aef.earthengine.download import Downloader, Plan
 
@@ -262,7 +262,7 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
     out.mkdir(parents=True, exist_ok=True)
     settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": options.chip_px}
     plan = Plan(sources, options.chip_px, tuple(options.require), options.accept_failed, options.compress)
-    with m.Manifest(m.manifest_path(out, shard), settings) as manifest:
+    with m.Manifest(m.manifest_path(out, part), settings) as manifest:
         fill(manifest, options)
         carry_entries(out, sources)
         reopened = manifest.reopen(failed=options.retry_failed or options.accept_failed)
@@ -328,7 +328,7 @@ def fill(manifest, options: argparse.Namespace) -> None:
             "periods",
         )
     }
-    words |= {name: getattr(options, name) for name in ("draw_periods", "seed", "shard")}
+    words |= {name: getattr(options, name) for name in ("draw_periods", "seed", "part")}
     for name in ("sites", "strata"):
         if words[name]:
             status = Path(words[name]).stat()

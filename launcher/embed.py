@@ -13,8 +13,8 @@ with aef.mapping.dequantize. Quicklooks share their colours.
 Whole fields of this model that are there already are left as they are; a damaged one is made again. A field of another
 model, with other sources left out, from another support or in another format stops the command before anything is written.
 
-A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --shard K/N, or
---shard auto under torchrun. They draw no quicklooks; the same command without --shard does, and makes what is missing.
+A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --part K/N, or
+--part auto under torchrun. They draw no quicklooks; the same command without --part does, and makes what is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from aef.launcher.command import Progress, add_device, device_of_rank, load_model, parser, run
 
 if TYPE_CHECKING:
-    from aef.shard import Shard
+    from aef.part import Part
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,32 +37,32 @@ def main(argv: list[str] | None = None) -> int:
     from aef.data.chips import ChipFolder
     from aef.mapping.choice import periods_by_chip, times_of
     from aef.mapping.field import EmbeddingError
-    from aef.shard import WHOLE
+    from aef.part import WHOLE
     from aef.timecode import parse_period
 
     periods = [parse_period(text) for text in arguments.period]
     arguments.support = parse_period(arguments.support) if arguments.support else None
-    shard = _shard(arguments)
+    part = _part(arguments)
     model = load_model(__file__, arguments.checkpoint, arguments.device)
     inputs = model.inputs_without(arguments.leave_out)
     data, out = Path(arguments.data), Path(arguments.out)
     files = [data] if data.is_file() else list(ChipFolder(data, model.registry).files)
-    own = files[shard.number - 1 :: shard.total]
+    own = files[part.number - 1 :: part.total]
     chips = times_of(own, files, inputs)
     wanted = periods_by_chip(chips, periods)
     names = {path: _names(path, wanted[path], out, arguments.format) for path in own}
     there = _there(model, [chip for chip in chips if chip.path in names], names, arguments)
-    title = "embed" if shard == WHOLE else f"embed {shard}"
-    with Progress(title, len(own), "chip", alone=shard == WHOLE) as progress:
+    title = "embed" if part == WHOLE else f"embed {part}"
+    with Progress(title, len(own), "chip", alone=part == WHOLE) as progress:
         written, skipped = _embed_all(model, names, there, arguments, progress)
-    if shard == WHOLE and not written and not there:
+    if part == WHOLE and not written and not there:
         raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
-    if shard == WHOLE and not arguments.no_quicklooks and not arguments.dry_run:
+    if part == WHOLE and not arguments.no_quicklooks and not arguments.dry_run:
         _quicklooks(sorted([*there, *written]))
     done = "would be written" if arguments.dry_run else "written"
     left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
-    share = "" if shard == WHOLE else f"shard {shard}, {len(own)} of {len(files)} chips: "
-    print(f"{share}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
+    whose = "" if part == WHOLE else f"part {part}, {len(own)} of {len(files)} chips: "
+    print(f"{whose}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
     return 0
 
 
@@ -90,7 +90,7 @@ def _options() -> argparse.ArgumentParser:
         "--skip-bad", action="store_true", help="name chips and periods that cannot be embedded instead of stopping"
     )
     options.add_argument(
-        "--shard",
+        "--part",
         metavar="K/N|auto",
         help="only chips K, K+N, K+2N, …; auto: by the rank that torchrun gave this process",
     )
@@ -99,25 +99,25 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _shard(arguments: argparse.Namespace) -> Shard:
-    """The share of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
+def _part(arguments: argparse.Namespace) -> Part:
+    """The part of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
 
-    Raises ValueError for a share that is none, and where every rank would embed everything.
+    Raises ValueError for a part that is none, and where every rank would embed everything.
     """
-    from aef.shard import WHOLE, is_a_rank_of_several, parse_shard, shard_of_rank
+    from aef.part import WHOLE, is_a_rank_of_several, parse_part, part_of_rank
 
-    if arguments.shard is None:
+    if arguments.part is None:
         if is_a_rank_of_several():
             raise ValueError(
-                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --shard auto, or "
-                "--shard 1/1 where this is the only one"
+                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --part auto, or "
+                "--part 1/1 where this is the only one"
             )
         return WHOLE
-    if arguments.shard != "auto":
-        return parse_shard(arguments.shard)
+    if arguments.part != "auto":
+        return parse_part(arguments.part)
     if arguments.device == "auto":
         arguments.device = device_of_rank()
-    return shard_of_rank()
+    return part_of_rank()
 
 
 def _embed_all(

@@ -124,7 +124,7 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
         (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
-        ([*PLACE, *YEAR, "--shard", "5/4"], "--shard: expected K/N"),
+        ([*PLACE, *YEAR, "--part", "5/4"], "--part: expected K/N"),
         ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
         (["--sites", "absent.csv", *YEAR], "--sites absent.csv: no such file or folder"),
         ([*PLACE, *YEAR, "--from", "stac"], "--from stac needs --catalog"),
@@ -178,7 +178,7 @@ def test_hosts_share_the_work(standin, tmp_path):
     file.write_text("lon,lat\n" + "".join(f"{8.5 + k / 20},47.1\n" for k in range(6)))
     arguments = ["--sites", file, "--sources", "sentinel2"]
     for share in ("1/2", "2/2"):
-        assert call(*words(server, out, *arguments, "--shard", share)) == 0
+        assert call(*words(server, out, *arguments, "--part", share)) == 0
     assert len(list(out.glob("*.npz"))) == 6 and len(list(out.glob("manifest-*-of-2.sqlite"))) == 2
 
 
@@ -187,7 +187,7 @@ def test_help_shows_units_and_defaults(capsys):
         command.main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        word in text for word in ("--project", "--periods", "--shard", "(default: 40)", "10 m pixels", "seconds")
+        word in text for word in ("--project", "--periods", "--part", "(default: 40)", "10 m pixels", "seconds")
     )
 
 

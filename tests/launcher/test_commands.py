@@ -189,7 +189,7 @@ MEANINGS = {
     "--period": "START/END",
     "--periods": "START/END",
     "--support": "START/END",
-    "--shard": "K/N",
+    "--part": "K/N",
     "--labels": "FILE",
 }
 
