@@ -2,6 +2,7 @@
 
 A recipe is a YAML file that states, for every kind of file in a folder, which source and band it is, what was observed,
 what counts, and when. `docs/ingest.md` explains its fields; recipes that ship with the program are given by name.
+Interrupted, the same command goes on after the chips that are there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
     p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
     p.add_argument("--only", nargs="*", default=[], metavar="PLACE", help="convert only these")
-    p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes that convert places; 0: this one")
     add_compression(p, default=True)
     p.add_argument(
         "--overwrite",

@@ -1,7 +1,7 @@
 """Make chips of a synthetic Earth, with labels, for those without data and for measuring what is learned.
 
 Nine sources are rendered from one landscape per place; the same seed gives the same chips, whatever the number of
-workers. docs/synthetic.md says what is in them.
+workers. docs/synthetic.md says what is in them. Interrupted, the same command goes on after the chips that are there.
 """
 
 from __future__ import annotations

@@ -186,9 +186,7 @@ def test_help_shows_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     text = capsys.readouterr().out
-    assert all(
-        word in text for word in ("--project", "--periods", "--part", "(default: 40)", "10 m pixels", "seconds")
-    )
+    assert all(word in text for word in ("--project", "--periods", "--part", "(default: 40)", "10 m pixels", "seconds"))
 
 
 def test_no_room_of_the_program_needs_earth_engine(tmp_path):

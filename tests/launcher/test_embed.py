@@ -192,9 +192,7 @@ def test_a_part_without_a_chip_or_with_bad_ones_only_ends_well(call, five_chips)
 @pytest.mark.parametrize("share", ["0/0", "3/2", "a/b"])
 def test_a_share_that_is_none_is_refused_before_the_model_is_read(call, share):
     code, said = call("--part", share, checkpoint="nowhere")
-    assert (
-        code == 1 and said == f"aef embed: error: --part: expected K/N with K from 1 to N, like 2/8, found {share!r}"
-    )
+    assert code == 1 and said == f"aef embed: error: --part: expected K/N with K from 1 to N, like 2/8, found {share!r}"
 
 
 def test_ranks_of_torchrun_take_their_shares_and_gpus(call, five_chips, monkeypatch):
