@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
+    from aef.data.shards import is_chip
     from aef.mapping.choice import periods_by_chip, times_of
     from aef.mapping.field import EmbeddingError
     from aef.part import WHOLE
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(__file__, arguments.checkpoint, arguments.device)
     inputs = model.inputs_without(arguments.leave_out)
     data, out = Path(arguments.data), Path(arguments.out)
-    files = [data] if data.is_file() else list(ChipFolder(data, model.registry).files)
+    files = [data] if is_chip(data) else list(ChipFolder(data, model.registry).files)
     own = files[part.number - 1 :: part.total]
     chips = times_of(own, files, inputs)
     wanted = periods_by_chip(chips, periods)
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
-    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, or one chip")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, or one chip, packed or not")
     options.add_argument(
         "--period", required=True, action="append", metavar="START/END", help="valid period, ISO dates; may be repeated"
     )

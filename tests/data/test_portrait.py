@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from aef.data.chips import Chip, Label, SourceSeries, TextPoint, write_chip
+from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, TextPoint, write_chip
 from aef.data.facts import facts_of
+from aef.data.packing import pack
 from aef.data.portrait import draw_chip
 from aef.launcher.command import run
 from aef.launcher.show import main
@@ -138,6 +139,22 @@ def test_a_source_without_an_observation_is_drawn_grey():
     figure = draw_chip(chip_of(sentinel2=series), BUILT_IN)
     images = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
     assert any(image.ndim == 3 and np.allclose(image, 0.85) for image in images)
+
+
+def test_a_packed_chip_is_drawn_beside_its_shard(tmp_path, capsys):
+    (tmp_path / "chips").mkdir()
+    write_chip(tmp_path / "chips" / "here.npz", chip_of(sentinel2=optical([0], [1])), BUILT_IN)
+    pack(ChipFolder(tmp_path / "chips", BUILT_IN), tmp_path / "packed", 2**30)
+    (shard,) = (tmp_path / "packed").glob("*.zip")
+    assert run(main, [str(shard / "here.npz"), "--dpi", "40"]) == 0
+    assert (tmp_path / "packed" / "here.png").is_file() and "sentinel2: 1 frames" in capsys.readouterr().out
+    assert run(main, [str(shard)]) == 1 and "is a shard of many chips: give its folder" in capsys.readouterr().err
+    assert run(main, [str(shard / "other.npz")]) == 1 and "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_chip(tmp_path, capsys):
+    assert run(main, [str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a folder: name one of its chips, like {tmp_path}/NAME.npz" in capsys.readouterr().err
 
 
 def test_a_picture_is_not_written_over_a_chip(tmp_path, capsys):

@@ -9,7 +9,8 @@ import rasterio
 import torch
 
 import aef
-from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
+from aef.data.chips import Chip, ChipFolder, SourceSeries, read_chip, write_chip
+from aef.data.packing import pack
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
 from aef.launcher.command import Progress, device_of_rank, load_model, run
 from aef.mapping import choice, trained
@@ -187,6 +188,19 @@ def test_a_part_without_a_chip_or_with_bad_ones_only_ends_well(call, five_chips)
     code, said = call("--part", "2/5", data=five_chips)
     assert code == 1 and "p1_2018.npz: is damaged or not a chip" in said
     assert call("--part", "1/5", data=five_chips)[0] == 0  # a bad chip of another part is not looked at
+
+
+def test_one_chip_of_a_shard_is_embedded_like_one_of_its_own_file(call, chips, field, tmp_path):
+    assert "1 fields written" in call("--no-quicklooks", data=chips / "a.npz")[1]
+    alone = field.read_bytes()
+    field.unlink()
+    (shard,) = pack(ChipFolder(chips, BUILT_IN), tmp_path / "packed", 2**30)
+    assert "1 fields written" in call("--no-quicklooks", data=shard / "a.npz")[1]
+    assert field.read_bytes() == alone
+    code, said = call(data=shard)
+    assert code == 1 and f"{shard}: is a shard of many chips: give its folder, or {shard}/NAME.npz" in said
+    code, said = call(data=shard / "none.npz")
+    assert code == 1 and f"{shard}/none.npz: no such file or folder" in said
 
 
 @pytest.mark.parametrize("share", ["0/0", "3/2", "a/b"])
