@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -24,8 +25,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     """Keeps a docstring's lines and shows each option's default, where there is one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
-            return action.help
+        if action.default is None or action.default is False or action.default in (argparse.SUPPRESS, []):
+            return action.help  # `is`, as 0 is equal to False, and a default to be shown
         if isinstance(action.default, list | tuple):
             # As they would be typed, not as Python prints them.
             words = " ".join(map(str, action.default)).replace("%", "%%")
@@ -33,14 +34,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return super()._get_help_string(action)
 
 
+def name_of(module: str) -> str:
+    """The name of a command as it is typed, from its file."""
+    return Path(module).stem.replace("_", "-")
+
+
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of one command: ``parser(__file__, __doc__)`` names it after its file and describes it by its docstring."""
-    return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
+    return argparse.ArgumentParser(prog=f"aef {name_of(module)}", description=doc, formatter_class=_Formatter)
 
 
 def as_typed(module: str, argv: list[str] | None) -> str:
     """A command with its options, for the record: ``as_typed(__file__, argv)``; without ``argv`` those of the process."""
-    return shlex.join(["aef", Path(module).stem, *(sys.argv[1:] if argv is None else argv)])
+    return shlex.join(["aef", name_of(module), *(sys.argv[1:] if argv is None else argv)])
 
 
 def require_number(option: str, value: float, least: float, most: float | None = None) -> None:
@@ -71,7 +77,7 @@ def load_model(module: str, path: str, device: str):
 
     model = aef.load(path, device=device)
     if torch.cuda.is_available():
-        print(f"{Path(module).stem}: {model.version} on {model.device}", file=sys.stderr)
+        print(f"{name_of(module)}: {model.version} on {model.device}", file=sys.stderr)
     return model
 
 
@@ -93,24 +99,38 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not hidden.
     Warnings of `aef` become one line each, said once.
     """
-    name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
+    name = name_of(sys.modules[main.__module__].__file__ or main.__module__)
+    replace_unknown_letters()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warnings_as_lines(name, warnings.showwarning)
-            return main(argv) or 0
+            code = main(argv) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"aef {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return without_reader()
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
         given = sys.argv[1:] if argv is None else argv
         print(f"aef {name}: error: {_describe(error, given)}", file=sys.stderr)
         return FAILED
+
+
+def replace_unknown_letters() -> None:
+    """Let standard output and error say `?` for a letter that their encoding lacks, where Python would stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def without_reader() -> int:
+    """The exit code once the reader of standard output went away, of which Python would complain again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _warnings_as_lines(name: str, others: Callable[..., None]) -> Callable[..., None]:

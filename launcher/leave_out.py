@@ -1,6 +1,6 @@
 """Leave one place out: train on all other places, probe inside it, ours beside every baseline.
 
-    aef leave_out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
+    aef leave-out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
 
 For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place and
 label in OUT/table.md and OUT/table.json: the embedding of the year, four of 91 days, the series decoded from twelve of

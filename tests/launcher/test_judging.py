@@ -1,4 +1,4 @@
-"""`aef prove`, `aef gaps`, `aef leave_out`: tables by one command, and what they refuse."""
+"""`aef prove`, `aef gaps`, `aef leave-out`: tables by one command, and what they refuse."""
 
 import dataclasses
 import json
