@@ -10,6 +10,7 @@ model, which need not be there to search them by a pixel.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from aef.launcher.command import Progress, add_device, load_model, parser, run, with_western_longitudes
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--period",
         metavar="START/END",
-        help="valid period, ISO dates; otherwise the last year of each chip, or every period of the fields",
+        help="valid period, ISO dates; otherwise the calendar year that the chips observed most of, or every period of the fields",
     )
     options.add_argument("--weights", metavar="FILE", help="weights of the run's text tower, where they are not found")
     options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         lon, lat = _position(arguments.at)
         vector = search.pixel_direction(fields(), lon, lat)
-        query = f"like {lat:g}, {lon:g}"
+        query = f"like {search.at(lon, lat)}"
 
     def direction(field):
         return vector if arguments.text is None else search.text_direction(model, vector, field)
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     search.draw(out / "search.png", places, query)
     for rank, found in enumerate(places, 1):
         print(
-            f"{rank}. {found.place} over {found.period} at {found.lat:.5f}, {found.lon:.5f}: cosine {found.similarity:.3f}"
+            f"{rank}. {found.place} over {found.period} at {search.at(found.lon, found.lat)}: cosine {found.similarity:.3f}"
         )
     print(f"{query} in {what}: {out / 'search.png'}")
     return 0
@@ -94,10 +95,19 @@ def _fields(arguments, model):
         made_by = model.made_by() if model else None
         files = search.choose_fields(search.field_files(arguments.fields), period=arguments.period, made_by=made_by)
         return lambda: search.read_fields(files), len(files), arguments.fields
-    chips = ChipFolder(arguments.data, model.registry)
-    what = f"{arguments.data} over {arguments.period or 'the last year of each chip'}"
-    total = len(search.chips_to_embed(model, chips, arguments.period))
-    return lambda: search.embed_fields(model, chips, arguments.period), total, what
+    searched = search.chips_to_search(model, ChipFolder(arguments.data, model.registry), arguments.period)
+    if searched.left_out:
+        names = ", ".join(path.name for path in searched.left_out[:3]) + " …" * (len(searched.left_out) > 3)
+        print(
+            f"aef search: {len(searched.left_out)} chips have no frame in {searched.period} and are left out ({names}); "
+            "choose another by --period",
+            file=sys.stderr,
+        )
+    return (
+        lambda: (model.embed(path, searched.period) for path in searched.paths),
+        len(searched.paths),
+        f"{arguments.data} over {searched.period}",
+    )
 
 
 def _position(text: str) -> tuple[float, float]:
