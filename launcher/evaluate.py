@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aef.launcher.command import add_device, load_model, parser, require_number, run
+from aef.launcher.command import Progress, add_device, load_model, parser, require_number, run
 
 MOST_DAYS = 730
 """A year's frames, and six months to either side: what a model may be asked about (`aef.mapping.support`)."""
@@ -113,17 +113,19 @@ def _judge(path: str, arguments):
         require_unseen(model, unseen)
     if judged:
         require_unseen_dates(model, seen, judged, own)
-    return model.version, judge(
-        model,
-        seen,
-        withheld=hidden,
-        judged=judged,
-        held_out=unseen,
-        period_days=arguments.period_days,
-        shots=arguments.shots,
-        trials=arguments.trials,
-        health_places=arguments.health_places,
-    )
+    with Progress(f"evaluate {Path(path).name}", unit="step") as progress:
+        return model.version, judge(
+            model,
+            seen,
+            withheld=hidden,
+            judged=judged,
+            held_out=unseen,
+            period_days=arguments.period_days,
+            shots=arguments.shots,
+            trials=arguments.trials,
+            health_places=arguments.health_places,
+            progress=progress.reach,
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.launcher.command import Progress, add_device, as_typed, load_model, parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,15 +45,17 @@ def main(argv: list[str] | None = None) -> int:
     dated = hidden.places if hidden else set(places)
     seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
     trained_on = [model.read(folder.files[i]) for i in seen[: arguments.most_places]]
-    judgement = judge(
-        model,
-        trained_on,
-        withheld=hidden,
-        judged=WithheldDates.read(listed, arguments.set, twin_ms=data.twin_ms) if listed else None,
-        held_out=unseen,
-        period_days=[30, 120, 365],
-        trials=arguments.trials,
-    )
+    with Progress("report", unit="step") as progress:
+        judgement = judge(
+            model,
+            trained_on,
+            withheld=hidden,
+            judged=WithheldDates.read(listed, arguments.set, twin_ms=data.twin_ms) if listed else None,
+            held_out=unseen,
+            period_days=[30, 120, 365],
+            trials=arguments.trials,
+            progress=progress.reach,
+        )
     commands = [as_typed(__file__, argv)]
     if arguments.commands:
         commands = Path(arguments.commands).read_text(encoding="utf-8").splitlines()
