@@ -2,10 +2,10 @@
 
     aef classify --fields FIELDS --labels labels.csv --column crop --out MAPS
 
-Labels are points (CSV with lon and lat, or GeoJSON) or areas (GeoJSON). Accuracy is by cross-validation: squares of
-ground are left out, as neighbouring pixels would give a label away. Writes MAPS/accuracy.md and .json, MAPS/legend.csv (code,
-colour and mapped area of every class), MAPS/classes.png, and per field FIELD_classes.tif (0: no data) and
-FIELD_confidence.tif (per cent; 255: no data).
+Labels are points (CSV with lon and lat) or points and areas (GeoJSON; GeoPackage and Shapefile with the extra `vector`).
+Accuracy is by cross-validation: squares of ground are left out, as neighbouring pixels would give a label away. Writes
+MAPS/accuracy.md and .json, MAPS/legend.csv (code, colour and mapped area of every class), MAPS/classes.png, and per field
+FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data).
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from aef.launcher.command import Progress, as_typed, parser, require_number, run
 def main(argv: list[str] | None = None) -> int:
     options = parser(__file__, __doc__)
     options.add_argument("--fields", required=True, metavar="DIR", help="folder of embedding fields (`aef embed`)")
-    options.add_argument("--labels", required=True, metavar="FILE", help="labels, .csv or .geojson")
+    options.add_argument("--labels", required=True, metavar="FILE", help="labels: .csv, .geojson, .gpkg or .shp")
     options.add_argument("--column", required=True, metavar="NAME", help="column or property that holds the class")
     options.add_argument("--period", metavar="START/END", help="fields of this valid period only")
     options.add_argument("--method", choices=("logistic", "knn"), default="logistic", help="the classifier")
     options.add_argument("--most", type=int, default=50, metavar="N", help="pixels of one area that are learnt from")
-    options.add_argument("--block-m", type=float, default=500.0, metavar="M", help="squares that are left out together")
+    options.add_argument(
+        "--block-m",
+        type=float,
+        default=500.0,
+        metavar="M",
+        help="side of the squares of ground that are left out together, metres",
+    )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the pixels drawn from areas")
     options.add_argument("--out", required=True, metavar="MAPS", help="folder for the results")
     arguments = options.parse_args(argv)

@@ -228,8 +228,8 @@ def dry_run(options: argparse.Namespace, sources) -> int:
         for chip in itertools.islice(manifest.pending(options.chip_px, batch=shown), shown):
             left, bottom, right, top = chip.grid.bounds
             print(f"{chip.id}: {chip.grid.crs} {left:.0f} {bottom:.0f} {right:.0f} {top:.0f}, {chip.period}")
-    more = f" (and {count - shown:,} more)" if count > shown else ""
-    print(f"{count:,} chips of {options.chip_px} px{more} would go to {options.out}, from:")
+    some = f", {shown} of them above," if count > shown else ""
+    print(f"{count:,} chips of {options.chip_px} px{some} would go to {options.out}, from:")
     for name, source in sources.items():
         print(f"  {name}: {', '.join(source.collections)}")
     return 0

@@ -60,7 +60,7 @@ def facts_of(source: Source, series: SourceSeries) -> Facts:
         frames=series.frames,
         span=span,
         observed=observed,
-        clear=None if series.weight is None else float(counted.sum() / max(int(seen.sum()), 1)),
+        clear=clear_share(series),
         per_pixel=float(np.median(counted.sum(axis=0))) if source.grid != "points" else float(series.frames),
         gap_days=gap,
         twins=twins,
@@ -68,6 +68,14 @@ def facts_of(source: Source, series: SourceSeries) -> Facts:
         doubts=(),
     )
     return replace(facts, doubts=tuple(_doubts(source, series, facts)))
+
+
+def clear_share(series: SourceSeries) -> float | None:
+    """The share of observed pixels, those with any valid band, whose weight is not 0; None without a cloud rule."""
+    if series.weight is None:
+        return None
+    seen = np.asarray(series.valid.any(axis=1))
+    return float((seen & (series.weight[:, 0] > 0)).sum() / max(int(seen.sum()), 1))
 
 
 def _doubts(source: Source, series: SourceSeries, facts: Facts) -> list[str]:
