@@ -56,9 +56,9 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
-def add_device(options: argparse.ArgumentParser) -> None:
-    """The option that says where a trained model runs (`load_model`)."""
-    words = "where the model runs: auto (a GPU where there is one), cpu, cuda or cuda:N"
+def add_device(options: argparse.ArgumentParser, what: str = "where the model runs") -> None:
+    """The option that says where a trained model (`load_model`) or ``what`` else runs."""
+    words = f"{what}: auto (a GPU where there is one), cpu, cuda or cuda:N"
     options.add_argument("--device", default="auto", metavar="DEVICE", help=words)
 
 
@@ -177,14 +177,14 @@ def _option(path: str, given: Sequence[str]) -> str:
     return ""
 
 
-def add_compression(p: argparse._ActionsContainer, *, default: bool) -> None:
+def add_compression(options: argparse._ActionsContainer, *, default: bool) -> None:
     """`--compress` and `--uncompressed`, the same two words wherever chips are written; the help names the default."""
     words = {
         "--compress": (True, "smaller files that write and load more slowly"),
         "--uncompressed": (False, "larger files that write and load faster"),
     }
-    p.set_defaults(compress=default)
-    either = p.add_mutually_exclusive_group()
+    options.set_defaults(compress=default)
+    either = options.add_mutually_exclusive_group()
     for option, (value, meaning) in words.items():
         usual = ": the default" if value == default else ""
         either.add_argument(

@@ -55,7 +55,7 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
 
 
 def test_what_does_not_fit_says_so(capsys):
-    assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "gpu") == 0
+    assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "cuda") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "does not fit on 24 GB" in lines and not any(re.search(r"\b0 with checkpointing", x) for x in lines)
     assert any(
