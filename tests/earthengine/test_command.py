@@ -136,6 +136,20 @@ def test_wrong_words_are_one_line(tmp_path, capsys, arguments, message):
     assert error.startswith("aef download: error: ") and message in error
 
 
+@pytest.mark.parametrize("words", [["--place", "8.5", *YEAR], [*PLACE, "--periods", "2019"]], ids=["site", "period"])
+def test_a_slip_in_a_site_or_a_period_is_said_before_anything_about_collections(tmp_path, capsys, words):
+    assert call("--project", "p", "--out", tmp_path / "c", *words) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_dry_run_says_how_many_of_its_chips_it_lists(tmp_path, capsys):
+    sites = tmp_path / "sites.csv"
+    sites.write_text("id,lon,lat\n" + "".join(f"s{i},8.{i},47\n" for i in range(7)))
+    assert call("--project", "p", "--out", tmp_path / "c", "--sites", sites, *YEAR, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "7 chips of 128 px, 5 of them above, would go to" in printed and printed.count("EPSG") == 5
+
+
 @pytest.mark.parametrize("more", [["--dry-run"], ["--key-file", "none.json"]])
 def test_two_places_of_one_id_are_refused_with_both(tmp_path, capsys, more):
     sites = tmp_path / "fields.csv"
