@@ -10,12 +10,80 @@ FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data)
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from aef.launcher.command import Progress, as_typed, parser, require_number, run
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+    require_number("--most", given.most, 1)
+    require_number("--block-m", given.block_m, 10)
+
+    from aef import classify
+    from aef.evaluation.tables import require_results, write_results
+    from aef.mapping.files import read_field
+    from aef.mapping.labels import LabelError, read_labels, sample
+    from aef.search import field_files
+
+    out = Path(given.out)
+    require_results(out / "accuracy", "--out")
+    areas = read_labels(given.labels, given.column)
+    files = classify.of_one_period(field_files(given.fields), given.period)
+    with Progress("labels", len(files), "field") as progress:
+
+        def fields():
+            for path in files:
+                yield read_field(path)
+                progress.advance(note=path.stem)
+
+        samples = sample(fields(), areas, most=given.most, block_m=given.block_m, seed=given.seed)
+    text = f"{len(areas)} labels, {samples.missed} of them on no field; {len(samples.codes)} pixels learnt from."
+    print(text)
+    command = as_typed(__file__, argv)
+    figures = {"command": command, "labels": len(areas), "missed": samples.missed, "pixels": len(samples.codes)}
+    try:
+        accuracy = classify.judge(given.method, samples)
+        judgement, figures["accuracy"] = accuracy.markdown(), accuracy.figures()
+    except LabelError as error:
+        judgement, figures["accuracy"] = str(error), None
+    print(judgement)
+    write_results(out / "accuracy", f"```\n{command}\n```\n\n{text}\n\n{judgement}", figures)
+
+    classifier = classify.fit(given.method, samples)
+    pixels, hectares = _write_maps(out, files, classifier, samples.classes)
+    classify.write_legend(out / "legend.csv", samples.classes, pixels, hectares)
+    print(f"{len(files)} maps of {len(samples.classes)} classes: {out}")
+    return 0
+
+
+def _write_maps(out: Path, files: list[Path], classifier, classes):
+    """The class map of every field and a picture of the first few; gives pixels and hectares by class."""
+    import numpy as np
+
+    from aef import classify
+    from aef.mapping.files import read_field
+    from aef.search import PANELS
+
+    pixels, hectares = np.zeros(len(classes), np.int64), np.zeros(len(classes))
+    shown: list = []
+    with Progress("classify", len(files), "field") as progress:
+        for path in files:
+            field = read_field(path)
+            codes, confidence = classify.class_map(classifier, field.values)
+            classify.write_maps(out / path.stem, field, codes, confidence, classes)
+            counts = np.bincount(codes[codes >= 0], minlength=len(classes))
+            pixels += counts
+            hectares += counts * abs(field.rio.transform().determinant) / 10_000
+            if len(shown) < PANELS:
+                shown.append((field, codes))
+            progress.advance(note=path.stem)
+    classify.draw(out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], classes)
+    return pixels, hectares
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--fields", required=True, metavar="DIR", help="folder of embedding fields (`aef embed`)")
     options.add_argument("--labels", required=True, metavar="FILE", help="labels: .csv, .geojson, .gpkg or .shp")
@@ -32,60 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--seed", type=int, default=0, metavar="N", help="of the pixels drawn from areas")
     options.add_argument("--out", required=True, metavar="MAPS", help="folder for the results")
-    arguments = options.parse_args(argv)
-    require_number("--most", arguments.most, 1)
-    require_number("--block-m", arguments.block_m, 10)
-
-    import numpy as np
-
-    from aef import classify
-    from aef.evaluation.tables import require_results, write_results
-    from aef.mapping.files import read_field
-    from aef.mapping.labels import LabelError, read_labels, sample
-    from aef.search import PANELS, field_files
-
-    out = Path(arguments.out)
-    require_results(out / "accuracy", "--out")
-    areas = read_labels(arguments.labels, arguments.column)
-    files = classify.of_one_period(field_files(arguments.fields), arguments.period)
-    with Progress("labels", len(files), "field") as progress:
-
-        def fields():
-            for path in files:
-                yield read_field(path)
-                progress.advance(note=path.stem)
-
-        samples = sample(fields(), areas, most=arguments.most, block_m=arguments.block_m, seed=arguments.seed)
-    text = f"{len(areas)} labels, {samples.missed} of them on no field; {len(samples.codes)} pixels learnt from."
-    print(text)
-    command = as_typed(__file__, argv)
-    figures = {"command": command, "labels": len(areas), "missed": samples.missed, "pixels": len(samples.codes)}
-    try:
-        accuracy = classify.judge(arguments.method, samples)
-        judgement, figures["accuracy"] = accuracy.markdown(), accuracy.figures()
-    except LabelError as error:
-        judgement, figures["accuracy"] = str(error), None
-    print(judgement)
-    write_results(out / "accuracy", f"```\n{command}\n```\n\n{text}\n\n{judgement}", figures)
-
-    classifier = classify.fit(arguments.method, samples)
-    pixels, hectares = np.zeros(len(samples.classes), np.int64), np.zeros(len(samples.classes))
-    shown: list = []
-    with Progress("classify", len(files), "field") as progress:
-        for path in files:
-            field = read_field(path)
-            codes, confidence = classify.class_map(classifier, field.values)
-            classify.write_maps(out / path.stem, field, codes, confidence, samples.classes)
-            counts = np.bincount(codes[codes >= 0], minlength=len(samples.classes))
-            pixels += counts
-            hectares += counts * abs(field.rio.transform().determinant) / 10_000
-            if len(shown) < PANELS:
-                shown.append((field, codes))
-            progress.advance(note=path.stem)
-    classify.write_legend(out / "legend.csv", samples.classes, pixels, hectares)
-    classify.draw(out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], samples.classes)
-    print(f"{len(files)} maps of {len(samples.classes)} classes: {out}")
-    return 0
+    return options
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _options().parse_args(argv)
+    given = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
     from aef.data.shards import is_chip
@@ -41,26 +41,26 @@ def main(argv: list[str] | None = None) -> int:
     from aef.part import WHOLE
     from aef.timecode import parse_period
 
-    periods = [parse_period(text) for text in arguments.period]
-    arguments.support = parse_period(arguments.support) if arguments.support else None
-    part = _part(arguments)
-    model = load_model(__file__, arguments.checkpoint, arguments.device)
-    inputs = model.inputs_without(arguments.leave_out)
-    data, out = Path(arguments.data), Path(arguments.out)
+    periods = [parse_period(text) for text in given.period]
+    given.support = parse_period(given.support) if given.support else None
+    part = _part(given)
+    model = load_model(__file__, given.checkpoint, given.device)
+    inputs = model.inputs_without(given.leave_out)
+    data, out = Path(given.data), Path(given.out)
     files = [data] if is_chip(data) else list(ChipFolder(data, model.registry).files)
     own = files[part.number - 1 :: part.total]
     chips = times_of(own, files, inputs)
     wanted = periods_by_chip(chips, periods)
-    names = {path: _names(path, wanted[path], out, arguments.format) for path in own}
-    there = _there(model, [chip for chip in chips if chip.path in names], names, arguments)
+    names = {path: _names(path, wanted[path], out, given.format) for path in own}
+    there = _there(model, [chip for chip in chips if chip.path in names], names, given)
     title = "embed" if part == WHOLE else f"embed {part}"
     with Progress(title, len(own), "chip", alone=part == WHOLE) as progress:
-        written, skipped = _embed_all(model, names, there, arguments, progress)
+        written, skipped = _embed_all(model, names, there, given, progress)
     if part == WHOLE and not written and not there:
         raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
-    if part == WHOLE and not arguments.no_quicklooks and not arguments.dry_run:
+    if part == WHOLE and not given.no_quicklooks and not given.dry_run:
         _quicklooks(sorted([*there, *written]))
-    done = "would be written" if arguments.dry_run else "written"
+    done = "would be written" if given.dry_run else "written"
     left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
     whose = "" if part == WHOLE else f"part {part}, {len(own)} of {len(files)} chips: "
     print(f"{whose}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
@@ -100,29 +100,29 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _part(arguments: argparse.Namespace) -> Part:
+def _part(given: argparse.Namespace) -> Part:
     """The part of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
 
     Raises ValueError for a part that is none, and where every rank would embed everything.
     """
     from aef.part import WHOLE, is_a_rank_of_several, parse_part, part_of_rank
 
-    if arguments.part is None:
+    if given.part is None:
         if is_a_rank_of_several():
             raise ValueError(
                 "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --part auto, or "
                 "--part 1/1 where this is the only one"
             )
         return WHOLE
-    if arguments.part != "auto":
-        return parse_part(arguments.part)
-    if arguments.device == "auto":
-        arguments.device = device_of_rank()
+    if given.part != "auto":
+        return parse_part(given.part)
+    if given.device == "auto":
+        given.device = device_of_rank()
     return part_of_rank()
 
 
 def _embed_all(
-    model, names: dict, there: set[Path], arguments: argparse.Namespace, progress: Progress
+    model, names: dict, there: set[Path], given: argparse.Namespace, progress: Progress
 ) -> tuple[list[Path], dict[str, list[str]]]:
     """Write the fields that are not there. Gives their files, and the names of chips and fields that were skipped.
 
@@ -137,11 +137,11 @@ def _embed_all(
         missing = {period: path for period, path in names[chip].items() if path not in there}
         try:
             if missing:
-                made = _embed(model, chip, missing, arguments, progress)
+                made = _embed(model, chip, missing, given, progress)
                 written += made
                 skipped["field"] += [path.stem for path in missing.values() if path not in made]
         except (ChipError, EmbeddingError) as error:
-            if not arguments.skip_bad:
+            if not given.skip_bad:
                 raise
             skipped["chip"].append(chip.name)
             print(f"aef embed: skipped {chip.name}: {error}", file=sys.stderr)
@@ -159,20 +159,19 @@ def _names(chip: Path, periods, out: Path, form: str) -> dict:
     }
 
 
-def _there(model, chips, names: dict, arguments) -> set[Path]:
+def _there(model, chips, names: dict, given) -> set[Path]:
     """The fields that need not be made. Raises OtherFieldError for one of another maker, unless it may be overwritten."""
     from aef.mapping.files import OtherFieldError, is_there
 
-    made_by = model.made_by(arguments.leave_out, arguments.inpaint)
-    if arguments.overwrite:
+    made_by = model.made_by(given.leave_out, given.inpaint)
+    if given.overwrite:
         return set()
     try:
         return {
             path
             for chip in chips
             for period, path in names[chip.path].items()
-            if path.exists()
-            and is_there(path, arguments.format, made_by, arguments.support or _support(model, chip, period))
+            if path.exists() and is_there(path, given.format, made_by, given.support or _support(model, chip, period))
         }
     except OtherFieldError as error:
         raise OtherFieldError(f"{error}: choose another --out, or make it again with --overwrite") from None
@@ -189,18 +188,18 @@ def _support(model, chip, period):
         return None
 
 
-def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> list[Path]:
+def _embed(model, path: Path, missing: dict, given, progress: Progress) -> list[Path]:
     """Write the missing fields of one chip, or in a dry run say so; gives those that could be made."""
     from aef.mapping.field import EmbeddingError
     from aef.mapping.write import embed_to_files
 
     chip = model.read(path)
-    options = {"leave_out": arguments.leave_out, "support": arguments.support}
-    if arguments.skip_bad:
+    frames = {"leave_out": given.leave_out, "support": given.support}
+    if given.skip_bad:
         reasons = {}
         for period in missing:
             try:
-                model.passes(chip, [period], **options)
+                model.passes(chip, [period], **frames)
             except EmbeddingError as error:
                 reasons[period] = error
         if len(reasons) == len(missing):
@@ -208,8 +207,8 @@ def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> l
         for reason in reasons.values():
             print(f"aef embed: skipped a field: {reason}", file=sys.stderr)
         missing = {period: file for period, file in missing.items() if period not in reasons}
-    if arguments.dry_run:
-        model.warn(chip, model.passes(chip, list(missing), **options), arguments.leave_out, named=arguments.support)
+    if given.dry_run:
+        model.warn(chip, model.passes(chip, list(missing), **frames), given.leave_out, named=given.support)
         for file in missing.values():
             print(f"would write {file}")
         return list(missing.values())
@@ -219,7 +218,7 @@ def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> l
             progress.advance(0, note=f"{path.stem}: {done} of {total} windows")
 
     embed_to_files(
-        model, chip, missing, arguments.format, inpaint=arguments.inpaint, on_windows=tell, **options
+        model, chip, missing, given.format, inpaint=given.inpaint, on_windows=tell, **frames
     )  # fmt: skip
     return list(missing.values())
 

@@ -10,6 +10,7 @@ model, which need not be there to search them by a pixel.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,6 +18,56 @@ from aef.launcher.command import Progress, add_device, load_model, parser, run, 
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(with_western_longitudes(argv, "--at"))
+    if (given.text is None) == (given.at is None):
+        raise ValueError("give either --text WORDS or --at LON,LAT")
+    if (given.data is None) == (given.fields is None):
+        raise ValueError("give either --data CHIPS or --fields DIR")
+    if given.top < 1:
+        raise ValueError(f"--top: expected at least 1, found {given.top}")
+
+    if given.checkpoint is None and (given.fields is None or given.text is not None):
+        raise ValueError("--checkpoint: words and chips need the run of a trained model")
+
+    from aef import search
+
+    model = load_model(__file__, given.checkpoint, given.device) if given.checkpoint else None
+    fields, total, what = _fields(given, model)
+    if given.dry_run:
+        print(f"would search {what}")
+        return 0
+    if given.text is not None:
+        assert model is not None
+        vector = search.run_tower(given.checkpoint, given.weights, device=str(model.device)).encode([given.text])[0]
+        query = f"“{given.text}”"
+    else:
+        lon, lat = _position(given.at)
+        vector = search.pixel_direction(fields(), lon, lat)
+        query = f"like {search.at(lon, lat)}"
+
+    def direction(field):
+        return vector if given.text is None else search.text_direction(model, vector, field)
+
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress("search", total, "field") as progress:
+
+        def keep(field, map_) -> None:
+            search.write_map(out / search.map_name(field), field, map_)
+            progress.advance(note=field.attrs["chip"])
+
+        places = search.search(fields(), direction, top=given.top, on_map=keep)
+    search.write_places(out / "places.csv", places)
+    search.draw(out / "search.png", places, query)
+    for rank, found in enumerate(places, 1):
+        print(
+            f"{rank}. {found.place} over {found.period} at {search.at(found.lon, found.lat)}: cosine {found.similarity:.3f}"
+        )
+    print(f"{query} in {what}: {out / 'search.png'}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument(
         "--checkpoint", metavar="RUN", help="run folder of a trained model; not needed for --fields with --at"
@@ -35,67 +86,19 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     options.add_argument("--dry-run", action="store_true", help="say what would be searched")
     add_device(options)
-    arguments = options.parse_args(with_western_longitudes(argv, "--at"))
-    if (arguments.text is None) == (arguments.at is None):
-        raise ValueError("give either --text WORDS or --at LON,LAT")
-    if (arguments.data is None) == (arguments.fields is None):
-        raise ValueError("give either --data CHIPS or --fields DIR")
-    if arguments.top < 1:
-        raise ValueError(f"--top: expected at least 1, found {arguments.top}")
-
-    if arguments.checkpoint is None and (arguments.fields is None or arguments.text is not None):
-        raise ValueError("--checkpoint: words and chips need the run of a trained model")
-
-    from aef import search
-
-    model = load_model(__file__, arguments.checkpoint, arguments.device) if arguments.checkpoint else None
-    fields, total, what = _fields(arguments, model)
-    if arguments.dry_run:
-        print(f"would search {what}")
-        return 0
-    if arguments.text is not None:
-        assert model is not None
-        vector = search.run_tower(arguments.checkpoint, arguments.weights, device=str(model.device)).encode(
-            [arguments.text]
-        )[0]
-        query = f"“{arguments.text}”"
-    else:
-        lon, lat = _position(arguments.at)
-        vector = search.pixel_direction(fields(), lon, lat)
-        query = f"like {search.at(lon, lat)}"
-
-    def direction(field):
-        return vector if arguments.text is None else search.text_direction(model, vector, field)
-
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with Progress("search", total, "field") as progress:
-
-        def keep(field, map_) -> None:
-            search.write_map(out / search.map_name(field), field, map_)
-            progress.advance(note=field.attrs["chip"])
-
-        places = search.search(fields(), direction, top=arguments.top, on_map=keep)
-    search.write_places(out / "places.csv", places)
-    search.draw(out / "search.png", places, query)
-    for rank, found in enumerate(places, 1):
-        print(
-            f"{rank}. {found.place} over {found.period} at {search.at(found.lon, found.lat)}: cosine {found.similarity:.3f}"
-        )
-    print(f"{query} in {what}: {out / 'search.png'}")
-    return 0
+    return options
 
 
-def _fields(arguments, model):
+def _fields(given, model):
     """A function that goes through the fields, how many they are, and what to call them."""
     from aef import search
     from aef.data.chips import ChipFolder
 
-    if arguments.fields:
+    if given.fields:
         made_by = model.made_by() if model else None
-        files = search.choose_fields(search.field_files(arguments.fields), period=arguments.period, made_by=made_by)
-        return lambda: search.read_fields(files), len(files), arguments.fields
-    searched = search.chips_to_search(model, ChipFolder(arguments.data, model.registry), arguments.period)
+        files = search.choose_fields(search.field_files(given.fields), period=given.period, made_by=made_by)
+        return lambda: search.read_fields(files), len(files), given.fields
+    searched = search.chips_to_search(model, ChipFolder(given.data, model.registry), given.period)
     if searched.left_out:
         names = ", ".join(path.name for path in searched.left_out[:3]) + " …" * (len(searched.left_out) > 3)
         print(
@@ -106,7 +109,7 @@ def _fields(arguments, model):
     return (
         lambda: (model.embed(path, searched.period) for path in searched.paths),
         len(searched.paths),
-        f"{arguments.data} over {searched.period}",
+        f"{given.data} over {searched.period}",
     )
 
 
