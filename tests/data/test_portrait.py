@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, TextPoint, write_chip
 from aef.data.facts import facts_of
+from aef.data.ingest.report import frame_line
 from aef.data.packing import pack
 from aef.data.portrait import draw_chip
 from aef.launcher.command import run
@@ -68,6 +69,13 @@ def test_facts_are_counted():
     assert facts.clear == pytest.approx(13 / 16) and facts.per_pixel == 3
     assert facts.gap_days == pytest.approx(100, abs=0.01) and facts.twins == 1
     assert facts.doubts == ("100 d without a clear frame", "1 twins")
+
+
+def test_clear_is_a_share_of_what_was_observed_wherever_it_is_said():
+    series = optical([0, 10], [1, 0.5])
+    series.valid[0, :, 8:] = False  # half of the clear frame was not observed
+    assert facts_of(BUILT_IN["sentinel2"], series).clear == pytest.approx(16 / 24)
+    assert frame_line(chip_of(sentinel2=series), "sentinel2", 0, 0).endswith(", 67% clear")
 
 
 def test_what_was_not_observed_is_doubtful():

@@ -294,6 +294,15 @@ def test_the_report_is_one_page_with_its_pictures(model, chips, judgement, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_pictures_of_similarity_share_a_scale(chips):
+    from aef.evaluation.report import embedding_pictures
+
+    fields = [np.random.default_rng(number).normal(size=(8, SIDE, SIDE)) for number in range(2)]
+    figure = embedding_pictures(chips[:2], fields, None, "")
+    *_, scale = figure.axes
+    assert len(figure.axes) == 2 * 2 + 1 and scale.get_xlabel() == "cosine" and scale.get_xlim() == (0, 1)
+
+
 def test_runs_are_averaged_beside_their_spread_and_over_linear_interpolation():
     def figures(error):
         table = {REFERENCE: {"mean": 0.5, "p": 0.5}, "model, 120 d": {"mean": error, "p": error}}
