@@ -42,7 +42,7 @@ def test_every_setting_is_listed_with_its_unit_and_meaning(capsys):
 
 
 def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
-    arguments = ["--config", "large", "--dry-run", "--device", "gpu", "train.micro_batch=2"]
+    arguments = ["--config", "large", "--dry-run", "--device", "cuda", "train.micro_batch=2"]
     text = {}
     for stage in ("zero1", "zero3"):
         assert call(throughput, *arguments, "--ranks", 8, "--deepspeed-config", stage) == 0
