@@ -1,4 +1,4 @@
-"""The `aef` command: `aef NAME …` runs `launcher/NAME.py`."""
+"""The `aef` command: `aef NAME …` runs `launcher/NAME.py`, with `_` for `-`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NOT_COMMANDS = ("__init__", "command")
 
 
 def commands() -> dict[str, str]:
-    """Every command and its summary, read from the launcher's files without importing them."""
+    """Every command as it is typed and its summary, read from the launcher's files without importing them."""
     files = sorted(path for path in LAUNCHER.glob("*.py") if path.stem not in NOT_COMMANDS)
-    return {path.stem: _summary(path) for path in files}
+    return {path.stem.replace("_", "-"): _summary(path) for path in files}
 
 
 def _summary(path: Path) -> str:
@@ -32,24 +32,28 @@ def _usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+    from aef.launcher.command import replace_unknown_letters, run, without_reader
+
+    replace_unknown_letters()
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        try:
+            print(_usage(), flush=True)
+        except BrokenPipeError:
+            return without_reader()
         return 0
-    if arguments[0] == "--version":
+    if words[0] == "--version":
         from aef import __version__
 
         print(f"aef {__version__}")
         return 0
-    name, *rest = arguments
-    if name not in commands():
-        close = difflib.get_close_matches(name, commands(), n=1)
+    name, known = words[0].replace("_", "-"), commands()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else "`aef --help` lists them"
-        print(f"aef: error: unknown command {name!r}: {hint}", file=sys.stderr)
+        print(f"aef: error: unknown command {words[0]!r}: {hint}", file=sys.stderr)
         return 2
-    from aef.launcher.command import run
-
-    return run(importlib.import_module(f"aef.launcher.{name}").main, rest)
+    return run(importlib.import_module(f"aef.launcher.{name.replace('-', '_')}").main, words[1:])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Progress:
                 progress.advance(note=place)
     """
 
-    def __init__(self, title: str, total: int, unit: str = "item", *, alone: bool = True) -> None:
+    def __init__(self, title: str, total: int = 0, unit: str = "item", *, alone: bool = True) -> None:
         """``alone``: no other process writes to this terminal, where bars would overwrite each other."""
         self.title, self.total, self.unit, self.done = title, total, unit, 0
         self._bar = terminal_bar(title, total) if alone and sys.stderr.isatty() else None
@@ -64,6 +64,13 @@ class Progress:
             self._bar.stop()
         elif kind is None:
             self._print("")
+
+    def reach(self, done: int, total: int, note: str = "") -> None:
+        """Set what is done, of how many; for work that learns on its way how much there is."""
+        self.total = total
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], total=total)
+        self.advance(done - self.done, note)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` finished items; `note` is shown beside them."""

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +34,10 @@ from aef.mapping.chip_choice import periods_by_chip, read_times
 from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
 from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
-from aef.mapping.support import observed_span
 from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity
-from aef.timecode import DAY_MS, Period, parse_period
+from aef.timecode import Period, format_time, parse_period
 
 if TYPE_CHECKING:
     import xarray
@@ -70,24 +69,58 @@ class Match:
 # --- fields ----------------------------------------------------------------------------------------------------------
 
 
-def chips_to_embed(model: TrainedModel, chips: ChipFolder, period: str | Period | None = None) -> list[Path]:
-    """The chips that are searched: over a period, of several of one place, the one that observed most of it."""
-    if period is None:
-        return list(chips.files)
+class Searched(NamedTuple):
+    """The chips that are searched, all over one period, and those that did not observe it."""
+
+    period: Period
+    paths: list[Path]
+    left_out: list[Path]
+
+
+def chips_to_search(model: TrainedModel, chips: ChipFolder, period: str | Period | None = None) -> Searched:
+    """Which chips are searched over a period: of several of one place, the one that observed most of it.
+
+    Vectors of different seasons compare seasons as much as places, so all are of one period; None: the calendar year that the
+    chips observed most of. Chips without a frame in that year are left out.
+
+    Raises:
+        SearchError: ``period`` is None, and no chip holds a frame of an input.
+    """
+    times = [read_times(path, model.inputs) for path in chips.files]
     wanted = parse_period(period) if isinstance(period, str) else period
-    chosen = periods_by_chip([read_times(path, model.inputs) for path in chips.files], [wanted])
-    return [path for path, periods in chosen.items() if periods]
+    left_out: list[Path] = []
+    if wanted is None:
+        wanted = year_of_most(chip.span for chip in times)
+        left_out = [chip.path for chip in times if chip.span is not None and not _overlap_ms(chip.span, wanted)]
+        times = [chip for chip in times if chip.path not in set(left_out)]
+    chosen = periods_by_chip(times, [wanted])
+    return Searched(wanted, [path for path, periods in chosen.items() if periods], left_out)
+
+
+def year_of_most(spans: Iterable[Period | None]) -> Period:
+    """The calendar year that observed spans cover most of in sum, the later of equals. Raises SearchError without a span."""
+    held = [span for span in spans if span is not None]
+    if not held:
+        raise SearchError("no chip holds a frame of an input of the model: nothing to search")
+    first, last = min(_year(span.start_ms) for span in held), max(_year(span.end_ms - 1) for span in held)
+    years = [parse_period(f"{year}-01-01/{year + 1}-01-01") for year in range(last, first - 1, -1)]
+    return max(years, key=lambda year: sum(_overlap_ms(span, year) for span in held))
+
+
+def _year(time_ms: int) -> int:
+    return int(format_time(time_ms)[:4])
+
+
+def _overlap_ms(a: Period, b: Period) -> int:
+    return max(0, min(a.end_ms, b.end_ms) - max(a.start_ms, b.start_ms))
 
 
 def embed_fields(
     model: TrainedModel, chips: ChipFolder, period: str | Period | None = None
 ) -> Iterator[xarray.DataArray]:
-    """The embedding fields of chips, one at a time, over one valid period; None: over the last year of each chip."""
-    wanted = parse_period(period) if isinstance(period, str) else period
-    for path in chips_to_embed(model, chips, wanted):
-        chip = model.read(path)
-        end_ms = -(-observed_span(chip, model.inputs).end_ms // DAY_MS) * DAY_MS
-        yield model.embed(chip, wanted or Period(end_ms - model.support_ms, end_ms))
+    """The embedding fields of `chips_to_search`, one at a time, over one valid period."""
+    searched = chips_to_search(model, chips, period)
+    return (model.embed(path, searched.period) for path in searched.paths)
 
 
 def field_files(folder: str | os.PathLike) -> list[Path]:
@@ -201,15 +234,20 @@ def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) 
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
             by_period.setdefault(str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col]))
     if not by_period:
-        raise SearchError(f"no field holds {lon:g}, {lat:g} (longitude, latitude)")
+        raise SearchError(f"no field holds {at(lon, lat)} (longitude, latitude)")
     if len(by_period) > 1:
         raise SearchError(
-            f"{lon:g}, {lat:g}: fields of {', '.join(sorted(by_period))} hold this pixel: choose one by --period"
+            f"{at(lon, lat)}: fields of {', '.join(sorted(by_period))} hold this pixel: choose one by --period"
         )
     (vector,) = by_period.values()
     if not np.isfinite(vector).all():
-        raise SearchError(f"{lon:g}, {lat:g}: no frame observed this pixel, so it has no vector: choose another")
+        raise SearchError(f"{at(lon, lat)}: no frame observed this pixel, so it has no vector: choose another")
     return vector
+
+
+def at(lon: float, lat: float) -> str:
+    """A position as `--at` takes it: longitude first, to 1 m."""
+    return ",".join(f"{round(degrees, 5):.10g}" for degrees in (lon, lat))
 
 
 def pixel_at(field: xarray.DataArray, lon: float, lat: float) -> tuple[int, int]:
@@ -305,7 +343,7 @@ def write_picture(path: Path, matches: Sequence[Match], query: str) -> None:
     axes = figure.subplots(2, len(matches), squeeze=False)
     for column, (match, colour) in enumerate(zip(matches, colours)):
         axes[0, column].imshow(colour, interpolation="nearest")
-        axes[0, column].set_title(f"{column + 1}. {match.place}\n{match.lat:.4f}, {match.lon:.4f}", fontsize=8)
+        axes[0, column].set_title(f"{column + 1}. {match.place}\nlon, lat {at(match.lon, match.lat)}", fontsize=8)
         image = axes[1, column].imshow(match.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
         axes[1, column].plot(match.col, match.row, "o", mfc="none", mec="red", ms=9)
         axes[1, column].set_title(f"cosine {match.similarity:.2f}", fontsize=8)

@@ -2,14 +2,15 @@
 
     aef classify --fields FIELDS --labels labels.csv --column crop --out MAPS
 
-Labels are points (CSV with lon and lat, or GeoJSON) or areas (GeoJSON). Accuracy is by cross-validation: squares of
-ground are left out, as neighbouring pixels would give a label away. Writes MAPS/accuracy.md and .json, MAPS/legend.csv (code,
-colour and mapped area of every class), MAPS/classes.png, and per field FIELD_classes.tif (0: no data) and
-FIELD_confidence.tif (per cent; 255: no data).
+Labels are points (CSV with lon and lat) or points and areas (GeoJSON; GeoPackage and Shapefile with the extra `vector`).
+Accuracy is by cross-validation: squares of ground are left out, as neighbouring pixels would give a label away. Writes
+MAPS/accuracy.md and .json, MAPS/legend.csv (code, colour and mapped area of every class), MAPS/classes.png, and per field
+FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data).
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from aef.launcher.command import as_typed, parser, require_number, run
@@ -17,32 +18,20 @@ from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__file__, __doc__)
-    options.add_argument("--fields", required=True, metavar="DIR", help="folder of embedding fields (`aef embed`)")
-    options.add_argument("--labels", required=True, metavar="FILE", help="labels, .csv or .geojson")
-    options.add_argument("--column", required=True, metavar="NAME", help="column or property that holds the class")
-    options.add_argument("--period", metavar="START/END", help="fields of this valid period only")
-    options.add_argument("--method", choices=("logistic", "knn"), default="logistic", help="the classifier")
-    options.add_argument("--most", type=int, default=50, metavar="N", help="pixels of one area that are learnt from")
-    options.add_argument("--block-m", type=float, default=500.0, metavar="M", help="squares that are left out together")
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="of the pixels drawn from areas")
-    options.add_argument("--out", required=True, metavar="MAPS", help="folder for the results")
-    arguments = options.parse_args(argv)
-    require_number("--most", arguments.most, 1)
-    require_number("--block-m", arguments.block_m, 10)
-
-    import numpy as np
+    given = _options().parse_args(argv)
+    require_number("--most", given.most, 1)
+    require_number("--block-m", given.block_m, 10)
 
     from aef import classify
     from aef.evaluation.tables import require_results, write_results
     from aef.mapping.files import read_field
     from aef.mapping.labels import LabelError, read_labels, sample
-    from aef.search import PANELS, field_files
+    from aef.search import field_files
 
-    out = Path(arguments.out)
+    out = Path(given.out)
     require_results(out / "accuracy", "--out")
-    areas = read_labels(arguments.labels, arguments.column)
-    files = classify.of_one_period(field_files(arguments.fields), arguments.period)
+    areas = read_labels(given.labels, given.column)
+    files = classify.of_one_period(field_files(given.fields), given.period)
     with Progress("labels", len(files), "field") as progress:
 
         def fields():
@@ -50,39 +39,69 @@ def main(argv: list[str] | None = None) -> int:
                 yield read_field(path)
                 progress.advance(note=path.stem)
 
-        samples = sample(fields(), areas, most=arguments.most, block_m=arguments.block_m, seed=arguments.seed)
+        samples = sample(fields(), areas, most=given.most, block_m=given.block_m, seed=given.seed)
     text = f"{len(areas)} labels, {samples.missed} of them on no field; {len(samples.codes)} pixels learnt from."
     print(text)
     command = as_typed(__file__, argv)
     figures = {"command": command, "labels": len(areas), "missed": samples.missed, "pixels": len(samples.codes)}
     try:
-        accuracy = classify.cross_validate(arguments.method, samples)
+        accuracy = classify.cross_validate(given.method, samples)
         judgement, figures["accuracy"] = accuracy.markdown(), accuracy.figures()
     except LabelError as error:
         judgement, figures["accuracy"] = str(error), None
     print(judgement)
     write_results(out / "accuracy", f"```\n{command}\n```\n\n{text}\n\n{judgement}", figures)
 
-    classifier = classify.fit(arguments.method, samples)
-    pixels, hectares = np.zeros(len(samples.classes), np.int64), np.zeros(len(samples.classes))
+    classifier = classify.fit(given.method, samples)
+    pixels, hectares = _write_maps(out, files, classifier, samples.classes)
+    classify.write_legend(out / "legend.csv", samples.classes, pixels, hectares)
+    print(f"{len(files)} maps of {len(samples.classes)} classes: {out}")
+    return 0
+
+
+def _write_maps(out: Path, files: list[Path], classifier, classes):
+    """The class map of every field and a picture of the first few; gives pixels and hectares by class."""
+    import numpy as np
+
+    from aef import classify
+    from aef.mapping.files import read_field
+    from aef.search import PANELS
+
+    pixels, hectares = np.zeros(len(classes), np.int64), np.zeros(len(classes))
     shown: list = []
     with Progress("classify", len(files), "field") as progress:
         for path in files:
             field = read_field(path)
             codes, confidence = classify.class_map(classifier, field.values)
-            classify.write_maps(out / path.stem, field, codes, confidence, samples.classes)
-            counts = np.bincount(codes[codes >= 0], minlength=len(samples.classes))
+            classify.write_maps(out / path.stem, field, codes, confidence, classes)
+            counts = np.bincount(codes[codes >= 0], minlength=len(classes))
             pixels += counts
             hectares += counts * abs(field.rio.transform().determinant) / 10_000
             if len(shown) < PANELS:
                 shown.append((field, codes))
             progress.advance(note=path.stem)
-    classify.write_legend(out / "legend.csv", samples.classes, pixels, hectares)
-    classify.write_picture(
-        out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], samples.classes
+    classify.write_picture(out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], classes)
+    return pixels, hectares
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument("--fields", required=True, metavar="DIR", help="folder of embedding fields (`aef embed`)")
+    options.add_argument("--labels", required=True, metavar="FILE", help="labels: .csv, .geojson, .gpkg or .shp")
+    options.add_argument("--column", required=True, metavar="NAME", help="column or property that holds the class")
+    options.add_argument("--period", metavar="START/END", help="fields of this valid period only")
+    options.add_argument("--method", choices=("logistic", "knn"), default="logistic", help="the classifier")
+    options.add_argument("--most", type=int, default=50, metavar="N", help="pixels of one area that are learnt from")
+    options.add_argument(
+        "--block-m",
+        type=float,
+        default=500.0,
+        metavar="M",
+        help="side of the squares of ground that are left out together, metres",
     )
-    print(f"{len(files)} maps of {len(samples.classes)} classes: {out}")
-    return 0
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="of the pixels drawn from areas")
+    options.add_argument("--out", required=True, metavar="MAPS", help="folder for the results")
+    return options
 
 
 if __name__ == "__main__":

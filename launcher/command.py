@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import sys
@@ -24,8 +25,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     """Keeps a docstring's lines and shows each option's default, where there is one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or action.default == []:
-            return action.help
+        if action.default is None or action.default is False or action.default in (argparse.SUPPRESS, []):
+            return action.help  # `is`, as 0 is equal to False, and a default to be shown
         if isinstance(action.default, list | tuple):
             # As they would be typed, not as Python prints them.
             words = " ".join(map(str, action.default)).replace("%", "%%")
@@ -33,14 +34,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return super()._get_help_string(action)
 
 
+def name_of(module: str) -> str:
+    """The name of a command as it is typed, from its file."""
+    return Path(module).stem.replace("_", "-")
+
+
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of one command: ``parser(__file__, __doc__)`` has the name and docstring of its file."""
-    return argparse.ArgumentParser(prog=f"aef {Path(module).stem}", description=doc, formatter_class=_Formatter)
+    return argparse.ArgumentParser(prog=f"aef {name_of(module)}", description=doc, formatter_class=_Formatter)
 
 
 def as_typed(module: str, argv: list[str] | None) -> str:
     """A command with its options, for the record: ``as_typed(__file__, argv)``; or those of the process."""
-    return shlex.join(["aef", Path(module).stem, *(sys.argv[1:] if argv is None else argv)])
+    return shlex.join(["aef", name_of(module), *(sys.argv[1:] if argv is None else argv)])
 
 
 def require_number(option: str, value: float, least: float, most: float | None = None) -> None:
@@ -50,9 +56,9 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
-def add_device(options: argparse.ArgumentParser) -> None:
-    """The option that says where a trained model runs (`load_model`)."""
-    words = "where the model runs: auto (a GPU where there is one), cpu, cuda or cuda:N"
+def add_device(options: argparse.ArgumentParser, what: str = "where the model runs") -> None:
+    """The option that says where a trained model (`load_model`) or ``what`` else runs."""
+    words = f"{what}: auto (a GPU where there is one), cpu, cuda or cuda:N"
     options.add_argument("--device", default="auto", metavar="DEVICE", help=words)
 
 
@@ -71,7 +77,7 @@ def load_model(module: str, path: str, device: str):
 
     model = aef.load(path, device=device)
     if torch.cuda.is_available():
-        print(f"{Path(module).stem}: {model.version} on {model.device}", file=sys.stderr)
+        print(f"{name_of(module)}: {model.version} on {model.device}", file=sys.stderr)
     return model
 
 
@@ -93,24 +99,38 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     standard error and exit code 1; with AEF_TRACEBACK=1 they keep their traceback. Anything else is a defect and is not
     hidden. Warnings of `aef` become one line each, said once.
     """
-    name = Path(sys.modules[main.__module__].__file__ or main.__module__).stem
+    name = name_of(sys.modules[main.__module__].__file__ or main.__module__)
+    replace_unknown_letters()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warnings_as_lines(name, warnings.showwarning)
-            return main(argv) or 0
+            code = main(argv) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print(f"aef {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return without_reader()
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
         given = sys.argv[1:] if argv is None else argv
         print(f"aef {name}: error: {_describe(error, given)}", file=sys.stderr)
         return FAILED
+
+
+def replace_unknown_letters() -> None:
+    """Let standard output and error say `?` for a letter that their encoding lacks, where Python would stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def without_reader() -> int:
+    """The exit code once the reader of standard output went away, of which Python would complain again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _warnings_as_lines(name: str, others: Callable[..., None]) -> Callable[..., None]:
@@ -156,14 +176,14 @@ def _option(path: str, given: Sequence[str]) -> str:
     return ""
 
 
-def add_compression(p: argparse._ActionsContainer, *, default: bool) -> None:
+def add_compression(options: argparse._ActionsContainer, *, default: bool) -> None:
     """`--compress` and `--uncompressed`, the same two words wherever chips are written; the help names the default."""
     words = {
         "--compress": (True, "smaller files that write and load more slowly"),
         "--uncompressed": (False, "larger files that write and load faster"),
     }
-    p.set_defaults(compress=default)
-    either = p.add_mutually_exclusive_group()
+    options.set_defaults(compress=default)
+    either = options.add_mutually_exclusive_group()
     for option, (value, meaning) in words.items():
         usual = ": the default" if value == default else ""
         either.add_argument(

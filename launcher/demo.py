@@ -9,6 +9,7 @@ fifth clear date of the first input source is withheld to judge reconstructions.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 
@@ -19,26 +20,15 @@ STEPS = 400
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__file__, __doc__)
-    options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over `small`")
-    options.add_argument("--out", default="demo", metavar="DIR", help="folder for chips, run and report")
-    options.add_argument("--data", metavar="CHIPS", help="folder of chips; default: a synthetic Earth")
-    options.add_argument("--places", type=int, default=48, metavar="N", help="places of the synthetic Earth")
-    options.add_argument(
-        "--unseen", type=int, default=12, metavar="N", help="places that training does not read, at most a third"
-    )
-    options.add_argument("--seed", type=int, default=0, help="of the synthetic Earth and the training")
-    arguments = options.parse_args(argv)
+    given = _options().parse_args(argv)
 
-    out = Path(arguments.out)
-    chips = Path(arguments.data) if arguments.data else out / "chips"
+    out = Path(given.out)
+    chips = Path(given.data) if given.data else out / "chips"
     out.mkdir(parents=True, exist_ok=True)
     session = _Session(out / "commands.txt")
     learning = []
-    if not arguments.data:
-        session.call(
-            "synthesize", "--out", chips, "--places", arguments.places, "--seed", arguments.seed, "--overwrite"
-        )
+    if not given.data:
+        session.call("synthesize", "--out", chips, "--places", given.places, "--seed", given.seed, "--overwrite")
         # Its chips carry captions: the model learns words too, by a text tower that needs no download.
         session.call("text", "--encode", chips, "--tower", "tiny")
         # A caption holds for the year. Over drawn periods a text and its place know each other by the period they share;
@@ -48,24 +38,37 @@ def main(argv: list[str] | None = None) -> int:
         learning += ["data.chip_px=16", "train.global_batch=6", "train.micro_batch=6", "data.crops_per_chip=1"]
         learning += ["data.frame_budget=0.4", "data.budget_spread=0.5", "model.decoder_width=128"]
         learning += ["train.weight_decay=0.01"]
-    held_out, dates = _hold_out(chips, out / "withheld.csv", arguments.unseen)
-    given = [] if any(s.startswith("train.steps=") for s in arguments.settings) else [f"train.steps={STEPS}"]
+    held_out, dates = _hold_out(chips, out / "withheld.csv", given.unseen)
+    settings = [] if any(s.startswith("train.steps=") for s in given.settings) else [f"train.steps={STEPS}"]
     if held_out:
-        given.append(f"data.held_out_places=[{','.join(held_out)}]")
+        settings.append(f"data.held_out_places=[{','.join(held_out)}]")
     if dates:
-        given.append(f"data.withheld={out / 'withheld.csv'}")
-    given += [*learning, f"train.seed={arguments.seed}", *arguments.settings]
-    session.call("train", "--config", "small", "--data", chips, "--out", out / "run", "--resume", "auto", *given)
+        settings.append(f"data.withheld={out / 'withheld.csv'}")
+    settings += [*learning, f"train.seed={given.seed}", *given.settings]
+    session.call("train", "--config", "small", "--data", chips, "--out", out / "run", "--resume", "auto", *settings)
     session.call(
         "report", "--checkpoint", out / "run", "--data", chips, "--out", out / "report.html",
         "--commands", session.path,
     )  # fmt: skip
     print(f"open {out / 'report.html'} in a browser")
-    if not arguments.data:
+    if not given.data:
         print(
             f'try: aef search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
         )
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over `small`")
+    options.add_argument("--out", default="demo", metavar="DIR", help="folder for chips, run and report")
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips; default: a synthetic Earth")
+    options.add_argument("--places", type=int, default=48, metavar="N", help="places of the synthetic Earth")
+    options.add_argument(
+        "--unseen", type=int, default=12, metavar="N", help="places that training does not read, at most a third"
+    )
+    options.add_argument("--seed", type=int, default=0, help="of the synthetic Earth and the training")
+    return options
 
 
 class _Session:

@@ -60,7 +60,7 @@ NEEDS = {
     "evaluate": (("sklearn",), {"matplotlib": "figures"}),
     "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF recipes", "pyarrow": "tables"}),
     "gaps": (("sklearn",), {}),
-    "leave_out": (("deepspeed", "sklearn"), {}),
+    "leave-out": (("deepspeed", "sklearn"), {}),
     "prove": (("sklearn",), {}),
     "report": (("matplotlib", "sklearn"), {}),
     "search": (("rasterio", "xarray"), {"open_clip": "search by words", "matplotlib": "pictures"}),
@@ -74,7 +74,7 @@ NEEDS = {
 }
 
 
-MODEL = ("demo", "embed", "evaluate", "gaps", "leave_out", "prove", "report", "search", "throughput", "train")
+MODEL = ("demo", "embed", "evaluate", "gaps", "leave-out", "prove", "report", "search", "throughput", "train")
 """Commands that run the model."""
 
 

@@ -25,15 +25,16 @@ STAC_WORKERS = 16
 """Items read at once from a catalogue; each opens several files."""
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The options, in groups."""
-    p = parser(__file__, __doc__)
-    p.add_argument("--from", dest="provider", choices=("earthengine", "stac"), default="earthengine", help="where from")
-    p.add_argument(
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument(
+        "--from", dest="provider", choices=("earthengine", "stac"), default="earthengine", help="where from"
+    )
+    options.add_argument(
         "--out", "--output_dir", required=True, metavar="CHIPS", help="folder for the chips and the manifest"
     )
 
-    where = p.add_argument_group("sites, one of").add_mutually_exclusive_group()
+    where = options.add_argument_group("sites, one of").add_mutually_exclusive_group()
     where.add_argument(
         "--sites",
         metavar="FILE",
@@ -44,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     where.add_argument("--random-land", "--samples", type=int, metavar="N", help="N sites on land, uniform by area")
     where.add_argument("--strata", metavar="POLYGONS", help="GeoJSON: sites drawn from each stratum")
 
-    sites = p.add_argument_group("choosing sites and periods")
+    sites = options.add_argument_group("choosing sites and periods")
     sites.add_argument(
         "--per-stratum", type=int, default=100, metavar="N", help="sites per stratum; a feature's `quota` wins"
     )
@@ -57,9 +58,9 @@ def arguments() -> argparse.ArgumentParser:
         "--draw-periods", type=int, default=0, metavar="N", help="draw N periods of 365 d within --periods"
     )
     sites.add_argument("--seed", type=int, default=0, metavar="N", help="of random sites and drawn periods")
-    sites.add_argument("--shard", metavar="K/N", help="only the K-th of N shares of the sites, for one of N hosts")
+    sites.add_argument("--part", metavar="K/N", help="only the K-th of N parts of the sites, for one of N hosts")
 
-    what = p.add_argument_group("sources")
+    what = options.add_argument_group("sources")
     what.add_argument(
         "--sources", nargs="+", metavar="NAME", help="sources to fetch; otherwise all that are on by default"
     )
@@ -72,7 +73,7 @@ def arguments() -> argparse.ArgumentParser:
     what.add_argument("--chip-px", type=int, default=128, metavar="PX", help="side of a chip, 10 m pixels")
     add_compression(what, default=True)
 
-    ee = p.add_argument_group("Earth Engine")
+    ee = options.add_argument_group("Earth Engine")
     ee.add_argument("--project", "--project_id", metavar="P", help="Cloud project that is registered for Earth Engine")
     ee.add_argument("--key-file", metavar="JSON", help="service account key; otherwise your own credentials")
     ee.add_argument("--endpoint", default="high-volume", metavar="NAME|URL", help="high-volume or standard")
@@ -81,35 +82,36 @@ def arguments() -> argparse.ArgumentParser:
     )
     ee.add_argument("--patience", type=float, default=60.0, metavar="S", help="longest wait between two tries, seconds")
 
-    stac = p.add_argument_group("STAC")
+    stac = options.add_argument_group("STAC")
     stac.add_argument("--catalog", metavar="URL|FILE", help="a STAC API, or a static catalogue")
 
-    instead = p.add_argument_group("instead of downloading").add_mutually_exclusive_group()
+    instead = options.add_argument_group("instead of downloading").add_mutually_exclusive_group()
     instead.add_argument(
         "--estimate", action="store_true", help="requests, bytes, hours and compute share, without asking anyone"
     )
     instead.add_argument("--dry-run", action="store_true", help="list what would be fetched, without asking anyone")
     instead.add_argument("--export", metavar="FILE.parquet", help="write the manifest as Parquet")
     instead.add_argument("--verify", action="store_true", help="compare every chip with its recorded checksum")
-    p.add_argument("--retry-failed", action="store_true", help="take up chips again whose sources were refused")
-    return p
+    options.add_argument("--retry-failed", action="store_true", help="take up chips again whose sources were refused")
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = arguments().parse_args(with_western_longitudes(argv, "--place", "--bbox"))
+    given = _options().parse_args(with_western_longitudes(argv, "--place", "--bbox"))
     from aef.earthengine import manifest as m
-    from aef.shard import parse_shard
+    from aef.part import parse_part
 
-    shard = parse_shard(options.shard) if options.shard else None
-    if options.export or options.verify:
-        with m.Manifest(m.manifest_path(options.out, shard), read_only=True) as manifest:
-            return export(options, manifest) if options.export else verify(options, manifest)
-    sources = stac_sources(options) if options.provider == "stac" else earth_engine_sources(options)
-    if options.estimate:
-        return estimate(options, sources)
-    if options.dry_run:
-        return dry_run(options, sources)
-    return download(options, sources, shard)
+    part = parse_part(given.part) if given.part else None
+    if given.export or given.verify:
+        with m.Manifest(m.manifest_path(given.out, part), read_only=True) as manifest:
+            return export(given, manifest) if given.export else verify(given, manifest)
+    chips = planned(given)  # first: a slip of the pen in sites or periods is said before anything about collections
+    sources = stac_sources(given) if given.provider == "stac" else earth_engine_sources(given)
+    if given.estimate:
+        return estimate(given, sources, chips)
+    if given.dry_run:
+        return dry_run(given, sources, chips)
+    return download(given, sources, chips, part)
 
 
 def say(text: str) -> None:
@@ -119,86 +121,86 @@ def say(text: str) -> None:
 # --- what and where --------------------------------------------------------------------------------------------------
 
 
-def earth_engine_sources(options: argparse.Namespace):
+def earth_engine_sources(given: argparse.Namespace):
     """The registry of what is fetched, with the collections that are read. Says which of them are deprecated."""
     from aef.earthengine.recipes import deprecated, in_use
     from aef.settings_file import registry_of
     from aef.sources import VERSION_2_1, Registry
 
-    known = registry_of(options.out, files=options.sources_file).extended(VERSION_2_1.values())
-    names = wanted(options, [name for name, source in known.items() if source.enabled])
-    chosen = Registry(in_use(known[name], successors=options.successors) for name in names)
+    known = registry_of(given.out, files=given.sources_file).extended(VERSION_2_1.values())
+    names = wanted(given, [name for name, source in known.items() if source.enabled])
+    chosen = Registry(in_use(known[name], successors=given.successors) for name in names)
     for warning in deprecated(c for source in chosen.values() for c in source.collections):
         say(f"warning: {warning}")
     return chosen
 
 
-def stac_sources(options: argparse.Namespace):
+def stac_sources(given: argparse.Namespace):
     """The registry of what a catalogue gives, under collection ids of its own."""
     from aef.settings_file import registry_of
     from aef.sources import Registry
     from aef.stac.fetch import available
     from aef.stac.products import PREFIX, product_of
 
-    if not options.catalog:
+    if not given.catalog:
         raise ValueError("--from stac needs --catalog URL (or the path of a static catalog.json)")
-    if options.estimate:
+    if given.estimate:
         raise ValueError("--estimate is about Earth Engine's allowance; a catalogue has none: use --dry-run")
     # Not the entries that the folder carries: those of an earlier call name the catalogue's collections.
-    known = registry_of(files=[FURTHER_SOURCES, *options.sources_file])
-    names = wanted(options, options.sources or available(options.catalog))
+    known = registry_of(files=[FURTHER_SOURCES, *given.sources_file])
+    names = wanted(given, given.sources or available(given.catalog))
     ids = {name: tuple(f"{PREFIX}{c}" for c in product_of(name).collections) for name in names}
     return Registry(dataclasses.replace(known[name], collections=ids[name]) for name in names)
 
 
-def wanted(options: argparse.Namespace, default: list[str]) -> list[str]:
-    names = options.sources or default
-    for name in options.require:
+def wanted(given: argparse.Namespace, default: list[str]) -> list[str]:
+    names = given.sources or default
+    for name in given.require:
         if name not in names:
             raise ValueError(f"--require {name}: is not among the sources to fetch ({', '.join(names)})")
     return names
 
 
-def sites(options: argparse.Namespace) -> Iterator:
+def sites(given: argparse.Namespace) -> Iterator:
     """Sites in a fixed order, one after the other. Raises ValueError where no kind of site was asked for."""
     from aef.earthengine import sites as s
 
-    lattice = s.Lattice(options.chip_px)
-    if options.sites:
-        return s.read_sites(options.sites)
-    if options.place:
-        lon, lat = numbers(options.place, 2, "--place LON,LAT")
+    lattice = s.Lattice(given.chip_px)
+    if given.sites:
+        return s.read_sites(given.sites)
+    if given.place:
+        lon, lat = numbers(given.place, 2, "--place LON,LAT")
         return iter([s.at(lon, lat)])
-    if options.bbox:
-        west, south, east, north = numbers(options.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH")
+    if given.bbox:
+        west, south, east, north = numbers(given.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH")
         return s.in_box(west, south, east, north, lattice)
-    if options.random_land:
-        return s.on_random_land(options.random_land, lattice, seed=options.seed)
-    if options.strata:
+    if given.random_land:
+        return s.on_random_land(given.random_land, lattice, seed=given.seed)
+    if given.strata:
         return s.in_strata(
-            options.strata,
-            options.per_stratum,
+            given.strata,
+            given.per_stratum,
             lattice,
-            seed=options.seed,
-            field=options.stratum_field,
-            offshore=options.offshore,
+            seed=given.seed,
+            field=given.stratum_field,
+            offshore=given.offshore,
         )
     raise ValueError("no sites: give one of --sites, --place, --bbox, --random-land or --strata")
 
 
-def planned(options: argparse.Namespace) -> Iterator:
-    """The chips of all sites, or of this host's share of them."""
+def planned(given: argparse.Namespace) -> Iterator:
+    """The chips of all sites, or of this host's part of them."""
     from aef.earthengine.planning import PeriodRule, planned_chips
     from aef.earthengine.sites import parse_periods
-    from aef.shard import parse_shard
+    from aef.part import parse_part
 
-    periods = parse_periods(options.periods) if options.periods else ()
+    periods = parse_periods(given.periods) if given.periods else ()
     for period in periods:
         if period.start_ms > time.time() * 1000:
             say(f"warning: the period {period} lies in the future: no images are there yet")
-    rule = PeriodRule(periods, options.draw_periods, seed=options.seed)
-    shard = parse_shard(options.shard) if options.shard else None
-    return planned_chips(sites(options), rule, px=options.chip_px, shard=shard)
+    rule = PeriodRule(periods, given.draw_periods, seed=given.seed)
+    part = parse_part(given.part) if given.part else None
+    return planned_chips(sites(given), rule, px=given.chip_px, part=part)
 
 
 def numbers(text: str, count: int, form: str) -> list[float]:
@@ -214,40 +216,40 @@ def numbers(text: str, count: int, form: str) -> list[float]:
 # --- instead of downloading ------------------------------------------------------------------------------------------
 
 
-def estimate(options: argparse.Namespace, sources) -> int:
+def estimate(given: argparse.Namespace, sources, chips: Iterator) -> int:
     from aef.earthengine.estimate import estimate as estimated
 
-    print("\n".join(estimated(planned(options), list(sources.values()), in_flight=options.workers).lines()))
+    print("\n".join(estimated(chips, list(sources.values()), in_flight=given.workers).lines()))
     return 0
 
 
-def dry_run(options: argparse.Namespace, sources) -> int:
+def dry_run(given: argparse.Namespace, sources, chips: Iterator) -> int:
     from aef.earthengine.manifest import NAME, Manifest
 
     shown = 5
     # Planned as a download would, so that what it refuses is refused here, and equal rows count once.
     with tempfile.TemporaryDirectory() as folder, Manifest(Path(folder) / NAME) as manifest:
-        count = manifest.plan(planned(options))
-        for chip in itertools.islice(manifest.pending(options.chip_px, batch=shown), shown):
+        count = manifest.plan(chips)
+        for chip in itertools.islice(manifest.pending(given.chip_px, batch=shown), shown):
             left, bottom, right, top = chip.grid.bounds
             print(f"{chip.id}: {chip.grid.crs} {left:.0f} {bottom:.0f} {right:.0f} {top:.0f}, {chip.period}")
-    more = f" (and {count - shown:,} more)" if count > shown else ""
-    print(f"{count:,} chips of {options.chip_px} px{more} would go to {options.out}, from:")
+    some = f", {shown} of them above," if count > shown else ""
+    print(f"{count:,} chips of {given.chip_px} px{some} would go to {given.out}, from:")
     for name, source in sources.items():
         print(f"  {name}: {', '.join(source.collections)}")
     return 0
 
 
-def export(options: argparse.Namespace, manifest) -> int:
+def export(given: argparse.Namespace, manifest) -> int:
     names = list((manifest.setting("sources") or {}).keys())
-    print(f"wrote {manifest.export(options.export, names):,} rows to {options.export}")
+    print(f"wrote {manifest.export(given.export, names):,} rows to {given.export}")
     return 0
 
 
-def verify(options: argparse.Namespace, manifest) -> int:
+def verify(given: argparse.Namespace, manifest) -> int:
     from aef.earthengine.download import verify as verified
 
-    broken = verified(options.out, manifest)
+    broken = verified(given.out, manifest)
     for name in broken:
         print(f"{name}: missing or changed since it was written")
     print(f"{manifest.chip_counts().get('written', 0) - len(broken):,} chips as written, {len(broken):,} not")
@@ -257,25 +259,25 @@ def verify(options: argparse.Namespace, manifest) -> int:
 # --- downloading -----------------------------------------------------------------------------------------------------
 
 
-def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None) -> int:
+def download(given: argparse.Namespace, sources, chips: Iterator, part: tuple[int, int] | None) -> int:
     from aef.earthengine import manifest as m
     from aef.earthengine.download import ChipRules, Downloader
 
-    out = Path(options.out)
+    out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": options.chip_px}
-    rules = ChipRules(sources, options.chip_px, tuple(options.require), options.accept_failed, options.compress)
-    with m.Manifest(m.manifest_path(out, shard), settings) as manifest:
-        fill(manifest, options)
+    settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": given.chip_px}
+    rules = ChipRules(sources, given.chip_px, tuple(given.require), given.accept_failed, given.compress)
+    with m.Manifest(m.manifest_path(out, part), settings) as manifest:
+        fill(manifest, given, chips)
         carry_entries(out, sources)
-        reopened = manifest.reopen(failed=options.retry_failed or options.accept_failed)
+        reopened = manifest.reopen(failed=given.retry_failed or given.accept_failed)
         if reopened:
             say(f"{reopened:,} incomplete chips are taken up again")
         left = manifest.left()
         if left:
-            opened = stac if options.provider == "stac" else earth_engine
+            opened = stac if given.provider == "stac" else earth_engine
             with (
-                opened(options, sources) as (fetcher, provider, note),
+                opened(given, sources) as (fetcher, provider, note),
                 Progress("download", total=left * len(sources), unit="item") as progress,
             ):
                 Downloader(
@@ -285,19 +287,19 @@ def download(options: argparse.Namespace, sources, shard: tuple[int, int] | None
 
 
 @contextlib.contextmanager
-def earth_engine(options: argparse.Namespace, sources):
+def earth_engine(given: argparse.Namespace, sources):
     """A connected project: its fetcher, its name and a note for the progress bar."""
     from aef.earthengine.fetch import EarthEngineFetcher
     from aef.earthengine.patience import Patience
     from aef.earthengine.service import Service
 
-    patience = Patience(longest_s=options.patience, first_s=min(1.0, options.patience))
+    patience = Patience(longest_s=given.patience, first_s=min(1.0, given.patience))
     with (
         Service(
-            options.project,
-            endpoint=options.endpoint,
-            key_file=options.key_file,
-            in_flight=options.workers,
+            given.project,
+            endpoint=given.endpoint,
+            key_file=given.key_file,
+            in_flight=given.workers,
             patience=patience,
             say=say,
         ) as service,
@@ -308,19 +310,19 @@ def earth_engine(options: argparse.Namespace, sources):
 
 
 @contextlib.contextmanager
-def stac(options: argparse.Namespace, sources):
+def stac(given: argparse.Namespace, sources):
     """A catalogue: its fetcher, its name and no note."""
     from aef.stac.fetch import StacFetcher
 
-    workers = min(options.workers, STAC_WORKERS)
-    fetcher = StacFetcher(options.catalog, sources, workers=workers, longest_s=options.patience)
-    yield fetcher, f"STAC: {options.catalog}", lambda: ""
+    workers = min(given.workers, STAC_WORKERS)
+    fetcher = StacFetcher(given.catalog, sources, workers=workers, longest_s=given.patience)
+    yield fetcher, f"STAC: {given.catalog}", lambda: ""
 
 
-def fill(manifest, options: argparse.Namespace) -> None:
+def fill(manifest, given: argparse.Namespace, chips: Iterator) -> None:
     """Plan the chips once; a run that is started again with the same words goes straight on."""
     words = {
-        name: getattr(options, name)
+        name: getattr(given, name)
         for name in (
             "sites",
             "place",
@@ -333,13 +335,13 @@ def fill(manifest, options: argparse.Namespace) -> None:
             "periods",
         )
     }
-    words |= {name: getattr(options, name) for name in ("draw_periods", "seed", "shard")}
+    words |= {name: getattr(given, name) for name in ("draw_periods", "seed", "part")}
     for name in ("sites", "strata"):
         if words[name]:
             status = Path(words[name]).stat()
             words[name] = [str(words[name]), status.st_size, status.st_mtime_ns]
     if manifest.setting("planned") != words:
-        added = manifest.plan(planned(options))
+        added = manifest.plan(chips)
         manifest.remember("planned", words)
         say(f"{added:,} chips planned")
 

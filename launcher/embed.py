@@ -13,8 +13,8 @@ with aef.mapping.dequantize. Quicklooks share their colours.
 Whole fields of this model that are there already are left as they are; a damaged one is made again. A field of another
 model, with other sources left out, from another support or in another format stops the command before anything is written.
 
-A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --shard K/N, or
---shard auto under torchrun. They draw no quicklooks; the same command without --shard does, and makes what is missing.
+A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --part K/N, or
+--part auto under torchrun. They draw no quicklooks; the same command without --part does, and makes what is missing.
 """
 
 from __future__ import annotations
@@ -29,48 +29,49 @@ from aef.launcher.command import add_device, device_of_rank, load_model, parser,
 from aef.progress import Progress
 
 if TYPE_CHECKING:
-    from aef.shard import Shard
+    from aef.part import Part
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _options().parse_args(argv)
+    given = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
+    from aef.data.shards import is_chip
     from aef.mapping.chip_choice import periods_by_chip, times_of
     from aef.mapping.errors import EmbeddingError
-    from aef.shard import WHOLE
+    from aef.part import WHOLE
     from aef.timecode import parse_period
 
-    periods = [parse_period(text) for text in arguments.period]
-    arguments.support = parse_period(arguments.support) if arguments.support else None
-    shard = _shard(arguments)
-    model = load_model(__file__, arguments.checkpoint, arguments.device)
-    inputs = model.inputs_without(arguments.leave_out)
-    data, out = Path(arguments.data), Path(arguments.out)
-    files = [data] if data.is_file() else list(ChipFolder(data, model.registry).files)
-    own = files[shard.number - 1 :: shard.total]
+    periods = [parse_period(text) for text in given.period]
+    given.support = parse_period(given.support) if given.support else None
+    part = _part(given)
+    model = load_model(__file__, given.checkpoint, given.device)
+    inputs = model.inputs_without(given.leave_out)
+    data, out = Path(given.data), Path(given.out)
+    files = [data] if is_chip(data) else list(ChipFolder(data, model.registry).files)
+    own = files[part.number - 1 :: part.total]
     chips = times_of(own, files, inputs)
     wanted = periods_by_chip(chips, periods)
-    names = {path: _names(path, wanted[path], out, arguments.format) for path in own}
-    there = _there(model, [chip for chip in chips if chip.path in names], names, arguments)
-    title = "embed" if shard == WHOLE else f"embed {shard}"
-    with Progress(title, len(own), "chip", alone=shard == WHOLE) as progress:
-        written, skipped = _embed_all(model, names, there, arguments, progress)
-    if shard == WHOLE and not written and not there:
+    names = {path: _names(path, wanted[path], out, given.format) for path in own}
+    there = _there(model, [chip for chip in chips if chip.path in names], names, given)
+    title = "embed" if part == WHOLE else f"embed {part}"
+    with Progress(title, len(own), "chip", alone=part == WHOLE) as progress:
+        written, skipped = _embed_all(model, names, there, given, progress)
+    if part == WHOLE and not written and not there:
         raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
-    if shard == WHOLE and not arguments.no_quicklooks and not arguments.dry_run:
+    if part == WHOLE and not given.no_quicklooks and not given.dry_run:
         _quicklooks(sorted([*there, *written]))
-    done = "would be written" if arguments.dry_run else "written"
+    done = "would be written" if given.dry_run else "written"
     left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
-    share = "" if shard == WHOLE else f"shard {shard}, {len(own)} of {len(files)} chips: "
-    print(f"{share}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
+    whose = "" if part == WHOLE else f"part {part}, {len(own)} of {len(files)} chips: "
+    print(f"{whose}{len(written)} fields {done} to {out}, {len(there)} were there already{left}")
     return 0
 
 
 def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
-    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, or one chip")
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, or one chip, packed or not")
     options.add_argument(
         "--period", required=True, action="append", metavar="START/END", help="valid period, ISO dates; may be repeated"
     )
@@ -91,7 +92,7 @@ def _options() -> argparse.ArgumentParser:
         "--skip-bad", action="store_true", help="name chips and periods that cannot be embedded instead of stopping"
     )
     options.add_argument(
-        "--shard",
+        "--part",
         metavar="K/N|auto",
         help="only chips K, K+N, K+2N, …; auto: by the rank that torchrun gave this process",
     )
@@ -100,29 +101,29 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _shard(arguments: argparse.Namespace) -> Shard:
-    """The share of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
+def _part(given: argparse.Namespace) -> Part:
+    """The part of the chips that this process embeds; as a rank of torchrun also its GPU, unless --device names one.
 
-    Raises ValueError for a share that is none, and where every rank would embed everything.
+    Raises ValueError for a part that is none, and where every rank would embed everything.
     """
-    from aef.shard import WHOLE, is_a_rank_of_several, parse_shard, shard_of_rank
+    from aef.part import WHOLE, is_a_rank_of_several, parse_part, part_of_rank
 
-    if arguments.shard is None:
+    if given.part is None:
         if is_a_rank_of_several():
             raise ValueError(
-                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --shard auto, or "
-                "--shard 1/1 where this is the only one"
+                "RANK and WORLD_SIZE are set: each of several processes would embed every chip: add --part auto, or "
+                "--part 1/1 where this is the only one"
             )
         return WHOLE
-    if arguments.shard != "auto":
-        return parse_shard(arguments.shard)
-    if arguments.device == "auto":
-        arguments.device = device_of_rank()
-    return shard_of_rank()
+    if given.part != "auto":
+        return parse_part(given.part)
+    if given.device == "auto":
+        given.device = device_of_rank()
+    return part_of_rank()
 
 
 def _embed_all(
-    model, names: dict, there: set[Path], arguments: argparse.Namespace, progress: Progress
+    model, names: dict, there: set[Path], given: argparse.Namespace, progress: Progress
 ) -> tuple[list[Path], dict[str, list[str]]]:
     """Write the fields that are not there. Gives their files, and the names of chips and fields that were skipped.
 
@@ -137,11 +138,11 @@ def _embed_all(
         missing = {period: path for period, path in names[chip].items() if path not in there}
         try:
             if missing:
-                made = _embed(model, chip, missing, arguments, progress)
+                made = _embed(model, chip, missing, given, progress)
                 written += made
                 skipped["field"] += [path.stem for path in missing.values() if path not in made]
         except (ChipError, EmbeddingError) as error:
-            if not arguments.skip_bad:
+            if not given.skip_bad:
                 raise
             skipped["chip"].append(chip.name)
             print(f"aef embed: skipped {chip.name}: {error}", file=sys.stderr)
@@ -159,20 +160,19 @@ def _names(chip: Path, periods, out: Path, form: str) -> dict:
     }
 
 
-def _there(model, chips, names: dict, arguments) -> set[Path]:
+def _there(model, chips, names: dict, given) -> set[Path]:
     """The fields that need not be made. Raises OtherFieldError for one of another maker, unless it may be overwritten."""
     from aef.mapping.files import OtherFieldError, is_there
 
-    made_by = model.made_by(arguments.leave_out, arguments.inpaint)
-    if arguments.overwrite:
+    made_by = model.made_by(given.leave_out, given.inpaint)
+    if given.overwrite:
         return set()
     try:
         return {
             path
             for chip in chips
             for period, path in names[chip.path].items()
-            if path.exists()
-            and is_there(path, arguments.format, made_by, arguments.support or _support(model, chip, period))
+            if path.exists() and is_there(path, given.format, made_by, given.support or _support(model, chip, period))
         }
     except OtherFieldError as error:
         raise OtherFieldError(f"{error}: choose another --out, or make it again with --overwrite") from None
@@ -189,18 +189,18 @@ def _support(model, chip, period):
         return None
 
 
-def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> list[Path]:
+def _embed(model, path: Path, missing: dict, given, progress: Progress) -> list[Path]:
     """Write the missing fields of one chip, or in a dry run say so; gives those that could be made."""
     from aef.mapping.embed_files import embed_to_files
     from aef.mapping.errors import EmbeddingError
 
     chip = model.read(path)
-    options = {"leave_out": arguments.leave_out, "support": arguments.support}
-    if arguments.skip_bad:
+    frames = {"leave_out": given.leave_out, "support": given.support}
+    if given.skip_bad:
         reasons = {}
         for period in missing:
             try:
-                model.passes(chip, [period], **options)
+                model.passes(chip, [period], **frames)
             except EmbeddingError as error:
                 reasons[period] = error
         if len(reasons) == len(missing):
@@ -208,8 +208,8 @@ def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> l
         for reason in reasons.values():
             print(f"aef embed: skipped a field: {reason}", file=sys.stderr)
         missing = {period: file for period, file in missing.items() if period not in reasons}
-    if arguments.dry_run:
-        model.warn(chip, model.passes(chip, list(missing), **options), arguments.leave_out, named=arguments.support)
+    if given.dry_run:
+        model.warn(chip, model.passes(chip, list(missing), **frames), given.leave_out, named=given.support)
         for file in missing.values():
             print(f"would write {file}")
         return list(missing.values())
@@ -219,7 +219,7 @@ def _embed(model, path: Path, missing: dict, arguments, progress: Progress) -> l
             progress.advance(0, note=f"{path.stem}: {done} of {total} windows")
 
     embed_to_files(
-        model, chip, missing, arguments.format, inpaint=arguments.inpaint, on_windows=tell, **options
+        model, chip, missing, given.format, inpaint=given.inpaint, on_windows=tell, **frames
     )  # fmt: skip
     return list(missing.values())
 

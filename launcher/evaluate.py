@@ -11,16 +11,46 @@ and to --out as JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 from aef.launcher.command import add_device, load_model, parser, require_number, run
+from aef.progress import Progress
 
 MOST_DAYS = 730
 """A year's frames, and six months to either side: what a model may be asked about (`aef.mapping.support`)."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+
+    from aef.atomic import require_writable, writing
+    from aef.evaluation.judgement import mean_of_runs
+    from aef.evaluation.probes import MAX_SHOTS
+
+    require_number("--shots", given.shots, 1, MAX_SHOTS)
+    require_number("--trials", given.trials, 1)
+    require_number("--health-places", given.health_places, 1)
+    given.period_days = _days(given.period_days)
+    if given.out:
+        require_writable(given.out, "--out")
+    runs = {}
+    for path in given.checkpoint:
+        version, judgement = _judge(path, given)
+        if len(given.checkpoint) > 1:
+            print(f"## {Path(path).name}\n")
+        print(judgement.markdown(), flush=True)
+        runs[path] = {"model": version, **judgement.figures()}
+    if given.out:
+        with writing(Path(given.out), "w") as stream:
+            json.dump({"runs": runs} if len(runs) > 1 else runs[given.checkpoint[0]], stream, indent=1)
+    if len(runs) > 1:
+        print(f"\n## Mean of {len(runs)} runs\n\n{mean_of_runs(list(runs.values()))}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument(
         "--checkpoint",
@@ -47,31 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
     options.add_argument("--out", metavar="FILE", help="write the figures here as JSON")
     add_device(options)
-    arguments = options.parse_args(argv)
-
-    from aef.atomic import require_writable, writing
-    from aef.evaluation.judgement import mean_of_runs
-    from aef.evaluation.probes import MAX_SHOTS
-
-    require_number("--shots", arguments.shots, 1, MAX_SHOTS)
-    require_number("--trials", arguments.trials, 1)
-    require_number("--health-places", arguments.health_places, 1)
-    arguments.period_days = _days(arguments.period_days)
-    if arguments.out:
-        require_writable(arguments.out, "--out")
-    runs = {}
-    for path in arguments.checkpoint:
-        version, judgement = _judge(path, arguments)
-        if len(arguments.checkpoint) > 1:
-            print(f"## {Path(path).name}\n")
-        print(judgement.markdown(), flush=True)
-        runs[path] = {"model": version, **judgement.figures()}
-    if arguments.out:
-        with writing(Path(arguments.out), "w") as stream:
-            json.dump({"runs": runs} if len(runs) > 1 else runs[arguments.checkpoint[0]], stream, indent=1)
-    if len(runs) > 1:
-        print(f"\n## Mean of {len(runs)} runs\n\n{mean_of_runs(list(runs.values()))}")
-    return 0
+    return options
 
 
 def _days(text: str) -> list[float]:
@@ -85,45 +91,45 @@ def _days(text: str) -> list[float]:
     return days
 
 
-def _judge(path: str, arguments):
+def _judge(path: str, given):
     """The version of a run's model, and what is said of it. Raises ValueError for places and dates that it cannot judge."""
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import JudgementError, chips_to_judge, judge, own_dates, require_unseen_dates
     from aef.evaluation.proof import require_unseen
 
-    model = load_model(__file__, path, arguments.device)
-    folder = ChipFolder(arguments.data, model.registry)
+    model = load_model(__file__, path, given.device)
+    folder = ChipFolder(given.data, model.registry)
     own = own_dates(model)
-    listed = arguments.withheld or own
+    listed = given.withheld or own
     twin_ms = model.config.data.twin_ms
     hidden = WithheldDates.read(listed, twin_ms=twin_ms) if listed else None
-    judged = WithheldDates.read(listed, arguments.set, twin_ms=twin_ms) if listed else None
-    if arguments.set and not listed:
-        raise JudgementError(f"--set {arguments.set}: {path} withheld no dates: name a list by --withheld")
-    if arguments.withheld and judged and not judged.places & set(folder.places()):
+    judged = WithheldDates.read(listed, given.set, twin_ms=twin_ms) if listed else None
+    if given.set and not listed:
+        raise JudgementError(f"--set {given.set}: {path} withheld no dates: name a list by --withheld")
+    if given.withheld and judged and not judged.places & set(folder.places()):
         known = ", ".join(sorted(filter(None, folder.places()))[:3])
         raise JudgementError(f"--withheld {listed}: names no place of {folder.path}, which holds {known} …")
-    held_out = set(
-        folder.require(arguments.only, "--only: holds no") if arguments.only else model.config.data.held_out_places
-    )
-    wanted = chips_to_judge(folder, held_out, judged, arguments.health_places)
+    held_out = set(folder.require(given.only, "--only: holds no") if given.only else model.config.data.held_out_places)
+    wanted = chips_to_judge(folder, held_out, judged, given.health_places)
     seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)
-    if arguments.only:
+    if given.only:
         require_unseen(model, unseen)
     if judged:
         require_unseen_dates(model, seen, judged, own)
-    return model.version, judge(
-        model,
-        seen,
-        withheld=hidden,
-        judged=judged,
-        held_out=unseen,
-        period_days=arguments.period_days,
-        shots=arguments.shots,
-        trials=arguments.trials,
-        health_places=arguments.health_places,
-    )
+    with Progress(f"evaluate {Path(path).name}", unit="step") as progress:
+        return model.version, judge(
+            model,
+            seen,
+            withheld=hidden,
+            judged=judged,
+            held_out=unseen,
+            period_days=given.period_days,
+            shots=given.shots,
+            trials=given.trials,
+            health_places=given.health_places,
+            progress=progress.reach,
+        )
 
 
 if __name__ == "__main__":

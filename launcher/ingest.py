@@ -2,43 +2,32 @@
 
 A recipe is a YAML file that states, for every kind of file in a folder, which source and band it is, what was observed,
 what counts, and when. `docs/ingest.md` explains its fields; recipes that ship with the program are given by name.
+Interrupted, the same command goes on after the chips that are there.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from aef.launcher.command import add_compression, parser, run
+from aef.launcher.command import add_compression, parser, require_number, run
 from aef.progress import Progress
 
 RECIPES = Path(__file__).resolve().parent / "configs" / "ingest"
 
 
 def main(argv: list[str] | None = None) -> int:
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    p = parser(__file__, __doc__)
-    p.add_argument("--recipe", required=True, metavar="NAME|FILE", help=f"a recipe file, or one of {names}")
-    p.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
-    p.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
-    p.add_argument("--only", nargs="*", default=[], metavar="PLACE", help="convert only these")
-    p.add_argument("--workers", type=int, default=1, metavar="N", help="places converted side by side")
-    add_compression(p, default=True)
-    p.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="write chips again that the folder holds, otherwise refused; texts are lost",
-    )
-    p.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
-    options = p.parse_args(argv)
+    given = _options().parse_args(argv)
 
     from aef.data.ingest.convert import convert
     from aef.data.ingest.places import find_places
     from aef.data.ingest.recipe import read_recipe
 
-    recipe = read_recipe(find_recipe(options.recipe))
-    root = Path(options.input)
-    places, unused = find_places(recipe, root, options.only)
-    if options.dry_run:
+    require_number("--workers", given.workers, 0)
+    recipe = read_recipe(find_recipe(given.recipe))
+    root = Path(given.input)
+    places, unused = find_places(recipe, root, given.only)
+    if given.dry_run:
         for place in places:
             print(f"{place.name}: {place.grid.height} x {place.grid.width} px, {place.grid.crs.to_string()}")
             if place.extent_note:
@@ -48,21 +37,41 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {rule.name}: {len(files)} files" + (f", {place.relative(files[0])}" if files else ""))
         return 0
     with Progress("ingest", total=len(places), unit="chip") as progress:
-        chosen = tuple(options.only)
+        chosen = tuple(given.only)
         for report in convert(
             recipe,
             root,
-            Path(options.out),
+            Path(given.out),
             places=chosen,
-            compress=options.compress,
-            workers=options.workers,
-            overwrite=options.overwrite,
+            compress=given.compress,
+            workers=given.workers,
+            overwrite=given.overwrite,
         ):
             print(report.text())
             progress.advance(note=report.place)
     for path in unused:
         print(f"unused file: {path.relative_to(root)}")
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    options = parser(__file__, __doc__)
+    options.add_argument("--recipe", required=True, metavar="NAME|FILE", help=f"a recipe file, or one of {names}")
+    options.add_argument("--input", required=True, metavar="DIR", help="folder with the rasters")
+    options.add_argument("--out", required=True, metavar="CHIPS", help="folder for the chips")
+    options.add_argument("--only", nargs="*", default=[], metavar="PLACE", help="convert only these")
+    options.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that convert places; 0: this one"
+    )
+    add_compression(options, default=True)
+    options.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write chips again that the folder holds, otherwise refused; texts are lost",
+    )
+    options.add_argument("--dry-run", action="store_true", help="list places and files without reading or writing")
+    return options
 
 
 def find_recipe(name_or_file: str) -> Path:

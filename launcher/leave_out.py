@@ -1,6 +1,6 @@
 """Leave one place out: train on all other places, probe inside it, ours beside every baseline.
 
-    aef leave_out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
+    aef leave-out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
 
 For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place and
 label in OUT/table.md and OUT/table.json: the embedding of the year, four of 91 days, the series decoded from twelve of
@@ -10,6 +10,7 @@ one that was interrupted goes on.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -21,6 +22,46 @@ STEPS = 1500
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_intermixed_args(argv)
+
+    if given.least_fields < 2:
+        raise ValueError(
+            f"--least-fields: expected at least 2, one to train and one to test, found {given.least_fields}"
+        )
+
+    from aef.data.chips import ChipFolder
+    from aef.evaluation.leave_place_out import Task
+    from aef.evaluation.tables import write_results
+    from aef.mapping.device import find_device
+    from aef.settings_file import load_config, registry_of
+
+    find_device(given.device)  # before anything is trained
+    config = load_config(given.config, [f"train.steps={given.steps}", *given.settings])
+    tasks = [Task.parse(text) for text in given.label]
+    folder = ChipFolder(given.data, registry_of(given.data))
+    places = _labelled_places(folder, given.only, {task.label for task in tasks})
+    out, found, skipped = Path(given.out), [], []
+    for number, place in enumerate(places, 1):
+        feasible, reasons = _feasible(folder, place, tasks, given.least_fields)
+        skipped += reasons
+        print(f"place {number} of {len(places)}: {place}{'' if feasible else ', no label can be judged'}", flush=True)
+        if not feasible:
+            continue
+        if not _train(config, given.data, out / place, place):
+            return STOPPED
+        found += _judge(out / place, folder, place, feasible, given)
+    command = as_typed(__file__, argv)
+    parts = [f"```\n{command}\n```", *(result.markdown() for result in found)]
+    if skipped:
+        parts.append("Not judged:\n\n" + "\n".join(f"- {line}" for line in skipped))
+    text = "\n\n".join(parts)
+    print(text)
+    figures = {"command": command, "results": [result.figures() for result in found], "not_judged": skipped}
+    write_results(out / "table", text, figures)
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("settings", nargs="*", metavar="key=value", help="training settings over the preset")
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, some of them with labels")
@@ -35,43 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of the splits")
     add_device(options)
-    arguments = options.parse_intermixed_args(argv)
-
-    if arguments.least_fields < 2:
-        raise ValueError(
-            f"--least-fields: expected at least 2, one to train and one to test, found {arguments.least_fields}"
-        )
-
-    from aef.data.chips import ChipFolder
-    from aef.evaluation.leave_place_out import Task
-    from aef.evaluation.tables import write_results
-    from aef.mapping.device import find_device
-    from aef.settings_file import load_config, registry_of
-
-    find_device(arguments.device)  # before anything is trained
-    config = load_config(arguments.config, [f"train.steps={arguments.steps}", *arguments.settings])
-    tasks = [Task.parse(text) for text in arguments.label]
-    folder = ChipFolder(arguments.data, registry_of(arguments.data))
-    places = _labelled_places(folder, arguments.only, {task.label for task in tasks})
-    out, found, skipped = Path(arguments.out), [], []
-    for number, place in enumerate(places, 1):
-        feasible, reasons = _feasible(folder, place, tasks, arguments.least_fields)
-        skipped += reasons
-        print(f"place {number} of {len(places)}: {place}{'' if feasible else ', no label can be judged'}", flush=True)
-        if not feasible:
-            continue
-        if not _train(config, arguments.data, out / place, place):
-            return STOPPED
-        found += _judge(out / place, folder, place, feasible, arguments)
-    command = as_typed(__file__, argv)
-    parts = [f"```\n{command}\n```", *(result.markdown() for result in found)]
-    if skipped:
-        parts.append("Not judged:\n\n" + "\n".join(f"- {line}" for line in skipped))
-    text = "\n\n".join(parts)
-    print(text)
-    figures = {"command": command, "results": [result.figures() for result in found], "not_judged": skipped}
-    write_results(out / "table", text, figures)
-    return 0
+    return options
 
 
 def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list[str]:
@@ -117,14 +122,14 @@ def _train(config, data: str, out: Path, place: str) -> bool:
         return trainer.position.step >= config.train.steps or trainer.fit()
 
 
-def _judge(out: Path, folder, place: str, tasks, arguments):
+def _judge(out: Path, folder, place: str, tasks, given):
     """Results of every label at a place."""
     from aef.evaluation.leave_place_out import judge_place
 
-    model = load_model(__file__, str(out), arguments.device)
+    model = load_model(__file__, str(out), given.device)
     chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]
-    options = {"trials": arguments.trials, "seed": arguments.seed, "min_units": arguments.least_fields}
-    return [judge_place(model, chips, task, **options) for task in tasks]
+    splits = {"trials": given.trials, "seed": given.seed, "min_units": given.least_fields}
+    return [judge_place(model, chips, task, **splits) for task in tasks]
 
 
 if __name__ == "__main__":

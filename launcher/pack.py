@@ -10,6 +10,7 @@ A run may go on with the packed copy. Shards are only read: attach texts (`aef t
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +21,24 @@ from aef.settings_file import registry_of
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+    require_number("--shard-mb", given.shard_mb, 1)
+
+    from aef.data.shard_writer import pack, plan_shards
+
+    folder, out = ChipFolder(given.data, registry_of(given.data)), Path(given.out)
+    shard_bytes = round(given.shard_mb * 2**20)
+    if given.dry_run:
+        print(f"{len(folder)} chips: {len(plan_shards(folder, out, shard_bytes))} shards in {out}")
+        return 0
+    folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
+    with Progress("pack", total=len(folder), unit="chip") as progress:
+        written = pack(folder, out, shard_bytes, overwrite=given.overwrite, on_chip=progress.advance)
+    print(f"{len(folder)} chips in {out}: {len(written)} shards written")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips, packed or not")
     options.add_argument("--out", required=True, metavar="PACKED", help="folder for the shards; whole ones are kept")
@@ -28,21 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--overwrite", action="store_true", help="replace shards of other chips that the folder holds")
     options.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
-    arguments = options.parse_args(argv)
-    require_number("--shard-mb", arguments.shard_mb, 1)
-
-    from aef.data.shard_writer import pack, plan_shards
-
-    folder, out = ChipFolder(arguments.data, registry_of(arguments.data)), Path(arguments.out)
-    shard_bytes = round(arguments.shard_mb * 2**20)
-    if arguments.dry_run:
-        print(f"{len(folder)} chips: {len(plan_shards(folder, out, shard_bytes))} shards in {out}")
-        return 0
-    folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
-    with Progress("pack", total=len(folder), unit="chip") as progress:
-        written = pack(folder, out, shard_bytes, overwrite=arguments.overwrite, on_chip=progress.advance)
-    print(f"{len(folder)} chips in {out}: {len(written)} shards written")
-    return 0
+    return options
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ across fields as the chips are embedded. Writes PATH.md and PATH.json. Places th
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from aef.launcher.command import add_device, as_typed, load_model, parser, require_number, run
@@ -17,6 +18,52 @@ from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+
+    from aef.data.chips import ChipFolder
+    from aef.evaluation.probes import MAX_SHOTS
+    from aef.evaluation.proof import CONDITIONS, prove
+    from aef.evaluation.tables import require_results, write_results
+
+    try:
+        shots = [None if word == "all" else int(word) for word in given.shots]
+    except ValueError:
+        raise ValueError(f"--shots: expected numbers or `all`, found {' '.join(given.shots)}") from None
+    for count in shots:
+        if count is not None:
+            require_number("--shots", count, 1, MAX_SHOTS)
+    require_number("--trials", given.trials, 1)
+    require_number("--most-places", given.most_places, 0)
+    if given.out:
+        require_results(Path(given.out), "--out")
+    model = load_model(__file__, given.checkpoint, given.device)
+    folder = ChipFolder(given.data, model.registry)
+    folder.require(given.only or (), "--only: holds no")
+    held_out = set(given.only or model.config.data.held_out_places) & set(folder.places())
+    files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
+    chips = [model.read(path) for path in files[: given.most_places or None]]
+    count = len(chips) * (1 if given.no_shuffles else len(CONDITIONS))
+    with Progress("embed", total=count, unit="chip") as progress:
+        proofs = prove(
+            model,
+            chips,
+            given.label,
+            shots=shots,
+            trials=given.trials,
+            seed=given.seed,
+            shuffles=not given.no_shuffles,
+            progress=lambda condition: progress.advance(note=condition),
+        )
+    command = as_typed(__file__, argv)
+    text = "\n\n".join([f"Model {model.version}.\n\n```\n{command}\n```", *(proof.markdown() for proof in proofs)])
+    print(text)
+    if given.out:
+        figures = {proof.label: proof.figures() for proof in proofs}
+        write_results(Path(given.out), text, {"command": command, "model": model.version, "labels": figures})
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips with labels")
@@ -36,49 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")
     options.add_argument("--no-shuffles", action="store_true", help="judge intact chips only, in a third of the time")
     add_device(options)
-    arguments = options.parse_args(argv)
-
-    from aef.data.chips import ChipFolder
-    from aef.evaluation.probes import MAX_SHOTS
-    from aef.evaluation.proof import CONDITIONS, prove
-    from aef.evaluation.tables import require_results, write_results
-
-    try:
-        shots = [None if word == "all" else int(word) for word in arguments.shots]
-    except ValueError:
-        raise ValueError(f"--shots: expected numbers or `all`, found {' '.join(arguments.shots)}") from None
-    for count in shots:
-        if count is not None:
-            require_number("--shots", count, 1, MAX_SHOTS)
-    require_number("--trials", arguments.trials, 1)
-    require_number("--most-places", arguments.most_places, 0)
-    if arguments.out:
-        require_results(Path(arguments.out), "--out")
-    model = load_model(__file__, arguments.checkpoint, arguments.device)
-    folder = ChipFolder(arguments.data, model.registry)
-    folder.require(arguments.only or (), "--only: holds no")
-    held_out = set(arguments.only or model.config.data.held_out_places) & set(folder.places())
-    files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
-    chips = [model.read(path) for path in files[: arguments.most_places or None]]
-    count = len(chips) * (1 if arguments.no_shuffles else len(CONDITIONS))
-    with Progress("embed", total=count, unit="chip") as progress:
-        proofs = prove(
-            model,
-            chips,
-            arguments.label,
-            shots=shots,
-            trials=arguments.trials,
-            seed=arguments.seed,
-            shuffles=not arguments.no_shuffles,
-            progress=lambda condition: progress.advance(note=condition),
-        )
-    command = as_typed(__file__, argv)
-    text = "\n\n".join([f"Model {model.version}.\n\n```\n{command}\n```", *(proof.markdown() for proof in proofs)])
-    print(text)
-    if arguments.out:
-        figures = {proof.label: proof.figures() for proof in proofs}
-        write_results(Path(arguments.out), text, {"command": command, "model": model.version, "labels": figures})
-    return 0
+    return options
 
 
 if __name__ == "__main__":

@@ -7,12 +7,55 @@ The dates that the run withheld and the places that it held out are judged; the 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+
+    from aef.data.chips import ChipFolder
+    from aef.data.withheld import WithheldDates
+    from aef.evaluation.judgement import judge, own_dates
+    from aef.evaluation.report import write_report
+    from aef.training.log import read_log
+
+    model = load_model(__file__, given.checkpoint, given.device)
+    log = read_log(Path(given.checkpoint))
+    if not log:
+        raise ValueError(f"{given.checkpoint}: its log.jsonl holds no step: nothing to report")
+    data, folder = model.config.data, ChipFolder(given.data, model.registry)
+    listed = own_dates(model)
+    hidden = WithheldDates.read(listed, twin_ms=data.twin_ms) if listed else None
+    held_out = set(data.held_out_places)
+    places = folder.places()
+    unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: given.most_places]]
+    dated = hidden.places if hidden else set(places)
+    seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
+    trained_on = [model.read(folder.files[i]) for i in seen[: given.most_places]]
+    with Progress("report", unit="step") as progress:
+        judgement = judge(
+            model,
+            trained_on,
+            withheld=hidden,
+            judged=WithheldDates.read(listed, given.set, twin_ms=data.twin_ms) if listed else None,
+            held_out=unseen,
+            period_days=[30, 120, 365],
+            trials=given.trials,
+            progress=progress.reach,
+        )
+    commands = [as_typed(__file__, argv)]
+    if given.commands:
+        commands = Path(given.commands).read_text(encoding="utf-8").splitlines()
+    path = write_report(Path(given.out), model, [*unseen, *trained_on], log, judgement, commands)
+    print(f"report: {path}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder of a trained model")
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
@@ -24,42 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "--commands", metavar="FILE", help="text file of the commands that led here, shown on the page"
     )
     add_device(options)
-    arguments = options.parse_args(argv)
-
-    from aef.data.chips import ChipFolder
-    from aef.data.withheld import WithheldDates
-    from aef.evaluation.judgement import judge, own_dates
-    from aef.evaluation.report import write_report
-    from aef.training.log import read_log
-
-    model = load_model(__file__, arguments.checkpoint, arguments.device)
-    log = read_log(Path(arguments.checkpoint))
-    if not log:
-        raise ValueError(f"{arguments.checkpoint}: its log.jsonl holds no step: nothing to report")
-    data, folder = model.config.data, ChipFolder(arguments.data, model.registry)
-    listed = own_dates(model)
-    hidden = WithheldDates.read(listed, twin_ms=data.twin_ms) if listed else None
-    held_out = set(data.held_out_places)
-    places = folder.places()
-    unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: arguments.most_places]]
-    dated = hidden.places if hidden else set(places)
-    seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
-    trained_on = [model.read(folder.files[i]) for i in seen[: arguments.most_places]]
-    judgement = judge(
-        model,
-        trained_on,
-        withheld=hidden,
-        judged=WithheldDates.read(listed, arguments.set, twin_ms=data.twin_ms) if listed else None,
-        held_out=unseen,
-        period_days=[30, 120, 365],
-        trials=arguments.trials,
-    )
-    commands = [as_typed(__file__, argv)]
-    if arguments.commands:
-        commands = Path(arguments.commands).read_text(encoding="utf-8").splitlines()
-    path = write_report(Path(arguments.out), model, [*unseen, *trained_on], log, judgement, commands)
-    print(f"report: {path}")
-    return 0
+    return options
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ model, which need not be there to search them by a pixel.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 
 from aef.launcher.command import add_device, load_model, parser, run, with_western_longitudes
@@ -17,6 +19,55 @@ from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(with_western_longitudes(argv, "--at"))
+    if (given.text is None) == (given.at is None):
+        raise ValueError("give either --text WORDS or --at LON,LAT")
+    if (given.data is None) == (given.fields is None):
+        raise ValueError("give either --data CHIPS or --fields DIR")
+    if given.top < 1:
+        raise ValueError(f"--top: expected at least 1, found {given.top}")
+
+    if given.checkpoint is None and (given.fields is None or given.text is not None):
+        raise ValueError("--checkpoint: words and chips need the run of a trained model")
+
+    from aef import search
+
+    model = load_model(__file__, given.checkpoint, given.device) if given.checkpoint else None
+    fields, total, what = _fields(given, model)
+    if given.dry_run:
+        print(f"would search {what}")
+        return 0
+    if given.text is not None:
+        assert model is not None
+        vector = search.run_tower(given.checkpoint, given.weights, device=str(model.device)).encode([given.text])[0]
+        query = f"“{given.text}”"
+    else:
+        lon, lat = _position(given.at)
+        vector = search.pixel_direction(fields(), lon, lat)
+        query = f"like {search.at(lon, lat)}"
+
+    def direction(field):
+        return vector if given.text is None else search.text_direction(model, vector, field)
+
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress("search", total, "field") as progress:
+
+        def keep(field, map_) -> None:
+            search.write_map(out / search.map_name(field), field, map_)
+            progress.advance(note=field.attrs["chip"])
+
+        matches = search.search(fields(), direction, top=given.top, on_map=keep)
+    search.write_matches(out / "places.csv", matches)
+    search.write_picture(out / "search.png", matches, query)
+    for rank, match in enumerate(matches, 1):
+        where = search.at(match.lon, match.lat)
+        print(f"{rank}. {match.place} over {match.period} at {where}: cosine {match.similarity:.3f}")
+    print(f"{query} in {what}: {out / 'search.png'}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument(
         "--checkpoint", metavar="RUN", help="run folder of a trained model; not needed for --fields with --at"
@@ -28,77 +79,38 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--period",
         metavar="START/END",
-        help="valid period, ISO dates; otherwise the last year of each chip, or every period of the fields",
+        help="valid period, ISO dates; otherwise the calendar year that the chips observed most of, or every period of the fields",
     )
     options.add_argument("--weights", metavar="FILE", help="weights of the run's text tower, where they are not found")
     options.add_argument("--top", type=int, default=5, metavar="N", help="places to list")
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     options.add_argument("--dry-run", action="store_true", help="say what would be searched")
     add_device(options)
-    arguments = options.parse_args(with_western_longitudes(argv, "--at"))
-    if (arguments.text is None) == (arguments.at is None):
-        raise ValueError("give either --text WORDS or --at LON,LAT")
-    if (arguments.data is None) == (arguments.fields is None):
-        raise ValueError("give either --data CHIPS or --fields DIR")
-    if arguments.top < 1:
-        raise ValueError(f"--top: expected at least 1, found {arguments.top}")
-
-    if arguments.checkpoint is None and (arguments.fields is None or arguments.text is not None):
-        raise ValueError("--checkpoint: words and chips need the run of a trained model")
-
-    from aef import search
-
-    model = load_model(__file__, arguments.checkpoint, arguments.device) if arguments.checkpoint else None
-    fields, total, what = _fields(arguments, model)
-    if arguments.dry_run:
-        print(f"would search {what}")
-        return 0
-    if arguments.text is not None:
-        assert model is not None
-        vector = search.run_tower(arguments.checkpoint, arguments.weights, device=str(model.device)).encode(
-            [arguments.text]
-        )[0]
-        query = f"“{arguments.text}”"
-    else:
-        lon, lat = _position(arguments.at)
-        vector = search.pixel_direction(fields(), lon, lat)
-        query = f"like {lat:g}, {lon:g}"
-
-    def direction(field):
-        return vector if arguments.text is None else search.text_direction(model, vector, field)
-
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with Progress("search", total, "field") as progress:
-
-        def keep(field, map_) -> None:
-            search.write_map(out / search.map_name(field), field, map_)
-            progress.advance(note=field.attrs["chip"])
-
-        matches = search.search(fields(), direction, top=arguments.top, on_map=keep)
-    search.write_matches(out / "places.csv", matches)
-    search.write_picture(out / "search.png", matches, query)
-    for rank, match in enumerate(matches, 1):
-        print(
-            f"{rank}. {match.place} over {match.period} at {match.lat:.5f}, {match.lon:.5f}: cosine {match.similarity:.3f}"
-        )
-    print(f"{query} in {what}: {out / 'search.png'}")
-    return 0
+    return options
 
 
-def _fields(arguments, model):
+def _fields(given, model):
     """A function that goes through the fields, how many they are, and what to call them."""
     from aef import search
     from aef.data.chips import ChipFolder
 
-    if arguments.fields:
+    if given.fields:
         made_by = model.made_by() if model else None
-        files = search.choose_fields(search.field_files(arguments.fields), period=arguments.period, made_by=made_by)
-        return lambda: search.read_fields(files), len(files), arguments.fields
-    chips = ChipFolder(arguments.data, model.registry)
-    what = f"{arguments.data} over {arguments.period or 'the last year of each chip'}"
-    total = len(search.chips_to_embed(model, chips, arguments.period))
-    return lambda: search.embed_fields(model, chips, arguments.period), total, what
+        files = search.choose_fields(search.field_files(given.fields), period=given.period, made_by=made_by)
+        return lambda: search.read_fields(files), len(files), given.fields
+    searched = search.chips_to_search(model, ChipFolder(given.data, model.registry), given.period)
+    if searched.left_out:
+        names = ", ".join(path.name for path in searched.left_out[:3]) + " …" * (len(searched.left_out) > 3)
+        print(
+            f"aef search: {len(searched.left_out)} chips have no frame in {searched.period} and are left out ({names}); "
+            "choose another by --period",
+            file=sys.stderr,
+        )
+    return (
+        lambda: (model.embed(path, searched.period) for path in searched.paths),
+        len(searched.paths),
+        f"{given.data} over {searched.period}",
+    )
 
 
 def _position(text: str) -> tuple[float, float]:

@@ -6,20 +6,23 @@ numbers are printed as well.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from aef.launcher.command import parser, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser(__file__, __doc__)
-    p.add_argument("chip", metavar="CHIP", help="a chip (.npz)")
-    p.add_argument("--out", metavar="PNG", help="where to write the picture; otherwise CHIP with .png")
-    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
-    p.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
-    options = p.parse_args(argv)
+    given = _options().parse_args(argv)
 
-    out = Path(options.out) if options.out else Path(options.chip).with_suffix(".png")
+    from aef.data.shards import is_chip, split
+
+    path = Path(given.chip)
+    if not is_chip(path) and path.is_dir():
+        raise ValueError(f"{path}: is a folder: name one of its chips, like {path}/NAME.npz")
+    packed = split(path)
+    folder = packed[0].parent if packed else path.parent
+    out = Path(given.out) if given.out else folder / f"{path.stem}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
 
@@ -29,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from aef.figure_file import save_png
     from aef.settings_file import registry_of
 
-    path = Path(options.chip)
-    registry = registry_of(path.parent, files=options.sources_file)
+    registry = registry_of(folder, files=given.sources_file)
     chip = read_chip(path, registry, check_values=True)
     for name, series in chip.sources.items():
         found = summarise(registry[name], series)
@@ -38,9 +40,24 @@ def main(argv: list[str] | None = None) -> int:
         suspicions = f"  ! {', '.join(found.suspicions)}" if found.suspicions else ""
         print(f"{name}: {found.frames} frames, {found.span}, {found.observed:.0%} observed{clear}{suspicions}")
     figure = draw_chip(chip, registry)
-    save_png(out, figure, dpi=options.dpi)
+    save_png(out, figure, dpi=given.dpi)
     print(f"wrote {out}")
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument(
+        "chip", metavar="CHIP", help="a chip (.npz), which may lie in a shard: PACKED/00000.chips.zip/NAME.npz"
+    )
+    options.add_argument(
+        "--out", metavar="PNG", help="the picture; otherwise CHIP with .png, beside the shard that holds it"
+    )
+    options.add_argument(
+        "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
+    options.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
+    return options
 
 
 if __name__ == "__main__":

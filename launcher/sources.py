@@ -5,18 +5,26 @@ The table is Markdown, the one of docs/data.md. A wrong entry is named in one li
 
 from __future__ import annotations
 
+import argparse
+
 from aef.launcher.command import parser, run
 from aef.settings_file import registry_of
 from aef.sources_table import sources_table
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser(__file__, __doc__)
-    p.add_argument("--data", metavar="CHIPS", help="folder of chips, for the entries that it carries")
-    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
-    options = p.parse_args(argv)
-    print(sources_table(registry_of(*([options.data] if options.data else []), files=options.sources_file).values()))
+    given = _options().parse_args(argv)
+    print(sources_table(registry_of(*([given.data] if given.data else []), files=given.sources_file).values()))
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips, for the entries that it carries")
+    options.add_argument(
+        "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
+    return options
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ With --chips a random sample stands for all of them: a run accepts it as long as
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,52 +20,66 @@ from aef.settings_file import names_of, registry_of
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser(__file__, __doc__)
-    p.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
-    p.add_argument("--out", metavar="FILE", help=f"where to write; otherwise CHIPS/{FILE_NAME}")
-    p.add_argument("--weighting", choices=("clear", "valid"), default="clear", help="pixels that count")
-    p.add_argument(
-        "--chips", type=int, metavar="N", help="read N chips, drawn at random and spread over places; otherwise all"
-    )
-    p.add_argument("--seed", type=int, default=0, help="of the draw; it is written down")
-    p.add_argument(
-        "--workers", type=int, default=1, metavar="W", help="processes; the result is the same for any number"
-    )
-    p.add_argument(
-        "--held-out", nargs="*", default=[], metavar="PLACE", help="places to leave out; @FILE: one a line of a file"
-    )
-    p.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out, with their twins")
-    p.add_argument("--twin-minutes", type=float, default=60.0, metavar="MIN", help="as the run's data.twin_minutes")
-    p.add_argument("--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries")
-    p.add_argument("--skip-bad", action="store_true", help="count chips that break the contract instead of stopping")
-    p.add_argument("--dry-run", action="store_true", help="print the statistics without writing them")
-    options = p.parse_args(argv)
+    given = _options().parse_args(argv)
 
-    for name in ("chips", "workers"):
-        if getattr(options, name) is not None:
-            require_number(f"--{name}", getattr(options, name), 1)
-    registry = registry_of(options.data, files=options.sources_file)
-    folder, twin_ms = ChipFolder(options.data, registry), round(options.twin_minutes * MINUTE_MS)
+    if given.chips is not None:
+        require_number("--chips", given.chips, 1)
+    require_number("--workers", given.workers, 0)
+    registry = registry_of(given.data, files=given.sources_file)
+    folder, twin_ms = ChipFolder(given.data, registry), round(given.twin_minutes * MINUTE_MS)
     folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
-    held_out = set(names_of(options.held_out, "--held-out"))
+    held_out = set(names_of(given.held_out, "--held-out"))
     count = len(folder.without(held_out))
-    with Progress("stats", total=min(count, options.chips or count), unit="chip") as progress:
+    with Progress("stats", total=min(count, given.chips or count), unit="chip") as progress:
         statistics = Statistics.of_chips(
             folder,
             registry,
-            weighting=options.weighting,
+            weighting=given.weighting,
             places=set(folder.known_places()) - held_out if held_out else None,
-            withheld=WithheldDates.read(options.withheld, twin_ms=twin_ms) if options.withheld else None,
-            skip_bad=options.skip_bad,
-            sample=options.chips,
-            seed=options.seed,
-            workers=options.workers,
+            withheld=WithheldDates.read(given.withheld, twin_ms=twin_ms) if given.withheld else None,
+            skip_bad=given.skip_bad,
+            sample=given.chips,
+            seed=given.seed,
+            workers=given.workers,
             progress=progress.advance,
         )
     print(describe(statistics))
-    if not options.dry_run:
-        print(f"wrote {statistics.write(options.out or Path(options.data) / FILE_NAME)}")
+    if not given.dry_run:
+        print(f"wrote {statistics.write(given.out or Path(given.data) / FILE_NAME)}")
     return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
+    options.add_argument("--out", metavar="FILE", help=f"where to write; otherwise CHIPS/{FILE_NAME}")
+    options.add_argument("--weighting", choices=("clear", "valid"), default="clear", help="pixels that count")
+    options.add_argument(
+        "--chips", type=int, metavar="N", help="read N chips, drawn at random and spread over places; otherwise all"
+    )
+    options.add_argument("--seed", type=int, default=0, help="of the draw; it is written down")
+    options.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes; 0: this one. The result is the same for any number",
+    )
+    options.add_argument(
+        "--held-out", nargs="*", default=[], metavar="PLACE", help="places to leave out; @FILE: one a line of a file"
+    )
+    options.add_argument("--withheld", metavar="CSV", help="dates (place, time_utc) to leave out, with their twins")
+    options.add_argument(
+        "--twin-minutes", type=float, default=60.0, metavar="MIN", help="as the run's data.twin_minutes"
+    )
+    options.add_argument(
+        "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
+    )
+    options.add_argument(
+        "--skip-bad", action="store_true", help="count chips that break the contract instead of stopping"
+    )
+    options.add_argument("--dry-run", action="store_true", help="print the statistics without writing them")
+    return options
 
 
 def describe(statistics: Statistics) -> str:

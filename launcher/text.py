@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aef.launcher.command import parser, run
+from aef.launcher.command import add_device, parser, run
 from aef.progress import PLAIN_EVERY_S, Every, Progress
 
 ARTICLES_VALID = "2015-01-01/2030-01-01"
@@ -23,6 +23,17 @@ OBSERVED = "2017-01-01/2024-01-01"
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+    steps = _steps(given)
+    if given.dry_run:
+        print("\n".join(f"would {what}" for what, _ in steps))
+        return 0
+    for _, step in steps:
+        step(given)
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--wikipedia", metavar="FILE", type=Path, help="XML dump of the English Wikipedia")
     options.add_argument("--wikidata", metavar="FILE", type=Path, help="its articles' coordinates and taxon ids")
@@ -33,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--encode", metavar="CHIPS", type=Path, help="folder of chips whose texts are encoded")
     options.add_argument("--tower", metavar="NAME", help="frozen text tower: ViT-B-32, ViT-L-14, … or tiny")
     options.add_argument("--weights", metavar="FILE|TAG", help="its weights: a local file or a tag of open_clip")
-    options.add_argument("--device", default="cpu", help="where the tower runs")
+    add_device(options, "where the tower runs")
     options.add_argument(
         "--articles-valid", default=ARTICLES_VALID, metavar="START/END", help="when an article's text is taken to hold"
     )
@@ -47,45 +58,38 @@ def main(argv: list[str] | None = None) -> int:
         "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
     )
     options.add_argument("--dry-run", action="store_true", help="say what would be done")
-    arguments = options.parse_args(argv)
-    steps = _steps(arguments)
-    if arguments.dry_run:
-        print("\n".join(f"would {what}" for what, _ in steps))
-        return 0
-    for _, step in steps:
-        step(arguments)
-    return 0
+    return options
 
 
-def _steps(arguments: argparse.Namespace) -> list:
+def _steps(given: argparse.Namespace) -> list:
     """What the options ask for, in order, as (description, function). Raises ValueError if they do not fit together."""
-    corpora = arguments.wikipedia or arguments.gbif
-    if arguments.wikipedia and not arguments.wikidata:
+    corpora = given.wikipedia or given.gbif
+    if given.wikipedia and not given.wikidata:
         raise ValueError("--wikipedia needs --wikidata FILE: articles get their coordinates from it")
-    if corpora and arguments.points:
+    if corpora and given.points:
         raise ValueError("--points is an earlier result: give either it or the corpora")
-    if corpora and not (arguments.out or arguments.attach):
+    if corpora and not (given.out or given.attach):
         raise ValueError("name what to write: --out FILE, or --attach CHIPS")
-    if arguments.attach and not (corpora or arguments.points):
+    if given.attach and not (corpora or given.points):
         raise ValueError("--attach needs texts: --points FILE, or --wikipedia or --gbif")
-    if arguments.out is None and arguments.attach:
-        arguments.out = arguments.points or arguments.attach / "texts.parquet"
-    arguments.encode = arguments.encode or (arguments.attach if arguments.tower else None)
-    if arguments.encode and not arguments.tower:
+    if given.out is None and given.attach:
+        given.out = given.points or given.attach / "texts.parquet"
+    given.encode = given.encode or (given.attach if given.tower else None)
+    if given.encode and not given.tower:
         raise ValueError("--encode needs --tower NAME: ViT-B-32 with --weights, or tiny for a trial")
     steps: list = []
     if corpora:
-        steps.append((f"write {arguments.out}", _read_corpora))
-    if arguments.attach:
-        steps.append((f"attach {arguments.out} to the chips in {arguments.attach}", _attach))
-    if arguments.encode:
-        steps.append((f"encode the texts of the chips in {arguments.encode} with {arguments.tower}", _encode))
+        steps.append((f"write {given.out}", _read_corpora))
+    if given.attach:
+        steps.append((f"attach {given.out} to the chips in {given.attach}", _attach))
+    if given.encode:
+        steps.append((f"encode the texts of the chips in {given.encode} with {given.tower}", _encode))
     if not steps:
         raise ValueError("nothing to do: give --wikipedia, --gbif, --attach or --encode (--help explains them)")
     return steps
 
 
-def _read_corpora(arguments: argparse.Namespace) -> None:
+def _read_corpora(given: argparse.Namespace) -> None:
     from collections import Counter
 
     from aef.clock import parse_period
@@ -94,61 +98,58 @@ def _read_corpora(arguments: argparse.Namespace) -> None:
     from aef.text.wikidata import read_wikidata
     from aef.text.wikipedia import TaxonArticles, WikipediaDump
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     corpora: list = []
     taxa = None
-    if arguments.wikipedia:
+    if given.wikipedia:
         counts: Counter[str] = Counter()
-        articles = read_wikidata(arguments.wikidata, counts)
+        articles = read_wikidata(given.wikidata, counts)
         _print_counts("wikidata", counts)
-        if arguments.gbif:
-            work = arguments.out.with_name(f"{arguments.out.name}.partial")
+        if given.gbif:
+            work = given.out.with_name(f"{given.out.name}.partial")
             work.mkdir(exist_ok=True)
             taxa = TaxonArticles(work / "taxa.sqlite")
         corpora.append(
-            WikipediaDump(
-                arguments.wikipedia, articles, parse_period(arguments.articles_valid), taxa, workers=arguments.workers
-            )
+            WikipediaDump(given.wikipedia, articles, parse_period(given.articles_valid), taxa, workers=given.workers)
         )
-    if arguments.gbif:
-        corpora.append(Occurrences(arguments.gbif, parse_period(arguments.observed), taxa))
+    if given.gbif:
+        corpora.append(Occurrences(given.gbif, parse_period(given.observed), taxa))
     due = Every(PLAIN_EVERY_S)  # how much they hold is not known before they are read
 
     def show(name: str, counts: Counter[str]) -> None:
         if due():
             _print_counts(name, counts)
 
-    counts_of = write_points(arguments.out, corpora, on_progress=show)
+    counts_of = write_points(given.out, corpora, on_progress=show)
     for name, found in counts_of.items():
         _print_counts(name, found)
-    print(f"text points written to {arguments.out}")
+    print(f"text points written to {given.out}")
 
 
-def _attach(arguments: argparse.Namespace) -> None:
+def _attach(given: argparse.Namespace) -> None:
     from aef.data.chips import ChipFolder
     from aef.settings_file import registry_of
     from aef.text.attach import attach_points
 
-    registry = registry_of(arguments.attach, files=arguments.sources_file)
-    with Progress("attach", len(ChipFolder(arguments.attach, registry)), "chip") as progress:
-        counts = attach_points(
-            arguments.out, arguments.attach, registry, on_chip=lambda path: progress.advance(note=path.stem)
-        )
+    registry = registry_of(given.attach, files=given.sources_file)
+    with Progress("attach", len(ChipFolder(given.attach, registry)), "chip") as progress:
+        counts = attach_points(given.out, given.attach, registry, on_chip=lambda path: progress.advance(note=path.stem))
     _print_counts("chips", counts)
 
 
-def _encode(arguments: argparse.Namespace) -> None:
+def _encode(given: argparse.Namespace) -> None:
     from aef.data.chips import ChipFolder
+    from aef.mapping.device import find_device
     from aef.settings_file import registry_of
     from aef.text.cache import FOLDER, VectorCache, encode_missing
     from aef.text.tower import TextTower
 
-    folder = ChipFolder(arguments.encode, registry_of(arguments.encode, files=arguments.sources_file))
+    folder = ChipFolder(given.encode, registry_of(given.encode, files=given.sources_file))
     texts = {point["text"]: None for index in range(len(folder)) for point in folder.header(index)["texts"]}
     if not texts:
-        raise ValueError(f"{arguments.encode}: its chips hold no texts: attach some, or synthesise chips, first")
-    tower = TextTower(arguments.tower, arguments.weights, device=arguments.device)
-    cache = VectorCache.of(arguments.encode / FOLDER, tower.identity)
+        raise ValueError(f"{given.encode}: its chips hold no texts: attach some, or synthesise chips, first")
+    tower = TextTower(given.tower, given.weights, device=str(find_device(given.device)))
+    cache = VectorCache.of(given.encode / FOLDER, tower.identity)
     missing = sum(text not in cache for text in texts)
     with Progress("encode", missing, "text") as progress:
         encode_missing(cache, tower, texts, on_texts=progress.advance)

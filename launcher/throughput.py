@@ -1,6 +1,6 @@
 """Predict what a model costs, then profile a real training step by phase.
 
-    aef throughput --config large --dry-run --ranks 8 --device gpu      parameters, operations, memory, bytes on the wire
+    aef throughput --config large --dry-run --ranks 8 --device cuda     parameters, operations, memory, bytes on the wire
     aef throughput --config small --out profile                         table, picture, Chrome trace of a step
 
 Without --data the step is over random frames at full budgets; with --data it is over chips, and loading counts.
@@ -8,61 +8,69 @@ Without --data the step is over random frames at full budgets; with --data it is
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
 
 from aef.config import PRESETS, Config
-from aef.launcher.command import parser, run
+from aef.launcher.command import add_device, parser, run
 from aef.settings_file import load_config
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser(__file__, __doc__)
-    p.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings over the preset, like train.micro_batch=2"
-    )
-    p.add_argument("--config", default="small", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a YAML file")
-    p.add_argument("--data", metavar="CHIPS", help="folder of chips; otherwise random frames")
-    p.add_argument("--out", metavar="DIR", help="folder for phases.png, phases.json and trace.json")
-    p.add_argument("--deepspeed-config", metavar="NAME|FILE", help="as for `aef train`")
-    p.add_argument("--ranks", type=int, default=1, help="ranks to predict for")
-    p.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="device to predict for")
-    p.add_argument("--repeats", type=int, default=3, help="steps to time; the fastest counts")
-    p.add_argument("--dry-run", action="store_true", help="predict only")
-    options = p.parse_intermixed_args(argv)
+    given = _options().parse_intermixed_args(argv)
     for name in ("ranks", "repeats"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, found {getattr(options, name)}")
-    config = load_config(options.config, options.settings)
-    _predict(config, options)
-    if not options.dry_run:
-        _measure(config, options)
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, found {getattr(given, name)}")
+    config = load_config(given.config, given.settings)
+    _predict(config, given)
+    if not given.dry_run:
+        _measure(config, given)
     return 0
 
 
-def _predict(config: Config, options) -> None:
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings over the preset, like train.micro_batch=2"
+    )
+    options.add_argument("--config", default="small", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a YAML file")
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips; otherwise random frames")
+    options.add_argument("--out", metavar="DIR", help="folder for phases.png, phases.json and trace.json")
+    options.add_argument("--deepspeed-config", metavar="NAME|FILE", help="as for `aef train`")
+    options.add_argument("--ranks", type=int, default=1, help="ranks to predict for")
+    add_device(options, "where the predicted step runs; it need not be here")
+    options.add_argument("--repeats", type=int, default=3, help="steps to time; the fastest counts")
+    options.add_argument("--dry-run", action="store_true", help="predict only")
+    return options
+
+
+def _predict(config: Config, given) -> None:
     import torch
 
     from aef.training import planner
 
-    registry, (inputs, targets) = planner.find_sources(config, options.data)
-    on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "gpu"
-    choice = options.deepspeed_config
-    found = planner.plan(config, registry, inputs, targets, ranks=options.ranks, on_gpu=on_gpu, deepspeed_config=choice)
-    fits = planner.what_fits(config, registry, inputs, targets, ranks=options.ranks, choice=choice)
+    registry, (inputs, targets) = planner.find_sources(config, given.data)
+    kind = given.device.partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, found {given.device!r}")
+    on_gpu = torch.cuda.is_available() if kind == "auto" else kind == "cuda"
+    choice = given.deepspeed_config
+    found = planner.plan(config, registry, inputs, targets, ranks=given.ranks, on_gpu=on_gpu, deepspeed_config=choice)
+    fits = planner.what_fits(config, registry, inputs, targets, ranks=given.ranks, choice=choice)
     print("\n".join([*planner.cost_lines(found), *planner.describe(found), *fits]))
 
 
-def _measure(config: Config, options) -> None:
+def _measure(config: Config, given) -> None:
     from aef.training.bench import StepBench
 
     with tempfile.TemporaryDirectory() as scratch:
-        bench = StepBench(config, options.data, Path(scratch), deepspeed_config=options.deepspeed_config)
-        folder = Path(options.out) if options.out else None
+        bench = StepBench(config, given.data, Path(scratch), deepspeed_config=given.deepspeed_config)
+        folder = Path(given.out) if given.out else None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        phases = bench.profile(trace=folder / "trace.json" if folder else None, repeats=options.repeats)
+        phases = bench.profile(trace=folder / "trace.json" if folder else None, repeats=given.repeats)
         print(phases.table())
         print("\n".join(bench.summary(phases)))
         if folder:

@@ -10,6 +10,7 @@ yet), go on with --resume auto.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import sys
@@ -26,61 +27,72 @@ from aef.training.signals import STOPPED
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = parser(__file__, __doc__)
-    p.add_argument("settings", nargs="*", metavar="key=value", help="settings over the preset, like train.steps=2000")
-    p.add_argument("--config", default="small", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a YAML file")
-    p.add_argument("--data", metavar="CHIPS", help="folder of chips")
-    p.add_argument("--out", metavar="RUN", help="run folder")
-    p.add_argument(
+    options = _options()
+    given = options.parse_intermixed_args(argv)
+    config = load_config(given.config, given.settings)
+    if given.list_settings:
+        print(_settings(config))
+        return 0
+    if given.dry_run:
+        return _dry_run(config, given)
+    for name in ("data", "out"):
+        if getattr(given, name) is None:
+            options.error(f"--{name} is required")
+    return _train(config, given)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__file__, __doc__)
+    options.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings over the preset, like train.steps=2000"
+    )
+    options.add_argument("--config", default="small", metavar="NAME|FILE", help=f"{', '.join(PRESETS)}, or a YAML file")
+    options.add_argument("--data", metavar="CHIPS", help="folder of chips")
+    options.add_argument("--out", metavar="RUN", help="run folder")
+    options.add_argument(
         "--resume",
         metavar="auto|CHECKPOINT",
         help="auto: go on from the newest complete checkpoint of RUN, or start; or one of RUN/checkpoints",
     )
-    p.add_argument("--init-from", metavar="FILE", help="model.safetensors to start a new run from")
-    p.add_argument(
+    options.add_argument("--init-from", metavar="FILE", help="model.safetensors to start a new run from")
+    options.add_argument(
         "--deepspeed-config",
         metavar="NAME|FILE",
         help="single, zero1, zero2, zero3, zero3_offload, or a JSON file; otherwise single on one CPU rank, else zero1",
     )
-    p.add_argument(
+    options.add_argument(
         "--dry-run", action="store_true", help="print settings, parameters, operations and memory; do nothing"
     )
-    p.add_argument("--list-settings", action="store_true", help="list every setting with its value, unit and meaning")
-    p.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard too, the numbers of log.jsonl")
-    p.add_argument("--quiet", action="store_true", help="no progress")
-    p.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
-    options = p.parse_intermixed_args(argv)
-    config = load_config(options.config, options.settings)
-    if options.list_settings:
-        print(_settings(config))
-        return 0
-    if options.dry_run:
-        return _dry_run(config, options)
-    for name in ("data", "out"):
-        if getattr(options, name) is None:
-            p.error(f"--{name} is required")
-    return _train(config, options)
+    options.add_argument(
+        "--list-settings", action="store_true", help="list every setting with its value, unit and meaning"
+    )
+    options.add_argument(
+        "--tensorboard", action="store_true", help="write RUN/tensorboard too, the numbers of log.jsonl"
+    )
+    options.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    return options
 
 
-def _train(config: Config, options) -> int:
+def _train(config: Config, given) -> int:
     from aef.training.log import stopped_early
     from aef.training.signals import StopsAtOnce
 
     with StopsAtOnce() as signals:
         try:
-            return _run(config, options)
+            return _run(config, given)
         except SystemExit as stop:
             if signals.received is None:
                 raise
             print(f"aef train: stopped by {signals.received} between steps: go on with --resume auto", file=sys.stderr)
             if not int(os.environ.get("RANK", "0")):
-                stopped_early(Path(options.out), signals.received)
+                stopped_early(Path(given.out), signals.received)
             sys.stderr.flush()
             # In order it would wait for companions, who may be at work for long.
             os._exit(int(stop.code or STOPPED))
 
 
-def _run(config: Config, options) -> int:
+def _run(config: Config, given) -> int:
     from aef.training import Trainer
     from aef.training.distributed import RankError
     from aef.training.engine import TrainingError
@@ -88,13 +100,13 @@ def _run(config: Config, options) -> int:
     try:
         with Trainer(
             config,
-            options.data,
-            options.out,
-            resume=options.resume,
-            init_from=options.init_from,
-            deepspeed_config=options.deepspeed_config,
-            tensorboard=options.tensorboard,
-            quiet=options.quiet,
+            given.data,
+            given.out,
+            resume=given.resume,
+            init_from=given.init_from,
+            deepspeed_config=given.deepspeed_config,
+            tensorboard=given.tensorboard,
+            quiet=given.quiet,
         ) as trainer:
             done = trainer.fit()
             trainer.ranks.barrier()
@@ -110,14 +122,14 @@ def _run(config: Config, options) -> int:
         raise
 
 
-def _dry_run(config: Config, options) -> int:
+def _dry_run(config: Config, given) -> int:
     from aef.training.opening import require_choices
     from aef.training.planner import describe_plan
 
-    if options.data:
-        require_choices(config, Path(options.data))
+    if given.data:
+        require_choices(config, Path(given.data))
     print(dump_config(config).rstrip())
-    print(describe_plan(config, options.data, options.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
+    print(describe_plan(config, given.data, given.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
     return 0
 
 

@@ -9,6 +9,7 @@ of its place, with all frames of the source within an hour. The list is an ordin
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,41 @@ from aef.settings_file import names_of, registry_of
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = _options().parse_args(argv)
+    require_number("--every", given.every, 2)
+    if given.most_places is not None:
+        require_number("--most-places", given.most_places, 1)
+
+    from aef.evaluation.reconstruction import choose_dates, write_dates
+
+    out = Path(given.out)
+    if out.exists():
+        raise ValueError(f"--out {out}: is there already, and runs may depend on it: choose another name")
+    registry = registry_of(given.data, files=given.sources_file)
+    folder = ChipFolder(given.data, registry)
+    first: dict[str, int] = {}
+    for index in folder.without(names_of(given.held_out, "--held-out")):
+        first.setdefault(folder.places()[index] or "", index)
+    indices = list(first.values())
+    if given.most_places is not None:
+        count = min(given.most_places, len(indices))
+        indices = [indices[number * len(indices) // count] for number in range(count)]
+    with Progress("withhold", total=len(indices), unit="place") as progress:
+
+        def chips() -> Iterator[Chip]:
+            for index in indices:
+                yield folder.read(index)
+                progress.advance()
+
+        rows = choose_dates(chips(), registry, every=given.every)
+    if not rows:
+        raise ValueError(f"{given.data}: no frame of an input source is more than half clear: nothing to withhold")
+    write_dates(out, rows)
+    print(f"{len(rows)} frames of {len({place for place, *_ in rows})} places: {out}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
     options = parser(__file__, __doc__)
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips")
     options.add_argument("--out", required=True, metavar="CSV", help="the list; an existing one is kept, and refused")
@@ -34,38 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument(
         "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
     )
-    arguments = options.parse_args(argv)
-    require_number("--every", arguments.every, 2)
-    if arguments.most_places is not None:
-        require_number("--most-places", arguments.most_places, 1)
-
-    from aef.evaluation.reconstruction import choose_dates, write_dates
-
-    out = Path(arguments.out)
-    if out.exists():
-        raise ValueError(f"--out {out}: is there already, and runs may depend on it: choose another name")
-    registry = registry_of(arguments.data, files=arguments.sources_file)
-    folder = ChipFolder(arguments.data, registry)
-    first: dict[str, int] = {}
-    for index in folder.without(names_of(arguments.held_out, "--held-out")):
-        first.setdefault(folder.places()[index] or "", index)
-    indices = list(first.values())
-    if arguments.most_places is not None:
-        count = min(arguments.most_places, len(indices))
-        indices = [indices[number * len(indices) // count] for number in range(count)]
-    with Progress("withhold", total=len(indices), unit="place") as progress:
-
-        def chips() -> Iterator[Chip]:
-            for index in indices:
-                yield folder.read(index)
-                progress.advance()
-
-        rows = choose_dates(chips(), registry, every=arguments.every)
-    if not rows:
-        raise ValueError(f"{arguments.data}: no frame of an input source is more than half clear: nothing to withhold")
-    write_dates(out, rows)
-    print(f"{len(rows)} frames of {len({place for place, *_ in rows})} places: {out}")
-    return 0
+    return options
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import os
+import re
 import shutil
 
 import numpy as np
@@ -21,7 +22,16 @@ from aef.launcher.search import main
 from aef.mapping.files import as_data_array, read_field, write_field
 from aef.mapping.made_by import MadeBy
 from aef.run import TEXT_TOWER, Run, build_model, write_weights
-from aef.search import SearchError, embed_fields, pixel_direction, read_fields, run_tower, search, text_direction
+from aef.search import (
+    SearchError,
+    embed_fields,
+    pixel_direction,
+    read_fields,
+    run_tower,
+    search,
+    text_direction,
+    year_of_most,
+)
 from aef.sources import BUILT_IN
 from aef.text.tower import TINY_DIM, TextTower, TowerError, TowerIdentity
 from aef.timecode import DAY_MS, parse_period, parse_time
@@ -100,7 +110,7 @@ def test_a_pixel_is_an_example():
     (here,) = search(fields[1:], np.eye(8)[0], top=1)
     direction = pixel_direction(fields, here.lon, here.lat)
     assert np.array_equal(direction, fields[1].values[:, here.row, here.col])
-    with pytest.raises(SearchError, match="no field holds 10, 10"):
+    with pytest.raises(SearchError, match="no field holds 10,10"):
         pixel_direction(fields, 10, 10)
 
 
@@ -145,19 +155,61 @@ def test_the_command_writes_a_picture_a_table_and_maps(trained, tmp_path, capsys
         main(["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--top", "2", "--out", str(out)]) == 0
     )
     assert sorted(p.name for p in out.iterdir()) == [
-        *(f"{name}_2018-11-10_2019-11-10_similarity.tif" for name in "abc"),
+        *(f"{name}_2019-01-01_2020-01-01_similarity.tif" for name in "abc"),
         "places.csv",
         "search.png",
     ]
     rows = list(csv.DictReader((out / "places.csv").open()))
     assert len(rows) == 2 and float(rows[0]["similarity"]) >= float(rows[1]["similarity"])
-    assert rows[0]["period"] == "2018-11-10/2019-11-10"
-    with rasterio.open(out / f"{rows[0]['chip']}_2018-11-10_2019-11-10_similarity.tif") as file:
+    assert rows[0]["period"] == "2019-01-01/2020-01-01"
+    with rasterio.open(out / f"{rows[0]['chip']}_2019-01-01_2020-01-01_similarity.tif") as file:
         assert file.read(1)[int(rows[0]["row"]), int(rows[0]["col"])] == pytest.approx(
             float(rows[0]["similarity"]), abs=1e-4
         )
         assert file.crs.to_string() == CRS
     assert rows[0]["lat"][:5] in capsys.readouterr().out
+
+
+@pytest.fixture
+def uneven(trained, tmp_path):
+    """The run, and chips of 2019 that end on other days, one into the year after, with one of long before."""
+    run, chips = trained
+    folder = shutil.copytree(chips, tmp_path / "uneven")
+    for name, days in (("b", 30), ("c", 70), ("z", -3000)):
+        later = dataclasses.replace(chip(name, ord(name)), id=name)
+        later.sources["sentinel2"].time_ms[:] += days * DAY_MS
+        write_chip(folder / f"{name}.npz", later, BUILT_IN)
+    return run, folder
+
+
+def test_chips_that_end_on_other_days_are_searched_over_one_year(uneven, tmp_path, capsys):
+    run, folder = uneven
+    options = ["--checkpoint", str(run), "--data", str(folder), "--text", "a lake", "--out", str(tmp_path / "found")]
+    assert run_command(main, options) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "found" / "places.csv").open()))
+    assert {row["chip"]: row["period"] for row in rows} == dict.fromkeys("abc", str(YEAR))
+    assert f"1 chips have no frame in {YEAR} and are left out (z.npz); choose another by --period" in printed.err
+    assert f"uneven over {YEAR}: " in printed.out
+
+
+def test_the_year_of_most_is_the_later_of_equals():
+    spans = [parse_period(text) for text in ("2018-01-01/2020-01-01", "2019-12-01/2020-02-01")]
+    assert year_of_most(spans) == YEAR and year_of_most(spans[:1]) == YEAR and year_of_most([None, spans[1]]).end_ms
+    with pytest.raises(SearchError, match="no chip holds a frame"):
+        year_of_most([None])
+
+
+def test_a_position_that_was_found_can_be_asked_for_as_it_is_printed(trained, tmp_path, capsys):
+    run, chips = trained
+    options = ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "found")]
+    assert run_command(main, [*options, "--text", "a lake"]) == 0
+    printed = re.search(r"1\. (\w+) over \S+ at (\S+): cosine", capsys.readouterr().out)
+    assert run_command(main, [*options, "--at", printed[2]]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"1. {printed[1]} over" in said and f"at {printed[2]}: cosine 1.000" in said and f"like {printed[2]} in" in said
+    )
 
 
 def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
@@ -273,7 +325,7 @@ def test_a_full_disk_is_one_line_and_no_map(trained, tmp_path, capsys, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     options = ["--checkpoint", str(run), "--data", str(chips), "--text", "a lake", "--out", str(tmp_path / "found")]
     assert run_command(main, options) == 1
-    assert capsys.readouterr().err.endswith("a_2018-11-10_2019-11-10_similarity.tif: No space left on device\n")
+    assert capsys.readouterr().err.endswith("a_2019-01-01_2020-01-01_similarity.tif: No space left on device\n")
     assert not list((tmp_path / "found").iterdir())
 
 
@@ -281,7 +333,7 @@ def test_a_pixel_may_lie_west_of_greenwich(trained, tmp_path, capsys):
     run, chips = trained
     options = ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "o")]
     assert run_command(main, [*options, "--at", "-87.0,47.8"]) == 1
-    assert "no field holds -87, 47.8 (longitude, latitude)" in capsys.readouterr().err
+    assert "no field holds -87,47.8 (longitude, latitude)" in capsys.readouterr().err
     assert run_command(main, [*options, "--at", "-.5,47", "--dry-run"]) == 0
 
 

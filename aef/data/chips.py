@@ -97,7 +97,7 @@ class ChipFolder:
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
         self.path, self.registry = Path(path), registry
-        if self.path.is_file():
+        if self.path.is_file() or shards.split(self.path):
             raise NotADirectoryError(
                 f"{self.path}: expected a folder of chips, found a file: give the folder it lies in"
             )

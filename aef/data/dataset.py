@@ -27,7 +27,8 @@ from aef.data.collate import Collator
 from aef.data.sample import Sample
 from aef.data.sampling import Sampler, TextVectors
 from aef.data.withheld import WithheldDates
-from aef.sources import BUILT_IN, Registry
+from aef.settings_file import registry_of
+from aef.sources import Registry
 
 OF_THE_FILE = {
     getattr(errno, name)
@@ -266,16 +267,25 @@ class AEFNPZDataset(ChipDataset):
 
     Args:
         folder: path of the chips.
-        registry: their sources; ``aef.settings_file.registry_of(folder)`` adds those that the folder carries itself.
+        registry: their sources; by default the built-in ones and those that the folder carries itself (``sources.yaml``). Of
+            either only those that some chip holds are encoded and decoded.
         seed: of every draw.
         settings: those of `DataConfig`.
     """
 
-    def __init__(self, folder: str | os.PathLike, registry: Registry = BUILT_IN, *, seed: int = 0, **settings) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, registry: Registry | None = None, *, seed: int = 0, **settings
+    ) -> None:
         try:
             config = DataConfig(**settings)
         except TypeError as error:
             raise ConfigError(f"AEFNPZDataset: {error}") from None
         Config(data=config).validate()
-        super().__init__(ChipFolder(folder, registry), config, seed=seed)
-        self.collate = Collator(registry, self.sampler.inputs, self.sampler.targets, frame_bucket=config.frame_bucket)
+        chips = ChipFolder(folder, registry_of(folder) if registry is None else registry)
+        held = set(chips.sources(skip_bad=config.skip_bad))
+        targets = [name for name in chips.registry if name in held]
+        inputs = [name for name in targets if chips.registry[name].role == "input"]
+        super().__init__(chips, config, seed=seed, inputs=inputs or None, targets=targets)
+        self.collate = Collator(
+            chips.registry, self.sampler.inputs, self.sampler.targets, frame_bucket=config.frame_bucket
+        )

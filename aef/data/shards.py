@@ -41,6 +41,21 @@ def unpacked_name(name: str) -> str:
     return "/".join(part for part in name.split("/") if not part.endswith(SUFFIX)) if SUFFIX in name else name
 
 
+def is_chip(path: Path) -> bool:
+    """Whether a path is that of one chip, in a file of its own or in a shard, and not of a folder of them.
+
+    Raises:
+        FileNotFoundError: the shard holds no such chip.
+        ShardError: the path is that of a whole shard, or of a chip in a damaged one.
+    """
+    packed = split(path)
+    if packed is not None:
+        _member(*packed)
+    elif path.name.endswith(SUFFIX) and path.is_file():
+        raise ShardError(f"{path}: is a shard of many chips: give its folder, or {path}/NAME.npz for one of them")
+    return packed is not None or path.is_file()
+
+
 def exists(path: Path) -> bool:
     """Whether a chip is there, in a file of its own or in a shard. Raises ShardError where that shard is damaged."""
     packed = split(path)

@@ -48,7 +48,7 @@ def summarise(source: Source, series: SourceSeries) -> SourceSummary:
     axes = (0,) if source.grid == "points" else (0, 2, 3)
     present = valid.any(axis=axes)
     observed = float(valid[:, present].mean()) if present.any() else 0.0
-    seen, counted = observed_and_clear(series)
+    _, counted = observed_and_clear(series)
     share = counted.reshape(len(counted), -1).mean(axis=1) if len(counted) else np.zeros(0)
     span, gap, twins = "static", None, 0
     if series.time_ms is not None and len(series.time_ms):
@@ -66,7 +66,7 @@ def summarise(source: Source, series: SourceSeries) -> SourceSummary:
         frames=series.frames,
         span=span,
         observed=observed,
-        clear=None if series.weight is None else float(counted.sum() / max(int(seen.sum()), 1)),
+        clear=clear_share(series),
         per_pixel=float(np.median(counted.sum(axis=0))) if source.grid != "points" else float(series.frames),
         gap_days=gap,
         twins=twins,
@@ -74,6 +74,14 @@ def summarise(source: Source, series: SourceSeries) -> SourceSummary:
         suspicions=(),
     )
     return replace(summary, suspicions=tuple(_suspicions(source, series, summary)))
+
+
+def clear_share(series: SourceSeries) -> float | None:
+    """The share of observed pixels, those with any valid band, whose weight is not 0; None without a cloud rule."""
+    if series.weight is None:
+        return None
+    seen, clear = observed_and_clear(series)
+    return float(clear.sum() / max(int(seen.sum()), 1))
 
 
 def _suspicions(source: Source, series: SourceSeries, summary: SourceSummary) -> list[str]:

@@ -77,7 +77,7 @@ class Outcome:
 
 
 class Manifest:
-    """The manifest of one output folder (or of one shard of it). One process writes; its threads share the object.
+    """The manifest of one output folder (or of one part of it). One process writes; its threads share the object.
 
     Args:
         path: the file; its folder must exist.
@@ -119,7 +119,7 @@ class Manifest:
             fcntl.flock(self._owner_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ManifestError(
-                f"{self.path.parent}: another download is writing here: wait for it, or give each host its --shard K/N"
+                f"{self.path.parent}: another download is writing here: wait for it, or give each host its --part K/N"
             ) from None
 
     def _check_settings(self, settings: Mapping[str, Any] | None, read_only: bool) -> None:
@@ -380,7 +380,7 @@ def _where_and_when(row: Sequence[Any]) -> str:
     return f"{row[2]:.5f},{row[3]:.5f} in {Period(row[7], row[8])}"
 
 
-def manifest_path(out: str | Path, shard: tuple[int, int] | None = None) -> Path:
+def manifest_path(out: str | Path, part: tuple[int, int] | None = None) -> Path:
     """Where the manifest of a folder lies; hosts that share a folder have one each."""
-    name = NAME if shard is None else f"manifest-{shard[0]}-of-{shard[1]}.sqlite"
+    name = NAME if part is None else f"manifest-{part[0]}-of-{part[1]}.sqlite"
     return Path(out) / name

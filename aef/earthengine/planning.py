@@ -39,11 +39,11 @@ class PeriodRule:
 
 
 def planned_chips(
-    sites: Iterable[Site], rule: PeriodRule, *, px: int = 128, shard: tuple[int, int] | None = None
+    sites: Iterable[Site], rule: PeriodRule, *, px: int = 128, part: tuple[int, int] | None = None
 ) -> Iterator[PlannedChip]:
-    """Chips of all sites, or of those that fall to a shard (by their id, so that every host agrees)."""
+    """Chips of all sites, or of those that fall to a part (by their id, so that every host agrees)."""
     for site in sites:
-        if shard and stable_hash(site.id) % shard[1] != shard[0] - 1:
+        if part and stable_hash(site.id) % part[1] != part[0] - 1:
             continue
         grid = ChipGrid.around(site.lon, site.lat, px)
         for period in rule.of(site):

@@ -32,7 +32,13 @@ def presence_split(chips: Sequence[Chip]) -> Literal["place", "block"]:
 
 
 def source_presence(
-    model: TrainedModel, chips: Sequence[Chip], period_of: Callable[[Chip], Period], *, trials: int = 5, seed: int = 0
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    period_of: Callable[[Chip], Period],
+    *,
+    trials: int = 5,
+    seed: int = 0,
+    on_source: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance.
 
@@ -66,6 +72,7 @@ def source_presence(
                 {name: np.concatenate(vectors)}, labelled, shots=None, trials=trials, seed=seed, kinds=LINEAR_KINDS
             )
             found[name] = better(scores[name], LINEAR_KINDS)[1].balanced_accuracy
+        on_source()
     return found
 
 

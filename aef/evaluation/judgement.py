@@ -4,7 +4,7 @@ validation in the training loop, the report and the recorded tables measure the 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
 HEALTH_PLACES = 6
 """Places on which health is judged: each is embedded once more per input source."""
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with how many steps are done, of how many, and what is judged now."""
 
 
 class JudgementError(ValueError):
@@ -223,22 +227,28 @@ def _repeats(values: np.ndarray, cell: int) -> bool:
 
 
 def judge_withheld(
-    model: TrainedModel, task: WithheldTask, *, period_days: Sequence[float] = PERIOD_DAYS
+    model: TrainedModel,
+    task: WithheldTask,
+    *,
+    period_days: Sequence[float] = PERIOD_DAYS,
+    on_place: Callable[[], None] = lambda: None,
 ) -> WithheldResult:
     """Naive predictors first, then the model, on the same pixels of the same frames."""
     table = naive_table(task)
-    table.errors.update(model_table(task, model, period_days=period_days).errors)
+    table.errors.update(model_table(task, model, period_days=period_days, on_place=on_place).errors)
     return WithheldResult(task.source.name, table)
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
 
 
-def judge_health(model: TrainedModel, chips: Sequence[Chip]) -> dict[str, float]:
+def judge_health(
+    model: TrainedModel, chips: Sequence[Chip], *, on_source: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source, within
     places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
-    presence = source_presence(model, chips, lambda chip: year_of(model, chip))
+    presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
     where = "" if presence_split(chips) == "place" else " within places"
     figures.update({f"presence of {name}{where}": accuracy for name, accuracy in presence.items()})
     return {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -255,27 +265,47 @@ def judge(
     shots: int = 10,
     trials: int = 20,
     health_places: int = HEALTH_PLACES,
+    progress: Progress = lambda done, total, what: None,
 ) -> Judgement:
     """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either;
-    what the data do not allow is in ``not_judged`` with its reason."""
-    results, missing = _all_withheld(model, chips, withheld, judged or withheld, period_days)
-    probes = []
+    what the data do not allow is in ``not_judged`` with its reason. ``progress`` hears of every place of the withheld dates,
+    every label and every source of health."""
+    tasks, missing = _all_withheld(model, chips, withheld, judged or withheld)
     names = list(dict.fromkeys(name for chip in held_out for name in chip.labels))
+    steps = _Steps(progress, sum(len(task.chips) for task in tasks) + len(names) + len(model.inputs))
+    results, probes = [], []
+    for task in tasks:
+        steps.begin(f"withheld dates of {task.source.name}")
+        results.append(judge_withheld(model, task, period_days=period_days, on_place=steps.end))
     if not held_out:
         missing.append("labels, because no chip is of a place that the run held out (data.held_out_places)")
     elif not names:
         missing.append(f"labels, because {_few(chip.place for chip in held_out)} carry none")
     for label in names:
+        steps.begin(f"label {label}")
         try:
             probes.append(judge_labels(model, held_out, label, shots=shots, trials=trials))
         except ProbeError as error:
             missing.append(f"{error}")
-    return Judgement(
-        withheld=results,
-        probes=probes,
-        health=judge_health(model, (held_out or chips)[:health_places]),
-        not_judged=missing,
-    )
+        steps.end()
+    steps.begin("health")
+    health = judge_health(model, (held_out or chips)[:health_places], on_source=steps.end)
+    return Judgement(withheld=results, probes=probes, health=health, not_judged=missing)
+
+
+class _Steps:
+    """Counts what is done of a judgement, and says it."""
+
+    def __init__(self, say: Progress, total: int) -> None:
+        self._say, self._total, self._done, self._what = say, total, 0, ""
+
+    def begin(self, what: str) -> None:
+        self._what = what
+        self._say(self._done, self._total, what)
+
+    def end(self) -> None:
+        self._done += 1
+        self._say(self._done, self._total, self._what)
 
 
 def _all_withheld(
@@ -283,9 +313,8 @@ def _all_withheld(
     chips: Sequence[Chip],
     hidden: WithheldDates | None,
     judged: WithheldDates | None,
-    period_days: Sequence[float],
-) -> tuple[list[WithheldResult], list[str]]:
-    """Results by source, and reasons where there are none."""
+) -> tuple[list[WithheldTask], list[str]]:
+    """One task by source, and reasons where there are none."""
     if hidden is None or judged is None:
         return [], ["withheld dates, because the run withheld none (data.withheld)"]
     if not judged.places & {chip.place for chip in chips}:
@@ -295,7 +324,7 @@ def _all_withheld(
     tasks, reasons = withheld_tasks(model, chips, hidden, judged)
     if not tasks and not reasons:
         reasons = ["withheld dates, because the list names none of the sources that the model decodes"]
-    return [judge_withheld(model, task, period_days=period_days) for task in tasks], reasons
+    return tasks, reasons
 
 
 # --- what is to be read ---------------------------------------------------------------------------------------------

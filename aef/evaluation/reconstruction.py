@@ -8,7 +8,7 @@ are hidden from every predictor and from a model's encoder.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,7 +98,12 @@ def naive_table(task: WithheldTask) -> WithheldTable:
 
 
 def model_table(
-    task: WithheldTask, model: TrainedModel, *, period_days: Sequence[float] = (8, 30, 120, 365), prefix: str = "model"
+    task: WithheldTask,
+    model: TrainedModel,
+    *,
+    period_days: Sequence[float] = (8, 30, 120, 365),
+    prefix: str = "model",
+    on_place: Callable[[], None] = lambda: None,
 ) -> WithheldTable:
     """A trained model on the judged dates, each decoded from a valid period of `period_days` around it.
 
@@ -117,6 +122,7 @@ def model_table(
         for (index, days), guess in zip(pairs, guesses):
             error = l1(guess, series.values[index], series.clear[index])
             table.add(f"{prefix}, {days:g} d", series.place, error)
+        on_place()
     return table
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aef.atomic import writing
 from aef.clock import DAY_MS, Period, format_date
@@ -119,7 +120,7 @@ class Report:
 def learning_curve(log: Sequence[dict[str, Any]]) -> Figure:
     """Loss terms over the steps, smoothed over a fiftieth of the run; uniformity beside its floor."""
     steps = np.array([record["step"] for record in log])
-    figure = Figure(figsize=(10, 3.1), layout="constrained")
+    figure = Figure(figsize=(11, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, values in _per_source(log).items():
         left.plot(steps, _smooth(values), lw=1.2, label=name)
@@ -131,8 +132,10 @@ def learning_curve(log: Sequence[dict[str, Any]]) -> Figure:
             right.plot(steps, _smooth(values), lw=1.8, color=colour, label=name)
     right.axhline(RANDOM_FLOOR, color="#0b6e4f", lw=0.8, ls=":", label="uniformity of random vectors")
     right.set(title="uniformity and consistency", xlabel="step", ylim=(0, None))
+    left.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
+    right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
-        axes.legend(fontsize=8, frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -209,14 +212,21 @@ def embedding_pictures(
     columns = 2 + (label is not None)
     figure = Figure(figsize=(3.4 * columns, 3.2 * len(chips)), layout="constrained")
     rows = figure.subplots(len(chips), columns, squeeze=False)
+    shown = None
     for chip, field_, colours, row in zip(chips, fields, pca_rgb(fields), rows):
         y, x = _telling_pixel(field_)
         picture(row[0], colours, f"{chip.place}\nembedding, three main directions")
-        row[1].imshow(similarity(field_, field_[:, y, x]), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        alike = similarity(field_, field_[:, y, x])
+        shown = row[1].imshow(alike, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         row[1].plot(x, y, "o", ms=9, mfc="none", mec="white", mew=2)
-        row[1].set(title="similarity to the marked pixel", xticks=[], yticks=[])
+        row[1].set(xticks=[], yticks=[])
+        row[1].set_title("similarity to the marked pixel", fontsize=9)
         if label is not None:
             _draw_label(row[2], chip, label, legend_title)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=rows[:, 1].tolist(), location="bottom", aspect=25, pad=0.01, extend="min")
+        bar.set_label("cosine", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     return figure
 
 

@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from aef.data.chip_figure import draw_chip
-from aef.data.chips import Chip, Label, SourceSeries, TextPoint, write_chip
+from aef.data.chips import Chip, ChipFolder, Label, SourceSeries, TextPoint, write_chip
+from aef.data.ingest.report import frame_line
+from aef.data.shard_writer import pack
 from aef.data.source_summary import summarise
 from aef.launcher.command import run
 from aef.launcher.show import main
@@ -67,6 +69,13 @@ def test_a_source_is_summed_up_by_what_it_holds():
     assert found.clear == pytest.approx(13 / 16) and found.per_pixel == 3
     assert found.gap_days == pytest.approx(100, abs=0.01) and found.twins == 1
     assert found.suspicions == ("100 d without a clear frame", "1 twins")
+
+
+def test_clear_is_a_share_of_what_was_observed_wherever_it_is_said():
+    series = optical([0, 10], [1, 0.5])
+    series.valid[0, :, 8:] = False  # half of the clear frame was not observed
+    assert summarise(BUILT_IN["sentinel2"], series).clear == pytest.approx(16 / 24)
+    assert frame_line(chip_of(sentinel2=series), "sentinel2", 0, 0).endswith(", 67% clear")
 
 
 def test_what_was_not_observed_is_suspicious():
@@ -138,6 +147,22 @@ def test_a_source_without_an_observation_is_drawn_grey():
     figure = draw_chip(chip_of(sentinel2=series), BUILT_IN)
     images = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
     assert any(image.ndim == 3 and np.allclose(image, 0.85) for image in images)
+
+
+def test_a_packed_chip_is_drawn_beside_its_shard(tmp_path, capsys):
+    (tmp_path / "chips").mkdir()
+    write_chip(tmp_path / "chips" / "here.npz", chip_of(sentinel2=optical([0], [1])), BUILT_IN)
+    pack(ChipFolder(tmp_path / "chips", BUILT_IN), tmp_path / "packed", 2**30)
+    (shard,) = (tmp_path / "packed").glob("*.zip")
+    assert run(main, [str(shard / "here.npz"), "--dpi", "40"]) == 0
+    assert (tmp_path / "packed" / "here.png").is_file() and "sentinel2: 1 frames" in capsys.readouterr().out
+    assert run(main, [str(shard)]) == 1 and "is a shard of many chips: give its folder" in capsys.readouterr().err
+    assert run(main, [str(shard / "other.npz")]) == 1 and "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_chip(tmp_path, capsys):
+    assert run(main, [str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a folder: name one of its chips, like {tmp_path}/NAME.npz" in capsys.readouterr().err
 
 
 def test_a_picture_is_not_written_over_a_chip(tmp_path, capsys):

@@ -16,6 +16,7 @@ from aef.config import ConfigError, DataConfig
 from aef.data import AEFNPZDataset
 from aef.data.chips import ChipError, ChipFolder, write_chip
 from aef.data.dataset import ChipDataset, Draw, GlobalOrder, StorageError
+from aef.settings_file import write_sources
 from aef.sources import BUILT_IN
 from aef.timecode import format_time
 
@@ -285,6 +286,20 @@ def test_a_folder_is_a_plain_dataset_in_two_lines(folder):
     data = AEFNPZDataset(folder.path, chip_px=16)
     (batch, *_) = DataLoader(data, batch_size=2, collate_fn=data.collate)
     assert batch.samples == 2 and batch.side_px == 16
+
+
+def test_the_public_dataset_knows_the_sources_that_its_folder_carries_and_takes_those_that_chips_hold(
+    tmp_path, make_chip
+):
+    own = dataclasses.replace(BUILT_IN["sentinel2"], name="mine")
+    chip = make_chip("a", sources=("sentinel2", "landsat"))
+    chip.sources = {"mine": chip.sources["sentinel2"], "landsat": chip.sources["landsat"]}
+    write_chip(tmp_path / "a.npz", chip, BUILT_IN.extended([own]))
+    write_sources(tmp_path / "sources.yaml", [own])
+    data = AEFNPZDataset(tmp_path, chip_px=16)
+    (batch,) = DataLoader(data, batch_size=1, collate_fn=data.collate)
+    assert set(batch.frames) == {"mine", "landsat"} == set(batch.targets)
+    assert data[0].teacher["mine"].values.shape[0] > 0
 
 
 def test_a_wrong_setting_of_the_public_dataset_is_named(folder):

@@ -124,7 +124,7 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
         (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
-        ([*PLACE, *YEAR, "--shard", "5/4"], "--shard: expected K/N"),
+        ([*PLACE, *YEAR, "--part", "5/4"], "--part: expected K/N"),
         ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
         (["--sites", "absent.csv", *YEAR], "--sites absent.csv: no such file or folder"),
         ([*PLACE, *YEAR, "--from", "stac"], "--from stac needs --catalog"),
@@ -134,6 +134,20 @@ def test_wrong_words_are_one_line(tmp_path, capsys, arguments, message):
     assert call("--project", "p", "--out", tmp_path / "c", "--key-file", "none.json", *arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("aef download: error: ") and message in error
+
+
+@pytest.mark.parametrize("words", [["--place", "8.5", *YEAR], [*PLACE, "--periods", "2019"]], ids=["site", "period"])
+def test_a_slip_in_a_site_or_a_period_is_said_before_anything_about_collections(tmp_path, capsys, words):
+    assert call("--project", "p", "--out", tmp_path / "c", *words) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_dry_run_says_how_many_of_its_chips_it_lists(tmp_path, capsys):
+    sites = tmp_path / "sites.csv"
+    sites.write_text("id,lon,lat\n" + "".join(f"s{i},8.{i},47\n" for i in range(7)))
+    assert call("--project", "p", "--out", tmp_path / "c", "--sites", sites, *YEAR, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "7 chips of 128 px, 5 of them above, would go to" in printed and printed.count("EPSG") == 5
 
 
 @pytest.mark.parametrize("more", [["--dry-run"], ["--key-file", "none.json"]])
@@ -178,7 +192,7 @@ def test_hosts_share_the_work(standin, tmp_path):
     file.write_text("lon,lat\n" + "".join(f"{8.5 + k / 20},47.1\n" for k in range(6)))
     arguments = ["--sites", file, "--sources", "sentinel2"]
     for share in ("1/2", "2/2"):
-        assert call(*words(server, out, *arguments, "--shard", share)) == 0
+        assert call(*words(server, out, *arguments, "--part", share)) == 0
     assert len(list(out.glob("*.npz"))) == 6 and len(list(out.glob("manifest-*-of-2.sqlite"))) == 2
 
 
@@ -186,9 +200,7 @@ def test_help_shows_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])
     text = capsys.readouterr().out
-    assert all(
-        word in text for word in ("--project", "--periods", "--shard", "(default: 40)", "10 m pixels", "seconds")
-    )
+    assert all(word in text for word in ("--project", "--periods", "--part", "(default: 40)", "10 m pixels", "seconds"))
 
 
 def test_no_room_of_the_program_needs_earth_engine(tmp_path):

@@ -1,4 +1,4 @@
-"""Sites from files, boxes, random land and strata; snapped grids; periods; shards."""
+"""Sites from files, boxes, random land and strata; snapped grids; periods; parts."""
 
 import json
 import math
@@ -350,7 +350,7 @@ def test_without_pyogrio_the_way_out_is_named(tmp_path, monkeypatch):
         list(read_sites(tmp_path / "s.gpkg"))
 
 
-# --- periods, chips, shards ------------------------------------------------------------------------------------------
+# --- periods, chips, parts -------------------------------------------------------------------------------------------
 
 
 def test_drawn_periods_do_not_overlap_and_are_repeatable():
@@ -393,7 +393,7 @@ def test_every_site_and_period_is_a_chip_of_the_same_place():
         list(planned_chips([at(8, 47)], PeriodRule()))
 
 
-def test_shards_share_the_sites_among_them():
+def test_parts_share_the_sites_among_them():
     sites, rule = list(on_random_land(90, Lattice(), seed=0)), PeriodRule(parse_periods("2017-01-01/2018-01-01"))
-    shares = [{c.id for c in planned_chips(sites, rule, shard=(i, 3))} for i in (1, 2, 3)]
+    shares = [{c.id for c in planned_chips(sites, rule, part=(i, 3))} for i in (1, 2, 3)]
     assert sum(map(len, shares)) == len(set().union(*shares)) == 90 and min(map(len, shares)) > 10

@@ -74,11 +74,18 @@ def model(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def judgement(model, chips, tmp_path_factory):
+def heard():
+    """What the judgement said of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def judgement(model, chips, heard, tmp_path_factory):
     path = tmp_path_factory.mktemp("dates") / "withheld.csv"
     assert write_dates(path, choose_dates(chips[:1], BUILT_IN)) == 3
     dates = WithheldDates.read(path)
-    return judge(model, chips[:1], withheld=dates, held_out=chips[1:], period_days=[60, 120], trials=2)
+    asked = {"withheld": dates, "held_out": chips[1:], "period_days": [60, 120], "trials": 2}
+    return judge(model, chips[:1], **asked, progress=lambda *step: heard.append(step))
 
 
 def test_every_table_is_made_and_an_untrained_model_does_not_beat_interpolation(judgement):
@@ -92,6 +99,12 @@ def test_every_table_is_made_and_an_untrained_model_does_not_beat_interpolation(
     low, high = probes.interval
     assert low <= probes.difference <= high
     assert 0.99 < judgement.health["norm"] < 1.01 and set(judgement.health) >= {"uniformity", "effective_rank"}
+
+
+def test_a_judgement_tells_what_it_is_at_and_how_much_is_left(judgement, heard):
+    done, totals, what = zip(*heard)
+    assert list(dict.fromkeys(what)) == ["withheld dates of sentinel2", "label crop", "health"]
+    assert set(totals) == {1 + 1 + 2} and list(done) == [0, 1, 1, 2, 2, 3, 4]
 
 
 def test_what_is_not_judged_is_said_with_its_reason(model, chips):
@@ -298,6 +311,15 @@ def test_the_report_is_one_page_with_its_pictures(model, chips, judgement, tmp_p
     assert page.count("data:image/png;base64,") == 5 and "http" not in page.replace("http-equiv", "")
     assert "aef train &lt;with&gt; &amp; care" in page and "model, 120 d" in page
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_pictures_of_similarity_share_a_scale(chips):
+    from aef.evaluation.report import embedding_pictures
+
+    fields = [np.random.default_rng(number).normal(size=(8, SIDE, SIDE)) for number in range(2)]
+    figure = embedding_pictures(chips[:2], fields, None, "")
+    *_, scale = figure.axes
+    assert len(figure.axes) == 2 * 2 + 1 and scale.get_xlabel() == "cosine" and scale.get_xlim() == (0, 1)
 
 
 def test_runs_are_averaged_beside_their_spread_and_over_linear_interpolation():

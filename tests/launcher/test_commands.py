@@ -12,16 +12,20 @@ from pathlib import Path
 import pytest
 
 from aef.__main__ import commands, main
-from aef.launcher import doctor
+from aef.launcher import command, doctor
 from aef.launcher.command import add_compression, run
 
 ROOT = Path(__file__).parents[2]
 
 
+def module_of(name):
+    return importlib.import_module(f"aef.launcher.{name.replace('-', '_')}")
+
+
 @pytest.mark.parametrize("name", sorted(commands()))
 def test_every_command_answers_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"aef.launcher.{name}").main(["--help"])
+        module_of(name).main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: aef {name}" in text and len(text.splitlines()) > 4
@@ -30,8 +34,17 @@ def test_every_command_answers_help(name, capsys):
 def test_a_default_of_several_words_is_shown_as_it_would_be_typed(capsys):
     for name in sorted(commands()):
         with pytest.raises(SystemExit):
-            importlib.import_module(f"aef.launcher.{name}").main(["--help"])
-        assert "(default: [" not in " ".join(capsys.readouterr().out.split()), name
+            module_of(name).main(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "(default: [" not in text and "(default: False)" not in text, name
+
+
+def test_a_default_of_0_is_shown_as_any_other():
+    options = command.parser(__file__, "Words.")
+    options.add_argument("--seed", type=int, default=0, help="of the draw")
+    options.add_argument("--quiet", action="store_true", help="no progress")
+    text = " ".join(options.format_help().split())
+    assert "of the draw (default: 0)" in text and text.endswith("no progress")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +71,33 @@ def test_the_overview_names_every_command(capsys):
     assert all(f"  {name}" in text for name in ("train", "doctor", "throughput", "ingest", "embed"))
     assert main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_a_command_of_two_words_is_typed_with_a_hyphen_and_understood_with_an_underscore(capsys):
+    for typed in ("leave-out", "leave_out"):
+        with pytest.raises(SystemExit) as ended:
+            main([typed, "--help"])
+        assert ended.value.code == 0 and "usage: aef leave-out" in capsys.readouterr().out
+    main([])
+    assert "  leave-out " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["train", "--help"], ["sources"]], ids=["overview", "help", "table"])
+def test_letters_that_the_terminal_lacks_become_question_marks(words):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-m", "aef", *words], env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr and b"?" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sources"]], ids=["overview", "table"])
+def test_a_reader_who_goes_away_is_no_traceback(words):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "aef", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("folder", ["launcher", "benchmarks"])
@@ -161,9 +201,9 @@ def test_the_wheel_finds_a_recipe_by_name(installed, tmp_path):
 
 @pytest.mark.parametrize(("name", "compressed"), [("ingest", True), ("download", True), ("synthesize", False)])
 def test_compression_has_the_same_two_words_wherever_chips_are_written(name, compressed, capsys):
-    command = importlib.import_module(f"aef.launcher.{name}")
+    of = module_of(name)
     with pytest.raises(SystemExit):
-        command.main(["--help"])
+        of.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     smaller, larger = "smaller files that write and load more slowly", "larger files that write and load faster"
     assert f"--compress {smaller}" in text and f"--uncompressed {larger}" in text
@@ -189,7 +229,7 @@ MEANINGS = {
     "--period": "START/END",
     "--periods": "START/END",
     "--support": "START/END",
-    "--shard": "K/N",
+    "--part": "K/N",
     "--labels": "FILE",
 }
 
@@ -198,7 +238,7 @@ def test_a_word_that_says_which_data_has_one_meaning_in_all_commands(capsys):
     found = set()
     for name in sorted(commands()):
         with pytest.raises(SystemExit):
-            importlib.import_module(f"aef.launcher.{name}").main(["--help"])
+            module_of(name).main(["--help"])
         usage = " ".join(capsys.readouterr().out.partition("\n\n")[0].split())
         found |= {
             (word, value) for word, value in re.findall(r"(--[\w-]+) \[?([^\s\[\]|]+)", usage) if word in MEANINGS
@@ -208,6 +248,5 @@ def test_a_word_that_says_which_data_has_one_meaning_in_all_commands(capsys):
 
 def test_words_of_recorded_commands_are_still_understood(capsys):
     for name, words in (("evaluate", ["--periods", "abc"]), ("prove", ["--labels", "crop", "land_cover"])):
-        command = importlib.import_module(f"aef.launcher.{name}")
-        assert run(command.main, [*words, "--checkpoint", "nowhere", "--data", "nowhere"]) == 1
+        assert run(module_of(name).main, [*words, "--checkpoint", "nowhere", "--data", "nowhere"]) == 1
         assert ("--period-days: expected days" if name == "evaluate" else "nowhere") in capsys.readouterr().err

@@ -9,7 +9,8 @@ import rasterio
 import torch
 
 import aef
-from aef.data.chips import Chip, SourceSeries, read_chip, write_chip
+from aef.data.chips import Chip, ChipFolder, SourceSeries, read_chip, write_chip
+from aef.data.shard_writer import pack
 from aef.launcher import embed, evaluate, gaps, leave_out, prove, report, search
 from aef.launcher.command import device_of_rank, load_model, run
 from aef.mapping import chip_choice, windows
@@ -155,66 +156,77 @@ def five_chips(tmp_path):
     return folder
 
 
-def test_shards_make_every_field_once_and_the_whole_command_adds_the_quicklooks(call, five_chips, tmp_path):
+def test_parts_make_every_field_once_and_the_whole_command_adds_the_quicklooks(call, five_chips, tmp_path):
     made, fields = [], tmp_path / "fields"
     for number in (1, 2, 3):
         before = set(fields.iterdir()) if fields.exists() else set()
-        code, said = call("--shard", f"{number}/3", data=five_chips)
+        code, said = call("--part", f"{number}/3", data=five_chips)
         made.append(sorted(path.name[:2] for path in set(fields.iterdir()) - before))
-        assert code == 0 and f"shard {number}/3, {len(made[-1])} of 5 chips: {len(made[-1])} fields written" in said
+        assert code == 0 and f"part {number}/3, {len(made[-1])} of 5 chips: {len(made[-1])} fields written" in said
     assert made == [["p0", "p3"], ["p1", "p4"], ["p2"]]
     whole = {path.name: path.read_bytes() for path in fields.iterdir()}
-    assert "0 fields written" in call("--shard", "2/3", data=five_chips)[1]
+    assert "0 fields written" in call("--part", "2/3", data=five_chips)[1]
     assert "0 fields written" in call(data=five_chips)[1] and len(list(fields.glob("*.png"))) == 5
     shutil.rmtree(fields)
     call("--no-quicklooks", data=five_chips)
     assert {path.name: path.read_bytes() for path in fields.iterdir()} == whole
 
 
-def test_a_dry_run_of_a_shard_names_its_own_fields_only(call, five_chips, field):
-    code, said = call("--dry-run", "--shard", "2/3", data=five_chips)
+def test_a_dry_run_of_a_part_names_its_own_fields_only(call, five_chips, field):
+    code, said = call("--dry-run", "--part", "2/3", data=five_chips)
     assert code == 0 and said.count("would write") == 2 and "p1_2018" in said and "p4_2018" in said
-    assert "shard 2/3, 2 of 5 chips: 2 fields would be written" in said and not field.parent.exists()
+    assert "part 2/3, 2 of 5 chips: 2 fields would be written" in said and not field.parent.exists()
 
 
-def test_a_shard_without_a_chip_or_with_bad_ones_only_ends_well(call, five_chips):
-    code, said = call("--shard", "7/8", data=five_chips)
-    assert code == 0 and "shard 7/8, 0 of 5 chips: 0 fields written" in said
+def test_a_part_without_a_chip_or_with_bad_ones_only_ends_well(call, five_chips):
+    code, said = call("--part", "7/8", data=five_chips)
+    assert code == 0 and "part 7/8, 0 of 5 chips: 0 fields written" in said
     (five_chips / "p1_2018.npz").write_bytes(b"no chip")
-    code, said = call("--shard", "2/5", "--skip-bad", data=five_chips)
+    code, said = call("--part", "2/5", "--skip-bad", data=five_chips)
     assert code == 0 and "0 fields written" in said and "1 chips skipped: p1_2018.npz" in said
-    code, said = call("--shard", "2/5", data=five_chips)
+    code, said = call("--part", "2/5", data=five_chips)
     assert code == 1 and "p1_2018.npz: is damaged or not a chip" in said
-    assert call("--shard", "1/5", data=five_chips)[0] == 0  # a bad chip of another shard is not looked at
+    assert call("--part", "1/5", data=five_chips)[0] == 0  # a bad chip of another part is not looked at
+
+
+def test_one_chip_of_a_shard_is_embedded_like_one_of_its_own_file(call, chips, field, tmp_path):
+    assert "1 fields written" in call("--no-quicklooks", data=chips / "a.npz")[1]
+    alone = field.read_bytes()
+    field.unlink()
+    (shard,) = pack(ChipFolder(chips, BUILT_IN), tmp_path / "packed", 2**30)
+    assert "1 fields written" in call("--no-quicklooks", data=shard / "a.npz")[1]
+    assert field.read_bytes() == alone
+    code, said = call(data=shard)
+    assert code == 1 and f"{shard}: is a shard of many chips: give its folder, or {shard}/NAME.npz" in said
+    code, said = call(data=shard / "none.npz")
+    assert code == 1 and f"{shard}/none.npz: no such file or folder" in said
 
 
 @pytest.mark.parametrize("share", ["0/0", "3/2", "a/b"])
 def test_a_share_that_is_none_is_refused_before_the_model_is_read(call, share):
-    code, said = call("--shard", share, checkpoint="nowhere")
-    assert (
-        code == 1 and said == f"aef embed: error: --shard: expected K/N with K from 1 to N, like 2/8, found {share!r}"
-    )
+    code, said = call("--part", share, checkpoint="nowhere")
+    assert code == 1 and said == f"aef embed: error: --part: expected K/N with K from 1 to N, like 2/8, found {share!r}"
 
 
 def test_ranks_of_torchrun_take_their_shares_and_gpus(call, five_chips, monkeypatch):
     for name, value in {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     code, said = call(data=five_chips)
-    assert code == 1 and "each of several processes would embed every chip: add --shard auto" in said
-    assert "5 fields written" in call("--shard", "1/1", "--no-quicklooks", data=five_chips)[1]
-    assert "shard 6/6, 0 of 5 chips" in call("--shard", "auto", data=five_chips)[1]
+    assert code == 1 and "each of several processes would embed every chip: add --part auto" in said
+    assert "5 fields written" in call("--part", "1/1", "--no-quicklooks", data=five_chips)[1]
+    assert "part 6/6, 0 of 5 chips" in call("--part", "auto", data=five_chips)[1]
     assert device_of_rank() == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of_rank() == "cuda:1"
 
 
-def test_a_year_is_embedded_from_the_chip_that_observed_it_whichever_shard_holds_the_others(call, tmp_path):
+def test_a_year_is_embedded_from_the_chip_that_observed_it_whichever_part_holds_the_others(call, tmp_path):
     folder, fields = tmp_path / "years", tmp_path / "fields"
     folder.mkdir()
     a_place(folder, 0, ["2019-01-03", "2020-01-03"])
     a_place(folder, 1, ["2019-01-03"])
     for number in (1, 2):
-        options = ("--no-quicklooks", "--shard", f"{number}/2", "--period", "2020-01-01/2020-05-01")
+        options = ("--no-quicklooks", "--part", f"{number}/2", "--period", "2020-01-01/2020-05-01")
         assert call(*options, data=folder, period="2019-01-01/2020-01-01")[0] == 0
     assert sorted(path.stem for path in fields.iterdir()) == [
         "p0_2019_2019-01-01_2020-01-01",
@@ -224,7 +236,7 @@ def test_a_year_is_embedded_from_the_chip_that_observed_it_whichever_shard_holds
     ]
 
 
-def test_of_chips_of_other_ground_and_other_shards_only_headers_are_read(five_chips, monkeypatch):
+def test_of_chips_of_other_ground_and_other_parts_only_headers_are_read(five_chips, monkeypatch):
     read = []
     times = chip_choice.read_frame_times
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""`aef prove`, `aef gaps`, `aef leave_out`: tables by one command, and what they refuse."""
+"""`aef prove`, `aef gaps`, `aef leave-out`: tables by one command, and what they refuse."""
 
 import dataclasses
 import json
@@ -68,7 +68,8 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
 def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(folder, tmp_path, capsys):
     options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--trials", 1]
     assert call(evaluate, *options, "--out", tmp_path / "new" / "figures.json") == 0
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
+    assert "evaluate run: 4/4 steps" in progress  # two labels, two sources
     assert "crop: 10-shot" in text and "- withheld dates, because the run withheld none (data.withheld)" in text
     assert json.loads((tmp_path / "new" / "figures.json").read_text())["not_judged"]
     dates = tmp_path / "dates.csv"

@@ -42,7 +42,7 @@ def test_every_setting_is_listed_with_its_unit_and_meaning(capsys):
 
 
 def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
-    arguments = ["--config", "large", "--dry-run", "--device", "gpu", "train.micro_batch=2"]
+    arguments = ["--config", "large", "--dry-run", "--device", "cuda", "train.micro_batch=2"]
     text = {}
     for stage in ("zero1", "zero3"):
         assert call(throughput, *arguments, "--ranks", 8, "--deepspeed-config", stage) == 0
@@ -55,7 +55,7 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
 
 
 def test_what_does_not_fit_says_so(capsys):
-    assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "gpu") == 0
+    assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "cuda") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "does not fit on 24 GB" in lines and not any(re.search(r"\b0 with checkpointing", x) for x in lines)
     assert any(

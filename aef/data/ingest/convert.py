@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from aef.data.chips import Chip, require_free, write_chip
+from aef.data.chips import Chip, write_chip
 from aef.data.ingest.labels import read_label
 from aef.data.ingest.places import IngestError, PlaceFiles, find_places
 from aef.data.ingest.report import Report, band_lines, frame_line
 from aef.data.ingest.schema import Input, LabelRule, Recipe
 from aef.data.ingest.series import SeriesBuilder
+from aef.data.making import digest_of, making
 from aef.data.plausibility import UNSEEN, survey_chips, wrong_scale
 from aef.settings_file import SOURCES_FILE, registry_of, write_sources
 from aef.sources import BUILT_IN
@@ -123,7 +126,7 @@ def convert(
     *,
     places: tuple[str, ...] = (),
     compress: bool = True,
-    workers: int = 1,
+    workers: int = 0,
     overwrite: bool = False,
 ) -> Iterator[Report]:
     """Convert every place of a folder into ``out``; a chip is written whole or not at all.
@@ -134,27 +137,50 @@ def convert(
         out: folder of the chips; entries of further sources are added to its ``sources.yaml`` first.
         places: convert only these.
         compress: smaller files that load more slowly.
-        workers: processes that convert places side by side; the chips are the same.
-        overwrite: write chips again that ``out`` holds already; otherwise they are refused before any is made.
+        workers: processes that convert places side by side; 0: this one. The chips are the same.
+        overwrite: write chips again that ``out`` holds already. Otherwise those of an interrupted call with the same recipe
+            and files are kept (`aef.data.making`), and others are refused before any is made.
 
     Yields:
-        A report per place, in order of name, once its chip is on disk.
+        A report per place, in order of name, once its chip is on disk; of those that were kept first.
 
     Raises:
         IngestError, RasterError, ChipError: what is wrong, where, and what to do; chips already written stay.
     """
     found, _ = find_places(recipe, root, places)
     out.mkdir(parents=True, exist_ok=True)
-    if not overwrite:
-        require_free(out, (_chip_id(recipe, place) for place in found))
-    _carry_sources(recipe, out)
-    write = partial(_convert_to_file, recipe, out=out, compress=compress)
-    if workers <= 1 or len(found) == 1:
-        yield from map(write, found)
+    ids = {place.name: _chip_id(recipe, place) for place in found}
+    chips = {ids[place.name]: _stamps(place) for place in found}
+    with making(out, chips, _made_of(recipe), overwrite=overwrite) as kept:
+        _carry_sources(recipe, out)
+        for place in found:
+            if ids[place.name] in kept:
+                shape = (place.grid.height, place.grid.width)
+                yield Report(place.name, f"{ids[place.name]}.npz", shape, notes=["kept: an interrupted call wrote it"])
+        left = [place for place in found if ids[place.name] not in kept]
+        yield from _convert_all(partial(_convert_to_file, recipe, out=out, compress=compress), left, workers)
+
+
+def _convert_all(write: Callable[[PlaceFiles], Report], places: list[PlaceFiles], workers: int) -> Iterator[Report]:
+    if workers == 0 or len(places) <= 1:
+        yield from map(write, places)
         return
     # Spawned, not forked: GDAL and HDF5 keep state that a fork would share.
-    with ProcessPoolExecutor(min(workers, len(found)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(write, found)
+    with ProcessPoolExecutor(min(workers, len(places)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(write, places)
+
+
+def _made_of(recipe: Recipe) -> dict[str, str]:
+    """What decides the content of every chip: all fields of the recipe, and its sources."""
+    parts = [repr(getattr(recipe, item.name)) for item in dataclasses.fields(recipe) if item.name != "registry"]
+    return {"recipe": recipe.name, "recipe_digest": digest_of([*parts, *map(repr, recipe.registry.values())])}
+
+
+def _stamps(place: PlaceFiles) -> str:
+    """A digest of the names, sizes and times of a place's files."""
+    files = sorted({*place.files, *place.shared, *place.asides()})
+    looks = ((os.path.relpath(path, place.root), path.stat()) for path in files)
+    return digest_of(f"{name} {look.st_size} {look.st_mtime_ns}" for name, look in looks)
 
 
 def _convert_to_file(recipe: Recipe, place: PlaceFiles, out: Path, compress: bool) -> Report:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.data.source_summary import clear_share
 from aef.timecode import format_time
 
 
@@ -88,8 +89,5 @@ def frame_line(chip: Chip, source: str, dropped: int, twins: int) -> str:
         text += f", {dropped} without any observation left out"
     if twins:
         text += f", {twins} twins"
-    if series.weight is None:
-        text += ", no cloud rule"
-    else:
-        text += f", {float((series.weight > 0).mean()):.0%} clear"
-    return text
+    clear = clear_share(series)
+    return text + (", no cloud rule" if clear is None else f", {clear:.0%} clear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from aef.clock import DAY_MS
-from aef.data.chips import Chip, Label, SourceSeries, require_free, write_chip
+from aef.data.chips import Chip, Label, SourceSeries, write_chip
+from aef.data.making import making
 from aef.data.synthetic import cover, maps, optical, radar
 from aef.data.synthetic.landscape import Scene
 from aef.data.synthetic.likeness import lifelike_scene
@@ -153,10 +155,11 @@ def write_earth(
     Args:
         workers: processes; 0 renders in this one.
         compress: a third of the space, and several times slower to write.
-        overwrite: write chips again that the folder holds already; otherwise they are refused before any is made.
+        overwrite: write chips again that the folder holds already. Otherwise those of an interrupted call of the same
+            Earth are kept (`aef.data.making`), and others are refused before any is made.
 
     Yields:
-        Each file, once it is on disk, in order.
+        Each file, once it is on disk, in order; those that were kept first.
 
     Raises:
         SyntheticError: fewer than one place, or a negative number of workers.
@@ -166,14 +169,20 @@ def write_earth(
         raise SyntheticError(f"expected at least one place and no negative workers, found {places} and {workers}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    if not overwrite:
-        require_free(folder, (place_name(earth.seed, place) for place in range(places)))
-    jobs = [(earth, place, folder, compress) for place in range(places)]
-    if workers == 0:
+    names = [place_name(earth.seed, place) for place in range(places)]
+    with making(folder, dict.fromkeys(names, ""), dataclasses.asdict(earth), overwrite=overwrite) as kept:
+        yield from (folder / f"{name}.npz" for name in names if name in kept)
+        yield from _write_all(
+            [(earth, i, folder, compress) for i, name in enumerate(names) if name not in kept], workers
+        )
+
+
+def _write_all(jobs: list[tuple[Earth, int, Path, bool]], workers: int) -> Iterator[Path]:
+    if workers == 0 or not jobs:
         yield from map(_write, jobs)
         return
-    with ProcessPoolExecutor(min(workers, places)) as pool:
-        yield from pool.map(_write, jobs, chunksize=max(1, min(8, places // (4 * workers))))
+    with ProcessPoolExecutor(min(workers, len(jobs))) as pool:
+        yield from pool.map(_write, jobs, chunksize=max(1, min(8, len(jobs) // (4 * workers))))
 
 
 def _write(job: tuple[Earth, int, Path, bool]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
-from aef.data.chips import ChipFolder, read_chip
+from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.data.ingest.convert import convert, convert_place
 from aef.data.ingest.places import find_places
 from aef.data.ingest.recipe import parse_recipe
@@ -117,6 +118,44 @@ def test_workers_write_the_same_chips(folder, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.fixture
+def interrupted(folder, tmp_path):
+    """A folder in which one of two places was converted, and that chip's time."""
+    first = convert(parse_recipe(entries()), folder, tmp_path / "chips")
+    next(first)
+    first.close()
+    assert sorted(path.name for path in (tmp_path / "chips").iterdir()) == ["north.npz", "unfinished.json"]
+    return tmp_path / "chips", (tmp_path / "chips" / "north.npz").stat().st_mtime_ns
+
+
+def test_an_interrupted_call_goes_on_after_the_chips_that_it_wrote(folder, interrupted):
+    out, written = interrupted
+    reports = list(convert(parse_recipe(entries()), folder, out))
+    assert [report.place for report in reports] == ["north", "south"] and not (out / "unfinished.json").exists()
+    assert "kept: an interrupted call wrote it" in reports[0].text() and reports[1].bands
+    assert (out / "north.npz").stat().st_mtime_ns == written and len(ChipFolder(out, BUILT_IN)) == 2
+
+
+def test_chips_of_another_recipe_or_of_other_files_are_not_kept(folder, interrupted):
+    out, _ = interrupted
+    with pytest.raises(ChipError, match=r"1 of 2 chips are there already .*of another: recipe_digest \w+, now"):
+        list(convert(parse_recipe(entries() | {"licence": "another"}), folder, out))
+    os.utime(folder / "north" / "S2_20200206.tif", (1, 1))
+    with pytest.raises(ChipError, match=r"north.npz\).*what they are made of changed"):
+        list(convert(parse_recipe(entries()), folder, out))
+
+
+def test_a_place_whose_files_were_put_right_is_made_beside_those_that_are_kept(folder, tmp_path):
+    out, bad = tmp_path / "chips", folder / "south" / "S2_20200309.tif"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"no raster")
+    with pytest.raises(ValueError, match="S2_20200309"):
+        list(convert(parse_recipe(entries()), folder, out))
+    bad.write_bytes(whole)
+    reports = list(convert(parse_recipe(entries()), folder, out))
+    assert [bool(report.bands) for report in reports] == [False, True]
+
+
 def test_the_same_source_defined_differently_is_refused(folder, tmp_path):
     own = entries(source="vegetation", band_map={"NDVI": {"var": "1", "transform": {"scale": 1e-4}}})
     list(convert(parse_recipe(own | {"sources": [VEGETATION]}), folder, tmp_path / "chips"))
@@ -185,7 +224,7 @@ def test_a_failing_place_leaves_earlier_chips_and_no_pieces(folder, tmp_path):
     out = tmp_path / "chips"
     with pytest.raises(ValueError, match=r"S2_20200309\.tif: has no variable '5'"):
         list(convert(parse_recipe(entries()), folder, out))
-    assert sorted(path.name for path in out.iterdir()) == ["north.npz"]
+    assert sorted(path.name for path in out.iterdir()) == ["north.npz", "unfinished.json"]
 
 
 @pytest.mark.parametrize(

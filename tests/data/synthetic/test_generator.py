@@ -111,6 +111,44 @@ def test_chips_that_are_there_are_not_written_over_unless_asked(tmp_path, capsys
     assert run(main, [*options, "--places", "1", "--seed", "1", "--chip-px", "16"]) == 0  # others beside them
 
 
+def test_an_interrupted_call_goes_on_after_the_chips_that_it_wrote(tmp_path, capsys, monkeypatch):
+    options = ["--sources", "glo30", "--places", "4", "--chip-px", "16"]
+    assert run(main, ["--out", str(tmp_path / "whole"), *options]) == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    out, rendered = tmp_path / "out", Earth.chip
+    monkeypatch.setattr(Earth, "chip", lambda earth, place: 1 / 0 if place == 2 else rendered(earth, place))
+    with pytest.raises(ZeroDivisionError):
+        main(["--out", str(out), *options])
+    monkeypatch.setattr(Earth, "chip", rendered)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert sorted(before) == ["synthetic_0_00000.npz", "synthetic_0_00001.npz", "unfinished.json"]
+    for other, words in {
+        ("--chip-px", "24"): "chip_px 16, now 24",
+        ("--first-year", "2018"): "first_year 2019, now 2018",
+    }.items():
+        assert run(main, ["--out", str(out), *options, *other]) == 1
+        assert words in capsys.readouterr().err
+        assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run(main, ["--out", str(out), *options]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole  # and no record
+    assert all((out / name).stat().st_mtime_ns == at for name, at in before.items() if name in whole)
+    assert run(main, ["--out", str(out), *options]) == 1  # done: these are anybody's chips
+
+
+def test_chips_that_an_interrupted_call_was_to_overwrite_are_not_taken_for_its_own(tmp_path, monkeypatch, capsys):
+    options = ["--out", str(tmp_path), "--sources", "glo30", "--places", "3"]
+    assert run(main, [*options, "--chip-px", "24"]) == 0
+    rendered = Earth.chip
+    monkeypatch.setattr(Earth, "chip", lambda earth, place: 1 / 0 if place == 2 else rendered(earth, place))
+    with pytest.raises(ZeroDivisionError):
+        main([*options, "--chip-px", "16", "--overwrite"])
+    monkeypatch.setattr(Earth, "chip", rendered)
+    assert run(main, [*options, "--chip-px", "16"]) == 1
+    assert "3 of 3 chips are there already" in capsys.readouterr().err
+    assert run(main, [*options, "--chip-px", "16", "--overwrite"]) == 0
+    assert {chip.height for chip in ChipFolder(tmp_path, BUILT_IN)} == {16}
+
+
 def test_several_years_keep_their_land_and_rotate_their_crops():
     earth = Earth(seed=0, chip_px=64, years=3, sources=("sentinel2", "era5_land", "nlcd"))
     scene, chip = earth.scene(0), earth.chip(0)

@@ -1,4 +1,4 @@
-"""The K-th of N shares of a list of work, for one of N processes that know nothing of one another."""
+"""The K-th of N parts of a list of work, for one of N processes that know nothing of one another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Shard(NamedTuple):
-    """Share ``number`` of ``total``, counted from 1."""
+class Part(NamedTuple):
+    """Part ``number`` of ``total``, counted from 1."""
 
     number: int
     total: int
@@ -17,25 +17,25 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.total}"
 
 
-WHOLE = Shard(1, 1)
+WHOLE = Part(1, 1)
 """All of the work."""
 
 
-def parse_shard(text: str) -> Shard:
+def parse_part(text: str) -> Part:
     """``K/N`` with 1 ≤ K ≤ N. Raises ValueError."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"--shard: expected K/N with K from 1 to N, like 2/8, found {text!r}")
-    return Shard(int(number), int(count))
+        raise ValueError(f"--part: expected K/N with K from 1 to N, like 2/8, found {text!r}")
+    return Part(int(number), int(count))
 
 
-def shard_of_rank(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The share of a rank that torchrun started: RANK + 1 of WORLD_SIZE. Raises ValueError where the two are not set."""
+def part_of_rank(environment: Mapping[str, str] = os.environ) -> Part:
+    """The part of a rank that torchrun started: RANK + 1 of WORLD_SIZE. Raises ValueError where the two are not set."""
     rank, size = (environment.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         found = f"RANK={rank or '(not set)'} and WORLD_SIZE={size or '(not set)'}"
-        raise ValueError(f"--shard auto: expected the environment of torchrun, found {found}: give --shard K/N")
-    return Shard(int(rank) + 1, int(size))
+        raise ValueError(f"--part auto: expected the environment of torchrun, found {found}: give --part K/N")
+    return Part(int(rank) + 1, int(size))
 
 
 def is_a_rank_of_several(environment: Mapping[str, str] = os.environ) -> bool:
