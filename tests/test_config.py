@@ -44,11 +44,13 @@ def test_large_is_the_paper():
     c = PRESETS["large"]
     m, d, o, t = c.model, c.data, c.objective, c.train
     assert (m.blocks, m.precision_width, m.time_width, m.space_width) == (15, 128, 512, 1024)
-    assert (m.embedding_dim, m.kappa, m.decoder_width, m.period_bias) == (64, 8000, 512, False)
+    assert (m.embedding_dim, m.kappa, m.decoder_width, m.period_bias, m.head_width) == (64, 8000, 512, False, 64)
     assert (d.chip_px, d.frame_budget, d.targets_per_source, d.periods_per_sample) == (128, 1, 1, 0)
     assert (d.period_min_days, d.support_days) == (4, 365)
     assert (o.reconstruction_weight, o.uniformity_weight, o.consistency_weight, o.text_weight) == (1, 0.05, 0.02, 0.001)
+    assert o.clip_sigma == 6
     assert (t.steps, t.global_batch, t.peak_lr, t.warmup_steps, t.weight_decay) == (100_000, 256, 1e-4, 1000, 0)
+    assert (tuple(t.betas), t.eps, t.clip_norm) == ((0.9, 0.999), 1e-8, 1.0)
     assert not (d.teacher_frame_drop or d.regrid_offset)
 
 

@@ -86,24 +86,22 @@ class PeriodLaw:
         return Period(start, start + length)
 
 
-def draw_support(rng: np.random.Generator, times_ms: np.ndarray, length_ms: int, shortest_ms: int) -> Period:
-    """A support period that holds at least one of the frames.
+def draw_support(rng: np.random.Generator, times_ms: np.ndarray, length_ms: int) -> Period:
+    """A support period of ``length_ms`` that holds at least one of the frames, or all where they span less than it.
 
-    It starts anywhere, so that it is not aligned to the calendar (paper: about a year). Where the frames span less than
-    ``length_ms`` the support is their span, but no shorter than ``shortest_ms``.
+    It starts anywhere, so that it is aligned neither to the calendar (paper: about a year) nor to a chip's first frame: at
+    inference it follows neither.
 
     Args:
         times_ms: (T,) int64, sorted, T at least 1.
     """
-    first, last = int(times_ms[0]), int(times_ms[-1])
-    length = min(length_ms, max(last - first + 1, shortest_ms))
-    ends = (first, last + 1 - length)
+    ends = (int(times_ms[0]), int(times_ms[-1]) + 1 - length_ms)
     start = int(rng.integers(min(ends), max(ends) + 1))
-    inside = np.searchsorted(times_ms, [start, start + length])
+    inside = np.searchsorted(times_ms, [start, start + length_ms])
     if inside[0] == inside[1]:
         # A gap longer than the support: move to a frame.
-        start = int(rng.choice(times_ms)) - int(rng.integers(0, length))
-    return Period(start, start + length)
+        start = int(rng.choice(times_ms)) - int(rng.integers(0, length_ms))
+    return Period(start, start + length_ms)
 
 
 def draw_shared(

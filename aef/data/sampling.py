@@ -143,7 +143,7 @@ class Sampler:
             raise ChipError(
                 f"holds no frame of an input source ({', '.join(self.inputs)}), apart from withheld dates", file=chip.id
             )
-        return draw_support(rng, joined, round(self.config.support_days * DAY_MS), 2 * self.law.min_ms)
+        return draw_support(rng, joined, round(self.config.support_days * DAY_MS))
 
     def _candidates(self, chip: Chip, name: str, support: Period, crop: Crop) -> _Candidates:
         """The frames of a source that show anything of the crop within the support."""

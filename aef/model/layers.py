@@ -25,7 +25,8 @@ def at_least_float(dtype: torch.dtype) -> torch.dtype:
 
 
 def new_weight(*shape: int, fan_in: int) -> nn.Parameter:
-    """A weight of standard deviation 1 / √fan_in, truncated at two deviations: outputs keep the variance of inputs."""
+    """A weight drawn from a normal of standard deviation 1 / √fan_in, cut at two of them. That leaves 0.88 of the deviation: the
+    variance of a layer's outputs is 0.77 of its inputs'."""
     weight = nn.Parameter(torch.empty(*shape))
     std = 1 / math.sqrt(fan_in)
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -67,7 +67,7 @@ def reconstruction_error(
     if source.shift_m is not None:
         return shift_invariant_l1(prediction, target, weight, radius_px(source, target.shape[1]))
     if source.regrid_m is not None:
-        return regridded_l1(prediction, target, weight, cell_px(source), offset_px)
+        return regridded_l1(prediction, target, weight, cell_px(source), offset_px, whole_cells=source.grid == "points")
     return masked_mean((prediction - target).abs(), weight)
 
 
@@ -118,13 +118,29 @@ def _shifted_score(prediction: Tensor, target: Tensor, weight: Tensor, dy: int, 
 
 
 def regridded_l1(
-    prediction: Tensor, target: Tensor, weight: Tensor, cell: int, offset_px: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    cell: int,
+    offset_px: Tensor | None = None,
+    *,
+    whole_cells: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """L1 between weighted means of prediction and target over cells; a cell counts by the weight that it holds."""
+    """L1 between the means of prediction and target over cells; a cell counts by the weight that it holds.
+
+    Both are means by weight: of a cell half under cloud only the clear half is compared. With ``whole_cells`` the prediction's
+    is over all pixels of the cell inside the crop, for a target that speaks of more than the pixels that hold it, as a
+    footprint does.
+    """
     weight = weight.expand_as(prediction)
     sums = cells_of(weight, cell, offset_px).sum(3)  # (N, G, G, C)
+    safe = torch.where(sums > 0, sums, 1)
+    if whole_cells:
+        inside = cells_of(torch.ones_like(prediction[..., :1]), cell, offset_px).sum(3).clamp(min=1)
+        found = cells_of(prediction, cell, offset_px).sum(3) / inside
+        return masked_mean((found - cells_of(target * weight, cell, offset_px).sum(3) / safe).abs(), sums)
     difference = cells_of((prediction - target) * weight, cell, offset_px).sum(3)
-    return masked_mean((difference / torch.where(sums > 0, sums, 1)).abs(), sums)
+    return masked_mean((difference / safe).abs(), sums)
 
 
 def cross_entropy(

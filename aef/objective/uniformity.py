@@ -9,6 +9,7 @@ it is rotated: that would pair neighbouring pixels.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,22 +23,23 @@ RANDOM_FLOOR = 0.0997
 
 
 def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | None:
-    """For each sample the position of its partner: the next one of a different place in global order, cyclically.
+    """For each sample the position of its partner, cyclically in global order, which is a row of places.
+
+    The i-th of the samples that a place has in a row (crops of a chip) takes the i-th of the next place, so that every field is a
+    partner once where places have as many; where the next has fewer, its samples are taken in turn.
 
     Returns None where all samples are of one place. Positions refer to the two sequences.
     """
+    if len(set(place)) < 2:
+        return None
     order = sorted(range(len(place)), key=lambda i: global_index[i])
-    following: dict[int, int] = {}
-    found: int | None = None
-    # Backwards, twice around: `found` is the nearest later sample whose place differs from that of the one after it.
-    for step in range(2 * len(order) - 1, -1, -1):
-        here = order[step % len(order)]
-        after = order[(step + 1) % len(order)]
-        if place[after] != place[here]:
-            found = after
-        if found is not None:
-            following[here] = found
-    return [following[i] for i in range(len(place))] if found is not None else None
+    # A place may be cut by the end of the order: begin with the first of a row.
+    first = next(step for step in range(len(order)) if place[order[step]] != place[order[step - 1]])
+    rows = [list(row) for _, row in itertools.groupby(order[first:] + order[:first], key=lambda i: place[i])]
+    found: dict[int, int] = {}
+    for row, following in zip(rows, rows[1:] + rows[:1]):
+        found.update(zip(row, itertools.cycle(following)))
+    return [found[i] for i in range(len(place))]
 
 
 @dataclass(frozen=True)

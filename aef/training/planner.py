@@ -18,7 +18,7 @@ from aef.model import cost
 from aef.sources import BUILT_IN, Registry
 
 from .workers import STEPS_AHEAD, UNITS_AHEAD
-from .zero import micro_batches, precision_of, resolve, stage_of
+from .zero import gradient_bytes, micro_batches, precision_of, resolve, stage_of
 
 CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
 RESERVED = 0.1
@@ -130,7 +130,7 @@ def plan(
         outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
         loader=loader,
         shared=shared,
-        traffic=_traffic(config, count, stage, precision, ranks),
+        traffic=_traffic(config, count, settings, ranks),
     )
 
 
@@ -207,7 +207,7 @@ def _states(count: int, stage: int, precision: str, ranks: int, settings: dict[s
     buckets = 0.0
     if stage >= 1 and ranks > 1:
         doubled = 2 if zero.get("overlap_comm") else 1
-        buckets = float(doubled * element * zero.get("reduce_bucket_size", 5 * 10**8))
+        buckets = float(doubled * gradient_bytes(settings) * zero.get("reduce_bucket_size", 5 * 10**8))
     if stage == 3 and ranks > 1:
         # Gathered parameters of the modules at work and of those prefetched.
         buckets += element * min(count, zero.get("stage3_prefetch_bucket_size", 0) + count / 10)
@@ -221,24 +221,30 @@ def _states(count: int, stage: int, precision: str, ranks: int, settings: dict[s
     }
 
 
-def _traffic(config: Config, count: int, stage: int, precision: str, ranks: int) -> dict[str, float]:
-    """Bytes that one rank sends per optimiser step."""
+def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -> dict[str, float]:
+    """Bytes that one rank sends per optimiser step.
+
+    DeepSpeed 0.19 reduces gradients to all ranks at stages 0 to 2 (there and back), at stage 3 to their owners only; from
+    stage 2 up in every micro-batch.
+    """
     if ranks == 1:
         return {}
-    element = 2 if precision == "bfloat16" else 4
+    stage, element = stage_of(settings), 2 if precision_of(settings) == "bfloat16" else 4
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
-    passes = {0: 2, 1: 2, 2: 1 + accumulation, 3: 3 * accumulation}[stage]
+    reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim
     traffic = {
-        "gradients and weights": passes * element * count * away,
+        "gradients": reductions * gradient_bytes(settings) * count * away,
+        "weights": gathers * element * count * away,
         # Each sample's partner field, and its gradient on the way back.
         "uniformity partners": 2.0 * share * field,
     }
     if config.model.text_dim:
         traffic["text vectors"] = 4.0 * share * 2 * config.model.embedding_dim * ranks * 2
-    return traffic
+    return {kind: size for kind, size in traffic.items() if size}
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ def resolve(
     """The complete DeepSpeed configuration of a run: "auto" entries filled in, batch sizes and clipping added.
 
     ``bf16.enabled`` = auto means: from ZeRO-1 up, on a GPU that has bf16 or where ``model.compute_dtype`` asks for it.
-    Bucket sizes = auto means: the model's size, so that a small model does not allocate gigabytes.
+    Bucket sizes = auto means: the model's size, so that a small model does not allocate gigabytes. With bf16, gradients are
+    summed and cross ranks in fp32 unless ``communication_data_type`` says otherwise.
 
     Raises:
         ConfigError: as `read_configuration`; bf16 asked of a GPU that lacks it; bf16 at stage 0 (DeepSpeed takes another, worse path there); a batch that
@@ -90,6 +91,8 @@ def resolve(
         raise ConfigError("DeepSpeed's bf16 at stage 0 loses precision: take zero1, or model.compute_dtype=bfloat16")
     if bf16.get("enabled"):
         found.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        # What was summed in fp32 would be rounded to cross ranks.
+        found.setdefault("communication_data_type", "fp32")
     for key in BUCKETS:
         if zero.get(key) == "auto":
             zero[key] = min(max(parameters, SMALLEST_BUCKET), LARGEST_BUCKET)
@@ -159,6 +162,11 @@ def stage_of(configuration: Mapping[str, Any]) -> int:
 
 def precision_of(configuration: Mapping[str, Any]) -> str:
     return "bfloat16" if configuration.get("bf16", {}).get("enabled") else "float32"
+
+
+def gradient_bytes(configuration: Mapping[str, Any]) -> int:
+    """Of one gradient's value as it crosses ranks."""
+    return 4 if configuration.get("communication_data_type", "fp32").lower() == "fp32" else 2
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------

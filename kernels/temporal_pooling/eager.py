@@ -45,18 +45,20 @@ def pooling_forward(
     states: Tensor, table: Tensor, query: Tensor, bias: Tensor | None, chosen: list[int], lengths: list[int]
 ) -> tuple[Tensor, list[Pooled]]:
     """`states` (F, P, C), `table` (F, C), `query` (Q, H, C), `bias` (pairs, H) or None → out (Q, P, H, C) and what
-    backward needs. `chosen` holds each period's segment, `lengths` each segment's frames."""
+    backward needs. `chosen` holds each period's segment, `lengths` each segment's frames. Logits and their softmax are fp32:
+    of operands in bf16 too, as the products are faster that way on a CPU."""
     (periods, heads, channels), pixels = query.shape, states.shape[1]
-    query = query.to(states.dtype)
+    full = torch.promote_types(states.dtype, torch.float32)
+    query = query.to(states.dtype).to(full)  # rounded, as backward reads it
     out = states.new_zeros(periods, pixels, heads, channels)
     pooled = []
     for start, length, rows, pairs in _segments(chosen, lengths):
         x = states[start : start + length] + table[start : start + length, None].to(states.dtype)
-        logits = x.flatten(0, 1) @ query[rows].flatten(0, 1).T  # (T·P, K)
+        logits = x.flatten(0, 1).to(full) @ query[rows].flatten(0, 1).T  # (T·P, K)
         logits = logits.view(length, pixels, len(rows), heads)
         if bias is not None:
-            logits += bias[pairs].permute(1, 0, 2)[:, None].to(logits.dtype)  # (T, 1, periods, H)
-        weights = logits.flatten(2).softmax(dim=0)
+            logits += bias[pairs].permute(1, 0, 2)[:, None].to(full)  # (T, 1, periods, H)
+        weights = logits.flatten(2).softmax(dim=0).to(states.dtype)
         one = torch.bmm(weights.permute(1, 2, 0), x.transpose(0, 1))  # (P, K, C)
         out[rows] = one.view(pixels, len(rows), heads, channels).transpose(0, 1)
         pooled.append(Pooled(start, rows, pairs, x, weights))

@@ -101,22 +101,24 @@ def test_a_support_shorter_than_the_shortest_period_is_summarised_whole():
 
 @settings(max_examples=300, deadline=None)
 @given(seed=seeds, frames=st.lists(st.integers(0, 3000), min_size=1, max_size=8, unique=True))
-def test_a_support_holds_a_frame_and_is_a_year_or_what_there_is(seed, frames):
+def test_a_support_is_a_year_that_holds_a_frame_and_all_where_they_span_less(seed, frames):
     times = START + np.sort(np.array(frames, np.int64)) * DAY_MS
-    support = draw_support(rng(seed), times, 365 * DAY_MS, 8 * DAY_MS)
+    support = draw_support(rng(seed), times, 365 * DAY_MS)
     inside = (times >= support.start_ms) & (times < support.end_ms)
+    assert days(support) == 365
     assert inside.any()
-    span = (times[-1] - times[0]) / DAY_MS
-    assert days(support) == pytest.approx(min(365, max(span, 8)), abs=1e-6)
-    if span < 365:
+    if times[-1] - times[0] < 365 * DAY_MS:
         assert inside.all()
 
 
-def test_supports_start_anywhere_not_with_the_calendar():
-    times = START + np.arange(0, 730, 5, dtype=np.int64) * DAY_MS
-    starts = np.array([draw_support(rng(seed), times, 365 * DAY_MS, 8 * DAY_MS).start_ms for seed in range(400)])
-    share = (starts - START) / ((725 - 365) * DAY_MS)
-    assert 0 <= share.min() < 0.05 and 0.95 < share.max() <= 1.0 + 1e-6
+@pytest.mark.parametrize("span", [2000, 725, 215, 60, 0])
+def test_supports_start_anywhere_not_with_the_calendar(span):
+    """Among the frames where they span more than a year, around them where they span less."""
+    times = START + np.arange(0, span + 5, 5, dtype=np.int64) * DAY_MS
+    starts = np.array([draw_support(rng(seed), times, 365 * DAY_MS).start_ms for seed in range(400)])
+    low, high = sorted((0, span - 365))
+    share = (starts - START - low * DAY_MS) / ((high - low) * DAY_MS)
+    assert -1e-6 <= share.min() < 0.05 and 0.95 < share.max() <= 1.0 + 1e-6
     assert share.mean() == pytest.approx(0.5, abs=0.05)
 
 

@@ -13,8 +13,11 @@ from aef.data.crop import Crop
 from aef.data.periods import overlap
 from aef.data.withheld import WithheldDates
 from aef.sources import BUILT_IN, INPUTS
-from aef.timecode import DAY_MS, Period
+from aef.timecode import DAY_MS, Period, parse_time
 from tests.data.drawing import draw, draws, sampler
+
+START = parse_time("2019-01-01")
+"""Where the chips of make_chip begin."""
 
 
 def same(one, other) -> bool:
@@ -100,8 +103,49 @@ def test_a_support_ends_before_its_end(chip):
 def test_a_chip_of_a_few_days_gives_what_it_has(make_chip):
     chip = make_chip("place", sources=("sentinel2", "sentinel1"), days=6)
     sample = draw(chip)
-    assert sample.support.length_ms == 8 * DAY_MS
+    assert sample.support.length_ms == 365 * DAY_MS
     assert sum(len(f.time_ms) for f in sample.teacher.values()) + 2 >= 12
+
+
+@pytest.fixture(params=[60, 215])
+def season(request, make_chip):
+    """A year of months, of which the frames cover the days from the 70th on only."""
+    chip = make_chip("place", side=4, frames={"sentinel2": 60, "sentinel1": 30, "landsat": 30})
+    for name in ("sentinel2", "sentinel1", "landsat", "palsar2"):
+        since = chip.sources[name].time_ms - START
+        chip.sources[name].time_ms = START + 70 * DAY_MS + since * request.param // 365
+    return chip, Period(START + 70 * DAY_MS, START + (70 + request.param) * DAY_MS)
+
+
+def test_a_season_lies_anywhere_in_its_year_and_the_months_around_it_are_decoded(season):
+    chip, observed = season
+    samples = draws(chip, 60, text=lambda _: np.ones(4, np.float32))
+    starts = np.array([(sample.support.start_ms - observed.start_ms) / DAY_MS for sample in samples])
+    assert np.ptp(starts) > 0.8 * (365 - observed.length_ms / DAY_MS)
+    for sample in samples:
+        assert sample.support.length_ms == 365 * DAY_MS
+        assert overlap(sample.support, observed) >= observed.length_ms - 5 * DAY_MS  # all frames, that is
+        asked = [target.period for targets in sample.targets.values() for target in targets]
+        for period in (*asked, sample.consistency_period, *(text.period for text in sample.texts)):
+            assert 4 * DAY_MS < period.length_ms == overlap(period, sample.support)
+        assert all(one.period.contains(one.time_ms) for targets in sample.targets.values() for one in targets)
+    outside = [not observed.contains(sample.targets["era5_land"][0].time_ms) for sample in samples]
+    assert np.mean(outside) > 0.2
+
+
+def test_the_lost_half_year_of_a_season_is_asked_only_of_a_student_that_kept_frames(season):
+    chip, observed = season
+    for strategies in ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        weights, lost = [], []
+        for sample in draws(chip, 40, student_strategies=strategies):
+            weights.append(sample.consistency_weight)
+            assert sample.consistency_weight == bool(sample.student)
+            kept = len(sample.student["sentinel2"].time_ms) if "sentinel2" in sample.student else 0
+            lost.append(len(sample.teacher["sentinel2"].time_ms) - kept)
+        # The middle of the year is always among the frames of the long season, seldom among those of the short one.
+        long = observed.length_ms > 182.5 * DAY_MS
+        assert (min(weights), min(lost) > 0) == ((1, True) if long else (0, False))
+        assert np.mean(weights) > 0.3
 
 
 def test_jitter_moves_all_times_of_a_sample_together(make_chip):

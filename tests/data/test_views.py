@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from aef.data.periods import overlap
+from aef.data.sampling import _draw_line_gap
 from aef.sources import INPUTS
-from aef.timecode import Period
+from aef.timecode import DAY_MS, Period
 from tests.data.drawing import draw, draws
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
@@ -73,6 +74,17 @@ def test_one_line_is_missing_from_all_sentinel_1_inputs_and_from_no_target(make_
     assert 1.0 < np.median(widths) < 1.5 < max(widths)
 
 
+def test_a_line_gap_is_up_to_two_pixels_wide_and_never_narrower_than_one():
+    widths = []
+    for seed in range(300):
+        gap = np.argwhere(_draw_line_gap(np.random.default_rng(seed), 192))
+        length = np.hypot(*(np.ptp(gap, axis=0) + 1))
+        if length > 96:
+            widths.append(len(gap) / length)
+    # Drawn between 0.5 and 2, and at least 1: a third is 1, the rest is uniform up to 2.
+    assert np.quantile(widths, [0.02, 0.25, 0.6, 0.98]) == pytest.approx([1, 1, 1.4, 1.97], abs=0.08)
+
+
 def test_the_line_gap_can_be_switched_off(chip):
     chip.sources["sentinel1"].valid[:] = True
     assert draw(chip, line_gap=False).teacher["sentinel1"].valid.all()
@@ -112,6 +124,15 @@ def test_frames_are_dropped_one_by_one_with_the_papers_odds(make_chip):
     assert {name: 1 - kept[name] / had[name] for name in INPUTS} == pytest.approx(
         {"sentinel2": 0.5, "sentinel1": 0.3, "landsat": 0.3}, abs=0.03
     )
+
+
+def test_a_student_without_single_frames_is_asked_about_any_period_of_more_than_four_days(make_chip):
+    chip = make_chip("place", side=4, sources=("sentinel2",), frames={"sentinel2": 20})
+    samples = draws(chip, 200, student_strategies=strategy(0))
+    lengths = [sample.consistency_period.length_ms / DAY_MS for sample in samples]
+    assert min(lengths) > 4 and max(lengths) == 365 and len(set(lengths)) > 120
+    assert all(overlap(s.consistency_period, s.support) == s.consistency_period.length_ms for s in samples)
+    assert np.mean([length < 182 for length in lengths]) > 0.3
 
 
 @pytest.mark.parametrize("beyond", [0.0, 183.0])

@@ -99,6 +99,26 @@ def test_images_arrive_as_they_are(standin, fetch, name):
     check_transform(name, series, raw)
 
 
+class Extreme(World):
+    """Radar images whose first rows lie at -35 dB, and whose last at 15 dB."""
+
+    def _band(self, collection, index, band):
+        raster = super()._band(collection, index, band)
+        if collection.endswith("S1_GRD") and band != "angle":
+            edge = raster.values.shape[0] // 4
+            raster.values[:edge], raster.values[-edge:] = -35, 15
+        return raster
+
+
+def test_backscatter_below_30_and_above_10_db_is_not_observed(standin, fetch):
+    found, usual = (fetch(standin(world), "sentinel1", px=2 * PX).series for world in (Extreme(), WORLD))
+    seen, expected = found.valid[:, :2], usual.valid[:, :2]
+    values = found.values[:, :2]
+    assert values[seen].min() >= -30 and values[seen].max() <= 10
+    lost = (expected & ~seen).mean() / expected.mean()
+    assert 0.2 < lost < 0.8 and not values[expected & ~seen].any()
+
+
 def test_sentinel1_holds_only_the_polarisations_of_each_scene(standin, fetch):
     series = fetch(standin(WORLD), "sentinel1", px=PX).series
     held = series.valid.any(axis=(2, 3))

@@ -75,6 +75,15 @@ def test_large_logits_stay_finite():
     assert out.isfinite().all()
 
 
+def test_logits_of_bfloat16_operands_are_not_rounded():
+    """Weights and result are, each by up to half of bf16's spacing: less in the mean over many values."""
+    states, table, query, _, *rest = make_inputs([103], [0, 0], False, pixels=16, channels=128, dtype=torch.float32)
+    rounded = [one.detach().bfloat16() for one in (states, 0 * table, query)]
+    expected = temporal_pooling_reference(*(one.double() for one in rounded), None, *rest)
+    error = (temporal_pooling(*rounded, None, *rest).double() - expected).norm() / expected.norm()
+    assert error < 2**-8
+
+
 def test_no_period_gives_an_empty_result():
     assert temporal_pooling(*make_inputs([3], [], False)).shape == (0, 3, 2, 5)
 

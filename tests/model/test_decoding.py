@@ -119,6 +119,19 @@ def test_every_target_is_decoded_from_the_summary_of_its_own_period(make_model, 
     assert torch.equal(changed.reconstructions["sentinel2"], output.reconstructions["sentinel2"])
 
 
+def test_a_target_is_decoded_at_its_position_in_its_own_period(make_model, make_batch):
+    model, batch = make_model().eval(), make_batch(2, text_dim=8, targets_per_source=2)
+    asked = {}
+    for name, decoder in model.decoders.items():
+        decoder.register_forward_pre_hook(lambda module, inputs, name=name: asked.update({name: inputs[2]}))
+    model(batch)
+    for name, block in batch.targets.items():
+        start, end = batch.periods[block.period_row].unbind(-1)
+        torch.testing.assert_close(
+            asked[name].double(), (block.time_ms - start) / (end - start).double(), atol=1e-6, rtol=0
+        )
+
+
 # --- text -----------------------------------------------------------------------------------------------------------
 
 

@@ -201,6 +201,16 @@ def test_uniformity_spreads_the_teachers_and_consistency_moves_both_views(batch)
         assert set(touched.nonzero()[:, 0].tolist()) == moved
 
 
+def test_uniformity_pulls_both_fields_of_a_pair(batch):
+    output = output_for(batch)
+    only = objective(reconstruction_weight=0.0, consistency_weight=0.0, text_weight=0.0)
+    only(output, batch, world=ALONE).total.backward()
+    leaf = output.leaves[0].detach().requires_grad_()
+    fields = F.normalize(leaf, dim=-1)[batch.teacher_row]
+    (0.05 * (fields * fields[[1, 2, 0]]).sum(-1).abs().mean()).backward()
+    torch.testing.assert_close(output.leaves[0].grad, leaf.grad)
+
+
 def test_the_text_term_is_the_mean_over_texts_at_a_temperature_learnt_as_a_logarithm(make_samples, pack):
     samples = make_samples(3, targets=TARGETS, text_dim=4)
     samples[1].texts = ()

@@ -145,6 +145,36 @@ def test_regridding_averages_by_weight_with_partial_cells_at_the_rim(side):
         assert value[n].item() == pytest.approx(total / count)
 
 
+@pytest.mark.parametrize("side", [7, 16])
+def test_a_footprint_is_asked_of_all_pixels_of_its_20_m_cell(side):
+    """The prediction's mean is over the whole cell inside the crop, the target's over the footprints; also with an offset."""
+    prediction, target = random(2, side, side, 3), random(2, side, side, 3, seed=3)
+    weight = (some_weight(2, side, side, 1) > 0.8).double()
+    offset = torch.tensor([[0, 0], [1, 1]])
+    value, _ = reconstruction_error(BUILT_IN["gedi"], prediction, target, weight, offset)
+    for n in range(2):
+        total = count = 0.0
+        for y in range(-int(offset[n, 0]), side, 2):
+            for x in range(-int(offset[n, 1]), side, 2):
+                rows, cols = slice(max(y, 0), y + 2), slice(max(x, 0), x + 2)
+                p, t, w = (a[n, rows, cols] for a in (prediction, target, weight))
+                for c in range(3):
+                    if w.sum() > 0:
+                        mean = (t[..., c] * w[..., 0]).sum() / w.sum()
+                        total += float(w.sum() * (p[..., c].mean() - mean).abs())
+                        count += float(w.sum())
+        assert value[n].item() == pytest.approx(total / count)
+
+
+def test_a_footprint_moves_the_prediction_of_its_whole_cell_and_no_other():
+    prediction = random(1, 8, 8, 1).requires_grad_()
+    weight = torch.zeros(1, 8, 8, 1)
+    weight[0, 3, 4] = 1
+    reconstruction_error(BUILT_IN["gedi"], prediction, random(1, 8, 8, 1, seed=3), weight)[0].sum().backward()
+    assert prediction.grad[0, 2:4, 4:6].abs().flatten().tolist() == [0.25] * 4
+    assert torch.count_nonzero(prediction.grad) == 4
+
+
 def test_a_cell_of_1280_m_compares_one_value_per_chip():
     prediction, target = random(2, 16, 16, 1), random(2, 16, 16, 1, seed=3)
     ones = torch.ones_like(target)

@@ -1,5 +1,7 @@
 """Uniformity, consistency and the contrastive term, each against its formula."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,18 @@ def unit(*shape, seed=0):
 
 def test_the_partner_is_the_next_sample_of_another_place_in_global_order():
     assert partners([0, 1, 2, 3], [7, 8, 9, 10]) == [1, 2, 3, 0]
-    assert partners([0, 1, 2, 3], [7, 7, 8, 8]) == [2, 2, 0, 0]
     assert partners([0, 1, 2, 3], [7, 7, 8, 7]) == [2, 2, 3, 2]
     # Global order, not the order in which ranks hold the samples.
     assert partners([3, 0, 2, 1], [10, 7, 9, 8]) == [1, 3, 0, 2]
+
+
+def test_crops_of_a_chip_are_paired_with_those_of_the_next_one_by_one():
+    assert partners([0, 1, 2, 3], [7, 7, 8, 8]) == [2, 3, 0, 1]
+    crops = partners(range(24), [number // 4 for number in range(24)])
+    assert sorted(crops) == list(range(24)) and crops[:5] == [4, 5, 6, 7, 8]
+    # Of fewer crops each is taken in turn; a chip that the end of the batch cuts is one.
+    assert partners([0, 1, 2, 3, 4], [7, 7, 7, 8, 8]) == [3, 4, 3, 0, 1]
+    assert partners([0, 1, 2, 3], [7, 8, 8, 7]) == [2, 3, 0, 1]
 
 
 def test_one_place_has_no_partner():
@@ -39,8 +49,11 @@ def test_partners_agree_with_a_plain_search(seed):
     place = torch.randint(0, 3, (9,), generator=generator).tolist()
     by_order = {index: i for i, index in enumerate(order)}
     for i, found in enumerate(partners(order, place)):
-        steps = (by_order[(order[i] + step) % 9] for step in range(1, 9))
-        assert found == next(j for j in steps if place[j] != place[i])
+        before = next(step for step in range(9) if place[by_order[(order[i] - step - 1) % 9]] != place[i])
+        later = [by_order[(order[i] + step) % 9] for step in range(1, 18)]
+        other = next(step for step, j in enumerate(later) if place[j] != place[i])
+        row = next(list(run) for _, run in itertools.groupby(later[other:], key=lambda j: place[j]))
+        assert found == row[before % len(row)]
 
 
 def test_random_vectors_reach_the_floor_of_0_0997():

@@ -1,9 +1,10 @@
 """One rank of the equality tests: python ranks.py RANK SIZE STORE OUT CASE [CASE …]
 
-A case is STAGE[+checkpoint][+micro][+sharded][+compile][+large]: ZeRO stage; whole-block activation checkpointing;
-micro-batches of one sample (cache and replay); ZeRO-3 that shards even the smallest parameter; blocks compiled; one step of
-the preset `large` at 16 px instead of ten of `tiny`. bf16 is never on. Writes to OUT, as JSON,
-the losses of every step, whether the poisoned step left everything as it was, and the sum of the final weights.
+A case is STAGE[+checkpoint][+micro][+sharded][+compile][+bf16][+large]: ZeRO stage; whole-block activation checkpointing;
+micro-batches of one sample (cache and replay); ZeRO-3 that shards even the smallest parameter; blocks compiled; bf16 as on a
+GPU; one step of the preset `large` at 16 px instead of ten of `tiny`. Writes to OUT, as JSON, the losses of every step,
+whether the poisoned step left everything as it was, the sum of the final weights, and the share of averaged gradients that
+bf16 could not hold.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_samples, collate
@@ -68,6 +70,7 @@ def build_config(case):
             checkpointing=next((kind for word, kind in RECOMPUTED.items() if word in case), "none"),
             inputs=INPUTS,
             compile="compile" in case,
+            compute_dtype="bfloat16" if "bf16" in case else "float32",
         ),
         objective=dataclasses.replace(tiny.objective, text_weight=0.1),
         train=dataclasses.replace(
@@ -113,6 +116,20 @@ def inner_state(engine):
     return {str(i): dict(state) for i, state in enumerate(optimizer.state.values())}
 
 
+def watch_gradients(engine):
+    """The share of the averaged gradients that bf16 cannot hold, of each step as it is taken."""
+    shares, step = [], engine.step
+
+    def watched(lr):
+        gradients = [safe_get_full_grad(p) for p in engine.model.parameters()]
+        beyond = [(g != g.bfloat16()).double().mean() for g in gradients if g is not None and g.isfinite().all()]
+        shares.append(float(sum(beyond) / max(len(beyond), 1)))
+        return step(lr)
+
+    engine.step = watched
+    return shares
+
+
 def train(case, ranks):
     config = build_config(case)
     torch.manual_seed(0)
@@ -121,6 +138,7 @@ def train(case, ranks):
     names = [name for name, _ in model.named_parameters()]
     parameters = sum(p.numel() for p in model.parameters())
     engine = Engine(model, config, configuration(case, config, ranks, parameters), ranks)
+    finer = watch_gradients(engine) if "bf16" in case else []
     objective = Objective(config.objective, BUILT_IN, statistics, TARGETS, data=config.data)
     share, losses, untouched, suspects, step = GLOBAL_BATCH // ranks.size, [], None, [], 0
     micro = config.train.micro_batch
@@ -145,6 +163,7 @@ def train(case, ranks):
         losses.append({**done.losses.record(), "grad_norm": done.grad_norm})
     weights = engine.weights()
     result = {"losses": losses, "untouched": untouched, "suspects": [name for own in suspects for name in own]}
+    result["finer_than_bf16"] = finer
     if weights is not None:
         result["weights"] = {name: float(weights[name].double().sum()) for name in names}
         result["some"] = {

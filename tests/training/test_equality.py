@@ -12,6 +12,10 @@ import pytest
 from aef.training.zero import shipped_names
 
 TOLERANCE = 1e-4
+BF16_EPS = 2**-7
+"""Between neighbours in bf16. Ranks round their own gradients to it before these meet, so that weights of one rank and of two
+come to differ in their last bit, and what is a mean over all of them by no more than that."""
+BF16 = "1+bf16"
 SCRIPT = Path(__file__).with_name("ranks.py")
 # Pairwise over stage, checkpointing, accumulation and how far ZeRO-3 shards; sharded without checkpointing too, where a
 # merge takes the parameters of the norm that reads its state, and with operands made again, which need them in backward.
@@ -58,13 +62,18 @@ def same(found, expected):
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory):
-    return run_ranks(1, ["0"], tmp_path_factory.mktemp("one") / "run")[0]["0"]
+def alone(tmp_path_factory):
+    return run_ranks(1, ["0", BF16], tmp_path_factory.mktemp("one") / "run")[0]
+
+
+@pytest.fixture(scope="module")
+def one_rank(alone):
+    return alone["0"]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    return run_ranks(2, SELECTED, tmp_path_factory.mktemp("two") / "run")
+    return run_ranks(2, [*SELECTED, BF16], tmp_path_factory.mktemp("two") / "run")
 
 
 @pytest.mark.parametrize("case", SELECTED)
@@ -88,6 +97,33 @@ def test_losses_of_the_reference_run_are_all_present(one_rank):
 
 def test_zero_3_without_a_threshold_holds_half_of_the_parameters(two_ranks):
     assert all(result[SELECTED[3]]["held_share"] <= 0.55 for result in two_ranks)
+
+
+def same_in_bf16(found, expected):
+    """The same first losses from the same weights; from then on as far as bf16 tells apart; gradients met in fp32."""
+    first, theirs = found["losses"][0], expected["losses"][0]
+    for name in ("loss", "reconstruction", "consistency", "uniformity", "text"):
+        assert first[name] == pytest.approx(theirs[name], rel=TOLERANCE), name
+    assert first["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=BF16_EPS)
+    losses = [[step["loss"] for step in run["losses"]] for run in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=BF16_EPS)
+    assert found["untouched"] is True
+    # The mean of two values in bf16 has more digits than bf16 has, about every third time.
+    assert sum(found["finer_than_bf16"]) > 0.2 * 10 and not any(expected["finer_than_bf16"])
+
+
+def test_two_ranks_in_bf16_equal_one_and_average_their_gradients_in_fp32(alone, two_ranks):
+    for result in two_ranks:
+        same_in_bf16(result[BF16], alone[BF16])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_so_do_the_sharded_stages(alone, tmp_path):
+    cases = ["2+bf16", "2+micro+bf16", "3+bf16", "3+sharded+bf16"]
+    for result in run_ranks(2, cases, tmp_path / "two", timeout_s=3000):
+        for case in cases:
+            same_in_bf16(result[case], alone[BF16])
 
 
 @pytest.mark.long

@@ -86,7 +86,8 @@ def test_sharding_divides_what_it_should():
     assert stages[1].optimizer == one.optimizer / 8 and stages[1].gradients == one.gradients
     assert stages[2].gradients == one.gradients / 8 and stages[2].weights == one.weights
     assert stages[3].weights == one.weights / 8
-    assert stages[3].traffic["gradients and weights"] > stages[1].traffic["gradients and weights"]
+    sent = {s: stages[s].traffic["gradients"] + stages[s].traffic["weights"] for s in stages}
+    assert sent[3] > sent[1]
     offload = plan("large", on_gpu=True, ranks=8, deepspeed_config="zero3_offload")
     assert offload.optimizer == 0 and offload.host == stages[3].optimizer
 
@@ -113,6 +114,21 @@ def test_waiting_samples_are_counted():
     found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8)
     assert found.loader == size * (3 * 32 + 3 * 8 * 2) and found.shared == size * (3 * 32 + 2 * 8 * 2)
     assert any("of it in /dev/shm; of the 8 ranks: " in line for line in planner.describe(found))
+
+
+@pytest.mark.parametrize(("stage", "gradients", "weights"), [(1, 8, 2), (2, 8 * 32, 2), (3, 4 * 32, 4 * 32)])
+def test_gradients_travel_in_fp32_and_weights_in_bf16(stage, gradients, weights):
+    """Bytes of a parameter in a step of 32 micro-batches; gradients go there and back where all ranks get them."""
+    found = plan("large", "train.micro_batch=1", on_gpu=True, ranks=8, deepspeed_config=f"zero{stage}")
+    away = found.parameters * 7 / 8
+    assert found.traffic["gradients"] == gradients * away and found.traffic["weights"] == weights * away
+
+
+def test_gradients_travel_as_a_configuration_of_ones_own_says(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"communication_data_type": "bf16", "zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}')
+    found = plan("large", on_gpu=True, ranks=8, deepspeed_config=str(path))
+    assert found.traffic["gradients"] == 4 * found.parameters * 7 / 8
 
 
 def test_only_partner_fields_travel_for_uniformity():
