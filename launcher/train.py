@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(config: Config, options) -> int:
-    from aef.training.log import stopped_early
-    from aef.training.signals import StopsAtOnce
+    from aef.training.signals import StopsAtOnce, stopped_early
 
     with StopsAtOnce() as signals:
         try:

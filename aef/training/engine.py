@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -146,10 +147,12 @@ class Trainer:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
         self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
-        with self.ranks.watching():
+        with self.ranks.watching(), ExitStack() as undone:
             opened: Opening = open_run(
                 config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
             )
+            self._release = opened.release
+            undone.callback(self._release)
             self.run: Run = opened.run
             self.config, self.data = self.run.config, Path(data)
             self.position = opened.position
@@ -185,6 +188,7 @@ class Trainer:
             self.bad_chips = BadChips(len(chips), self.config.data.max_bad, opened.bad_chips)
             self._saved_step = self.position.step if opened.checkpoint is not None else -1
             self._describe(parameters, opened)
+            undone.pop_all()
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -439,10 +443,13 @@ class Trainer:
             self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)
 
     def close(self) -> None:
-        """Stop the loader and let DeepSpeed go. The process group stays, for the next trainer of this process."""
-        self.loader.close()
-        self.engine.close()
-        self.log.close()
+        """Stop the loader, let DeepSpeed go and other trainings into the run's folder. The process group stays, for the next
+        trainer of this process."""
+        with ExitStack() as last:
+            last.callback(self._release)
+            self.loader.close()
+            self.engine.close()
+            self.log.close()
 
     def __enter__(self) -> Trainer:
         return self

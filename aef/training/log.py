@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .tensorboard import Scalars
 
 LOG_FILE, EVENTS_FILE, VALIDATION_FILE = "log.jsonl", "events.jsonl", "validation.jsonl"
+Say = Callable[[str], None]
+"""Tells the user one line of news."""
+
 TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 
@@ -113,13 +116,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
-def significant(value: float | None, digits: int = 6) -> float | None:
-    """Round for a log line; None stays None (JSON null)."""
-    if value is None or value == 0 or not math.isfinite(value):
-        return value
-    return round(value, digits - 1 - math.floor(math.log10(abs(value))))
-
-
 class Display:
     """Progress of a run: a bar with loss terms, frames/s, data-wait share and time left on a terminal; elsewhere plain
     lines, one every ``PLAIN_EVERY_S`` seconds and at the first and last step."""
@@ -179,13 +175,6 @@ class Display:
             f"{duration(left)} left",
         ]
         return "  ".join(terms) + (f"  skipped {record['skipped']}" if record["skipped"] else "")
-
-
-def stopped_early(run: Path, received: str) -> None:
-    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had taken."""
-    run.mkdir(parents=True, exist_ok=True)
-    step = max((event["step"] for event in read_events(run)), default=0)
-    StepLog(run).event("stopped", step=step, signal=received)
 
 
 def duration(seconds: float) -> str:

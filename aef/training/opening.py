@@ -9,7 +9,6 @@ import dataclasses
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +36,9 @@ from aef.text.tower import TowerError, TowerIdentity
 
 from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, Position, State, restore_generator
 from .distributed import Ranks
-from .log import StepLog, read_events
+from .log import Say, StepLog, read_events
 from .planner import filler
+from .run_lock import RunLock
 from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
@@ -61,18 +61,24 @@ MAY_CHANGE = {
 the rest of the schedule, which is said."""
 
 UNIVERSAL = ".universal"
-Say = Callable[[str], None]
 
 
 @dataclass
 class Opening:
-    """A run ready to train: its description, where it stands, and what to restore (None: it starts)."""
+    """A run ready to train: its description, where it stands, what to restore (None: it starts), and on rank 0 the lock
+    that keeps other trainings out until `release`."""
 
     run: Run
     position: Position
     checkpoint: Path | None = None
     universal: Path | None = None
     bad_chips: tuple[str, ...] = ()
+    lock: RunLock | None = None
+
+    def release(self) -> None:
+        """Let other trainings into the run's folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     def restore(self, engine: Engine, ranks: Ranks) -> None:
         """Load weights, moments and generator states into the engine. Collective; the manifest has passed."""
@@ -90,7 +96,8 @@ def open_run(
     """Open ``out``: new, or with ``resume`` where it stands. Collective.
 
     Raises:
-        RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named.
+        RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named; another training
+            is at work in it.
         ConfigError: a resumed run would change a setting that it may not.
         CheckpointError: no checkpoint can be trusted, or it cannot be loaded by these ranks at this stage.
     """
@@ -99,7 +106,10 @@ def open_run(
         resolve(deepspeed_config, config, ranks=ranks.size, on_gpu=ranks.device.type == "cuda", parameters=0)
     )
 
+    locks: list[RunLock] = []  # one, on rank 0
+
     def decide() -> list[str | None]:
+        locks.append(RunLock(out, say))
         if (out / DESCRIPTION).exists():
             return _reopen(config, data, out, resume, State(Position(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
@@ -107,14 +117,20 @@ def open_run(
         create_run(config, data, out, say, ranks.size)
         return [None, None]
 
-    checkpoint, universal = (
-        None if path is None else Path(path) for path in ranks.on_first(decide, "opening the run", say)
-    )
-    run = Run.read(out)
-    if checkpoint is None:
-        return Opening(run, Position())
-    state = State.read(checkpoint / STATE)
-    return Opening(run, state.position, checkpoint, universal, state.bad_chips)
+    try:
+        checkpoint, universal = (
+            None if path is None else Path(path) for path in ranks.on_first(decide, "opening the run", say)
+        )
+        run = Run.read(out)
+        lock = locks[0] if locks else None
+        if checkpoint is None:
+            return Opening(run, Position(), lock=lock)
+        state = State.read(checkpoint / STATE)
+        return Opening(run, state.position, checkpoint, universal, state.bad_chips, lock)
+    except BaseException:
+        for lock in locks:
+            lock.release()
+        raise
 
 
 # --- a new run -------------------------------------------------------------------------------------------------------

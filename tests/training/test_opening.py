@@ -272,7 +272,9 @@ def test_a_run_is_not_resumed_where_filler_would_be_too_much_of_the_smaller_micr
         with pytest.raises(ConfigError, match=words):
             resume(refused, ranks)
     assert (run / "config.yaml").read_bytes() == before
-    assert resume(config, 1).position.step == 0
+    opened = resume(config, 1)
+    assert opened.position.step == 0
+    opened.release()
 
 
 def test_a_run_whose_checkpoints_are_from_an_earlier_version_goes_on(chips, tmp_path, configure):
