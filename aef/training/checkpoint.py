@@ -47,6 +47,9 @@ FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
     "rng.json",
     "restart",
 )
+GO_ON = "go on with the same command (`aef train`: with --resume auto)"
+"""What to type after a run has stopped, whichever command trains."""
+
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -233,8 +236,8 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
         if ranks.is_first:
             checkpoints.clear_partial()
         raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and go "
-            "on with --resume auto; earlier checkpoints are untouched"
+            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and "
+            f"{GO_ON}; earlier checkpoints are untouched"
         )
 
     def publish() -> str:

@@ -37,7 +37,16 @@ from aef.run import Run, build_model, load_state, read_weights
 
 from .accumulation import CachedOutputs
 from .bad_chips import BadChips, suspects
-from .checkpoint import CheckpointError, Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
+from .checkpoint import (
+    GO_ON,
+    CheckpointError,
+    Checkpoints,
+    ChipNames,
+    Position,
+    State,
+    require_same_model,
+    write_checkpoint,
+)
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
@@ -414,7 +423,7 @@ class Trainer:
             self.save_checkpoint()
         if self.ranks.is_first:
             self.log.event("stopped", step=self.position.step, signal=received)
-            self.display.say(f"stopped at step {self.position.step}: a checkpoint is written, go on with --resume auto")
+            self.display.say(f"stopped at step {self.position.step}: a checkpoint is written, {GO_ON}")
 
     def _finish(self) -> None:
         if self._saved_step != self.position.step:

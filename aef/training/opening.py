@@ -292,7 +292,7 @@ def _reopen(config: Config, data: Path, out: Path, resume: str | None, now: Stat
     run = Run.read(out)
     stored = load_config(str(out / SETTINGS))
     config = _same_list(stored, config, out, say)
-    _refuse_changes(stored, config)
+    _refuse_changes(stored, config, out)
     # Another number of ranks, or train.micro_batch, has other micro-batches, of which filler is another share.
     filler(config, run.registry, run.inputs, now.world_size)
     folder = ChipFolder(data, run.registry)
@@ -350,7 +350,7 @@ def _same_list(stored: Config, now: Config, out: Path, say: Say) -> Config:
     return dataclasses.replace(now, data=dataclasses.replace(now.data, withheld=stored.data.withheld))
 
 
-def _refuse_changes(stored: Config, now: Config) -> None:
+def _refuse_changes(stored: Config, now: Config, out: Path) -> None:
     changed = []
     for section in ("model", "data", "objective", "train"):
         before, after = getattr(stored, section), getattr(now, section)
@@ -361,7 +361,10 @@ def _refuse_changes(stored: Config, now: Config) -> None:
             if a != b and item.name not in MAY_CHANGE.get(section, ()):
                 changed.append(f"{section}.{item.name} {a!r} → {b!r}")
     if changed:
-        raise ConfigError(f"a resumed run keeps its settings, but {'; '.join(changed)}: use a new --out (--init-from)")
+        raise ConfigError(
+            f"a resumed run keeps its settings, but {'; '.join(changed)}: give those that it began with, which --config "
+            f"{out / SETTINGS} reads back, or start another run with a new --out (--init-from)"
+        )
 
 
 def _require_same_chips(state: State, folder: ChipFolder, config: Config, checkpoint: Path) -> None:
