@@ -42,16 +42,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(config: Config, options) -> None:
-    import torch
+    from aef.training.planner import describe_plan
 
-    from aef.training import planner
-
-    registry, (inputs, targets) = planner.find_sources(config, options.data)
-    on_gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "gpu"
-    choice = options.deepspeed_config
-    found = planner.plan(config, registry, inputs, targets, ranks=options.ranks, on_gpu=on_gpu, deepspeed_config=choice)
-    fits = planner.what_fits(config, registry, inputs, targets, ranks=options.ranks, choice=choice)
-    print("\n".join([*planner.cost_lines(found), *planner.describe(found), *fits]))
+    on_gpu = None if options.device == "auto" else options.device == "gpu"
+    print(describe_plan(config, options.data, options.deepspeed_config, options.ranks, on_gpu))
 
 
 def _measure(config: Config, options) -> None:

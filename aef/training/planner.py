@@ -252,12 +252,13 @@ def cost_lines(found: Plan) -> list[str]:
 
 def describe(found: Plan) -> list[str]:
     """The plan in words: memory of one rank by kind, and bytes on the wire."""
-    batch = f"{found.ranks} ranks x {found.accumulation} x {found.micro_batch} samples"
+    ranks = f"{found.ranks} rank{'s' * (found.ranks > 1)}"
+    batch = f"{ranks} x {found.accumulation} x {found.micro_batch} samples"
     parts = ("weights", "gradients", "optimizer", "buckets", "activations", "outputs", "host")
     lines = [
         f"per step: {batch}, {found.frames_per_sample:.0f} frames a sample (teacher and student), ZeRO stage {found.stage}, "
         f"{found.precision}",
-        "expected memory of one rank: " + format_gb(found.device_bytes),
+        f"expected memory of one rank in {found.precision}: {format_gb(found.device_bytes)}",
         *(f"  {part}: {format_gb(getattr(found, part))}" for part in parts if getattr(found, part)),
     ]
     if found.filler:
@@ -292,21 +293,35 @@ def what_fits(
             sizes[way] = int(room // found.activations) if room > 0 else 0
         words = [f"{size} with checkpointing {way}" for way, size in sizes.items() if size]
         too_large = [way for way, size in sizes.items() if not size]
-        line = f"fits on {card}: micro-batch {', '.join(words)}" if words else f"does not fit on {card}"
+        on_card = f"on {card} in {found.precision}"
+        line = f"fits {on_card}: micro-batch {', '.join(words)}" if words else f"does not fit {on_card}"
         lines.append(line + (f"; does not fit with {' or '.join(too_large)}" if words and too_large else ""))
     return lines
 
 
-def describe_plan(config: Config, data: str | None, deepspeed_config: str | None, ranks: int) -> str:
-    """What `aef train --dry-run` prints below the settings. With ``data``, its own sources count."""
+def describe_plan(
+    config: Config, data: str | None, deepspeed_config: str | None, ranks: int, on_gpu: bool | None = None
+) -> str:
+    """What `aef train --dry-run` prints below the settings, and `aef throughput` first. With ``data``, its own sources count;
+    ``on_gpu`` None: whatever is here."""
     import torch
 
     registry, (inputs, targets) = find_sources(config, data)
-    on_gpu = torch.cuda.is_available()
-    found = plan(config, registry, inputs, targets, ranks=ranks, on_gpu=on_gpu, deepspeed_config=deepspeed_config)
-    fits = what_fits(config, registry, inputs, targets, ranks=ranks, choice=deepspeed_config)
-    heading = f"{', '.join(inputs)} → {', '.join(targets)}"
-    return "\n".join([*cost_lines(found), heading, *describe(found), *fits])
+    on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+
+    def planned(on_gpu: bool) -> Plan:
+        return plan(config, registry, inputs, targets, ranks=ranks, on_gpu=on_gpu, deepspeed_config=deepspeed_config)
+
+    here = planned(on_gpu)
+    lines = [*cost_lines(here), f"{', '.join(inputs)} → {', '.join(targets)}", *describe(here)]
+    if not on_gpu:
+        # A dry run stands on a login node, the run on a GPU: what fits there is of another precision, and so of other size.
+        there = planned(True)
+        lines.append(
+            f"this is for a CPU; expected memory of one rank on a GPU, in {there.precision}: {format_gb(there.device_bytes)}"
+        )
+    lines += what_fits(config, registry, inputs, targets, ranks=ranks, choice=deepspeed_config)
+    return "\n".join(lines)
 
 
 def find_sources(config: Config, data: str | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
