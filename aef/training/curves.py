@@ -43,13 +43,14 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
     figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place in axes[len(panels) :]:
-        place.set_axis_off()
-    for draw, place in zip(panels, axes, strict=False):
-        draw(place)
-        place.set_xlabel("step", fontsize=8)
-        place.tick_params(labelsize=7)
-        place.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for draw, axis in zip(panels, axes, strict=False):
+        draw(axis)
+        axis.set_xlabel("step", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     with writing(folder / FILE_NAME) as stream:
