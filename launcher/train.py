@@ -81,7 +81,7 @@ def _train(config: Config, options) -> int:
 def _run(config: Config, options) -> int:
     from aef.training import Trainer
     from aef.training.distributed import RankError
-    from aef.training.engine import TrainingError
+    from aef.training.trainer import TrainingError
 
     try:
         with Trainer(

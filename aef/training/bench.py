@@ -17,13 +17,14 @@ from aef.objective.objective import Objective
 from aef.run import Run
 
 from . import planner
+from .deepspeed_config import resolve
+from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import start
-from .engine import take_step
 from .loader import StepDataset
 from .opening import describe_run
 from .phases import PREFIX, Phases, profile_step
-from .zero import Engine, resolve
+from .step import take_step
 
 
 class StepBench:

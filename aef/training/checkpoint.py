@@ -34,8 +34,8 @@ from aef.run import write_weights
 if TYPE_CHECKING:
     from aef.data.chips import ChipFolder
 
+    from .deepspeed_engine import Engine
     from .distributed import Ranks
-    from .zero import Engine
 
 FORMAT_VERSION = 2
 """2: restart files hold weights whose bytes are no multiple of 16 last."""

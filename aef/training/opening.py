@@ -35,11 +35,12 @@ from aef.text.cache import FOLDER, VectorCache, find_vectors
 from aef.text.tower import TowerError, TowerIdentity
 
 from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, Position, State, restore_generator
+from .deepspeed_config import precision_of, read_configuration, resolve, stage_of
+from .deepspeed_engine import Engine
 from .distributed import Ranks
 from .log import Say, StepLog, read_events
 from .planner import filler
 from .run_lock import RunLock
-from .zero import Engine, precision_of, read_configuration, resolve, stage_of
 
 MAY_CHANGE = {
     "data": {"workers", "cache_chips", "skip_bad", "max_bad"},

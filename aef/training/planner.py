@@ -17,8 +17,8 @@ from aef.data.random_batch import frames_per_sample, sources_of
 from aef.model import cost
 from aef.sources import BUILT_IN, Registry
 
+from .deepspeed_config import micro_batches, precision_of, resolve, stage_of
 from .workers import STEPS_AHEAD, UNITS_AHEAD
-from .zero import micro_batches, precision_of, resolve, stage_of
 
 CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
 RESERVED = 0.1

@@ -21,9 +21,9 @@ from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError
-from aef.training.engine import TrainingError
 from aef.training.loader import Loaded
 from aef.training.log import read_log
+from aef.training.trainer import TrainingError
 
 FIELDS = [
     *("step", "loss", "reconstruction", "uniformity", "consistency", "text", "per_source", "grad_norm", "lr"),
@@ -266,16 +266,16 @@ def test_a_run_goes_on_with_the_settings_that_it_keeps_as_its_refusal_of_others_
 
 def test_a_checkpoint_of_another_version_of_the_model_is_named(chips, tmp_path, make_config, monkeypatch):
     stop_after(make_config(), chips, tmp_path / "run", steps=3)
-    from aef.training import engine
+    from aef.training import trainer as trainer_module
 
-    build = engine.build_model
+    build = trainer_module.build_model
 
     def wider(run):
         model = build(run)
         model.summary.seed = torch.nn.Parameter(torch.zeros(7))
         return model
 
-    monkeypatch.setattr(engine, "build_model", wider)
+    monkeypatch.setattr(trainer_module, "build_model", wider)
     with pytest.raises(
         CheckpointError, match=r"1 weights differ from this software's model, first summary\.seed: \(\d+,\)"
     ):
@@ -316,13 +316,13 @@ def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_con
 OPENING = """
 import signal
 from aef.launcher import train
-from aef.training import engine
+from aef.training import trainer as trainer_module
 
 def open_for_long(*arguments):
     print("opening", flush=True)
     signal.pause()
 
-engine.open_run = open_for_long
+trainer_module.open_run = open_for_long
 train.main(["--data", "chips", "--out", "run"])
 """
 
