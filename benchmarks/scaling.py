@@ -96,10 +96,10 @@ def _parameters(config: Config) -> int:
 
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
-) -> tuple[int, planner.Plan]:
+) -> tuple[int, planner.CostPlan]:
     """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two."""
     inputs, targets = sources_of(config, BUILT_IN)
-    best: tuple[int, planner.Plan] | None = None
+    best: tuple[int, planner.CostPlan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
     for size in sizes:
         train = dataclasses.replace(config.train, global_batch=share * gpus, micro_batch=size)

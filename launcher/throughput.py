@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(config: Config, options) -> None:
-    from aef.training.planner import describe_plan
+    from aef.training.plan_report import describe_plan
 
     on_gpu = None if options.device == "auto" else options.device == "gpu"
     print(describe_plan(config, options.data, options.deepspeed_config, options.ranks, on_gpu))

@@ -109,8 +109,8 @@ def _run(config: Config, options) -> int:
 
 
 def _dry_run(config: Config, options) -> int:
-    from aef.training.opening import require_choices
-    from aef.training.planner import describe_plan
+    from aef.training.new_run import require_choices
+    from aef.training.plan_report import describe_plan
 
     if options.data:
         require_choices(config, Path(options.data))

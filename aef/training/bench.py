@@ -22,7 +22,7 @@ from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import start
 from .loader import StepDataset
-from .opening import describe_run
+from .new_run import describe_run, find_sources
 from .phases import PREFIX, Phases, profile_step
 from .step import take_step
 
@@ -43,7 +43,7 @@ class StepBench:
         self.ranks = start(config.train.timeout_s)
         self.device = self.ranks.device
         self._started_gb = peak_memory_gb(self.device)
-        registry, (inputs, targets) = planner.find_sources(config, data)
+        registry, (inputs, targets) = find_sources(config, data)
         self.steps: StepDataset | None = None
         statistics = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
         if data is not None:

@@ -58,7 +58,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Position:
+class RunPosition:
     """Where a run stands: ``step`` updates applied, ``consumed`` samples drawn from the global order, ``skipped`` steps
     dropped as non-finite, ``in_a_row`` of them since the last applied one."""
 
@@ -88,7 +88,7 @@ class State:
     ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are the
     files that the run passed over (``data.skip_bad``), and does ever after."""
 
-    position: Position
+    position: RunPosition
     world_size: int
     stage: int
     precision: str
@@ -120,7 +120,7 @@ class State:
             chips = entries.get("chips")
             entries["chips"] = None if chips is None else ChipNames(**chips)
             entries["bad_chips"] = tuple(entries.get("bad_chips", ()))
-            return cls(**{**entries, "position": Position(**entries["position"])})
+            return cls(**{**entries, "position": RunPosition(**entries["position"])})
         except CheckpointError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -29,7 +29,7 @@ from aef.run import Run
 from .costs import ExpectedFrames
 from .deepspeed_config import micro_batches
 from .distributed import Ranks
-from .opening import text_vectors
+from .new_run import text_vectors
 from .sharing import share
 from .transport import Packed
 from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_died

@@ -40,7 +40,7 @@ from .checkpoint import (
     CheckpointError,
     Checkpoints,
     ChipNames,
-    Position,
+    RunPosition,
     State,
     require_same_model,
     write_checkpoint,
@@ -52,7 +52,7 @@ from .distributed import Ranks, start
 from .figures import write_figure
 from .loader import StepLoader
 from .log import Display, StepLog, read_validations
-from .opening import Opening, open_run
+from .open_run import Opening, open_run
 from .planner import filler
 from .schedule import learning_rate
 from .signals import StopSignals
@@ -245,12 +245,12 @@ class Trainer:
 
     def _advance(self) -> None:
         p = self.position
-        self.position = Position(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
+        self.position = RunPosition(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
 
     def _skip(self, suspects: list[str], all_samples: list[str]) -> None:
         """Count a step that was not finite, name its chips (all of them where none stands out), stop after too many."""
         p, limit = self.position, self.config.train.max_skipped
-        self.position = Position(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
+        self.position = RunPosition(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
         known = self.ranks.gather([suspects, all_samples])
         names = sorted({name for of_rank, _ in known for name in of_rank} or {n for _, own in known for n in own})
         if self.ranks.is_first:

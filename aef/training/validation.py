@@ -63,13 +63,13 @@ class Validation:
 
     def _measure(self, model: TrainedModel) -> dict[str, Any]:
         figures: dict[str, float] = {}
-        if self._dates is not None:
-            for task in withheld_tasks(model, self._dated, *self._dates):
+        if self.dates is not None:
+            for task in withheld_tasks(model, self.dated, *self.dates):
                 figures.update(self._withheld(model, task))
         if self.run.config.data.held_out_places:
-            for label in dict.fromkeys(name for chip in self._looked_at for name in chip.labels):
+            for label in dict.fromkeys(name for chip in self.looked_at for name in chip.labels):
                 figures.update(self._probes(model, label))
-        figures.update(judge_health(model, self._looked_at))
+        figures.update(judge_health(model, self.looked_at))
         return {name: round(value, 5) for name, value in figures.items()}
 
     def _withheld(self, model: TrainedModel, task: WithheldTask) -> dict[str, float]:
@@ -86,7 +86,7 @@ class Validation:
         """Balanced accuracy of the embedding, and of the best hand-made features, which are judged only once."""
         first = label not in self._best
         try:
-            scores = judge_labels(model, self._looked_at, label, trials=TRIALS, baselines=first)
+            scores = judge_labels(model, self.looked_at, label, trials=TRIALS, baselines=first)
         except ProbeError:
             return {}
         if first:
@@ -106,7 +106,7 @@ class Validation:
         )
 
     @cached_property
-    def _dates(self) -> tuple[WithheldDates, WithheldDates] | None:
+    def dates(self) -> tuple[WithheldDates, WithheldDates] | None:
         """Dates that are hidden, and those of them that are judged in the loop."""
         data, subset = self.run.config.data, self.run.config.train.validate_set
         if data.withheld is None:
@@ -117,13 +117,14 @@ class Validation:
         )
 
     @cached_property
-    def _dated(self) -> list[Chip]:
-        assert self._dates is not None
+    def dated(self) -> list[Chip]:
+        """Chips of training places with judged dates."""
+        assert self.dates is not None
         held_out = set(self.run.config.data.held_out_places)
-        return self._read(set(self._dates[1].places) - held_out)
+        return self._read(set(self.dates[1].places) - held_out)
 
     @cached_property
-    def _looked_at(self) -> list[Chip]:
+    def looked_at(self) -> list[Chip]:
         """The held-out places; where there are none, a few of the training places (for health, not for probes)."""
         return self._read(set(self.run.config.data.held_out_places) or None)
 

@@ -18,7 +18,7 @@ from aef.data.chips import ChipFolder
 from aef.training import workers
 from aef.training.distributed import Ranks
 from aef.training.loader import Loaded, StepDataset, StepLoader
-from aef.training.opening import describe_run
+from aef.training.new_run import describe_run
 from aef.training.sharing import share
 from aef.training.transport import ALIGNED_BYTES, Packed
 
