@@ -10,13 +10,13 @@ from aef.atomic import writing
 from aef.run import Run
 
 from .figures import FOLDER
-from .validation import OF, RIVALS
+from .validation import BEST, OF, PER_LINEAR, PROBE, RIVALS, WITHHELD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE_NAME = "validation.png"
-WITHHELD, PROBE, PRESENCE = "withheld ", "probe ", "presence of "
+PRESENCE = "presence of "  # as `judge_health` calls it
 CHANCE, FLOOR = 0.5, 0.0997
 """Balanced accuracy of a guess between two; mean |cosine| of random directions in 64 dimensions."""
 
@@ -31,7 +31,7 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
     except ImportError:
         return "no figure: matplotlib is not installed (pip install 'aef-engine[eval]')"
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
-    sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(" / linear")]
+    sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(PER_LINEAR)]
     panels: list[Callable[[Axes], None]] = [partial(_withheld, records=records, name=name) for name in sources]
     if any(name.startswith(PROBE) for name in names):
         panels.append(partial(_probes, records=records, names=names))
@@ -70,7 +70,7 @@ def _withheld(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) -> No
 def _probes(axes: Axes, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, name in enumerate(n for n in names if n.startswith(PROBE) and OF not in n):
         _line(axes, records, name, label=name.removeprefix(PROBE), color=f"C{number}", lw=2)
-        _level(axes, records, f"{name}{OF}best baseline", "best baseline", "--", color=f"C{number}")
+        _level(axes, records, f"{name}{OF}{BEST}", BEST, "--", color=f"C{number}")
     axes.set_ylim(0, 1)
     _finish(axes, "few-shot probes, balanced accuracy")
 
@@ -105,9 +105,9 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, **style: 
 def _level(
     axes: Axes, records: Sequence[Mapping[str, Any]], name: str, label: str, style: Any, color: str = "0.45"
 ) -> None:
-    found = [record[name] for record in records if record.get(name) is not None]
-    if found:
-        axes.axhline(found[-1], color=color, lw=0.9, ls=style, label=label)
+    values = [record[name] for record in records if record.get(name) is not None]
+    if values:
+        axes.axhline(values[-1], color=color, lw=0.9, ls=style, label=label)
 
 
 def _finish(axes: Axes, title: str) -> None:

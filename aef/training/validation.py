@@ -28,11 +28,19 @@ from aef.mapping.trained import TrainedModel
 from aef.run import Run
 
 TRIALS = 5
-OF = ": "
-"""Between what is measured and the rival that it is measured of: ``withheld sentinel2: linear interpolation``."""
+
+WITHHELD, PROBE = "withheld ", "probe "
+"""Before the source, or the label, that a figure is of."""
+
+OF, PER_LINEAR = ": ", " / linear"
+"""Between what is measured and the rival that it is measured of, ``withheld sentinel2: linear interpolation``; and behind the
+share of the linear interpolation's error, ``withheld sentinel2 / linear``."""
 
 RIVALS = ("the pixel's temporal mean", "harmonic fit per pixel", REFERENCE, "mean of linear and harmonic")
 """Naive predictors beside the model."""
+
+BEST = "best baseline"
+"""The best of the hand-made features beside the embedding."""
 
 MOST_CHIPS = 8
 """Places that one validation looks at: it must stay short beside the training that it interrupts."""
@@ -74,13 +82,13 @@ class Validation:
 
     def _withheld(self, model: TrainedModel, task: WithheldTask) -> dict[str, float]:
         """The model's error, its share of the linear interpolation's, and the errors of naive predictors."""
-        name = task.source.name
-        if name not in self._naive:
-            self._naive[name] = naive_table(task)
-        naive = self._naive[name]
+        source, name = task.source.name, WITHHELD + task.source.name
+        if source not in self._naive:
+            self._naive[source] = naive_table(task)
+        naive = self._naive[source]
         error = model_table(task, model, period_days=[MAIN_PERIOD_DAYS]).mean(f"model, {MAIN_PERIOD_DAYS:g} d")
-        found = {f"withheld {name}": error, f"withheld {name} / linear": error / naive.mean(REFERENCE)}
-        return found | {f"withheld {name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
+        ours = {name: error, name + PER_LINEAR: error / naive.mean(REFERENCE)}
+        return ours | {f"{name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
 
     def _probes(self, model: TrainedModel, label: str) -> dict[str, float]:
         """Balanced accuracy of the embedding, and of the best hand-made features, which are judged only once."""
@@ -91,7 +99,7 @@ class Validation:
             return {}
         if first:
             self._best[label] = scores.best
-        return {f"probe {label}": scores.ours, f"probe {label}{OF}best baseline": self._best[label]}
+        return {PROBE + label: scores.ours, f"{PROBE}{label}{OF}{BEST}": self._best[label]}
 
     def _wrapped(self, model: nn.Module, step: int) -> TrainedModel:
         return TrainedModel(
