@@ -66,13 +66,13 @@ def _measure(config: Config, options) -> None:
 
 def _write(folder: Path, phases, bench) -> None:
     from aef.atomic import writing
-    from aef.training.phases import draw
+    from aef.training.phases import write_picture
 
     with writing(folder / "phases.json", "w") as stream:
         about = {"title": bench.title, "step_s": phases.step_s, "flops": bench.flops()}
         json.dump({**about, "forward": phases.forward, "backward": phases.backward}, stream, indent=1)
     try:
-        draw(phases, folder / "phases.png", bench.title)
+        write_picture(phases, folder / "phases.png", bench.title)
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'aef-engine[eval]')")
     print(f"wrote {', '.join(sorted(str(path) for path in folder.iterdir()))}")

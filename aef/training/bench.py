@@ -104,7 +104,7 @@ class StepBench:
         """Throughput, share of the peak, and predicted beside measured memory."""
         frames, flops = sum(batch.total_frames for batch in self.batches), self.flops()
         peak = peak_flops(self.device, self.engine.precision)
-        found = planner.plan(
+        plan = planner.plan(
             self.config, self.registry, self.inputs, self.targets, ranks=1, on_gpu=self.device.type == "cuda"
         )
         measured = peak_memory_gb(self.device)
@@ -114,7 +114,7 @@ class StepBench:
             f"gflop_per_s: {flops / phases.step_s / 1e9:.1f}"
             + (f" ({flops / phases.step_s / peak:.1%} of the datasheet peak)" if peak else ""),
             f"peak_memory_gb: {measured:.2f}, of which {measured - self._started_gb:.2f} after start-up; "
-            f"predicted {found.device_bytes / 1e9:.2f}",
+            f"predicted {plan.device_bytes / 1e9:.2f}",
         ]
 
     def close(self) -> None:

@@ -138,8 +138,8 @@ class Checkpoints:
         """Every finished checkpoint folder, newest first, unverified."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=_step_of, reverse=True)
+        whole = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(whole, key=_step_of, reverse=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that passes its manifest, and one line for each newer one that does not.
@@ -228,8 +228,8 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
                 json.dump(generators, stream)
             written = [*written, partial / WEIGHTS, partial / STATE, partial / RNG]
         files = {str(path.relative_to(partial)): fingerprint(path) for path in written}
-    except (OSError, RuntimeError) as found:
-        error = found
+    except (OSError, RuntimeError) as failure:
+        error = failure
     reports = ranks.gather([files, None if error is None else " ".join(str(error).split())[:200]])
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if failures:

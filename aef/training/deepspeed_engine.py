@@ -89,13 +89,13 @@ class Engine:
         """Names → fp32 weights on the CPU, whole, from any stage; None on every rank but the first. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = {}
+        weights = {}
         for name, parameter in self.model.named_parameters():
             whole = safe_get_full_fp32_param(parameter) if self.stage else None
             whole = parameter.detach() if whole is None else whole
             if self.ranks.is_first:
-                found[name] = whole.to("cpu", torch.float32, copy=True).view(_shape(parameter)).contiguous()
-        return found if self.ranks.is_first else None
+                weights[name] = whole.to("cpu", torch.float32, copy=True).view(_shape(parameter)).contiguous()
+        return weights if self.ranks.is_first else None
 
     def save(self, folder: Path) -> tuple[list[Path], Exception | None]:
         """Write DeepSpeed's restart files into ``folder/restart``. Collective.
