@@ -65,9 +65,7 @@ class LinearGelu(nn.Module):
         self.weight = new_weight(outputs, inputs, fan_in=inputs)
         self.bias = new_bias(outputs)
 
-    def forward(
-        self, x: Tensor | kernels.Normalized, then: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor | kernels.Normalized, then: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         y = multiply(x, self.weight)
         return kernels.bias_gelu(y, self.bias) if then is None else then(y, self.bias)
 
