@@ -39,14 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 """2: restart files hold weights whose bytes are no multiple of 16 last."""
-FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
-    "checkpoints",
-    "manifest.json",
-    "state.json",
-    "model.safetensors",
-    "rng.json",
-    "restart",
-)
+FOLDER, MANIFEST, STATE, WEIGHTS, RNG = "checkpoints", "manifest.json", "state.json", "model.safetensors", "rng.json"
+
 GO_ON = "go on with the same command (`aef train`: with --resume auto)"
 """What to type after a run has stopped, whichever command trains."""
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from aef.config import Config
 
-from .checkpoint import RESTART
 from .deepspeed_config import micro_batches, precision_of, stage_of
 from .devices import attend_without_plans, keep_freed_memory
 from .distributed import Ranks
+
+RESTART = "restart"
+"""Folder of DeepSpeed's own files within a checkpoint."""
 
 
 class Engine:

@@ -16,7 +16,8 @@ from aef.data.chips import ChipFolder
 from aef.run import SETTINGS, WEIGHTS, WITHHELD, Run, RunError, with_own_list
 from aef.settings_file import load_config
 
-from .checkpoint import RESTART, STATE, CheckpointError, Checkpoints, ChipNames, State
+from .checkpoint import STATE, CheckpointError, Checkpoints, ChipNames, State
+from .deepspeed_engine import RESTART
 from .log import Say, StepLog, read_events
 from .new_run import keep_list, require_choices_of
 from .planner import filler
