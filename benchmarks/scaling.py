@@ -97,10 +97,10 @@ def _parameters(config: Config) -> int:
 
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
-) -> tuple[int, planner.Plan]:
+) -> tuple[int, planner.CostPlan]:
     """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two."""
     inputs, targets = sources_of(config, BUILT_IN)
-    best: tuple[int, planner.Plan] | None = None
+    best: tuple[int, planner.CostPlan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
     for size in sizes:
         train = dataclasses.replace(config.train, global_batch=share * gpus, micro_batch=size)
@@ -158,23 +158,37 @@ def predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
                 yield predict(config, gpus, batch, stage, machine, flops)
 
 
-def draw(rows: list[Prediction], path: Path, title: str) -> None:
-    """Samples per second of each GPU over their number: one panel per stage, one line per batch."""
-    figure = new_figure(11, 3.8)
-    panels = figure.subplots(1, len(STAGES), sharey=True)
-    for panel, stage in zip(panels, STAGES, strict=True):
-        for width, batch in zip((7, 5.5, 4, 2.5, 1.2), BATCHES, strict=True):
-            line = [row for row in rows if row.stage == stage and row.batch == batch]
-            each = [row.samples_per_s / row.gpus for row in line]
-            panel.plot([row.gpus for row in line], each, lw=width, label=f"batch {batch}")
-        panel.set(xscale="log", title=stage, xlabel="GPUs", ylim=(0, None))
+def draw(rows: list[Prediction], path: Path, title: str, memory_gb: float) -> None:
+    """Days of training and samples per second of each GPU, a line per batch at its fastest stage; memory, a line per stage."""
+    figure = new_figure(13, 4)
+    days, each, memory = figure.subplots(1, 3)
+    # Later lines are thinner: where batches or stages agree, all of them are seen.
+    for width, batch in zip((7, 5.5, 4, 2.5, 1.2), BATCHES, strict=True):
+        line = [min(same, key=lambda row: row.step_s) for same in _by_gpus(rows, batch=batch)]
+        gpus = [row.gpus for row in line]
+        days.plot(gpus, [row.days for row in line], lw=width, label=f"batch {batch:,}")
+        each.plot(gpus, [row.samples_per_s / row.gpus for row in line], lw=width)
+    for width, stage in zip((6, 3.5, 1.5), STAGES, strict=True):
+        line = [row for row in rows if row.stage == stage and row.batch == BATCHES[0]]
+        memory.plot([row.gpus for row in line], [row.memory_gb for row in line], lw=width, label=stage)
+    memory.axhline(memory_gb, color="0.4", lw=0.9, ls=":", label="of the GPU")
+    days.set(yscale="log", title="days of training")
+    each.set(title="samples / s and GPU", ylim=(0, 1.15 * max(row.samples_per_s / row.gpus for row in rows)))
+    memory.set(title=f"GB of one GPU, batch {BATCHES[0]}", ylim=(0, 1.15 * memory_gb))
+    for panel in (days, each, memory):
+        panel.set(xscale="log", xlabel="GPUs")
         panel.set_xticks(GPUS, [str(count) for count in GPUS], fontsize=7)
-        panel.minorticks_off()
+        panel.xaxis.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("samples / s and GPU, predicted")
-    panels[0].legend(frameon=False, fontsize=7)
+    days.legend(frameon=False, fontsize=7)
+    memory.legend(frameon=False, fontsize=7, loc="lower left")
     figure.suptitle(title, fontsize=9)
-    save_png(path, figure, dpi=130)
+    save_png(path, figure)
+
+
+def _by_gpus(rows: list[Prediction], batch: int) -> list[list[Prediction]]:
+    """Rows of one batch, those of the same number of GPUs together."""
+    return [same for gpus in GPUS if (same := [row for row in rows if row.gpus == gpus and row.batch == batch])]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -217,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         writer.writerow([item.name for item in dataclasses.fields(Prediction)])
         writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in dataclasses.astuple(row)] for row in rows)
     title = f"{options.config}: predicted; MFU {machine.mfu:.2f} {basis}; {machine.node_link_gb_s:g} GB/s between nodes"
-    draw(rows, options.out / "scaling.png", title)
+    draw(rows, options.out / "scaling.png", title, machine.memory_gb)
     print(f"wrote {options.out / 'scaling.csv'} ({len(rows)} rows) and scaling.png")
     return 0
 

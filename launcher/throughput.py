@@ -47,19 +47,13 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _predict(config: Config, given) -> None:
-    import torch
+    from aef.training.plan_report import describe_plan
 
-    from aef.training import planner
-
-    registry, (inputs, targets) = planner.find_sources(config, given.data)
     kind = given.device.partition(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, found {given.device!r}")
-    on_gpu = torch.cuda.is_available() if kind == "auto" else kind == "cuda"
-    choice = given.deepspeed_config
-    found = planner.plan(config, registry, inputs, targets, ranks=given.ranks, on_gpu=on_gpu, deepspeed_config=choice)
-    fits = planner.what_fits(config, registry, inputs, targets, ranks=given.ranks, choice=choice)
-    print("\n".join([*planner.cost_lines(found), *planner.describe(found), *fits]))
+    on_gpu = None if kind == "auto" else kind == "cuda"
+    print(describe_plan(config, given.data, given.deepspeed_config, given.ranks, on_gpu))
 
 
 def _measure(config: Config, given) -> None:
@@ -81,13 +75,13 @@ def _measure(config: Config, given) -> None:
 def _write(folder: Path, phases, bench) -> None:
     from aef.atomic import writing
     from aef.figure_file import MISSING
-    from aef.training.phases import draw
+    from aef.training.phases import write_picture
 
     with writing(folder / "phases.json", "w") as stream:
         about = {"title": bench.title, "step_s": phases.step_s, "flops": bench.flops()}
         json.dump({**about, "forward": phases.forward, "backward": phases.backward}, stream, indent=1)
     try:
-        draw(phases, folder / "phases.png", bench.title)
+        write_picture(phases, folder / "phases.png", bench.title)
     except ImportError:
         print(f"no picture: {MISSING}")
     print(f"wrote {', '.join(sorted(str(path) for path in folder.iterdir()))}")

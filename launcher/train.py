@@ -75,8 +75,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _train(config: Config, given) -> int:
-    from aef.training.log import stopped_early
-    from aef.training.signals import StopsAtOnce
+    from aef.training.signals import StopsAtOnce, stopped_early
 
     with StopsAtOnce() as signals:
         try:
@@ -95,7 +94,7 @@ def _train(config: Config, given) -> int:
 def _run(config: Config, given) -> int:
     from aef.training import Trainer
     from aef.training.distributed import RankError
-    from aef.training.engine import TrainingError
+    from aef.training.trainer import TrainingError
 
     try:
         with Trainer(
@@ -123,8 +122,8 @@ def _run(config: Config, given) -> int:
 
 
 def _dry_run(config: Config, given) -> int:
-    from aef.training.opening import require_choices
-    from aef.training.planner import describe_plan
+    from aef.training.new_run import require_choices
+    from aef.training.plan_report import describe_plan
 
     if given.data:
         require_choices(config, Path(given.data))

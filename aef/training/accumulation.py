@@ -56,9 +56,9 @@ class CachedOutputs:
     def replay(self, index: int, output: Output) -> Tensor:
         """Σ ⟨cached gradient, output⟩: a scalar with the gradient of the whole batch's loss through this micro-batch."""
         total = output.mean.new_zeros(())
-        for leaf, found in zip(_tensors(self._leaves[index]), _tensors(output), strict=True):
+        for leaf, again in zip(_tensors(self._leaves[index]), _tensors(output), strict=True):
             # Outputs that no loss reads stay in the graph: every parameter gets a gradient in every micro-batch.
-            total = total + (found * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)).sum()
+            total = total + (again * (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)).sum()
         return total
 
 

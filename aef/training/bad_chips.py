@@ -46,7 +46,7 @@ class BadChips:
 
 def suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
     """Samples of this rank whose fields, reconstructions or targets are not finite."""
-    found = []
+    names = []
     for output, batch in zip(outputs, batches, strict=True):
         bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
         for name, reconstruction in output.reconstructions.items():
@@ -54,5 +54,5 @@ def suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
             values = block.values.flatten(1).isfinite().all(1) | ~block.valid.flatten(1).any(1)
             item = ~(reconstruction.detach().flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
             bad[block.sample[item]] = True
-        found += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
-    return found
+        names += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
+    return names

@@ -17,13 +17,14 @@ from aef.objective.objective import Objective
 from aef.run import Run
 
 from . import planner
+from .deepspeed_config import resolve
+from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import start
-from .engine import take_step
 from .loader import StepDataset
-from .opening import describe_run
+from .new_run import describe_run, find_sources
 from .phases import PREFIX, Phases, profile_step
-from .zero import Engine, resolve
+from .step import take_step
 
 
 class StepBench:
@@ -42,7 +43,7 @@ class StepBench:
         self.ranks = start(config.train.timeout_s)
         self.device = self.ranks.device
         self._started_gb = peak_memory_gb(self.device)
-        registry, (inputs, targets) = planner.find_sources(config, data)
+        registry, (inputs, targets) = find_sources(config, data)
         self.steps: StepDataset | None = None
         statistics = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
         if data is not None:
@@ -103,7 +104,7 @@ class StepBench:
         """Throughput, share of the peak, and predicted beside measured memory."""
         frames, flops = sum(batch.total_frames for batch in self.batches), self.flops()
         peak = peak_flops(self.device, self.engine.precision)
-        found = planner.plan(
+        plan = planner.plan(
             self.config, self.registry, self.inputs, self.targets, ranks=1, on_gpu=self.device.type == "cuda"
         )
         measured = peak_memory_gb(self.device)
@@ -113,7 +114,7 @@ class StepBench:
             f"gflop_per_s: {flops / phases.step_s / 1e9:.1f}"
             + (f" ({flops / phases.step_s / peak:.1%} of the datasheet peak)" if peak else ""),
             f"peak_memory_gb: {measured:.2f}, of which {measured - self._started_gb:.2f} after start-up; "
-            f"predicted {found.device_bytes / 1e9:.2f}",
+            f"predicted {plan.device_bytes / 1e9:.2f}",
         ]
 
     def close(self) -> None:

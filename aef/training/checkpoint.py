@@ -34,19 +34,16 @@ from aef.run import write_weights
 if TYPE_CHECKING:
     from aef.data.chips import ChipFolder
 
+    from .deepspeed_engine import Engine
     from .distributed import Ranks
-    from .zero import Engine
 
 FORMAT_VERSION = 2
 """2: restart files hold weights whose bytes are no multiple of 16 last."""
-FOLDER, MANIFEST, STATE, WEIGHTS, RNG, RESTART = (
-    "checkpoints",
-    "manifest.json",
-    "state.json",
-    "model.safetensors",
-    "rng.json",
-    "restart",
-)
+FOLDER, MANIFEST, STATE, WEIGHTS, RNG = "checkpoints", "manifest.json", "state.json", "model.safetensors", "rng.json"
+
+GO_ON = "go on with the same command (`aef train`: with --resume auto)"
+"""What to type after a run has stopped, whichever command trains."""
+
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -55,7 +52,7 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Position:
+class RunPosition:
     """Where a run stands: ``step`` updates applied, ``consumed`` samples drawn from the global order, ``skipped`` steps
     dropped as non-finite, ``in_a_row`` of them since the last applied one."""
 
@@ -85,7 +82,7 @@ class State:
     ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are the
     files that the run passed over (``data.skip_bad``), and does ever after."""
 
-    position: Position
+    position: RunPosition
     world_size: int
     stage: int
     precision: str
@@ -117,7 +114,7 @@ class State:
             chips = entries.get("chips")
             entries["chips"] = None if chips is None else ChipNames(**chips)
             entries["bad_chips"] = tuple(entries.get("bad_chips", ()))
-            return cls(**{**entries, "position": Position(**entries["position"])})
+            return cls(**{**entries, "position": RunPosition(**entries["position"])})
         except CheckpointError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -135,8 +132,8 @@ class Checkpoints:
         """Every finished checkpoint folder, newest first, unverified."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=_step_of, reverse=True)
+        whole = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(whole, key=_step_of, reverse=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that passes its manifest, and one line for each newer one that does not.
@@ -225,16 +222,16 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
                 json.dump(generators, stream)
             written = [*written, partial / WEIGHTS, partial / STATE, partial / RNG]
         files = {str(path.relative_to(partial)): fingerprint(path) for path in written}
-    except (OSError, RuntimeError) as found:
-        error = found
+    except (OSError, RuntimeError) as failure:
+        error = failure
     reports = ranks.gather([files, None if error is None else " ".join(str(error).split())[:200]])
     failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(reports) if text is not None]
     if failures:
         if ranks.is_first:
             checkpoints.clear_partial()
         raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and go "
-            "on with --resume auto; earlier checkpoints are untouched"
+            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and "
+            f"{GO_ON}; earlier checkpoints are untouched"
         )
 
     def publish() -> str:

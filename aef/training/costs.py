@@ -24,10 +24,10 @@ class ExpectedFrames(Sequence[float]):
 
     def fingerprint(self) -> str:
         """What sharing samples among ranks depends on: which chips there are, in which order, with how many frames."""
-        found = hashlib.sha256(np.asarray(self.chips.index).astype(np.int64).tobytes())
+        digest = hashlib.sha256(np.asarray(self.chips.index).astype(np.int64).tobytes())
         for column in (self._index.names.text, self._index.names.ends, self._index.frames, self._index.seconds):
-            found.update(np.ascontiguousarray(column).data)
-        return found.hexdigest()
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
 
     def require_same(self, first: str) -> None:
         """Raises ChipError where rank 0 has found other chips: some samples would be drawn twice and others never."""
@@ -43,8 +43,8 @@ class ExpectedFrames(Sequence[float]):
 
     def __getitem__(self, number: Any) -> Any:
         data, registry, total = self.config.data, self.chips.folder.registry, 0.0
-        found = self.chips.folder.frames(self.chips.index[number], self.chips.sampler.inputs)
-        for name, (frames, seconds) in found.items():
+        frames_of = self.chips.folder.frames(self.chips.index[number], self.chips.sampler.inputs)
+        for name, (frames, seconds) in frames_of.items():
             years = max(1.0, 1000 * seconds / (data.support_days * DAY_MS))
             total += min(frames / years, data.frame_budget * registry[name].frame_budget)
         return total

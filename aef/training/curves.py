@@ -11,13 +11,13 @@ from aef.objective.uniformity import RANDOM_FLOOR
 from aef.run import Run
 
 from .figures import FOLDER
-from .validation import OF, RIVALS
+from .validation import BEST, OF, PER_LINEAR, PROBE, RIVALS, WITHHELD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE_NAME = "validation.png"
-WITHHELD, PROBE, PRESENCE = "withheld ", "probe ", "presence of "
+PRESENCE = "presence of "  # as `judge_health` calls it
 CHANCE = 0.5
 """Balanced accuracy of a guess between two."""
 
@@ -27,7 +27,7 @@ LINES = (":", "-.", "--", (0, (5, 1)))
 def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> str | None:
     """Draw all validations of a run into ``RUN/figures/validation.png``; returns what to tell the user if it cannot."""
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
-    sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(" / linear")]
+    sources = [n for n in names if n.startswith(WITHHELD) and OF not in n and not n.endswith(PER_LINEAR)]
     panels: list[Callable[[Axes], None]] = [partial(_withheld, records=records, name=name) for name in sources]
     if any(name.startswith(PROBE) for name in names):
         panels.append(partial(_probes, records=records, names=names))
@@ -41,13 +41,14 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
     except ImportError:
         return f"no figure: {MISSING}"
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place in axes[len(panels) :]:
-        place.set_axis_off()
-    for draw, place in zip(panels, axes, strict=False):
-        draw(place)
-        place.set_xlabel("step", fontsize=8)
-        place.tick_params(labelsize=7)
-        place.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for draw, axis in zip(panels, axes, strict=False):
+        draw(axis)
+        axis.set_xlabel("step", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     save_png(folder / FILE_NAME, figure)
@@ -66,7 +67,7 @@ def _withheld(axes: Axes, records: Sequence[Mapping[str, Any]], name: str) -> No
 def _probes(axes: Axes, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, name in enumerate(n for n in names if n.startswith(PROBE) and OF not in n):
         _line(axes, records, name, label=name.removeprefix(PROBE), color=f"C{number}", lw=2)
-        _level(axes, records, f"{name}{OF}best baseline", "best baseline", "--", color=f"C{number}")
+        _level(axes, records, f"{name}{OF}{BEST}", BEST, "--", color=f"C{number}")
     axes.set_ylim(0, 1)
     _finish(axes, "few-shot probes, balanced accuracy")
 
@@ -101,9 +102,9 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, **style: 
 def _level(
     axes: Axes, records: Sequence[Mapping[str, Any]], name: str, label: str, style: Any, color: str = "0.45"
 ) -> None:
-    found = [record[name] for record in records if record.get(name) is not None]
-    if found:
-        axes.axhline(found[-1], color=color, lw=0.9, ls=style, label=label)
+    values = [record[name] for record in records if record.get(name) is not None]
+    if values:
+        axes.axhline(values[-1], color=color, lw=0.9, ls=style, label=label)
 
 
 def _finish(axes: Axes, title: str) -> None:

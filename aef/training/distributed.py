@@ -106,8 +106,8 @@ class Ranks:
                 with self._beating(turn, doing, say):
                     try:
                         value = action()
-                    except Exception as found:
-                        error = found
+                    except Exception as failure:
+                        error = failure
             else:
                 self._await_first(turn)
             said = self.from_first([value, None if error is None else str(error) or type(error).__name__])
@@ -150,9 +150,9 @@ class Ranks:
         store, pause_s = _store(), 0.001
         beats, changed = 0, time.monotonic()
         while not store.check([f"{turn}/done"]):
-            found = store.add(f"{turn}/beats", 0)
-            if found != beats:
-                beats, changed = found, time.monotonic()
+            heard = store.add(f"{turn}/beats", 0)
+            if heard != beats:
+                beats, changed = heard, time.monotonic()
             if time.monotonic() - changed > self.timeout_s + BEAT_S:
                 raise RankError(
                     f"rank {self.rank} has waited {self.timeout_s:g} s for rank 0, which stands still: go on from the last "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,12 +10,17 @@ from torch import Tensor
 
 from aef.clock import DAY_MS, format_date
 from aef.data.batch import Batch
+from aef.data.rendering import MISSING
 from aef.data.standardizer import Standardizer
-from aef.figure_file import MISSING, new_figure, save_png
+from aef.figure_file import MISSING as NO_MATPLOTLIB
+from aef.figure_file import new_figure, save_png
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run
 from aef.sources import Source
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FOLDER = "figures"
 FRAMES_SHOWN = 6
@@ -35,14 +40,14 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     try:
         figure = new_figure(2.1 * width, 2.25 * len(rows))
     except ImportError:
-        return f"no figure: {MISSING}"
+        return f"no figure: {NO_MATPLOTLIB}"
     axes = figure.subplots(len(rows), width, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
-        for place in line:
-            place.set_axis_off()
-        for place, (title, picture) in zip(line, row, strict=False):
-            place.imshow(picture, vmin=0, vmax=1, interpolation="nearest", cmap="viridis")
-            place.set_title(title, fontsize=7)
+        for axis in line[len(row) :]:
+            axis.set_axis_off()
+        for axis, (title, picture) in zip(line, row, strict=False):
+            _show(axis, picture)
+            axis.set_title(title, fontsize=7)
     figure.suptitle(f"{batch.sample_ids[0]}, step {step}", fontsize=9)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
@@ -50,23 +55,44 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
     return None
 
 
+def _show(axis: Axes, picture: np.ndarray) -> None:
+    """A picture in a thin frame, without which a white one could not be told from the page; grey where it is NaN."""
+    from matplotlib import colormaps
+
+    unseen = colormaps["viridis"].with_extremes(bad=str(MISSING))
+    axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest", cmap=unseen)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color="0.6", linewidth=0.5)
+
+
 Picture = tuple[str, np.ndarray]
 
 
 def _input_row(run: Run, batch: Batch, name: str) -> list[Picture]:
-    """Frames of one source that the teacher of the first sample sees, spread over its support."""
+    """Frames of one source that the teacher of the first sample sees, spread over its support, the clearest of each part."""
     block, source = batch.frames[name], run.registry[name]
     own = ((block.position >= 0) & (block.position < batch.cu_frames[1])).nonzero()[:, 0]
     if not len(own):
         return []
-    shown = own[torch.linspace(0, len(own) - 1, min(FRAMES_SHOWN, len(own))).round().long()]
     standardize = Standardizer(source, run.statistics, run.config.objective.clip_sigma)
-    z = standardize(block.values[shown], block.valid[shown])
-    times = batch.frame_time_ms[block.position[shown]].tolist()
-    seen = block.valid[shown].expand(z.shape)
+    z = standardize(block.values[own], block.valid[own])
+    seen = block.valid[own].expand(z.shape)
+    times = batch.frame_time_ms[block.position[own]].tolist()
     return [
-        (f"{name}, input\n{format_date(time_ms)}", _picture(source, z[i], seen[i])) for i, time_ms in enumerate(times)
+        (f"{name}, input\n{format_date(times[i])}", _picture(source, z[i], seen[i]))
+        for i in clearest_frames(source, z, seen)
     ]
+
+
+def clearest_frames(source: Source, z: Tensor, seen: Tensor) -> list[int]:
+    """Of z-scores (T, h, w, C) the numbers of at most `FRAMES_SHOWN` frames: of as many equal parts of the series the frame
+    with most pixels that are observed and neither black nor white as drawn, as clouds are."""
+    bands = _shown_bands(source, seen)
+    clear = (seen[..., bands] & (z[..., bands].abs() < STRETCH_SIGMA)).all(-1).sum((1, 2))
+    parts = torch.tensor_split(torch.arange(len(z)), min(FRAMES_SHOWN, len(z)))
+    return [int(part[clear[part].argmax()]) for part in parts]
 
 
 def _embedding_row(batch: Batch, output: Output) -> list[Picture]:
@@ -113,16 +139,24 @@ def _titled(name: str, time_ms: Tensor, pictures: list[np.ndarray], last: str) -
 
 
 def _picture(source: Source, z: Tensor, valid: Tensor) -> np.ndarray:
-    """z-scores (h, w, C) as true colour where the bands allow it, else the first band; NaN or white where not observed."""
-    scaled = (z / (2 * STRETCH_SIGMA) + 0.5).clamp(0, 1)
-    names = {band: at for at, band in enumerate(source.band_names)}
+    """z-scores (h, w, C) as true colour (h, w, 3) where the bands allow it, else the first observed band (h, w); grey or NaN
+    where not observed."""
+    bands = _shown_bands(source, valid)
+    scaled = (z[..., bands] / (2 * STRETCH_SIGMA) + 0.5).clamp(0, 1)
+    seen = valid[..., bands].all(-1, keepdim=True)
+    if len(bands) == 1:
+        return scaled.where(seen, torch.nan)[..., 0].numpy()
+    return scaled.where(seen, MISSING).numpy()
+
+
+def _shown_bands(source: Source, valid: Tensor) -> list[int]:
+    """Red, green and blue where the source has them, else its first band that was observed anywhere in ``valid`` (…, C)."""
+    names = {band: number for number, band in enumerate(source.band_names)}
     for bands in TRUE_COLOUR:
         if all(band in names for band in bands):
-            chosen = [names[band] for band in bands]
-            return torch.where(valid[..., chosen], scaled[..., chosen], 1.0).numpy()
-    observed = valid.any(tuple(range(valid.ndim - 1))).nonzero()[:, 0]
-    band = int(observed[0]) if len(observed) else 0
-    return scaled[..., band].where(valid[..., band], torch.nan).numpy()
+            return [names[band] for band in bands]
+    observed = valid.flatten(0, -2).any(0).nonzero()[:, 0]
+    return [int(observed[0]) if len(observed) else 0]
 
 
 def _expand(cells: Tensor, side_px: int) -> Tensor:

@@ -28,12 +28,12 @@ from aef.data.dataset import ChipDataset, Draw, GlobalOrder
 from aef.run import Run
 
 from .costs import ExpectedFrames
+from .deepspeed_config import micro_batches
 from .distributed import Ranks
-from .opening import text_vectors
+from .new_run import text_vectors
 from .sharing import share
 from .transport import Packed
 from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_died
-from .zero import micro_batches
 
 
 @dataclass
@@ -116,12 +116,12 @@ class StepDataset(Dataset[Loaded]):
 
     def __getitem__(self, number: int) -> Loaded:
         step, unit = divmod(number, self.units)
-        draws = [self.order.draw(step * self.global_batch + place) for place in range(self.global_batch)]
+        draws = [self.order.draw(step * self.global_batch + position) for position in range(self.global_batch)]
         parts = self.plan(draws)[unit]
         try:
             # In the global order, so that a chip is read once for all of its crops.
-            samples = {place: self.chips[draws[place]] for place in sorted(itertools.chain(*parts))}
-            batches = [self.collate([samples.pop(place) for place in part]) for part in parts]
+            samples = {position: self.chips[draws[position]] for position in sorted(itertools.chain(*parts))}
+            batches = [self.collate([samples.pop(position) for position in part]) for part in parts]
         except (ChipError, OSError) as error:
             return Loaded(error=str(error), skipped=self.chips.take_found())
         return Loaded(batches, skipped=self.chips.take_found())
@@ -131,7 +131,7 @@ class StepDataset(Dataset[Loaded]):
         return Loaded.joined([self[step * self.units + unit] for unit in range(self.units)])
 
     def plan(self, draws: Sequence[Draw]) -> list[list[list[int]]]:
-        """Places in the global batch of each micro-batch of each unit of this rank.
+        """Positions in the global batch of each micro-batch of each unit of this rank.
 
         The crops of a chip stay on one rank and in one unit where that is possible.
         """
@@ -144,10 +144,12 @@ class StepDataset(Dataset[Loaded]):
 
     @staticmethod
     def _divide(
-        places: Sequence[int], sizes: Sequence[int], costs: Sequence[float], visits: Sequence[int] | None = None
+        positions: Sequence[int], sizes: Sequence[int], costs: Sequence[float], visits: Sequence[int] | None = None
     ) -> list[list[int]]:
-        groups = None if visits is None else [visits[place] for place in places]
-        return [[places[i] for i in part] for part in share([costs[place] for place in places], sizes, groups)]
+        groups = None if visits is None else [visits[position] for position in positions]
+        return [
+            [positions[i] for i in part] for part in share([costs[position] for position in positions], sizes, groups)
+        ]
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
@@ -188,16 +190,16 @@ class StepLoader:
         """The next step; an error where none comes in half of ``train.timeout_s``. Re-raises whatever was no fault of the
         data."""
         try:
-            found = self._made.get(timeout=self.patience_s)
+            made = self._made.get(timeout=self.patience_s)
         except queue.Empty:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return Loaded(
                 error=f"no samples came within {self.patience_s:g} s, half of train.timeout_s: the file system does not "
                 f"answer, or a loader process has lost them (a process may have {limit} files open, `ulimit -n`)"
             )
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(made, Exception):
+            raise made
+        return made
 
     def processes(self) -> list[int]:
         """Ids of the worker processes at work."""

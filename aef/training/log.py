@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from .tensorboard import Scalars
 
 LOG_FILE, EVENTS_FILE, VALIDATION_FILE = "log.jsonl", "events.jsonl", "validation.jsonl"
+Say = Callable[[str], None]
+"""Tells the user one line of news."""
+
 TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 
 class StepLog:
     """``RUN/log.jsonl``, one object per applied optimiser step; ``RUN/validation.jsonl``; and ``RUN/events.jsonl``: skipped
-    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one broken last line.
+    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one
+    broken last line.
 
     Args:
         run: the run's folder.
@@ -171,13 +175,6 @@ class Display:
             f"{duration(left)} left",
         ]
         return "  ".join(terms) + (f"  skipped {record['skipped']}" if record["skipped"] else "")
-
-
-def stopped_early(run: Path, received: str) -> None:
-    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had taken."""
-    run.mkdir(parents=True, exist_ok=True)
-    step = max((event["step"] for event in read_events(run)), default=0)
-    StepLog(run).event("stopped", step=step, signal=received)
 
 
 def duration(seconds: float) -> str:

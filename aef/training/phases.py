@@ -112,9 +112,9 @@ def profile_step(
         profiled_s = _timed(step, device)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
-    found = _by_phase(profiler.events(), on_gpu=device.type == "cuda")
-    found.step_s, found.profiled_s = min(times), profiled_s
-    return found
+    phases = _by_phase(profiler.events(), on_gpu=device.type == "cuda")
+    phases.step_s, phases.profiled_s = min(times), profiled_s
+    return phases
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:
@@ -146,21 +146,21 @@ def _by_phase(events: Any, *, on_gpu: bool) -> Phases:
         for event in own
         if event.sequence_nr >= 0 and not _in_backward(event) and (name := phase_at(event.time_range.start))
     }
-    found = Phases()
+    phases = Phases()
     for event in own:
         spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
         if event.name.startswith(COMMUNICATION):
-            _add(found.forward, "communication", spent)
+            _add(phases.forward, "communication", spent)
         elif node := _in_backward(event):
-            _add(found.backward, phase_of.get(node.sequence_nr, "other"), spent)
+            _add(phases.backward, phase_of.get(node.sequence_nr, "other"), spent)
         else:
-            _add(found.forward, phase_at(event.time_range.start) or "other", spent)
+            _add(phases.forward, phase_at(event.time_range.start) or "other", spent)
     if not on_gpu:
         # What the interpreter does between operators belongs to the phase around it.
         for event in events:
             if event.name.startswith(PREFIX):
-                _add(found.forward, event.name.removeprefix(PREFIX), event.self_cpu_time_total / 1e6)
-    return found
+                _add(phases.forward, event.name.removeprefix(PREFIX), event.self_cpu_time_total / 1e6)
+    return phases
 
 
 def _in_backward(event: Any) -> Any:
@@ -176,7 +176,7 @@ def _add(into: dict[str, float], name: str, seconds: float) -> None:
     into[name] = into.get(name, 0.0) + seconds
 
 
-def draw(phases: Phases, path: Path, title: str) -> None:
+def write_picture(phases: Phases, path: Path, title: str) -> None:
     """One bar per phase, forward and backward stacked. Raises ModuleNotFoundError without matplotlib."""
     names = phases.names()[::-1]
     ahead = [1e3 * phases.forward.get(name, 0.0) for name in names]

@@ -9,25 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from aef.config import Config, ConfigError
-from aef.data.random_batch import frames_per_sample, sources_of
+from aef.data.random_batch import frames_per_sample
 from aef.model import cost
-from aef.sources import BUILT_IN, Registry
+from aef.sources import Registry
 
+from .deepspeed_config import gradient_bytes, micro_batches, precision_of, resolve, stage_of
 from .workers import STEPS_AHEAD, UNITS_AHEAD
-from .zero import gradient_bytes, micro_batches, precision_of, resolve, stage_of
 
-CARDS_GB = {"24 GB": 24, "40 GB": 40, "80 GB": 80, "H200": 141}
 RESERVED = 0.1
 """Share of a GPU's memory left to its runtime, kernels' workspaces and fragmentation."""
 
 MOST_FILLER = 0.05
 """Share of filler among a micro-batch's frames, at most: they cost what frames cost, and nobody reads them."""
-
-WAYS: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
 """Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target, in
@@ -35,7 +31,7 @@ units of their width: counted with saved-tensor hooks (tests/training/test_plann
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     """Predicted needs of one rank.
 
     ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in bytes
@@ -83,7 +79,7 @@ def plan(
     on_gpu: bool = False,
     deepspeed_config: str | None = None,
     parameters: int | None = None,
-) -> Plan:
+) -> CostPlan:
     """Predict; ``parameters`` spares counting them again. Raises ConfigError as `resolve` does."""
     m, d = config.model, config.data
     count = cost.parameters(m, registry, inputs, targets) if parameters is None else parameters
@@ -114,7 +110,7 @@ def plan(
     outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
     states = _states(count, stage, precision, ranks, settings)
     loader, shared = _loader(config, sample_bytes(config, registry, inputs, targets), ranks, on_gpu)
-    return Plan(
+    return CostPlan(
         parameters=count,
         flops_per_frame=cost.flops_per_frame(m, registry, inputs, d.chip_px, round(teacher)),
         activation_bytes_per_frame=per_frame,
@@ -245,87 +241,3 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     if config.model.text_dim:
         traffic["text vectors"] = 4.0 * share * 2 * config.model.embedding_dim * ranks * 2
     return {kind: size for kind, size in traffic.items() if size}
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def cost_lines(found: Plan) -> list[str]:
-    """The three figures that scripts read, one per line as ``name: value``."""
-    names = ("parameters", "flops_per_frame", "activation_bytes_per_frame")
-    return [f"{name}: {getattr(found, name)}" for name in names]
-
-
-def describe(found: Plan) -> list[str]:
-    """The plan in words: memory of one rank by kind, and bytes on the wire."""
-    batch = f"{found.ranks} ranks x {found.accumulation} x {found.micro_batch} samples"
-    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "outputs", "host")
-    lines = [
-        f"per step: {batch}, {found.frames_per_sample:.0f} frames a sample (teacher and student), ZeRO stage {found.stage}, "
-        f"{found.precision}",
-        "expected memory of one rank: " + format_gb(found.device_bytes),
-        *(f"  {part}: {format_gb(getattr(found, part))}" for part in parts if getattr(found, part)),
-    ]
-    if found.filler:
-        lines.append(found.filler)
-    lines.append(
-        f"samples that wait in host memory, per rank: {format_gb(found.loader)}, {format_gb(found.shared)} of it in /dev/shm"
-        + f"; of the {found.ranks} ranks: {format_gb(found.ranks * found.loader)}" * (found.ranks > 1)
-    )
-    if found.accumulation > 1:
-        lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
-    lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in found.traffic.items()]
-    return lines
-
-
-def what_fits(
-    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], *, ranks: int, choice: str | None
-) -> list[str]:
-    """For each card and way of checkpointing, the largest micro-batch that is expected to fit."""
-    lines = []
-    count = cost.parameters(config.model, registry, inputs, targets)
-    for card, gigabytes in CARDS_GB.items():
-        sizes = {}
-        for way in WAYS:
-            model = dataclasses.replace(config.model, checkpointing=way)
-            train = dataclasses.replace(config.train, micro_batch=1, global_batch=ranks)
-            data = dataclasses.replace(config.data, frame_bucket=0)  # what fits is asked sample by sample
-            one = dataclasses.replace(config, model=model, data=data, train=train)
-            found = plan(
-                one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice, parameters=count
-            )
-            room = gigabytes * 1e9 * (1 - RESERVED) - found.model_bytes
-            sizes[way] = int(room // found.activations) if room > 0 else 0
-        words = [f"{size} with checkpointing {way}" for way, size in sizes.items() if size]
-        too_large = [way for way, size in sizes.items() if not size]
-        line = f"fits on {card}: micro-batch {', '.join(words)}" if words else f"does not fit on {card}"
-        lines.append(line + (f"; does not fit with {' or '.join(too_large)}" if words and too_large else ""))
-    return lines
-
-
-def describe_plan(config: Config, data: str | None, deepspeed_config: str | None, ranks: int) -> str:
-    """What `aef train --dry-run` prints below the settings. With ``data``, its own sources count."""
-    import torch
-
-    registry, (inputs, targets) = find_sources(config, data)
-    on_gpu = torch.cuda.is_available()
-    found = plan(config, registry, inputs, targets, ranks=ranks, on_gpu=on_gpu, deepspeed_config=deepspeed_config)
-    fits = what_fits(config, registry, inputs, targets, ranks=ranks, choice=deepspeed_config)
-    heading = f"{', '.join(inputs)} → {', '.join(targets)}"
-    return "\n".join([*cost_lines(found), heading, *describe(found), *fits])
-
-
-def find_sources(config: Config, data: str | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The registry, and what is encoded and decoded: by a folder of chips, or without one by the registry alone."""
-    if data is None:
-        from aef.settings_file import registry_of
-
-        registry = registry_of(files=config.data.sources_file) if config.data.sources_file else BUILT_IN
-        return registry, sources_of(config, registry)
-    from . import opening
-
-    return opening.find_sources(config, Path(data))
-
-
-def format_gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -30,11 +30,11 @@ def share(costs: Sequence[float], capacities: Sequence[int], groups: Sequence[in
     heapq.heapify(queue)
     while queue:
         _, items = heapq.heappop(queue)
-        fitting = [found for found in open_bins if room(found[1]) >= len(items)]
+        fitting = [each for each in open_bins if room(each[1]) >= len(items)]
         if fitting:
             chosen = min(fitting)
         else:
-            chosen = max(open_bins, key=lambda found: (room(found[1]), -found[0], -found[1]))
+            chosen = max(open_bins, key=lambda each: (room(each[1]), -each[0], -each[1]))
             items, rest = items[: room(chosen[1])], items[room(chosen[1]) :]
             heapq.heappush(queue, waiting(rest))
         total, number = chosen

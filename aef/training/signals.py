@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
+
+from aef.run import RunError
+
+from .log import StepLog, read_events
+from .run_lock import RunLock
 
 STOPPED = 75
 """Exit code of a run that a signal stopped and that can go on: BSD's EX_TEMPFAIL, try again."""
@@ -52,3 +59,13 @@ class StopsAtOnce(StopSignals):
     def _remember(self, number: int, frame: FrameType | None) -> NoReturn:
         self.received = signal.Signals(number).name
         raise SystemExit(STOPPED)
+
+
+def stopped_early(run: Path, received: str) -> None:
+    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had taken;
+    nothing where another training is at work there, whose events these are."""
+    with suppress(RunError):
+        lock = RunLock(run, lambda words: None, wait_s=0)
+        step = max((event["step"] for event in read_events(run)), default=0)
+        StepLog(run).event("stopped", step=step, signal=received)
+        lock.release()

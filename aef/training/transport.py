@@ -22,8 +22,8 @@ ALIGNED_BYTES = 64
 """Where a tensor may begin in the block: a multiple of every element's size, and of a cache line."""
 
 
-class Place(NamedTuple):
-    """Where one tensor lies in the block."""
+class Slice(NamedTuple):
+    """The part of the block that is one tensor."""
 
     start: int
     dtype: torch.dtype
@@ -39,33 +39,33 @@ class Place(NamedTuple):
 
 @dataclass
 class Packed:
-    """Micro-batches whose tensors are places in ``block`` (bytes,) uint8."""
+    """Micro-batches whose tensors are slices of ``block`` (bytes,) uint8: ``outlines`` are the batches with a `Slice` for each tensor."""
 
     block: Tensor
-    places: list[Any]
+    outlines: list[Any]
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Packed:
-        tensors: list[tuple[Tensor, Place]] = []
+        tensors: list[tuple[Tensor, Slice]] = []
         size = 0
 
-        def put(tensor: Tensor) -> Place:
+        def put(tensor: Tensor) -> Slice:
             nonlocal size
-            place = Place(size, tensor.dtype, tuple(tensor.shape))
-            tensors.append((tensor, place))
-            size += -(-place.bytes // ALIGNED_BYTES) * ALIGNED_BYTES
-            return place
+            part = Slice(size, tensor.dtype, tuple(tensor.shape))
+            tensors.append((tensor, part))
+            size += -(-part.bytes // ALIGNED_BYTES) * ALIGNED_BYTES
+            return part
 
-        places = [_exchange(batch, Tensor, put) for batch in batches]
+        outlines = [_exchange(batch, Tensor, put) for batch in batches]
         block = torch.empty(size, dtype=torch.uint8).share_memory_()
-        for tensor, place in tensors:
-            place.view(block).copy_(tensor)
-        return cls(block, places)
+        for tensor, part in tensors:
+            part.view(block).copy_(tensor)
+        return cls(block, outlines)
 
     def batches(self, *, pin: bool = False) -> list[Batch]:
         """The micro-batches, as views of the block or of its page-locked copy."""
         block = self.block.pin_memory() if pin else self.block
-        return [_exchange(batch, Place, lambda place: place.view(block)) for batch in self.places]
+        return [_exchange(outline, Slice, lambda part: part.view(block)) for outline in self.outlines]
 
 
 def _exchange(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -73,7 +73,7 @@ def _exchange(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, kind):
         return change(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = copy.copy(value)  # not by its constructor, which would look into tensors where places stand
+        changed = copy.copy(value)  # not by its constructor, which would look into tensors where slices stand
         for field in dataclasses.fields(value):
             object.__setattr__(changed, field.name, _exchange(getattr(value, field.name), kind, change))
         return changed

@@ -28,11 +28,19 @@ from aef.mapping.trained_model import TrainedModel
 from aef.run import Run
 
 TRIALS = 5
-OF = ": "
-"""Between what is measured and the rival that it is measured of: ``withheld sentinel2: linear interpolation``."""
+
+WITHHELD, PROBE = "withheld ", "probe "
+"""Before the source, or the label, that a figure is of."""
+
+OF, PER_LINEAR = ": ", " / linear"
+"""Between what is measured and the rival that it is measured of, ``withheld sentinel2: linear interpolation``; and behind the
+share of the linear interpolation's error, ``withheld sentinel2 / linear``."""
 
 RIVALS = ("the pixel's temporal mean", "harmonic fit per pixel", REFERENCE, "mean of linear and harmonic")
 """Naive predictors beside the model."""
+
+BEST = "best baseline"
+"""The best of the hand-made features beside the embedding."""
 
 MOST_CHIPS = 8
 """Places that one validation looks at: it must stay short beside the training that it interrupts."""
@@ -63,35 +71,35 @@ class Validation:
 
     def _measure(self, model: TrainedModel) -> dict[str, Any]:
         figures: dict[str, float] = {}
-        if self._dates is not None:
-            for task in withheld_tasks(model, self._dated, *self._dates)[0]:
+        if self.dates is not None:
+            for task in withheld_tasks(model, self.dated, *self.dates)[0]:
                 figures.update(self._withheld(model, task))
         if self.run.config.data.held_out_places:
-            for label in dict.fromkeys(name for chip in self._looked_at for name in chip.labels):
+            for label in dict.fromkeys(name for chip in self.looked_at for name in chip.labels):
                 figures.update(self._probes(model, label))
-        figures.update(judge_health(model, self._looked_at))
+        figures.update(judge_health(model, self.looked_at))
         return {name: round(value, 5) for name, value in figures.items()}
 
     def _withheld(self, model: TrainedModel, task: WithheldTask) -> dict[str, float]:
         """The model's error, its share of the linear interpolation's, and the errors of naive predictors."""
-        name = task.source.name
-        if name not in self._naive:
-            self._naive[name] = naive_table(task)
-        naive = self._naive[name]
+        source, name = task.source.name, WITHHELD + task.source.name
+        if source not in self._naive:
+            self._naive[source] = naive_table(task)
+        naive = self._naive[source]
         error = model_table(task, model, period_days=[MAIN_PERIOD_DAYS]).mean(f"model, {MAIN_PERIOD_DAYS:g} d")
-        found = {f"withheld {name}": error, f"withheld {name} / linear": error / naive.mean(REFERENCE)}
-        return found | {f"withheld {name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
+        ours = {name: error, name + PER_LINEAR: error / naive.mean(REFERENCE)}
+        return ours | {f"{name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
 
     def _probes(self, model: TrainedModel, label: str) -> dict[str, float]:
         """Balanced accuracy of the embedding, and of the best hand-made features, which are judged only once."""
         first = label not in self._best
         try:
-            scores = judge_labels(model, self._looked_at, label, trials=TRIALS, baselines=first)
+            scores = judge_labels(model, self.looked_at, label, trials=TRIALS, baselines=first)
         except ProbeError:
             return {}
         if first:
             self._best[label] = scores.best
-        return {f"probe {label}": scores.ours, f"probe {label}{OF}best baseline": self._best[label]}
+        return {PROBE + label: scores.ours, f"{PROBE}{label}{OF}{BEST}": self._best[label]}
 
     def _wrapped(self, model: nn.Module, step: int) -> TrainedModel:
         return TrainedModel(
@@ -106,7 +114,7 @@ class Validation:
         )
 
     @cached_property
-    def _dates(self) -> tuple[WithheldDates, WithheldDates] | None:
+    def dates(self) -> tuple[WithheldDates, WithheldDates] | None:
         """Dates that are hidden, and those of them that are judged in the loop."""
         data, subset = self.run.config.data, self.run.config.train.validate_set
         if data.withheld is None:
@@ -117,13 +125,14 @@ class Validation:
         )
 
     @cached_property
-    def _dated(self) -> list[Chip]:
-        assert self._dates is not None
+    def dated(self) -> list[Chip]:
+        """Chips of training places with judged dates."""
+        assert self.dates is not None
         held_out = set(self.run.config.data.held_out_places)
-        return self._read(set(self._dates[1].places) - held_out)
+        return self._read(set(self.dates[1].places) - held_out)
 
     @cached_property
-    def _looked_at(self) -> list[Chip]:
+    def looked_at(self) -> list[Chip]:
         """The held-out places; where there are none, a few of the training places (for health, not for probes)."""
         return self._read(set(self.run.config.data.held_out_places) or None)
 

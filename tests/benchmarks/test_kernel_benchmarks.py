@@ -383,3 +383,13 @@ def test_a_measurement_that_cannot_be_read_is_refused(tmp_path, capsys, content,
         scaling.main(["--measured", str(path), "--out", str(tmp_path)])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and f"--measured {path}: expected the phases.json" in error and words in error
+
+
+def test_scaling_is_predicted_for_every_stage_batch_and_number_of_gpus_and_drawn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(scaling, "GPUS", (1, 8))
+    assert scaling.main(["--config", "tiny", "--out", str(tmp_path)]) == 0
+    assert "wrote" in capsys.readouterr().out
+    rows = [line.split(",") for line in (tmp_path / "scaling.csv").read_text().splitlines()[2:]]
+    assert len(rows) == len(scaling.STAGES) * len(scaling.BATCHES) * 2
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000

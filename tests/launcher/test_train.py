@@ -51,16 +51,39 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
     assert "weights: 0.89 GB" in text["zero1"] and "weights: 0.11 GB" in text["zero3"]
     # 32 partner fields of 128 x 128 x 64 fp32 and their gradients.
     assert "uniformity partners: 0.27 GB" in text["zero1"]
-    assert "fits on H200: micro-batch" in text["zero1"]
+    assert "fits on H200 in bfloat16: micro-batch" in text["zero1"]
 
 
 def test_what_does_not_fit_says_so(capsys):
     assert call(throughput, "--config", "xlarge", "--dry-run", "--device", "cuda") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "does not fit on 24 GB" in lines and not any(re.search(r"\b0 with checkpointing", x) for x in lines)
+    assert "does not fit on 24 GB in bfloat16" in lines and not any(
+        re.search(r"\b0 with checkpointing", x) for x in lines
+    )
     assert any(
         re.fullmatch(r"fits on .*: micro-batch [1-9].*; does not fit with none( or selective)?", x) for x in lines
     )
+
+
+def test_a_dry_run_on_a_cpu_names_the_precision_of_each_size_and_what_a_gpu_would_take(capsys):
+    arguments = ["--config", "large", "--dry-run", "train.micro_batch=2"]
+    said = {}
+    for device in ("cpu", "cuda"):
+        assert call(throughput, *arguments, "--ranks", 8, "--device", device) == 0
+        said[device] = capsys.readouterr().out.splitlines()
+    (here,) = [line for line in said["cpu"] if line.startswith("expected memory of one rank in float32: ")]
+    (there,) = [line for line in said["cuda"] if line.startswith("expected memory of one rank in bfloat16: ")]
+    gigabytes = there.split(": ")[1]
+    assert here.split(": ")[1] != gigabytes
+    assert f"this is for a CPU; expected memory of one rank on a GPU, in bfloat16: {gigabytes}" in said["cpu"]
+    assert not any("on a GPU" in line for line in said["cuda"])
+    fits = [[line for line in said[device] if line.startswith("fits on ")] for device in ("cpu", "cuda")]
+    assert fits[0] == fits[1] and all(" in bfloat16: micro-batch " in line for line in fits[0])
+
+
+def test_one_rank_is_one_rank(capsys):
+    assert call(throughput, "--config", "tiny", "--dry-run") == 0
+    assert "per step: 1 rank x 1 x " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--ranks", "--repeats"])

@@ -66,7 +66,7 @@ def test_texts_are_learnt_from_over_epochs_without_running_the_tower(chips, tmp_
 
 
 def test_chips_without_vectors_train_without_a_text_head(chips, tmp_path):
-    from aef.training.opening import describe_run
+    from aef.training.new_run import describe_run
 
     lines = []
     assert describe_run(config(), chips, tmp_path / "with", lines.append).config.model.text_dim == 64

@@ -93,3 +93,38 @@ def uninterrupted(pristine_chips, tmp_path_factory):
     with Trainer(tiny(), pristine_chips, run, quiet=True) as trainer:
         assert trainer.fit()
     return read_log(run)
+
+
+@pytest.fixture
+def configure(make_config):
+    """`configure(data={...}, **train)` → the preset `tiny` with other `data.*` and `train.*` settings; two steps, a checkpoint
+    after each."""
+
+    def build(data=(), **train):
+        config = make_config(**{"steps": 2, "checkpoint_every": 1, "figure_every": 0, **train})
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, **dict(data)))
+
+    return build
+
+
+@pytest.fixture
+def train():
+    """`train(config, chips, run, resume=None, steps=None)` → the trainer, at the end, or left after some steps as by a crash."""
+    from aef.training import Trainer
+
+    def to_the_end(config, chips, run, resume=None, steps=None):
+        with Trainer(config, chips, run, resume=resume) as trainer:
+            for record in trainer.steps():
+                if record["step"] == steps:
+                    break
+            return trainer
+
+    return to_the_end
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A list that withholds a date of two places, one of them in the set `tune`."""
+    path = tmp_path / "dates.csv"
+    path.write_text("place,time_utc,set\nplace0,2018-03-01,tune\nplace1,2018-04-01,report\n")
+    return path

@@ -18,7 +18,7 @@ from conftest import tiny
 
 from aef.training.distributed import Ranks
 from aef.training.loader import StepLoader
-from aef.training.opening import describe_run
+from aef.training.new_run import describe_run
 
 
 def main():

@@ -27,10 +27,11 @@ from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.sources import BUILT_IN
+from aef.training.deepspeed_config import resolve
+from aef.training.deepspeed_engine import Engine
 from aef.training.distributed import start
-from aef.training.engine import take_step
 from aef.training.schedule import learning_rate
-from aef.training.zero import Engine, resolve
+from aef.training.step import take_step
 
 STEPS, GLOBAL_BATCH, POISONED = 10, 4, 5
 INPUTS, TARGETS = ("sentinel2", "sentinel1", "landsat"), ("sentinel2", "sentinel1", "landsat", "era5_land", "nlcd")

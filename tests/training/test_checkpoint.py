@@ -11,7 +11,7 @@ from aef.training.checkpoint import (
     WEIGHTS,
     CheckpointError,
     Checkpoints,
-    Position,
+    RunPosition,
     State,
     damage,
     fingerprint,
@@ -22,7 +22,7 @@ STEPS = (3, 6, 9)
 
 def write(checkpoints, step):
     partial = checkpoints.begin(step)
-    State(Position(step, 2 * step), 1, 0, "float32", 2, 0).write(partial / STATE)
+    State(RunPosition(step, 2 * step), 1, 0, "float32", 2, 0).write(partial / STATE)
     (partial / WEIGHTS).write_bytes(bytes(range(200)))
     (partial / "restart").mkdir()
     (partial / "restart" / "shard.pt").write_bytes(b"shard" * 40)
@@ -41,7 +41,7 @@ def checkpoints(tmp_path):
 def test_the_newest_complete_one_is_chosen(checkpoints):
     path, refused = checkpoints.newest()
     assert path.name == "step-00000009" and refused == []
-    assert State.read(path / STATE).position == Position(9, 18)
+    assert State.read(path / STATE).position == RunPosition(9, 18)
 
 
 def test_only_the_last_few_are_kept(checkpoints):

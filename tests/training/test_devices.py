@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from aef.config import PRESETS, ConfigError
-from aef.training import zero
+from aef.training import deepspeed_config
+from aef.training.deepspeed_config import precision_of, resolve
 from aef.training.devices import attend_without_plans, gpu_without_bf16, keep_freed_memory
-from aef.training.zero import precision_of, resolve
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
@@ -45,7 +45,7 @@ def volta(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla V100")
-    zero._say_fp32.cache_clear()
+    deepspeed_config._say_fp32.cache_clear()
 
 
 def configure(preset, choice, on_gpu=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aef.training.zero import shipped_names
+from aef.training.deepspeed_config import shipped_names
 
 TOLERANCE = 1e-4
 BF16_EPS = 2**-7

@@ -215,7 +215,7 @@ def test_the_deepspeed_command_stops_all_ranks_with_a_checkpoint_when_one_is_tol
     assert code == 75, text[-3000:]
     last = read_log(run)[-1]["step"]
     assert 3 <= last < STEPS and checkpointed(run) == last
-    assert "go on with --resume auto" in text
+    assert "go on with the same command (`aef train`: with --resume auto)" in text
 
 
 def test_the_deepspeed_command_goes_on_and_ends_as_one_rank_would(stopped, pristine_chips, tmp_path, make_config):

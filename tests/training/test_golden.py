@@ -20,10 +20,11 @@ from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, SUPPORT_MS, Period, parse_time
+from aef.training.deepspeed_config import resolve
+from aef.training.deepspeed_engine import Engine
 from aef.training.distributed import start
-from aef.training.engine import take_step
 from aef.training.schedule import learning_rate
-from aef.training.zero import Engine, resolve
+from aef.training.step import take_step
 
 SIDE = 16
 START = parse_time("2018-03-01")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from aef.config import PRESETS, ConfigError
-from aef.training.zero import resolve, stage_of
+from aef.training.deepspeed_config import resolve, stage_of
 
 
 def resolved(choice=None, on_gpu=True, **changes):

@@ -18,7 +18,7 @@ from aef.data.chips import ChipFolder
 from aef.training import workers
 from aef.training.distributed import Ranks
 from aef.training.loader import Loaded, StepDataset, StepLoader
-from aef.training.opening import describe_run
+from aef.training.new_run import describe_run
 from aef.training.sharing import share
 from aef.training.transport import ALIGNED_BYTES, Packed
 
@@ -125,13 +125,13 @@ def test_micro_batches_travel_as_one_block(make_run, pristine_chips):
     assert len(loaded.batches) == 2
     packed = loaded.pack()
     assert packed.packed.block.is_shared() and not packed.batches
-    assert not tensors(packed.packed.places[0])  # nothing else that would travel by itself
+    assert not tensors(packed.packed.outlines[0])  # nothing else that would travel by itself
     found = packed.unpack(pin=False)
     assert all(map(same, found.batches, loaded.batches))
     assert [batch.sample_ids for batch in found.batches] == [batch.sample_ids for batch in loaded.batches]
     for tensor in tensors(found.batches[1]).values():
         assert tensor.storage_offset() * tensor.element_size() % ALIGNED_BYTES == 0 and tensor.is_contiguous()
-    assert pickle.loads(pickle.dumps(packed.packed.places[0])).sample_ids == loaded.batches[0].sample_ids
+    assert pickle.loads(pickle.dumps(packed.packed.outlines[0])).sample_ids == loaded.batches[0].sample_ids
 
 
 def test_a_micro_batch_without_a_frame_travels_too():

@@ -8,8 +8,9 @@ from torch import nn
 
 from aef.config import PRESETS
 from aef.model.layers import ChannelNorm, Linear
+from aef.training.deepspeed_config import resolve
+from aef.training.deepspeed_engine import Engine
 from aef.training.distributed import start
-from aef.training.zero import Engine, resolve
 
 
 class Weighing(nn.Module):

@@ -10,7 +10,7 @@ from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
-from aef.training import planner
+from aef.training import plan_report, planner
 from aef.training.transport import Packed
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
@@ -71,7 +71,7 @@ def test_filler_beyond_a_twentieth_of_the_frames_is_refused_with_the_bucket_that
 
 def test_the_largest_bucket_that_fits_is_planned_with_its_share():
     found = plan("large", "data.frame_bucket=8", "train.micro_batch=1", on_gpu=True)
-    assert "filler: at most 7 beside 151 frames of a micro-batch, 4.4%" in planner.describe(found)
+    assert "filler: at most 7 beside 151 frames of a micro-batch, 4.4%" in plan_report.describe(found)
     assert plan("large", "train.micro_batch=1").filler == ""
 
 
@@ -113,7 +113,7 @@ def test_waiting_samples_are_counted():
     assert found.loader == size * (2 * 32 + 3 * 8 * 2) and found.shared == size * 2 * 8 * 2
     found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8)
     assert found.loader == size * (3 * 32 + 3 * 8 * 2) and found.shared == size * (3 * 32 + 2 * 8 * 2)
-    assert any("of it in /dev/shm; of the 8 ranks: " in line for line in planner.describe(found))
+    assert any("of it in /dev/shm; of the 8 ranks: " in line for line in plan_report.describe(found))
 
 
 @pytest.mark.parametrize(("stage", "gradients", "weights"), [(1, 8, 2), (2, 8 * 32, 2), (3, 4 * 32, 4 * 32)])

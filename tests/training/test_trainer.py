@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,12 +17,13 @@ from safetensors.torch import load_file
 import aef
 from aef.config import ConfigError
 from aef.run import RunError, input_and_target_names
+from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError
-from aef.training.engine import TrainingError
 from aef.training.loader import Loaded
 from aef.training.log import read_log
+from aef.training.trainer import TrainingError
 
 FIELDS = [
     *("step", "loss", "reconstruction", "uniformity", "consistency", "text", "per_source", "grad_norm", "lr"),
@@ -95,14 +97,19 @@ def test_a_damaged_checkpoint_is_passed_over(chips, tmp_path, make_config, unint
     assert learnt(read_log(run)) == learnt(uninterrupted)
 
 
-def test_a_signal_ends_the_step_writes_a_checkpoint_and_the_run_goes_on(chips, tmp_path, make_config, uninterrupted):
+def test_a_signal_ends_the_step_writes_a_checkpoint_and_the_run_goes_on(
+    chips, tmp_path, make_config, uninterrupted, capsys
+):
     run = tmp_path / "run"
-    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+    with Trainer(make_config(), chips, run) as trainer:
         for record in trainer.steps():
             if record["step"] == 4:
                 os.kill(os.getpid(), signal.SIGUSR1)
     assert read_log(run)[-1]["step"] == 4 and (run / "checkpoints" / "step-00000004").is_dir()
     assert events(run, "stopped")[0]["signal"] == "SIGUSR1"
+    # Also what `aef demo` and `aef leave_out` say, which have no --resume.
+    words = "stopped at step 4: a checkpoint is written, go on with the same command (`aef train`: with --resume auto)"
+    assert words in capsys.readouterr().err
     assert go_on(make_config(), chips, run)
     assert learnt(read_log(run)) == learnt(uninterrupted)
 
@@ -239,7 +246,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_conf
     with pytest.raises(RunError, match="already holds a run: go on with --resume auto"):
         Trainer(make_config(), chips, tmp_path / "run", quiet=True)
     other = make_config(peak_lr=0.5, checkpoint_every=5)
-    with pytest.raises(ConfigError, match=r"a resumed run keeps its settings, but train.peak_lr 0.001 → 0.5: use"):
+    with pytest.raises(ConfigError, match=r"a resumed run keeps its settings, but train.peak_lr 0.001 → 0.5: give"):
         Trainer(other, chips, tmp_path / "run", resume="auto", quiet=True)
     with pytest.raises(CheckpointError, match="only a run's own are read"):
         Trainer(make_config(), chips, tmp_path / "run", resume=str(tmp_path / "elsewhere"), quiet=True)
@@ -247,18 +254,28 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_conf
         Trainer(make_config(), chips, tmp_path / "none", resume="checkpoints/step-00000003", quiet=True)
 
 
+def test_a_run_goes_on_with_the_settings_that_it_keeps_as_its_refusal_of_others_says(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    stop_after(make_config(peak_lr=5e-4, checkpoint_every=2), chips, run, steps=2)
+    with pytest.raises(
+        ConfigError, match=re.escape(f"--config {run / 'config.yaml'} reads back, or start another run")
+    ):
+        go_on(make_config(), chips, run)
+    assert go_on(load_config(str(run / "config.yaml"), ["train.steps=3"]), chips, run)
+
+
 def test_a_checkpoint_of_another_version_of_the_model_is_named(chips, tmp_path, make_config, monkeypatch):
     stop_after(make_config(), chips, tmp_path / "run", steps=3)
-    from aef.training import engine
+    from aef.training import trainer as trainer_module
 
-    build = engine.build_model
+    build = trainer_module.build_model
 
     def wider(run):
         model = build(run)
         model.summary.seed = torch.nn.Parameter(torch.zeros(7))
         return model
 
-    monkeypatch.setattr(engine, "build_model", wider)
+    monkeypatch.setattr(trainer_module, "build_model", wider)
     with pytest.raises(
         CheckpointError, match=r"1 weights differ from this software's model, first summary\.seed: \(\d+,\)"
     ):
@@ -299,13 +316,13 @@ def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_con
 OPENING = """
 import signal
 from aef.launcher import train
-from aef.training import engine
+from aef.training import trainer as trainer_module
 
 def open_for_long(*arguments):
     print("opening", flush=True)
     signal.pause()
 
-engine.open_run = open_for_long
+trainer_module.open_run = open_for_long
 train.main(["--data", "chips", "--out", "run"])
 """
 

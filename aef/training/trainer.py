@@ -12,9 +12,11 @@ Example::
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -23,88 +25,45 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.batch import Batch
 from aef.kernels.dispatch import requested
+from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
-from aef.objective.coupling import Coupling
-from aef.objective.objective import Losses, Objective
+from aef.objective.objective import Objective
 from aef.run import Run, build_model, load_state, read_weights
 
-from .accumulation import CachedOutputs
-from .bad_chips import BadChips, suspects
-from .checkpoint import CheckpointError, Checkpoints, ChipNames, Position, State, require_same_model, write_checkpoint
+from .bad_chips import BadChips
+from .checkpoint import (
+    GO_ON,
+    CheckpointError,
+    Checkpoints,
+    ChipNames,
+    RunPosition,
+    State,
+    require_same_model,
+    write_checkpoint,
+)
+from .deepspeed_config import resolve
+from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
 from .loader import StepLoader
 from .log import Display, StepLog, read_validations
-from .opening import Opening, open_run
-from .phases import PREFIX
+from .open_run import Opening, open_run
 from .planner import filler
 from .schedule import learning_rate
 from .signals import StopSignals
-from .zero import Engine, resolve
+from .step import Step, take_step
 
 if TYPE_CHECKING:
     from .validation import Validation
 
-OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
-
 
 class TrainingError(ValueError):
     """The run cannot go on; one line that every rank knows."""
-
-
-# --- one step --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Step:
-    """What a step gave: its losses over the global batch and the gradient's norm, or ``grad_norm`` None and the suspect
-    samples of this rank where loss or gradient was not finite and the step was skipped on all ranks."""
-
-    losses: Losses
-    grad_norm: float | None
-    suspects: list[str]
-
-
-def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
-    """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
-    if len(batches) == 1:
-        coupling = Coupling.of(batches[0])
-        outputs = [engine(batches[0])]
-        with record_function(OBJECTIVE):
-            losses = objective(outputs[0], batches[0], coupling=coupling)
-        engine.backward(_poisoned(losses), last=True)
-    else:
-        # Uniformity and text couple the whole batch: cache outputs, take losses once, replay with their gradients.
-        cache = CachedOutputs(batches)
-        coupling = Coupling.of(cache.batch)
-        with torch.no_grad():
-            outputs = [engine(batch) for batch in batches]
-        with record_function(OBJECTIVE):
-            losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
-        _poisoned(losses).backward()
-        for k, batch in enumerate(batches):
-            engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
-    with record_function(OPTIMIZER):
-        norm = engine.step(lr)
-    return Step(losses, norm, [] if norm is not None else suspects(outputs, batches))
-
-
-def _poisoned(losses: Losses) -> Tensor:
-    """The total; times NaN where the global loss is not finite, so that every gradient says so, on every rank.
-
-    One test of the gradient's norm then skips both cases, without waiting for the device in between.
-    """
-    return losses.total * (1 + (losses.loss - losses.loss)).to(losses.total.dtype)
-
-
-# --- one run ---------------------------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -146,10 +105,12 @@ class Trainer:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
         self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
-        with self.ranks.watching():
+        with self.ranks.watching(), ExitStack() as undone:
             opened: Opening = open_run(
                 config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
             )
+            self._release = opened.release
+            undone.callback(self._release)
             self.run: Run = opened.run
             self.config, self.data = self.run.config, Path(data)
             self.position = opened.position
@@ -158,33 +119,44 @@ class Trainer:
                 self.run.path, self.config.train.keep_checkpoints, self.config.train.keep_every
             )
 
-            torch.manual_seed(self.config.train.seed)
-            model = build_model(self.run)
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            if opened.checkpoint is not None:
-                require_same_model(opened.checkpoint, model)
-            elif init_from is not None:
+            model = self._build_model(opened)
+            if opened.checkpoint is None and init_from is not None:
                 load_state(model, (initial or read_weights(init_from)).state, init_from)
-            configuration = resolve(
-                deepspeed_config,
-                self.config,
-                ranks=self.ranks.size,
-                on_gpu=self.ranks.device.type == "cuda",
-                parameters=parameters,
-                universal=opened.universal is not None,
-            )
-            self.engine = Engine(model, self.config, configuration, self.ranks)
+            self.parameters = sum(parameter.numel() for parameter in model.parameters())
+            self.engine = self._build_engine(model, opened, deepspeed_config)
             self.objective = Objective(
                 self.config.objective, self.run.registry, self.run.statistics, self.run.targets, data=self.config.data
             )
             if opened.checkpoint is not None:
                 opened.restore(self.engine, self.ranks)
-            self.loader = StepLoader(self.run, self.data, self.ranks, self.position.consumed, self.display.say)
-            chips = self.loader.steps.chips
-            chips.ban(opened.bad_chips)
-            self.bad_chips = BadChips(len(chips), self.config.data.max_bad, opened.bad_chips)
+            self._open_loader(opened)
             self._saved_step = self.position.step if opened.checkpoint is not None else -1
-            self._describe(parameters, opened)
+            self._announce(opened)
+            undone.pop_all()
+
+    def _build_model(self, opened: Opening) -> AEF:
+        torch.manual_seed(self.config.train.seed)
+        model = build_model(self.run)
+        if opened.checkpoint is not None:
+            require_same_model(opened.checkpoint, model)
+        return model
+
+    def _build_engine(self, model: AEF, opened: Opening, deepspeed_config: str | None) -> Engine:
+        configuration = resolve(
+            deepspeed_config,
+            self.config,
+            ranks=self.ranks.size,
+            on_gpu=self.ranks.device.type == "cuda",
+            parameters=self.parameters,
+            universal=opened.universal is not None,
+        )
+        return Engine(model, self.config, configuration, self.ranks)
+
+    def _open_loader(self, opened: Opening) -> None:
+        self.loader = StepLoader(self.run, self.data, self.ranks, self.position.consumed, self.display.say)
+        chips = self.loader.steps.chips
+        chips.ban(opened.bad_chips)
+        self.bad_chips = BadChips(len(chips), self.config.data.max_bad, opened.bad_chips)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -206,7 +178,7 @@ class Trainer:
             while self.position.step < self.config.train.steps:
                 started = time.perf_counter()
                 batches, shared = self._load(signals)
-                if shared.stop:
+                if shared.stops:
                     self._stop(signals.received)
                     return
                 step = take_step(self.engine, self.objective, batches, self._learning_rate())
@@ -215,7 +187,7 @@ class Trainer:
                     continue
                 self._advance()
                 record = self._record(step, shared, time.perf_counter() - started)
-                self._keep()
+                self._write_what_is_due()
                 yield record
             self._finish()
 
@@ -228,32 +200,28 @@ class Trainer:
         before = time.perf_counter()
         loaded = self.loader.next()
         waited = time.perf_counter() - before
-        frames = sum(batch.total_frames for batch in loaded.batches)
-        flops = sum(
-            step_flops(self.config.model, self.run.registry, Work.of(batch))
-            for batch in loaded.batches
-            if peak_flops(self.ranks.device, self.engine.precision)
-        )
-        failed = loaded.error is not None
-        values = [
-            float(failed),
-            float(len(loaded.skipped)),
-            float(signals.received is not None),
-            frames,
-            waited / self.ranks.size,
-            flops,
-        ]
-        errors, bad, stops, *rest = self.ranks.sum(
-            torch.tensor(values, dtype=torch.float64, device=self.ranks.device)
-        ).tolist()
-        if bad:
+        shared = _Shared(
+            errors=loaded.error is not None,
+            bad_chips=len(loaded.skipped),
+            stops=signals.received is not None,
+            frames=sum(batch.total_frames for batch in loaded.batches),
+            waited_s=waited / self.ranks.size,
+            flops=self._flops(loaded.batches),
+        ).over(self.ranks)
+        if shared.bad_chips:
             self._pass_over(loaded.skipped)
-        if errors:
+        if shared.errors:
             messages = self.ranks.gather(loaded.error)
             rank, message = next((rank, text) for rank, text in enumerate(messages) if text is not None)
             raise self._end_of_data(message if self.ranks.size == 1 else f"rank {rank}: {message}")
         batches = [batch.to(self.ranks.device, non_blocking=True) for batch in loaded.batches]
-        return batches, _Shared(bool(stops), *rest)
+        return batches, shared
+
+    def _flops(self, batches: Sequence[Batch]) -> float:
+        """Operations of a step over some batches; 0 where the device's peak is not known and nobody would read them."""
+        if not peak_flops(self.ranks.device, self.engine.precision):
+            return 0.0
+        return sum(step_flops(self.config.model, self.run.registry, Work.of(batch)) for batch in batches)
 
     def _pass_over(self, own: Sequence[tuple[str, str]]) -> None:
         """Name chips that some rank has found bad, and leave them out on all. Collective."""
@@ -277,12 +245,12 @@ class Trainer:
 
     def _advance(self) -> None:
         p = self.position
-        self.position = Position(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
+        self.position = RunPosition(p.step + 1, p.consumed + self.config.train.global_batch, p.skipped, 0)
 
     def _skip(self, suspects: list[str], all_samples: list[str]) -> None:
         """Count a step that was not finite, name its chips (all of them where none stands out), stop after too many."""
         p, limit = self.position, self.config.train.max_skipped
-        self.position = Position(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
+        self.position = RunPosition(p.step, p.consumed + self.config.train.global_batch, p.skipped + 1, p.in_a_row + 1)
         known = self.ranks.gather([suspects, all_samples])
         names = sorted({name for of_rank, _ in known for name in of_rank} or {n for _, own in known for n in own})
         if self.ranks.is_first:
@@ -303,12 +271,7 @@ class Trainer:
             "step": self.position.step,
             **step.losses.record(),
             "grad_norm": step.grad_norm,
-            "lr": learning_rate(
-                self.position.step,
-                steps=self.config.train.steps,
-                warmup=self.config.warmup_steps,
-                peak=self.config.train.peak_lr,
-            ),
+            "lr": step.lr,
             "frames_per_s": round(shared.frames / step_s, 2),
             "samples_per_s": round(self.config.train.global_batch / step_s, 3),
             "data_wait": round(min(shared.waited_s / step_s, 1.0), 4),
@@ -322,8 +285,8 @@ class Trainer:
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        """Checkpoint and figure, where this step is due for them."""
+    def _write_what_is_due(self) -> None:
+        """Checkpoint, figure and validation, where this step is due for them."""
         t, step = self.config.train, self.position.step
         if step % t.checkpoint_every == 0:
             self.save_checkpoint()
@@ -377,15 +340,15 @@ class Trainer:
         if self.engine.stage == 3:
             # From here on a forward pass needs every rank.
             figures = self.validation.measure(self.engine.model, self.position.step)
-            self.ranks.on_first(lambda: self._tell(figures))
+            self.ranks.on_first(lambda: self._log_validation(figures))
             return figures
         return self.ranks.on_first(
-            lambda: self._tell(self.validation.measure(self.engine.model, self.position.step)),
+            lambda: self._log_validation(self.validation.measure(self.engine.model, self.position.step)),
             "validating",
             self.display.say,
         )
 
-    def _tell(self, figures: dict[str, Any]) -> dict[str, Any]:
+    def _log_validation(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Log, say and draw what a validation measured. Rank 0 only."""
         from .curves import write_validation_figure
         from .validation import OF
@@ -410,18 +373,18 @@ class Trainer:
             self.save_checkpoint()
         if self.ranks.is_first:
             self.log.event("stopped", step=self.position.step, signal=received)
-            self.display.say(f"stopped at step {self.position.step}: a checkpoint is written, go on with --resume auto")
+            self.display.say(f"stopped at step {self.position.step}: a checkpoint is written, {GO_ON}")
 
     def _finish(self) -> None:
         if self._saved_step != self.position.step:
             self.save_checkpoint()
         self.draw_figure()
 
-    def _describe(self, parameters: int, opened: Opening) -> None:
+    def _announce(self, opened: Opening) -> None:
         t, ranks = self.config.train, self.ranks
         micro, count = self.engine.micro_batches
         words = [
-            f"{parameters:,} parameters",
+            f"{self.parameters:,} parameters",
             f"{', '.join(self.run.inputs)} → {', '.join(self.run.targets)}",
             f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, ZeRO stage {self.engine.stage}, "
             f"{self.engine.precision}",
@@ -439,10 +402,13 @@ class Trainer:
             self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)
 
     def close(self) -> None:
-        """Stop the loader and let DeepSpeed go. The process group stays, for the next trainer of this process."""
-        self.loader.close()
-        self.engine.close()
-        self.log.close()
+        """Stop the loader, let DeepSpeed go and other trainings into the run's folder. The process group stays, for the next
+        trainer of this process."""
+        with ExitStack() as last:
+            last.callback(self._release)
+            self.loader.close()
+            self.engine.close()
+            self.log.close()
 
     def __enter__(self) -> Trainer:
         return self
@@ -453,11 +419,19 @@ class Trainer:
         self.close()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shared:
-    """Sums over the ranks, known before the step: whether a signal came, frames, mean wait for data, operations."""
+    """What the ranks add up before a step: how many of them have an error, found bad chips and want to stop; frames; seconds
+    of waiting for data, each rank's share of the mean; operations."""
 
-    stop: bool
+    errors: float
+    bad_chips: float
+    stops: float
     frames: float
     waited_s: float
     flops: float
+
+    def over(self, ranks: Ranks) -> _Shared:
+        """The sums over all ranks. Collective."""
+        values = torch.tensor(dataclasses.astuple(self), dtype=torch.float64, device=ranks.device)
+        return _Shared(*ranks.sum(values).tolist())

@@ -1,0 +1,172 @@
+"""A new run: its description, from the settings and a folder of chips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from aef.atomic import writing
+from aef.config import Config, ConfigError
+from aef.data.chips import ChipFolder
+from aef.data.dataset import read_withheld
+from aef.data.random_batch import sources_of
+from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
+from aef.data.withheld import WithheldDates
+from aef.run import TEXT_TOWER, WITHHELD, Run, input_and_target_names
+from aef.settings_file import registry_of
+from aef.sources import BUILT_IN, Registry
+from aef.text.cache import FOLDER, VectorCache, find_vectors
+from aef.text.tower import TowerError, TowerIdentity
+
+from .log import Say
+from .planner import filler
+
+
+def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1) -> Run:
+    """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
+    a copy of the dates that it withholds."""
+    run = describe_run(config, data, out, say)
+    filler(run.config, run.registry, run.inputs, ranks)  # too much of it is said before anything is written
+    if config.data.withheld is not None:
+        keep_list(config.data.withheld, out)
+    run.write()
+    vectors = find_vectors(data) if run.config.model.text_dim else None
+    if vectors is not None:
+        with writing(out / TEXT_TOWER, "w") as stream:
+            stream.write(vectors.identity.to_json())
+    return run
+
+
+def find_sources(config: Config, data: str | Path | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The registry, and what a run encodes and decodes: by the headers of a folder of chips, or without one by the registry
+    alone."""
+    if data is None:
+        registry = registry_of(files=config.data.sources_file) if config.data.sources_file else BUILT_IN
+        return registry, sources_of(config, registry)
+    folder = ChipFolder(data, registry_of(data, files=config.data.sources_file))
+    return folder.registry, _sources_of(config, folder)
+
+
+def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    inputs, targets = input_and_target_names(config, folder.sources(skip_bad=config.data.skip_bad), folder.registry)
+    return tuple(inputs), tuple(targets)
+
+
+def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
+    """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
+    registry = registry_of(data, files=config.data.sources_file)
+    folder = ChipFolder(data, registry)
+    folder.build_index(say)
+    inputs, targets = _sources_of(config, folder)
+    require_choices_of(config, folder)
+    statistics = _statistics(config, folder, say)
+    for name in dict.fromkeys((*inputs, *targets)):
+        if not registry[name].classes:
+            statistics.require(registry[name])
+    model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
+    return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
+
+
+def require_choices(config: Config, data: Path) -> None:
+    """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that cannot
+    be withheld or judged. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
+    require_choices_of(config, ChipFolder(data, registry_of(data, files=config.data.sources_file)))
+
+
+def require_choices_of(config: Config, folder: ChipFolder) -> None:
+    """As `require_choices`, of a folder that is open."""
+    folder.without(config.data.held_out_places)
+    read_withheld(folder, config.data)
+    if config.train.validate_set is not None:
+        if config.data.withheld is None:
+            raise ConfigError(
+                f"train.validate_set: expected none without data.withheld, whose rows it picks, found "
+                f"{config.train.validate_set!r}"
+            )
+        WithheldDates.read(config.data.withheld, config.train.validate_set)
+
+
+def keep_list(listed: str, out: Path) -> None:
+    """Copy the list of withheld dates into the run, which reads only its own from then on. Atomic."""
+    content = Path(listed).read_bytes()
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out / WITHHELD) as stream:
+        stream.write(content)
+
+
+def _text_dim(config: Config, data: Path) -> int:
+    """Width of the text vectors that lie beside the chips; 0, and no text head, where there are none."""
+    vectors = find_vectors(data)
+    asked, width = config.model.text_dim, 0 if vectors is None else vectors.dim
+    if asked not in (0, width):
+        raise ConfigError(f"model.text_dim: the text vectors in {data / FOLDER} are {width} wide, found {asked}")
+    return width
+
+
+def text_vectors(run: Run, data: Path) -> VectorCache | None:
+    """Vectors of the chips' texts, by the tower with which the run began. Raises TowerError where they are not there."""
+    if not run.config.model.text_dim:
+        return None
+    identity = TowerIdentity.read(run.path / TEXT_TOWER)
+    vectors = find_vectors(data, identity)
+    if vectors is None:
+        raise TowerError(
+            f"{data}: holds no text vectors of {identity.name}, from which this run learns: `aef text --encode`"
+        )
+    return vectors
+
+
+def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
+    """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
+    path, weighting = folder.path / FILE_NAME, config.data.statistics
+    if weighting == "given":
+        return Statistics.read(path)
+    held_out = set(config.data.held_out_places)
+    places = set(folder.known_places()) - held_out if held_out else None
+    withheld = read_withheld(folder, config.data)
+    over = TakenOver.of(folder, places, withheld)
+    absent = not path.exists()
+    if absent:
+        say(f"{path} is absent: taking statistics over the training places")
+    else:
+        statistics = Statistics.read(path)
+        why = _unfit(statistics, held_out, weighting, over)
+        if why is None:
+            return statistics
+        say(f"{path}: its statistics are {why}: this run takes its own")
+    if over.chips > SAMPLE:
+        say(f"they are taken over {SAMPLE:,} of {over.chips:,} chips, drawn at random: `aef stats` takes more")
+    taken = Statistics.of_chips(
+        folder,
+        folder.registry,
+        weighting=weighting,
+        places=places,
+        withheld=withheld,
+        skip_bad=config.data.skip_bad,
+        sample=SAMPLE,
+        workers=max(1, config.data.workers),
+    )
+    if absent:
+        try:
+            taken.write(path)
+        except OSError as error:
+            say(f"{path}: cannot be written ({error.strerror}); the statistics are kept in the run only")
+    return taken
+
+
+def _unfit(statistics: Statistics, held_out: set[str], weighting: str, over: TakenOver) -> str | None:
+    """Why statistics do not serve a run over ``over``, or None. Those of unknown origin are trusted."""
+    # Names of very many places are read only where some are asked for.
+    seen = sorted(held_out.intersection(statistics.places)) if held_out else []
+    if seen:
+        return f"of {', '.join(seen)} too, held out here"
+    if statistics.weighting not in (weighting, "identity"):
+        return f"over {statistics.weighting} pixels"
+    if statistics.taken_over is not None and not statistics.taken_over.is_of_this_form:
+        return "of an earlier version, which remembered its chips in another way (`aef stats` takes them again for all runs)"
+    if statistics.taken_over is not None and not statistics.taken_over.fits(over):
+        return (
+            f"of other chips, values or withheld dates ({statistics.taken_over.chips} chips, here {over.chips}; `aef stats` takes "
+            "them again for all runs, data.statistics=given uses them on purpose)"
+        )
+    return None
