@@ -41,7 +41,9 @@ def name_of(module: str) -> str:
 
 def parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """The parser of one command: ``parser(__file__, __doc__)`` has the name and docstring of its file."""
-    return argparse.ArgumentParser(prog=f"aef {name_of(module)}", description=doc, formatter_class=_Formatter)
+    # Words are not shortened: `--sources NAME` must not pass for the --sources-file of a command that has no --sources.
+    name = f"aef {name_of(module)}"
+    return argparse.ArgumentParser(prog=name, description=doc, formatter_class=_Formatter, allow_abbrev=False)
 
 
 def as_typed(module: str, argv: list[str] | None) -> str:
