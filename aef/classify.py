@@ -125,8 +125,8 @@ def of_one_period(files: Sequence[Path], period: str | None) -> list[Path]:
 def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any:
     """A scikit-learn classifier of vectors, fitted to some ``rows`` of the samples (None: to all).
 
-    The logistic regression weighs classes equally; its penalty is the best of `INVERSE_PENALTIES` over squares of ground
-    left out, as neighbours of a training pixel would choose far too small a one.
+    The logistic regression weighs classes equally; its penalty is the best of `INVERSE_PENALTIES` over squares of
+    ground left out, as neighbours of a training pixel would choose far too small a one.
 
     Raises:
         ValueError: the method is unknown.

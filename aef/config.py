@@ -214,8 +214,8 @@ class Config:
 
 
 LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True))
-"""The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it is
-kept, and some are bad."""
+"""The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it
+is kept, and some are bad."""
 
 XLARGE = Config(
     preset="xlarge",

@@ -80,8 +80,8 @@ class Searched(NamedTuple):
 def chips_to_search(model: TrainedModel, chips: ChipFolder, period: str | Period | None = None) -> Searched:
     """Which chips are searched over a period: of several of one place, the one that observed most of it.
 
-    Vectors of different seasons compare seasons as much as places, so all are of one period; None: the calendar year that the
-    chips observed most of. Chips without a frame in that year are left out.
+    Vectors of different seasons compare seasons as much as places, so all are of one period; None: the calendar year
+    that the chips observed most of. Chips without a frame in that year are left out.
 
     Raises:
         SearchError: ``period`` is None, and no chip holds a frame of an input.

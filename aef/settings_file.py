@@ -1,7 +1,7 @@
 """YAML and dotted overrides over the plain dataclasses of `aef.config`; YAML entries for `aef.sources`.
 
-Whatever reads YAML goes through here (runs, recipes, commands). The model, the objective and the kernels do not: they import no
-settings library.
+Whatever reads YAML goes through here (runs, recipes, commands). The model, the objective and the kernels do not: they
+import no settings library.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The rungs of one STP block and of its exchange alone, forward + backward: `python -m benchmarks.gpu --only block`.
 
-All rungs are the model's own modules inside a chain of blocks: a block is given the norm of its precision state and writes
-that of the next. "tuned eager" is PyTorch's best path of every operator (`AEF_KERNELS=torch`), with SDPA's own choice or one
-of its back ends, then what torch.compile makes of it; "ours" is what dispatch chooses, or Triton wherever it can, plain,
-compiled, and with the time and space operators on a stream of their own, beside the precision operator. CUDA graphs of each
-are timed as of every other row; two streams are meant for them.
+All rungs are the model's own modules inside a chain of blocks: a block is given the norm of its precision state and
+writes that of the next. "tuned eager" is PyTorch's best path of every operator (`AEF_KERNELS=torch`), with SDPA's own
+choice or one of its back ends, then what torch.compile makes of it; "ours" is what dispatch chooses, or Triton wherever
+it can, plain, compiled, and with the time and space operators on a stream of their own, beside the precision operator.
+CUDA graphs of each are timed as of every other row; two streams are meant for them.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ from benchmarks.timing import disagreement, exact_products
 
 @dataclass(frozen=True)
 class Way:
-    """How a rung runs: the value of `AEF_KERNELS`, settings of torch.compile or None, two streams or one, and the back end
-    to which SDPA is held."""
+    """How a rung runs: the value of `AEF_KERNELS`, settings of torch.compile or None, two streams or one, and the back
+    end to which SDPA is held."""
 
     kernels: str
     compiled: dict[str, Any] | None = None
@@ -118,8 +118,8 @@ def rungs(
     samples: tuple[int, ...] = (1, 4),
     names: Sequence[str] = tuple(RUNGS),
 ) -> Iterator[Rung]:
-    """(shape, rung, what makes its call, work) of a block or an exchange at `side` × `side` precision pixels, for each number
-    of samples."""
+    """(shape, rung, what makes its call, work) of a block or an exchange at `side` × `side` precision pixels, for each
+    number of samples."""
     for count in samples:
         lengths = [*LENGTHS] * count
         arguments = _arguments(config, lengths, side, device, dtype)
@@ -131,8 +131,8 @@ def rungs(
 def check(
     part: str, device: torch.device, *, config: ModelConfig = PRESETS["large"].model, side: int = 64
 ) -> Iterator[tuple[str, str | None, str]]:
-    """(rung, what is wrong or None, a remark) of each of CHECKED: against fp32, no further than a multiple of tuned eager in
-    bf16. Two streams compute what one does, to the bit where no library's products differ from run to run."""
+    """(rung, what is wrong or None, a remark) of each of CHECKED: against fp32, no further than a multiple of tuned
+    eager in bf16. Two streams compute what one does, to the bit where no library's products differ from run to run."""
     torch.manual_seed(0)
     module = without_zeros(MODULES[part](config))
     low = copy.deepcopy(module).to(torch.bfloat16).to(device)
@@ -153,8 +153,8 @@ def check(
 
 
 def without_zeros(module: nn.Module) -> nn.Module:
-    """Small random values where parameters are zero, as the last layer before a merge is at first: products with zeros run
-    faster than those of a training."""
+    """Small random values where parameters are zero, as the last layer before a merge is at first: products with zeros
+    run faster than those of a training."""
     with torch.no_grad():
         for one in module.parameters():
             one.copy_(torch.where(one == 0, 0.02 * torch.randn_like(one), one))

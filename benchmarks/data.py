@@ -1,8 +1,9 @@
 """Rates of the data path on one core: python -m benchmarks.data [PART ...] [--out benchmarks/results/data.json]
 
-Parts: sampler, statistics, generator, ingest, corpora, download, manifest. Rates are items per second of this process's CPU time, all of its
-threads together, so that other work on the machine does not count; a matrix product timed before and after says how
-fast a core was. Ingest converts the sample data (../shared/data beside the checkout) and is left out where that is absent.
+Parts: sampler, statistics, generator, ingest, corpora, download, manifest. Rates are items per second of this process's
+CPU time, all of its threads together, so that other work on the machine does not count; a matrix product timed before
+and after says how fast a core was. Ingest converts the sample data (../shared/data beside the checkout) and is left out
+where that is absent.
 """
 
 from __future__ import annotations

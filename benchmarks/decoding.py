@@ -1,9 +1,9 @@
 """The implicit decoders of a preset with their losses, forward + backward: `python -m benchmarks.gpu --only decoders`.
 
-One target of every source a sample, from the drawn embeddings to the errors f_i: what one kernel would have to replace if
-the decoders were fused with their losses. Decoders and losses are the model's and the objective's own; targets arrive
-standardised. "tuned eager" is PyTorch's best path (`AEF_KERNELS=torch`), then what torch.compile makes of it; "ours" is what
-the model runs, plain and compiled. The floor is `roofline.decoders`: no hidden layer crosses memory.
+One target of every source a sample, from the drawn embeddings to the errors f_i: what one kernel would have to replace
+if the decoders were fused with their losses. Decoders and losses are the model's and the objective's own; targets
+arrive standardised. "tuned eager" is PyTorch's best path (`AEF_KERNELS=torch`), then what torch.compile makes of it;
+"ours" is what the model runs, plain and compiled. The floor is `roofline.decoders`: no hidden layer crosses memory.
 """
 
 import copy
@@ -36,8 +36,8 @@ RUNGS = {
 CHECKED = ("ours",)
 """Rungs that are compared with tuned eager before any is timed."""
 APART = 0.5
-"""Of targets from predictions: the error of the right shift is well below that of all others, and no cell's is near 0, where
-rounding would turn a gradient around."""
+"""Of targets from predictions: the error of the right shift is well below that of all others, and no cell's is near 0,
+where rounding would turn a gradient around."""
 
 
 class Target(NamedTuple):
@@ -100,8 +100,8 @@ def rungs(
 def check(
     part: str, device: torch.device, *, config: Config = PRESETS["large"]
 ) -> Iterator[tuple[str, str | None, str]]:
-    """(rung, what is wrong or None, a remark) of each of CHECKED: predictions and gradients against fp32, no further than a
-    multiple of tuned eager in bf16."""
+    """(rung, what is wrong or None, a remark) of each of CHECKED: predictions and gradients against fp32, no further
+    than a multiple of tuned eager in bf16."""
     torch.manual_seed(0)
     module = without_zeros(DecodersWithLosses(config))
     low = copy.deepcopy(module).to(torch.bfloat16).to(device)

@@ -1,5 +1,5 @@
-"""What one process measures for `python -m benchmarks.gpu`: a task at a time from standard input, events as JSON to standard
-output.
+"""What one process measures for `python -m benchmarks.gpu`: a task at a time from standard input, events as JSON to
+standard output.
 
 A kernel that reads outside its memory breaks the CUDA context of its process for good. So the tasks run in a process of
 their own, which says so and ends; the next task gets a new one, and no more than one result is lost.
@@ -40,15 +40,17 @@ from benchmarks.timing import (
 TIMED = "bfloat16"
 """The type of everything that is timed; fp32 is only checked."""
 Event = dict[str, Any]
-"""{"row": …} and {"unrun": text}, with the label of what is done with, {"left": the first label left to another process}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether
-the process can go on}."""
+"""{"row": …} and {"unrun": text}, with the label of what is done with, {"left": the first label left to another
+process}, {"verdict": [rung, text, whether the table chooses it]}, and at a task's end {"done": whether the process can
+go on}."""
 
 
 @dataclass(frozen=True)
 class Task:
     """check: are the rungs of a case or a part of the model right; time: its contenders; part: the rungs of a block,
-    its exchange or the decoders; steps: of one preset; questions. Those that a compiler has to make first, for minutes, are
-    tasks of their own. Rungs `without` which it is to be are wrong; labels that are `done` are an earlier process's. `seconds` are left when it begins."""
+    its exchange or the decoders; steps: of one preset; questions. Those that a compiler has to make first, for minutes,
+    are tasks of their own. Rungs `without` which it is to be are wrong; labels that are `done` are an earlier
+    process's. `seconds` are left when it begins."""
 
     kind: str
     name: str = ""
@@ -110,8 +112,8 @@ def _usable() -> bool:
 def measured(
     wanted: Iterable[tuple[str, Callable[[], Row]]], deadline: float, done: Collection[str] = ()
 ) -> Iterator[Event]:
-    """Rows of measurements but those `done`, made one after another; each that fails, or that nothing is left for, is named
-    instead. Where one breaks the process, the next and all behind it are left to another."""
+    """Rows of measurements but those `done`, made one after another; each that fails, or that nothing is left for, is
+    named instead. Where one breaks the process, the next and all behind it are left to another."""
     broken = False
     for label, measure in wanted:
         if label in done:

@@ -1,7 +1,7 @@
 """Plots of a GPU run, drawn without a GPU: python -m benchmarks.plot CSV
 
-One panel for each operator and shape: microseconds of forward and backward together (of forward, where that is all), each
-contender a bar, ours marked, and the floor of the roofline. Writes a PNG file beside the CSV.
+One panel for each operator and shape: microseconds of forward and backward together (of forward, where that is all),
+each contender a bar, ours marked, and the floor of the roofline. Writes a PNG file beside the CSV.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python -m benchmarks.retrieval --out FOLDER
     python -m benchmarks.retrieval --out FOLDER --demo demo
 
-Trains twice on the same chips, once with their captions and once with the captions permuted across places, and retrieves
-the captions of held-out places by their embeddings. With --demo the first of the two is the run that `aef demo` left, as
-it is. Writes benchmarks/results/retrieval.json, of which either leaves the other's part alone, and docs/results/text.md.
+Trains twice on the same chips, once with their captions and once with the captions permuted across places, and
+retrieves the captions of held-out places by their embeddings. With --demo the first of the two is the run that `aef
+demo` left, as it is. Writes benchmarks/results/retrieval.json, of which either leaves the other's part alone, and
+docs/results/text.md.
 """
 
 from __future__ import annotations

@@ -150,8 +150,8 @@ def exchange(frames: int, side: int, fine: int, coarse: int, kernel: int = 3, it
 
 
 def exchange_up_norm(frames: int, side: int, fine: int, coarse: int, kernel: int = 3, itemsize: int = 2) -> Direction:
-    """Forward reads the coarse and the fine state and writes the merged one and its norm; backward reads their gradients,
-    the merged and the coarse state, and writes the gradients of the fine and the coarse one."""
+    """Forward reads the coarse and the fine state and writes the merged one and its norm; backward reads their
+    gradients, the merged and the coarse state, and writes the gradients of the fine and the coarse one."""
     flops = exchange(frames, side, fine, coarse, kernel, itemsize)["forward"].flops
     state, coarser = frames * side**2 * fine * itemsize, frames * (side // 2) ** 2 * coarse * itemsize
     return _both(Work(flops, 3 * state + coarser), Work(2 * flops, 4 * state + 2 * coarser))
@@ -168,9 +168,9 @@ def whole_exchange(frames: int, side: int, widths: tuple[int, int, int, int], ke
 
 
 def decoders(channels: list[int], pixels: int, dim: int, width: int) -> Direction:
-    """A target of each of `channels` bands, decoded from fp32 embeddings through two hidden layers, with its error. Forward
-    reads embedding, target and weight; backward reads them again and writes the embedding's gradient. No hidden layer and no
-    prediction crosses memory."""
+    """A target of each of `channels` bands, decoded from fp32 embeddings through two hidden layers, with its error.
+    Forward reads embedding, target and weight; backward reads them again and writes the embedding's gradient. No hidden
+    layer and no prediction crosses memory."""
     flops = sum(2 * pixels * width * (dim + width + bands) for bands in channels)
     embeddings = 4 * len(channels) * pixels * dim
     seen = sum(4 * pixels * (bands + 1) for bands in channels)

@@ -21,8 +21,8 @@ FLASH_ATTN = ("flash_attn_3", "flash_attn")
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. `backend` is the one of dispatch that ran, where a contender is one; `floor_share` is floor / median:
-    above 1 the floor is wrong."""
+    """One measurement. `backend` is the one of dispatch that ran, where a contender is one; `floor_share` is floor /
+    median: above 1 the floor is wrong."""
 
     operator: str
     shape: str
@@ -129,8 +129,8 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Sheet:
-    """The CSV and Markdown files of one run: every row is on disk as soon as it is known. A further run of the same day and
-    commit has files of its own, "-2" and so on: what was measured is never overwritten."""
+    """The CSV and Markdown files of one run: every row is on disk as soon as it is known. A further run of the same day
+    and commit has files of its own, "-2" and so on: what was measured is never overwritten."""
 
     def __init__(self, folder: Path, commit: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

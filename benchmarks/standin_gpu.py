@@ -1,7 +1,8 @@
 """A GPU that is not there, for CPU builds of PyTorch: tensors on "cuda" have a shape, a type, a device, and no data.
 
-The project's own code runs on it unchanged, forward and backward, as it would on an H200 with the H200's table of kernels;
-kernels and PyTorch's operators only say what shape they return. That shows what a machine without a GPU otherwise cannot:
+The project's own code runs on it unchanged, forward and backward, as it would on an H200 with the H200's table of
+kernels; kernels and PyTorch's operators only say what shape they return. That shows what a machine without a GPU
+otherwise cannot:
 
 - a tensor left on the CPU, or an operator that the GPU's path lacks: an error;
 - the host waiting for the GPU to read a value: listed in `StandInGpu.waits`;

@@ -1,12 +1,13 @@
 """CPU cost of a training step, one thread: python -m benchmarks.step [--preset NAME …] [--case public-small --public SRC]
 
-For each preset a bare step (forward, objective, backward, torch's Adam) and the same step through the engine: frames/s of
-process CPU time, peak memory, parameters and operations. Each contender is a process of its own; they take turns, so that
-a clock that swings hits all of them, and a matrix product before and after says whether it swung too far.
+For each preset a bare step (forward, objective, backward, torch's Adam) and the same step through the engine: frames/s
+of process CPU time, peak memory, parameters and operations. Each contender is a process of its own; they take turns, so
+that a clock that swings hits all of them, and a matrix product before and after says whether it swung too far.
 
-Case public-small: the widths of github.com/Brayden-Zhang/alphaearth-foundations (64/256/512, 6 blocks, 16 frames of 64 px,
-one source, teacher and student), side by side with that implementation's own step where --public names its `src` folder:
-in fp32, as its training runs, and for our bf16 also under torch's bf16 autocast, which it does not use by itself.
+Case public-small: the widths of github.com/Brayden-Zhang/alphaearth-foundations (64/256/512, 6 blocks, 16 frames of 64
+px, one source, teacher and student), side by side with that implementation's own step where --public names its `src`
+folder: in fp32, as its training runs, and for our bf16 also under torch's bf16 autocast, which it does not use by
+itself.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Is a case right, and how long does it take: what `python -m benchmarks.gpu` asks of every contender.
 
-Correctness at full shapes, and in fp32 at cheap ones: an output's error against a run in fp32 (fp64 where the case is in
-fp32) is at most twice, a gradient's at most three times that of the naive reference in the case's type; 20 repeats are bit
-equal where our kernels compute, and where a library does it is said whether they are. Timing: inputs rotate over sets that together exceed four
-times the L2 cache; median and 20/80 % quantiles of single calls, and beside it the mean of a CUDA graph of one call per
-set, which hides launches.
+Correctness at full shapes, and in fp32 at cheap ones: an output's error against a run in fp32 (fp64 where the case is
+in fp32) is at most twice, a gradient's at most three times that of the naive reference in the case's type; 20 repeats
+are bit equal where our kernels compute, and where a library does it is said whether they are. Timing: inputs rotate
+over sets that together exceed four times the L2 cache; median and 20/80 % quantiles of single calls, and beside it the
+mean of a CUDA graph of one call per set, which hides launches.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ MODES = ("forward", "backward", "both")
 
 @dataclass(frozen=True)
 class Rung:
-    """A contender as it is run: by which backend of dispatch ("": none, or what dispatch chooses), whether a CUDA graph may
-    be captured of it, and whether a compiler has to make it first."""
+    """A contender as it is run: by which backend of dispatch ("": none, or what dispatch chooses), whether a CUDA graph
+    may be captured of it, and whether a compiler has to make it first."""
 
     name: str
     call: Contender
@@ -192,8 +192,8 @@ middle of it: the process must end."""
 def _time_graph(calls: list[Callable[[], object]]) -> float | None:
     """Mean µs per call of a CUDA graph of all calls; None where it cannot be captured (`failed_captures`).
 
-    Captured on the current stream, which must be the one on which forward passes ran: autograd runs backward passes there
-    too, and the default stream, where both would run otherwise, cannot be captured.
+    Captured on the current stream, which must be the one on which forward passes ran: autograd runs backward passes
+    there too, and the default stream, where both would run otherwise, cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
     for call in calls:

@@ -64,8 +64,8 @@ def requested() -> str:
 
 @contextlib.contextmanager
 def preferring(operator: str, backend: str) -> Iterator[None]:
-    """Within the block, backward included, `operator` runs as `AEF_KERNELS=backend` would have it and all others as they are
-    set: how a benchmark compares the ways of one operator."""
+    """Within the block, backward included, `operator` runs as `AEF_KERNELS=backend` would have it and all others as
+    they are set: how a benchmark compares the ways of one operator."""
     _preferred[operator] = backend
     try:
         yield

@@ -1,8 +1,9 @@
 """Softmax over the short rows of attention on a CPU.
 
-PyTorch's bf16 softmax works on vectors of 32 values (AVX-512) and takes what is left of a row one by one, so that a row of 16
-to 23 frames is nearly all leftovers. fp32 has vectors of 16: with both conversions forward takes less than half the time,
-backward a tenth (512 matrices of 16 × 16, one thread: 0.53 to 0.22 ms, 0.99 to 0.09 ms). From 24 values on there is no gain.
+PyTorch's bf16 softmax works on vectors of 32 values (AVX-512) and takes what is left of a row one by one, so that a row
+of 16 to 23 frames is nearly all leftovers. fp32 has vectors of 16: with both conversions forward takes less than half
+the time, backward a tenth (512 matrices of 16 × 16, one thread: 0.53 to 0.22 ms, 0.99 to 0.09 ms). From 24 values on
+there is no gain.
 """
 
 import torch

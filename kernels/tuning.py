@@ -7,7 +7,8 @@ the H100, H200, …, `nvidia-h200` one of them and asked first); `configs/defaul
      "basis": "predicted" | "measured", "why": …, "config": {…}}
 
 Entries are ordered by preference. "measured" names a GPU run that decided (`why` says which); "predicted" a reasoned
-guess that no GPU has confirmed. There is no tuning while training runs: ranks could disagree, and runs could not repeat.
+guess that no GPU has confirmed. There is no tuning while training runs: ranks could disagree, and runs could not
+repeat.
 """
 
 import functools

@@ -3,8 +3,8 @@
     aef demo --out demo                  # a synthetic Earth
     aef demo --out demo --data CHIPS     # your chips
 
-It only strings other commands together and prints each of them. Some places are held out to judge few-shot probes; every
-fifth clear date of the first input source is withheld to judge reconstructions.
+It only strings other commands together and prints each of them. Some places are held out to judge few-shot probes;
+every fifth clear date of the first input source is withheld to judge reconstructions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         session.call("synthesize", "--out", chips, "--places", given.places, "--seed", given.seed, "--overwrite")
         # Its chips carry captions: the model learns words too, by a text tower that needs no download.
         session.call("text", "--encode", chips, "--tower", "tiny")
-        # A caption holds for the year. Over drawn periods a text and its place know each other by the period they share;
-        # texts of one crop over one period differ by their words alone (docs/results/text.md).
+        # A caption holds for the year. Over drawn periods a text and its place know each other by the period they
+        # share; texts of one crop over one period differ by their words alone (docs/results/text.md).
         learning += ["data.text_period=support", "data.texts_per_sample=4", "objective.text_weight=0.01"]
         # A crop must be large enough to hold several captions; the rest keeps a step of such crops as short.
         learning += ["data.chip_px=16", "train.global_batch=6", "train.micro_batch=6", "data.crops_per_chip=1"]

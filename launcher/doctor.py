@@ -1,7 +1,7 @@
 """Say what is installed, which device is used, which kernels would run, and what is missing for which command.
 
-Nothing is changed and nothing is downloaded; a missing or broken package is reported, never a crash. Exit code 1 where the
-model itself cannot run.
+Nothing is changed and nothing is downloaded; a missing or broken package is reported, never a crash. Exit code 1 where
+the model itself cannot run.
 """
 
 from __future__ import annotations

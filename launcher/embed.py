@@ -3,15 +3,16 @@
     aef embed --checkpoint RUN --data CHIPS --period 2018-01-01/2019-01-01 --out FIELDS
 
 A field is made from all frames of the support of its period: the calendar year that holds it, else a year around its
-middle, or what --support names. Periods of one support are served by one pass of the encoder. Where several chips show one
-place in different years, each period is embedded from the chip that observed most of it. Pixels that no frame of the
-support observed are no data.
+middle, or what --support names. Periods of one support are served by one pass of the encoder. Where several chips show
+one place in different years, each period is embedded from the chip that observed most of it. Pixels that no frame of
+the support observed are no data.
 
-Files are named CHIP_START_END and are cloud-optimised GeoTIFFs, or NetCDF; int8 is the published 64-byte code, read back
-with aef.mapping.dequantize. Quicklooks share their colours.
+Files are named CHIP_START_END and are cloud-optimised GeoTIFFs, or NetCDF; int8 is the published 64-byte code, read
+back with aef.mapping.dequantize. Quicklooks share their colours.
 
 Whole fields of this model that are there already are left as they are; a damaged one is made again. A field of another
-model, with other sources left out, from another support or in another format stops the command before anything is written.
+model, with other sources left out, from another support or in another format stops the command before anything is
+written.
 
 A large folder is shared by N processes, on one machine or on many, that write into one --out: each says --part K/N, or
 --part auto under torchrun. They draw no quicklooks; the same command without --part does, and makes what is missing.

@@ -2,9 +2,9 @@
 
     aef gaps --checkpoint RUN --out results/gaps
 
-Judged on places of a synthetic Earth that the run never saw, rendered here, because only there the truth is known; against
-persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json. A run that
-trained on places other than the synthetic Earth's is refused: that world is foreign to it.
+Judged on places of a synthetic Earth that the run never saw, rendered here, because only there the truth is known;
+against persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json.
+A run that trained on places other than the synthetic Earth's is refused: that world is foreign to it.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     aef leave-out --data CHIPS --out results/places --label land_cover=11,13,60 --label crop_type=1200,5100,9120
 
-For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place and
-label in OUT/table.md and OUT/table.json: the embedding of the year, four of 91 days, the series decoded from twelve of
-30 days, every hand-made feature set, paired differences, numbers of fields. A run that is finished is not trained again,
-one that was interrupted goes on.
+For every place with labels one run in OUT/PLACE, of --steps steps of `small` (or --config), then one table per place
+and label in OUT/table.md and OUT/table.json: the embedding of the year, four of 91 days, the series decoded from twelve
+of 30 days, every hand-made feature set, paired differences, numbers of fields. A run that is finished is not trained
+again, one that was interrupted goes on.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Train a model on a folder of chips.
 
-Works the same under `deepspeed launcher/train.py …`, `torchrun … launcher/train.py …` and plain `python launcher/train.py …`
-(docs/training.md says what to type on one CPU, one GPU, eight GPUs and a Slurm cluster). Settings are section.key=value,
-like train.steps=2000 or data.chip_px=64; `aef train --config small --list-settings` lists them all.
+Works the same under `deepspeed launcher/train.py …`, `torchrun … launcher/train.py …` and plain `python
+launcher/train.py …` (docs/training.md says what to type on one CPU, one GPU, eight GPUs and a Slurm cluster). Settings
+are section.key=value, like train.steps=2000 or data.chip_px=64; `aef train --config small --list-settings` lists them
+all.
 
-Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written (or the run had not begun to learn
-yet), go on with --resume auto.
+Exit code 0: trained to the last step; 75: a signal asked to stop, a checkpoint is written (or the run had not begun to
+learn yet), go on with --resume auto.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     aef withhold --data CHIPS --out dates.csv
     aef train --data CHIPS --out RUN data.withheld=dates.csv
 
-Of each place, every fifth frame of its first input source that is more than half clear. A date is withheld from every chip
-of its place, with all frames of the source within an hour. The list is an ordinary CSV: add, change or delete rows.
+Of each place, every fifth frame of its first input source that is more than half clear. A date is withheld from every
+chip of its place, with all frames of the source within an hour. The list is an ordinary CSV: add, change or delete
+rows.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "search": {"data", "text", "run", "mapping"},
     "classify": {"data", "mapping", "search", "evaluation"},
 }
-"""Rooms, and modules of `aef` that stand for one, with the rooms that each may import. All may import the common modules:
-those beside the rooms (`aef.sources`, `aef.config`, …), which themselves import nothing else."""
+"""Rooms, and modules of `aef` that stand for one, with the rooms that each may import. All may import the common
+modules: those beside the rooms (`aef.sources`, `aef.config`, …), which themselves import nothing else."""
 
 EXCEPTIONS = {
     ("aef", "mapping"): "`aef.load` gives a trained model, imported when it is called",

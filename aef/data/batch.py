@@ -92,11 +92,11 @@ class Batch(_Movable):
     per pair needs no synchronisation; teacher_row, student_row (B,) int64 rows of the consistency summaries;
     consistency_weight (B,) float32; sample_hash (B,) int64; key (seed, epoch).
 
-    What only the host reads stays with it: places, a hash of each sample's place, and global_index, each sample's number in
-    the global order.
+    What only the host reads stays with it: places, a hash of each sample's place, and global_index, each sample's
+    number in the global order.
 
-    Raises ValueError while it is on the host if cu_frames do not rise from 0 to F, or a segment is longer than max_frames:
-    on a GPU nobody looks any more.
+    Raises ValueError while it is on the host if cu_frames do not rise from 0 to F, or a segment is longer than
+    max_frames: on a GPU nobody looks any more.
     """
 
     side_px: int

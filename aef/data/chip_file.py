@@ -1,9 +1,9 @@
 """One chip on disk: the one data contract of the project, read, written and checked (docs/data.md).
 
-A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a temporary
-name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see `Chip` only,
-never the file format. A chip that breaks the contract is refused with file, source, field and reason; it is never
-silently repaired.
+A chip is one ``.npz`` (a zip of ``.npy`` members named ``SOURCE/FIELD``, plus a JSON ``header``), written to a
+temporary name and renamed, or packed with others into a shard (`aef.data.shards`). Readers outside this module see
+`Chip` only, never the file format. A chip that breaks the contract is refused with file, source, field and reason; it
+is never silently repaired.
 """
 
 from __future__ import annotations

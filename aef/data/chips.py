@@ -85,8 +85,8 @@ class Indices(Sequence[int]):
 class ChipFolder:
     """The chips of a folder, its sub-folders and its shards in a fixed (sorted) order.
 
-    What start-up asks of all of them is answered by the folder's index (`aef.data.chip_index`), which is made when it is first
-    asked for and is as true as the files are then.
+    What start-up asks of all of them is answered by the folder's index (`aef.data.chip_index`), which is made when it
+    is first asked for and is as true as the files are then.
 
     Raises:
         FileNotFoundError: the folder does not exist.

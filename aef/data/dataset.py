@@ -85,8 +85,8 @@ class GlobalOrder:
 class ChipDataset(Dataset[Sample]):
     """Samples drawn from a folder of chips. An index is a `Draw`, or a plain number within the current ``epoch``.
 
-    Every value of a chip is checked when it is first read, unless its folder's index knows that it was before; later reads
-    check its structure. Where storage fails, a read is tried again after each of ``WAITS_S``.
+    Every value of a chip is checked when it is first read, unless its folder's index knows that it was before; later
+    reads check its structure. Where storage fails, a read is tried again after each of ``WAITS_S``.
 
     Args:
         folder: the chips.
@@ -267,8 +267,8 @@ class AEFNPZDataset(ChipDataset):
 
     Args:
         folder: path of the chips.
-        registry: their sources; by default the built-in ones and those that the folder carries itself (``sources.yaml``). Of
-            either only those that some chip holds are encoded and decoded.
+        registry: their sources; by default the built-in ones and those that the folder carries itself
+            (``sources.yaml``). Of either only those that some chip holds are encoded and decoded.
         seed: of every draw.
         settings: those of `DataConfig`.
     """

@@ -1,7 +1,7 @@
 """A pass over a folder of chips: which it holds, and their index (`aef.data.chip_index`), brought up to date.
 
-The headers are read by threads, once: the index is trusted chip by chip, only where name, size and times of the file are
-those of the pass that read it. A chip that was added, removed or written again is read again.
+The headers are read by threads, once: the index is trusted chip by chip, only where name, size and times of the file
+are those of the pass that read it. A chip that was added, removed or written again is read again.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ class PeriodLaw:
 def draw_support(rng: np.random.Generator, times_ms: np.ndarray, length_ms: int) -> Period:
     """A support period of ``length_ms`` that holds at least one of the frames, or all where they span less than it.
 
-    It starts anywhere, so that it is aligned neither to the calendar (paper: about a year) nor to a chip's first frame: at
-    inference it follows neither.
+    It starts anywhere, so that it is aligned neither to the calendar (paper: about a year) nor to a chip's first frame:
+    at inference it follows neither.
 
     Args:
         times_ms: (T,) int64, sorted, T at least 1.
@@ -109,8 +109,8 @@ def draw_shared(
 ) -> list[Period]:
     """One period per target, from ``count`` shared ones (0: each its own).
 
-    Each shared period is drawn around another of the targets' times; every target then takes any of those that cover its
-    own, and a period of its own where none does.
+    Each shared period is drawn around another of the targets' times; every target then takes any of those that cover
+    its own, and a period of its own where none does.
     """
     if not count:
         return [law.draw_covering(rng, support, time) for time in times]

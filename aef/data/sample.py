@@ -25,9 +25,9 @@ class Frames:
 class Target:
     """One frame to decode, on the crop's grid or, for coarse sources, on g x g cells that cover the crop.
 
-    ``values`` (h, w, C) in the chip's type, ``valid`` (h, w, C or 1) bool, ``weight`` (h, w, 1) uint8 (loss weight / 255),
-    ``metadata`` (M,) float32 with NaN where missing, ``period`` the summary that it is decoded from, ``item_weight`` 0
-    for a target that had to stay in the input.
+    ``values`` (h, w, C) in the chip's type, ``valid`` (h, w, C or 1) bool, ``weight`` (h, w, 1) uint8 (loss weight /
+    255), ``metadata`` (M,) float32 with NaN where missing, ``period`` the summary that it is decoded from,
+    ``item_weight`` 0 for a target that had to stay in the input.
     """
 
     values: np.ndarray

@@ -77,8 +77,8 @@ def pack(
         The shards that were written now.
 
     Raises:
-        ShardError: one folder lies in the other; ``out`` holds chips of their own or, unless ``overwrite``, other shards;
-            the disk has no room.
+        ShardError: one folder lies in the other; ``out`` holds chips of their own or, unless ``overwrite``, other
+            shards; the disk has no room.
         ChipError: a chip's header cannot be read.
         OSError: the disk is full.
     """

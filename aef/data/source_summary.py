@@ -20,8 +20,8 @@ class SourceSummary:
 
     ``observed`` is the share of valid values among the bands that occur at all, ``clear`` the share of valid pixels
     whose weight is not 0, ``per_pixel`` the median number of clear observations, ``gap_days`` the longest gap between
-    frames that are more than half clear, ``twins`` how many frames follow another within `TWIN_MS` (a run's own bound is
-    ``data.twin_minutes``), ``missing`` the bands that never occur, ``suspicions`` what to look at twice.
+    frames that are more than half clear, ``twins`` how many frames follow another within `TWIN_MS` (a run's own bound
+    is ``data.twin_minutes``), ``missing`` the bands that never occur, ``suspicions`` what to look at twice.
     """
 
     source: str

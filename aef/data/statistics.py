@@ -32,8 +32,8 @@ FORMAT_VERSION = 2
 FILE_NAME = "stats.json"
 
 SAMPLE = 20_000
-"""Chips that a run draws for statistics of its own where it has more: a mean over so many places is known to far less than
-a hundredth of a deviation, and reading millions takes days."""
+"""Chips that a run draws for statistics of its own where it has more: a mean over so many places is known to far less
+than a hundredth of a deviation, and reading millions takes days."""
 
 MOST_PLACES = 10_000
 """Names of more places lie in a file of their own beside the statistics, which is read when somebody asks."""
@@ -49,8 +49,8 @@ class StatisticsError(ValueError):
 class TakenOver:
     """What statistics were taken over: how many chips, and a digest of these and of the dates left out.
 
-    Statistics of other values than a model sees shrink or blow up its signal, and nothing else would tell. ``sampled`` of
-    the chips were read, drawn with ``seed``; None: all.
+    Statistics of other values than a model sees shrink or blow up its signal, and nothing else would tell. ``sampled``
+    of the chips were read, drawn with ``seed``; None: all.
     """
 
     chips: int

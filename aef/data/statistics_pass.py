@@ -42,8 +42,8 @@ class PartialStatistics:
 
 @dataclass(frozen=True)
 class StatisticsReader:
-    """How chips are read for statistics: their sources, the weight of a pixel (`Statistics.of_chips`), the dates to leave
-    out, and whether chips that break their contract are passed over."""
+    """How chips are read for statistics: their sources, the weight of a pixel (`Statistics.of_chips`), the dates to
+    leave out, and whether chips that break their contract are passed over."""
 
     registry: Registry
     weighting: str

@@ -25,8 +25,8 @@ def presence_split(chips: Sequence[Chip]) -> Literal["place", "block"]:
     """What `source_presence` keeps apart: places, or blocks of ground within places where there are fewer than six.
 
     Within a place the two embeddings are two tight clusters, which a plane tells apart in 64 dimensions whatever moved
-    them: blocks give an upper bound near 1. Only what places share is a trace of the sensor; but a probe that learns on one
-    or two places finds nothing even where they share it, and its 0.5 would say nothing.
+    them: blocks give an upper bound near 1. Only what places share is a trace of the sensor; but a probe that learns on
+    one or two places finds nothing even where they share it, and its 0.5 would say nothing.
     """
     return "place" if len({chip.place for chip in chips}) >= LEAST_PLACES else "block"
 
@@ -42,9 +42,10 @@ def source_presence(
 ) -> dict[str, float]:
     """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance.
 
-    The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip is
-    embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ = 0
-    and ridge; `presence_split` says what it is tested on. Sources that no chip holds beside another input are left out.
+    The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip
+    is embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ
+    = 0 and ridge; `presence_split` says what it is tested on. Sources that no chip holds beside another input are left
+    out.
     """
     rng = np.random.default_rng(seed)
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}

@@ -1,8 +1,9 @@
 """The embedding's own feature sets, beside the hand-made ones of `aef.evaluation.baselines`.
 
 A year is judged as one vector; as four vectors of 91 days side by side, which keep apart what a year blends; and as the
-series that the model decodes from twelve vectors of 30 days: a cloudless view in the sensor's standardised bands, where a
-direction of the embedding weighs as much as what it changes in an image. Each per pixel and, as every baseline, over a 3×3 window.
+series that the model decodes from twelve vectors of 30 days: a cloudless view in the sensor's standardised bands, where
+a direction of the embedding weighs as much as what it changes in an image. Each per pixel and, as every baseline, over
+a 3×3 window.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def decoded_source(model: TrainedModel, chips: Sequence[Chip]) -> str | None:
 def feature_sets(
     model: TrainedModel, chip: Chip, years: Sequence[Period], decoded: str | None
 ) -> dict[Period, dict[str, np.ndarray]]:
-    """Every feature set of some years of a chip: a year and its quarters from one pass of the encoder over the frames of
-    the year, the decoded series of a year from one more.
+    """Every feature set of some years of a chip: a year and its quarters from one pass of the encoder over the frames
+    of the year, the decoded series of a year from one more.
 
     Args:
         model, chip: the model need not know the chip.

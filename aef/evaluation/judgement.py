@@ -155,8 +155,8 @@ def withheld_tasks(
 ) -> tuple[list[WithheldTask], list[str]]:
     """One task per decoded source that the list asks for at places that `chips` hold, and reasons why there are not more.
 
-    A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are the
-    bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
+    A product coarser than the chip's grid is judged on its own pixels (20 m: 2 x 2), where the sides allow it; so are
+    the bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
     tasks, reasons = [], []
     for name in model.targets:
@@ -245,8 +245,8 @@ def judge_withheld(
 def judge_health(
     model: TrainedModel, chips: Sequence[Chip], *, on_source: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source, within
-    places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
+    """Norm, uniformity, effective rank, and the balanced accuracy of "was source X among the inputs?" per source,
+    within places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
     where = "" if presence_split(chips) == "place" else " within places"
@@ -267,9 +267,9 @@ def judge(
     health_places: int = HEALTH_PLACES,
     progress: Progress = lambda done, total, what: None,
 ) -> Judgement:
-    """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of either;
-    what the data do not allow is in ``not_judged`` with its reason. ``progress`` hears of every place of the withheld dates,
-    every label and every source of health."""
+    """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of
+    either; what the data do not allow is in ``not_judged`` with its reason. ``progress`` hears of every place of the
+    withheld dates, every label and every source of health."""
     tasks, missing = _all_withheld(model, chips, withheld, judged or withheld)
     names = list(dict.fromkeys(name for chip in held_out for name in chip.labels))
     steps = _Steps(progress, sum(len(task.chips) for task in tasks) + len(names) + len(model.inputs))

@@ -138,8 +138,8 @@ def predict(
 class _Ridge:
     """Centred ridge regression for any penalty above 0.
 
-    One symmetric eigendecomposition serves them all, of the features' Gram matrix or of the pixels', whichever is smaller.
-    It costs less than a singular value decomposition of the features, whose accuracy only λ = 0 needs.
+    One symmetric eigendecomposition serves them all, of the features' Gram matrix or of the pixels', whichever is
+    smaller. It costs less than a singular value decomposition of the features, whose accuracy only λ = 0 needs.
     """
 
     def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:

@@ -1,9 +1,9 @@
 """Are few labels enough on places that training never saw, and is that for the right reason?
 
 The gain is the balanced accuracy of one of the embedding's feature sets (`aef.evaluation.embedding_features`; without a
-name, one vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they are
-embedded, without retraining: frames that trade their dates leave no season, pixels that move away from their neighbours
-(their labels with them) leave no field.
+name, one vector for the year) minus that of the best hand-made one. It must shrink when the chips are destroyed as they
+are embedded, without retraining: frames that trade their dates leave no season, pixels that move away from their
+neighbours (their labels with them) leave no field.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Proof:
         return self._against(shots, name, condition, INTACT), self._against(shots, name, condition, condition)
 
     def removed(self, shots: int | None, condition: str, name: str = EMBEDDING) -> float | None:
-        """Share of the gain that a shuffle removes, against the intact baseline; None where the gain's interval does not
-        lie above 0: a share of a gain that may be none says nothing."""
+        """Share of the gain that a shuffle removes, against the intact baseline; None where the gain's interval does
+        not lie above 0: a share of a gain that may be none says nothing."""
         gain = self.gain(shots, name)
         if gain.interval[0] <= 0:
             return None

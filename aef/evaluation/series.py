@@ -64,8 +64,9 @@ class Scale:
 def clear_series(chip: Chip, source: Source, *, bands: Sequence[str] = (), cell_px: int = 1) -> ClearSeries:
     """The observations of a chip's source after its registry transform, not yet standardised.
 
-    A pixel is clear where all chosen bands are valid and its loss weight is positive. With ``cell_px`` > 1 cells of that
-    many pixels a side are averaged (a 20 m product on the 10 m grid: 2), and a cell is clear where all its pixels are.
+    A pixel is clear where all chosen bands are valid and its loss weight is positive. With ``cell_px`` > 1 cells of
+    that many pixels a side are averaged (a 20 m product on the 10 m grid: 2), and a cell is clear where all its pixels
+    are.
 
     Raises:
         ValueError: the chip lacks the source, or the source lacks a band.

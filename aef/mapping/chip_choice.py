@@ -1,7 +1,7 @@
 """Which chip of a place a period is embedded from, known before any pixel is read.
 
-A folder may hold one chip per place and period, as `aef download --periods A,B` makes them. A period is then embedded from
-the chip that observed it, and not once more, extrapolated, from each of the others.
+A folder may hold one chip per place and period, as `aef download --periods A,B` makes them. A period is then embedded
+from the chip that observed it, and not once more, extrapolated, from each of the others.
 """
 
 from __future__ import annotations

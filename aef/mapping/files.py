@@ -61,8 +61,8 @@ def as_data_array(
 ) -> xarray.DataArray:
     """(period, band, y, x) vectors of a chip → a labelled array with pixel-centre coordinates, CRS and provenance.
 
-    `about` tells of each period's frames (`Pass.about`). A single period and what it says are attributes; of several they
-    are coordinates along `period`, which a selection of one keeps.
+    `about` tells of each period's frames (`Pass.about`). A single period and what it says are attributes; of several
+    they are coordinates along `period`, which a selection of one keeps.
     """
     affine = Affine(*chip.transform)
     columns, rows = np.arange(chip.width) + 0.5, np.arange(chip.height) + 0.5
@@ -99,8 +99,9 @@ def chip_tags(chip: Chip, made_by: MadeBy) -> dict[str, str | int]:
 def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format = "int8") -> Path:
     """Write one field (band, y, x), atomically: ``int8`` GeoTIFF in the published code, ``float`` GeoTIFF or ``netcdf``.
 
-    The int8 file is read back by `aef.mapping.dequantize` (or sign(q) (|q| / 127.5)² in any other tool); −128 is no data.
-    Attributes become tags, and so do coordinates of no dimension, such as the period of a field selected from several.
+    The int8 file is read back by `aef.mapping.dequantize` (or sign(q) (|q| / 127.5)² in any other tool); −128 is no
+    data. Attributes become tags, and so do coordinates of no dimension, such as the period of a field selected from
+    several.
 
     Raises:
         ValueError: an unknown format, a name whose suffix is not the format's, or a field of several periods.
@@ -252,8 +253,8 @@ def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy, support: Pe
     """Whether a file holds a whole field in this format by this maker. One that is damaged or cut short counts as absent.
 
     Raises:
-        OtherFieldError: it holds a field of another model, with other sources left out, from another support or in another
-            format.
+        OtherFieldError: it holds a field of another model, with other sources left out, from another support or in
+            another format.
         ValueError: it is not an embedding field.
     """
     path = Path(path)

@@ -1,7 +1,7 @@
 """One run of the encoder over a chip: which frames it reads, and which valid periods it serves.
 
-All frames of the support (`aef.mapping.support`) are encoded, without a budget (paper, v2.1), once for all periods of one
-support.
+All frames of the support (`aef.mapping.support`) are encoded, without a budget (paper, v2.1), once for all periods of
+one support.
 """
 
 from __future__ import annotations

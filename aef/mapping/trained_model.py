@@ -80,8 +80,8 @@ class TrainedModel:
 
         Args:
             chip: a chip or the file of one.
-            period: ("2018-01-01", "2019-01-01"), "2018-01-01/2019-01-01", two dates or a `Period`; or a list of them. The
-                months of a calendar year share their support, and one pass of the encoder serves them.
+            period: ("2018-01-01", "2019-01-01"), "2018-01-01/2019-01-01", two dates or a `Period`; or a list of them.
+                The months of a calendar year share their support, and one pass of the encoder serves them.
             leave_out: input sources to ignore.
             support: the frames to embed from, for every period; None: `aef.mapping.support` says which.
             inpaint: give pixels that no frame of the support observed the vector that the model infers from their
@@ -89,8 +89,8 @@ class TrainedModel:
 
         Returns:
             (band, y, x) float32, or (period, band, y, x) for a list: unit vectors, with coordinates of pixel centres,
-            CRS, and as attributes (of a list: as coordinates) the period, its support, the sources and numbers of frames
-            used; the model's version and the hash of its weights.
+            CRS, and as attributes (of a list: as coordinates) the period, its support, the sources and numbers of
+            frames used; the model's version and the hash of its weights.
 
         Raises:
             EmbeddingError: no frame lies in the support, or the period lies more than six months outside.

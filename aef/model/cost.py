@@ -37,8 +37,8 @@ def parameters(config: ModelConfig, registry: Registry, inputs: Sequence[str], t
 class Work:
     """What one forward pass processes.
 
-    frames: by input source, dummies included; attended: Σ over segments of their frames squared; pairs: Σ over summaries
-    of the frames that they pool; targets: by target source, dummies included.
+    frames: by input source, dummies included; attended: Σ over segments of their frames squared; pairs: Σ over
+    summaries of the frames that they pool; targets: by target source, dummies included.
     """
 
     side_px: int
@@ -104,12 +104,12 @@ def step_flops(config: ModelConfig, registry: Registry, work: Work) -> int:
 def activation_bytes_per_frame(config: ModelConfig, side_px: int, *, on_gpu: bool = False) -> int:
     """Memory that the encoder needs per frame between forward and backward, with `config.checkpointing` as it is.
 
-    With A = pixels × width elements, the state of a path in one frame, a block keeps (10 + 2 r) A of the time and of the
-    space path (norms, qkv, attention, hidden layer before and after GELU; MLP ratio r) and (2 + 2 n) A of the precision
-    path (n convolutions, and the quarter level). A GPU's kernels make a GELU's output again in backward, selective
-    checkpointing makes the norms again too, on any device: (10 + r) A and (3 + n) A, then (8 + r) A and (2 + n) A. Full
-    checkpointing keeps the states between blocks, and needs one block in full while it recomputes it. The first and the
-    last resampling add one precision state, two where 2×2 windows are gathered.
+    With A = pixels × width elements, the state of a path in one frame, a block keeps (10 + 2 r) A of the time and of
+    the space path (norms, qkv, attention, hidden layer before and after GELU; MLP ratio r) and (2 + 2 n) A of the
+    precision path (n convolutions, and the quarter level). A GPU's kernels make a GELU's output again in backward,
+    selective checkpointing makes the norms again too, on any device: (10 + r) A and (3 + n) A, then (8 + r) A and (2 +
+    n) A. Full checkpointing keeps the states between blocks, and needs one block in full while it recomputes it. The
+    first and the last resampling add one precision state, two where 2×2 windows are gathered.
     """
     element = torch.finfo(getattr(torch, config.compute_dtype)).bits // 8
     precision = _pixels(side_px, 2) * config.precision_width

@@ -3,9 +3,9 @@
 Paper section 3: two hidden layers of width 512 applied to every pixel of the L × L grid; the input is the sampled
 embedding ⊕ sensor metadata ⊕ the sinusoidal code of the target time normalised to [0, 1) inside the summary period.
 
-With `gated` (ours, off in `large`) metadata and time also multiply what the first layer makes of the embedding. What was
-seen at time x is close to Σ_k w_k(x) · v_k, an interpolation between parts v_k of the embedding; a sum of the two inputs
-has to learn that product from its hidden layers (docs/results/learning.md).
+With `gated` (ours, off in `large`) metadata and time also multiply what the first layer makes of the embedding. What
+was seen at time x is close to Σ_k w_k(x) · v_k, an interpolation between parts v_k of the embedding; a sum of the two
+inputs has to learn that product from its hidden layers (docs/results/learning.md).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Decoder(nn.Module):
             first = first * (1 + self.gate(context))
         first = first + self.context(context)
         out = multiply(self.hidden(F.gelu(first)), self.out.weight).to(at_least_float(dtype))
-        # Added here, not by the product: as part of a flat buffer a bias of odd width is misaligned, and cuBLAS's products
-        # with a bias do not look.
+        # Added here, not by the product: as part of a flat buffer a bias of odd width is misaligned, and cuBLAS's
+        # products with a bias do not look.
         assert self.out.bias is not None
         return out + self.out.bias.to(out.dtype)
 

@@ -2,8 +2,8 @@
 
 The fused operators take whole parameters; a module hands over only its own, inside its own forward, because ZeRO-3
 gathers a module's parameters just for that call. Where one operator needs those of two modules, one calls the other: a
-`ChannelNorm` the layer that makes the state it reads. No parameter is 0-dimensional and convolution weights are contiguous
-OHWI, because DeepSpeed flattens parameters (a permuted view is channels-last for cuDNN all the same).
+`ChannelNorm` the layer that makes the state it reads. No parameter is 0-dimensional and convolution weights are
+contiguous OHWI, because DeepSpeed flattens parameters (a permuted view is channels-last for cuDNN all the same).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def at_least_float(dtype: torch.dtype) -> torch.dtype:
 
 
 def new_weight(*shape: int, fan_in: int) -> nn.Parameter:
-    """A weight drawn from a normal of standard deviation 1 / √fan_in, cut at two of them. That leaves 0.88 of the deviation: the
-    variance of a layer's outputs is 0.77 of its inputs'."""
+    """A weight drawn from a normal of standard deviation 1 / √fan_in, cut at two of them. That leaves 0.88 of the
+    deviation: the variance of a layer's outputs is 0.77 of its inputs'."""
     weight = nn.Parameter(torch.empty(*shape))
     std = 1 / math.sqrt(fan_in)
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
@@ -58,8 +58,8 @@ def multiply(x: Tensor | kernels.Normalized, weight: Tensor, bias: Tensor | None
 
 
 class LinearGelu(nn.Module):
-    """GELU(x W^T + b): (..., I) → (..., O). With `then`, the layer that multiplies it next: what that makes of x W^T and b,
-    so that the GELU's output need not be kept."""
+    """GELU(x W^T + b): (..., I) → (..., O). With `then`, the layer that multiplies it next: what that makes of x W^T
+    and b, so that the GELU's output need not be kept."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -78,8 +78,8 @@ Merge = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
 class LinearResidual(nn.Module):
-    """residual + x W^T + b: the projection that ends a residual branch; with `norm` a `Merge`, and with `before_bias` of
-    GELU(x + before_bias) instead of x."""
+    """residual + x W^T + b: the projection that ends a residual branch; with `norm` a `Merge`, and with `before_bias`
+    of GELU(x + before_bias) instead of x."""
 
     def __init__(self, inputs: int, outputs: int, *, gain: float = 1.0) -> None:
         super().__init__()
@@ -198,8 +198,8 @@ def _tap(weight: Tensor) -> Tensor:
 class Down(nn.Module):
     """Learned halving of the sides, (F, H, W, I) → (F, ⌈H/2⌉, ⌈W/2⌉, O); weight (O, k, k, I).
 
-    An odd side, as small crops have it at the coarse levels, is first extended by a row of zeros. A single pixel meets one
-    tap of the kernel, so it is multiplied by that one only.
+    An odd side, as small crops have it at the coarse levels, is first extended by a row of zeros. A single pixel meets
+    one tap of the kernel, so it is multiplied by that one only.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False) -> None:
@@ -223,9 +223,9 @@ class Up(nn.Module):
 
     Where `into` has an odd side, the last row of up(x) is left away.
 
-    It starts as a projection of the channels followed by interpolation (nearest for 2×2, bilinear for 3×3 and 4×4). With
-    taps drawn one by one, the four phases of an output would start as four different maps: a checkerboard that outweighs
-    the content, and that the rest of the network has to unlearn first (docs/results/learning.md).
+    It starts as a projection of the channels followed by interpolation (nearest for 2×2, bilinear for 3×3 and 4×4).
+    With taps drawn one by one, the four phases of an output would start as four different maps: a checkerboard that
+    outweighs the content, and that the rest of the network has to unlearn first (docs/results/learning.md).
     """
 
     TAPS: ClassVar = {2: (1.0, 1.0), 3: (0.5, 1.0, 0.5), 4: (0.25, 0.75, 0.75, 0.25)}

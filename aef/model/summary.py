@@ -29,10 +29,10 @@ class Summary(nn.Module):
     """Multi-head attention pooling over time, per pixel, with one query per valid period.
 
     Query: learned vector + MLP(code(t_s) ⊕ code(t_e)). Keys and values: LN(state) + timecode. The query is the same at
-    every pixel, so the key projection is absorbed into it; value and output projection are one matrix, applied to what all
-    heads pooled. The states are then read once for all periods and heads. The query is also the residual stream, so that a
-    period without a frame is summarised by what the model knows of the period alone; it enters small, because at the
-    start it is one vector for all pixels and would drown what tells them apart (docs/results/learning.md).
+    every pixel, so the key projection is absorbed into it; value and output projection are one matrix, applied to what
+    all heads pooled. The states are then read once for all periods and heads. The query is also the residual stream, so
+    that a period without a frame is summarised by what the model knows of the period alone; it enters small, because at
+    the start it is one vector for all pixels and would drown what tells them apart (docs/results/learning.md).
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -46,8 +46,8 @@ def same_texts(identity: Sequence[int], first: int, count: int) -> Tensor | None
 def info_nce(text: Tensor, place: Tensor, same: Tensor, scale: Tensor, world: World, counts: Sequence[int]) -> Tensor:
     """Symmetric InfoNCE of this rank's K rows against the rows of all ranks.
 
-    ½ (−log softmax_j(s t_k · m_j)_k − log softmax_j(s m_k · t_j)_k); rows j ≠ k of the same identity (the same text) are
-    left out of row k's denominators.
+    ½ (−log softmax_j(s t_k · m_j)_k − log softmax_j(s m_k · t_j)_k); rows j ≠ k of the same identity (the same text)
+    are left out of row k's denominators.
 
     Args:
         text, place: (K, D) unit vectors of the text and of its place; K may be 0 on this rank.

@@ -1,8 +1,8 @@
 """What couples the samples of a global batch, settled by the host before the forward pass.
 
-Which sample is whose partner (uniformity) and which texts are negatives (contrastive term) depend on identities only, not
-on any output. Settled first, while nothing is queued on the device, they cost next to nothing; asked for between forward
-and backward, every answer would make the host wait until the whole forward pass is done.
+Which sample is whose partner (uniformity) and which texts are negatives (contrastive term) depend on identities only,
+not on any output. Settled first, while nothing is queued on the device, they cost next to nothing; asked for between
+forward and backward, every answer would make the host wait until the whole forward pass is done.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Coupling:
     """One rank's view of the global batch; the same samples and texts per rank on all of them.
 
     samples: of each rank; partners: None where the global batch holds one place only.
-    texts: of each rank; text_rows (K,) int64, this rank's rows of ``Batch.text`` without the dummy; same_text (K, texts of
-    all ranks) bool, pairs that are no negatives: None where there are fewer than two different texts.
+    texts: of each rank; text_rows (K,) int64, this rank's rows of ``Batch.text`` without the dummy; same_text (K, texts
+    of all ranks) bool, pairs that are no negatives: None where there are fewer than two different texts.
     """
 
     world: World

@@ -1,8 +1,8 @@
 """The objective, Eq. 3: l = a/|M| Σ_i w_i f_i + b Σ |u · u'| + c (1 − μ · μ_s)/2 + d f_CLIP(μ, μ_t).
 
 Every term is a per-sample value averaged over the global batch, so results depend neither on the number of ranks nor on
-how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks and, when gradients are
-accumulated, over all micro-batches of the step: the engine caches their embeddings and replays them.
+how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks and, when gradients
+are accumulated, over all micro-batches of the step: the engine caches their embeddings and replays them.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ FAR = -1e30
 def radius_px(source: Source, side_px: int) -> int:
     """Largest shift of the shift-invariant loss on a crop of this side.
 
-    Never more than an eighth of the side: a shift that leaves little of a small crop finds the part that fits rather than
-    the registration (docs/results/learning.md). From 16 px on, 20 m are searched in full.
+    Never more than an eighth of the side: a shift that leaves little of a small crop finds the part that fits rather
+    than the registration (docs/results/learning.md). From 16 px on, 20 m are searched in full.
 
     Raises SourceError if the source's distance is not a multiple of the pixel.
     """
@@ -128,9 +128,9 @@ def regridded_l1(
 ) -> tuple[Tensor, Tensor]:
     """L1 between the means of prediction and target over cells; a cell counts by the weight that it holds.
 
-    Both are means by weight: of a cell half under cloud only the clear half is compared. With ``whole_cells`` the prediction's
-    is over all pixels of the cell inside the crop, for a target that speaks of more than the pixels that hold it, as a
-    footprint does.
+    Both are means by weight: of a cell half under cloud only the clear half is compared. With ``whole_cells`` the
+    prediction's is over all pixels of the cell inside the crop, for a target that speaks of more than the pixels that
+    hold it, as a footprint does.
     """
     weight = weight.expand_as(prediction)
     sums = cells_of(weight, cell, offset_px).sum(3)  # (N, G, G, C)

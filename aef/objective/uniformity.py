@@ -1,9 +1,9 @@
 """Batch uniformity (paper section 4.3): a field u is paired with the field u' of another place, rotated by one.
 
-The paper prints a sum of 64 |u_i u'_i| but describes pairs of batch elements. ``pairs`` (R1, the default) is the mean over
-batch and pixels of |⟨u, u'⟩|: about 0.0997 for uniform random vectors in 64 dimensions, 1 on collapse. ``channels`` (R2)
-is Σ over the 64 channels of |mean over batch and pixels of u_c u'_c|. Pixels are never flattened into the batch before
-it is rotated: that would pair neighbouring pixels.
+The paper prints a sum of 64 |u_i u'_i| but describes pairs of batch elements. ``pairs`` (R1, the default) is the mean
+over batch and pixels of |⟨u, u'⟩|: about 0.0997 for uniform random vectors in 64 dimensions, 1 on collapse.
+``channels`` (R2) is Σ over the 64 channels of |mean over batch and pixels of u_c u'_c|. Pixels are never flattened into
+the batch before it is rotated: that would pair neighbouring pixels.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RANDOM_FLOOR = 0.0997
 def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | None:
     """For each sample the position of its partner, cyclically in global order, which is a row of places.
 
-    The i-th of the samples that a place has in a row (crops of a chip) takes the i-th of the next place, so that every field is a
-    partner once where places have as many; where the next has fewer, its samples are taken in turn.
+    The i-th of the samples that a place has in a row (crops of a chip) takes the i-th of the next place, so that every
+    field is a partner once where places have as many; where the next has fewer, its samples are taken in turn.
 
     Returns None where all samples are of one place. Positions refer to the two sequences.
     """
@@ -46,8 +46,8 @@ def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | N
 class Partners:
     """Where each of this rank's samples finds its partner, and which fields travel for it, each once.
 
-    rows (sent,) int64 of this rank's fields in the order in which they are sent, send[q] of them to rank q; receive[q] rows
-    come from rank q; index (B,) int64, each sample's partner among what came.
+    rows (sent,) int64 of this rank's fields in the order in which they are sent, send[q] of them to rank q; receive[q]
+    rows come from rank q; index (B,) int64, each sample's partner among what came.
     """
 
     rows: Tensor

@@ -27,7 +27,8 @@ class CachedOutputs:
     """The micro-batches of a step as one batch, and their outputs as one output, for the objective.
 
     Use: ``cache = CachedOutputs(batches)`` before any of them runs; ``cache.join(outputs)`` belongs to ``cache.batch``;
-    backward from the objective; then ``cache.replay(k, output_k)`` is a scalar whose gradient is micro-batch ``k``'s part.
+    backward from the objective; then ``cache.replay(k, output_k)`` is a scalar whose gradient is micro-batch ``k``'s
+    part.
 
     Attributes:
         batch: all samples; frames, which no loss reads, stay behind.

@@ -79,8 +79,8 @@ class ChipNames:
 class State:
     """``state.json``: the position, and what a resume must match.
 
-    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are the
-    files that the run passed over (``data.skip_bad``), and does ever after."""
+    ``chips`` is None in checkpoints of earlier versions, which did not remember their training chips; ``bad_chips`` are
+    the files that the run passed over (``data.skip_bad``), and does ever after."""
 
     position: RunPosition
     world_size: int
@@ -122,8 +122,8 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest ``keep``, and with ``every`` those of each multiple of so many steps. Only rank
-    0 calls its writing methods."""
+    """The checkpoints of one run: the newest ``keep``, and with ``every`` those of each multiple of so many steps. Only
+    rank 0 calls its writing methods."""
 
     def __init__(self, run: Path, keep: int, every: int = 0) -> None:
         self.folder, self.keep, self.every = run / FOLDER, keep, every

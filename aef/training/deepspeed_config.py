@@ -59,12 +59,13 @@ def resolve(
     """The complete DeepSpeed configuration of a run: "auto" entries filled in, batch sizes and clipping added.
 
     ``bf16.enabled`` = auto means: from ZeRO-1 up, on a GPU that has bf16 or where ``model.compute_dtype`` asks for it.
-    Bucket sizes = auto means: the model's size, so that a small model does not allocate gigabytes. With bf16, gradients are
-    summed and cross ranks in fp32 unless ``communication_data_type`` says otherwise.
+    Bucket sizes = auto means: the model's size, so that a small model does not allocate gigabytes. With bf16, gradients
+    are summed and cross ranks in fp32 unless ``communication_data_type`` says otherwise.
 
     Raises:
-        ConfigError: as `read_configuration`; bf16 asked of a GPU that lacks it; bf16 at stage 0 (DeepSpeed takes another, worse path there); a batch that
-            does not spread evenly over the ranks; `model.cuda_graphs` where graphs cannot be replayed.
+        ConfigError: as `read_configuration`; bf16 asked of a GPU that lacks it; bf16 at stage 0 (DeepSpeed takes
+            another, worse path there); a batch that does not spread evenly over the ranks; `model.cuda_graphs` where
+            graphs cannot be replayed.
     """
     found = read_configuration(choice, ranks, on_gpu)
     zero = found.setdefault("zero_optimization", {})

@@ -124,8 +124,8 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 def _adam(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Adam (paper S3); with ``train.weight_decay`` it is decoupled and spares vectors (norms, biases, scales)."""
     t = config.train
-    # ZeRO-1 and 2 lay weights end to end in this order. Tensors whose bytes are no multiple of 16 come last: behind one,
-    # every weight would be misaligned, and a matrix product would read it element by element.
+    # ZeRO-1 and 2 lay weights end to end in this order. Tensors whose bytes are no multiple of 16 come last: behind
+    # one, every weight would be misaligned, and a matrix product would read it element by element.
     parameters = sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: math.prod(_shape(p)) % 8 != 0)
     groups = [{"params": parameters, "weight_decay": 0.0}]
     if t.weight_decay:

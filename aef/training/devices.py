@@ -51,8 +51,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next step that asks for the same: False where that is not glibc's to say.
 
-    A step on a CPU frees its activations in backward. By default glibc hands large blocks back to the system, which clears
-    and maps every page again at the next step: about 70,000 of them in a step that maps none with this setting
+    A step on a CPU frees its activations in backward. By default glibc hands large blocks back to the system, which
+    clears and maps every page again at the next step: about 70,000 of them in a step that maps none with this setting
     (docs/results/training.md). It asks that no block be mapped on its own and that the heap not be trimmed.
     """
     try:

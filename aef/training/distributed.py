@@ -43,8 +43,8 @@ class RankError(RuntimeError):
 class Ranks:
     """This rank and its companions.
 
-    ``rank`` of ``size``; ``local_rank`` on its machine; ``device`` of its tensors; ``timeout_s`` after which a rank that
-    does not answer ends the run.
+    ``rank`` of ``size``; ``local_rank`` on its machine; ``device`` of its tensors; ``timeout_s`` after which a rank
+    that does not answer ends the run.
     """
 
     rank: int
@@ -120,8 +120,8 @@ class Ranks:
 
     @contextmanager
     def _beating(self, turn: str, doing: str = "", say: Callable[[str], None] = print) -> Iterator[None]:
-        """Within the block, a thread counts up in the group's store, so that the others know that this rank lives, and says
-        how long it has been doing what it does."""
+        """Within the block, a thread counts up in the group's store, so that the others know that this rank lives, and
+        says how long it has been doing what it does."""
         store, over = None if self.size == 1 else _store(), threading.Event()
 
         def beat() -> None:

@@ -87,8 +87,8 @@ def _input_row(run: Run, batch: Batch, name: str) -> list[Picture]:
 
 
 def clearest_frames(source: Source, z: Tensor, seen: Tensor) -> list[int]:
-    """Of z-scores (T, h, w, C) the numbers of at most `FRAMES_SHOWN` frames: of as many equal parts of the series the frame
-    with most pixels that are observed and neither black nor white as drawn, as clouds are."""
+    """Of z-scores (T, h, w, C) the numbers of at most `FRAMES_SHOWN` frames: of as many equal parts of the series the
+    frame with most pixels that are observed and neither black nor white as drawn, as clouds are."""
     bands = _shown_bands(source, seen)
     clear = (seen[..., bands] & (z[..., bands].abs() < STRETCH_SIGMA)).all(-1).sum((1, 2))
     parts = torch.tensor_split(torch.arange(len(z)), min(FRAMES_SHOWN, len(z)))
@@ -139,8 +139,8 @@ def _titled(name: str, time_ms: Tensor, pictures: list[np.ndarray], last: str) -
 
 
 def _picture(source: Source, z: Tensor, valid: Tensor) -> np.ndarray:
-    """z-scores (h, w, C) as true colour (h, w, 3) where the bands allow it, else the first observed band (h, w); grey or NaN
-    where not observed."""
+    """z-scores (h, w, C) as true colour (h, w, 3) where the bands allow it, else the first observed band (h, w); grey
+    or NaN where not observed."""
     bands = _shown_bands(source, valid)
     scaled = (z[..., bands] / (2 * STRETCH_SIGMA) + 0.5).clamp(0, 1)
     seen = valid[..., bands].all(-1, keepdim=True)

@@ -3,8 +3,8 @@
 What a step holds is a function of (seed, step) alone: `aef.data.dataset` fixes the global order, `aef.training.sharing`
 spreads a global batch over ranks and micro-batches. No sample's draw depends on it.
 
-Workers make a step in units: a micro-batch each, or as many as the crops of one chip fill. So a rank's first step is made by
-all of its workers, and little memory waits between them and the rank.
+Workers make a step in units: a micro-batch each, or as many as the crops of one chip fill. So a rank's first step is
+made by all of its workers, and little memory waits between them and the rank.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_
 
 @dataclass
 class Loaded:
-    """This rank's micro-batches of one step (or of a unit of it), or why there are none; and the chips that were passed over
-    meanwhile, each with what is wrong with it."""
+    """This rank's micro-batches of one step (or of a unit of it), or why there are none; and the chips that were passed
+    over meanwhile, each with what is wrong with it."""
 
     batches: list[Batch] = field(default_factory=list)
     error: str | None = None
@@ -74,8 +74,8 @@ class Loaded:
 
 
 class StepDataset(Dataset[Loaded]):
-    """A rank's share of every step, in units: number ``step * units + k`` is unit k of a step. Picklable, so that worker
-    processes can run it.
+    """A rank's share of every step, in units: number ``step * units + k`` is unit k of a step. Picklable, so that
+    worker processes can run it.
 
     Attributes:
         units: units of a step.
@@ -158,8 +158,8 @@ class StepDataset(Dataset[Loaded]):
 class StepLoader:
     """Steps from ``consumed`` samples on, without end; `next` waits for the next one.
 
-    ``data.workers`` processes make them; with 0 a thread of this process does. A worker that is killed is replaced, up to
-    ``RESTARTS`` times in a row, without losing or repeating a sample.
+    ``data.workers`` processes make them; with 0 a thread of this process does. A worker that is killed is replaced, up
+    to ``RESTARTS`` times in a row, without losing or repeating a sample.
     """
 
     RESTARTS = 3
@@ -187,8 +187,8 @@ class StepLoader:
         self._thread.start()
 
     def next(self) -> Loaded:
-        """The next step; an error where none comes in half of ``train.timeout_s``. Re-raises whatever was no fault of the
-        data."""
+        """The next step; an error where none comes in half of ``train.timeout_s``. Re-raises whatever was no fault of
+        the data."""
         try:
             made = self._made.get(timeout=self.patience_s)
         except queue.Empty:

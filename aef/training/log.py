@@ -24,9 +24,9 @@ TERMS = ("loss", "reconstruction", "uniformity", "consistency", "text")
 
 
 class StepLog:
-    """``RUN/log.jsonl``, one object per applied optimiser step; ``RUN/validation.jsonl``; and ``RUN/events.jsonl``: skipped
-    steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves at most one
-    broken last line.
+    """``RUN/log.jsonl``, one object per applied optimiser step; ``RUN/validation.jsonl``; and ``RUN/events.jsonl``:
+    skipped steps with their chips, checkpoints, resumes, signals. Lines are written whole, so that a killed run leaves
+    at most one broken last line.
 
     Args:
         run: the run's folder.

@@ -38,8 +38,8 @@ def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1) 
 
 
 def find_sources(config: Config, data: str | Path | None) -> tuple[Registry, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The registry, and what a run encodes and decodes: by the headers of a folder of chips, or without one by the registry
-    alone."""
+    """The registry, and what a run encodes and decodes: by the headers of a folder of chips, or without one by the
+    registry alone."""
     if data is None:
         registry = registry_of(files=config.data.sources_file) if config.data.sources_file else BUILT_IN
         return registry, sources_of(config, registry)
@@ -68,8 +68,8 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
 
 
 def require_choices(config: Config, data: Path) -> None:
-    """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that cannot
-    be withheld or judged. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
+    """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that
+    cannot be withheld or judged. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
     require_choices_of(config, ChipFolder(data, registry_of(data, files=config.data.sources_file)))
 
 

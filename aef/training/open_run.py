@@ -55,8 +55,8 @@ def open_run(
     """Open ``out``: new, or with ``resume`` where it stands. Collective.
 
     Raises:
-        RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named; another training
-            is at work in it.
+        RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named; another
+            training is at work in it.
         ConfigError: a resumed run would change a setting that it may not.
         CheckpointError: no checkpoint can be trusted, or it cannot be loaded by these ranks at this stage.
     """

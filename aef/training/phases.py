@@ -1,7 +1,7 @@
 """Where a training step spends its time: a profile by phase, from the operators that ran, forward and backward.
 
-Each module's forward pass is a named range; an operator of the backward pass belongs to the phase whose forward operator
-made it (autograd numbers both alike). On a GPU the time is that of the kernels, on a CPU that of the calls.
+Each module's forward pass is a named range; an operator of the backward pass belongs to the phase whose forward
+operator made it (autograd numbers both alike). On a GPU the time is that of the kernels, on a CPU that of the calls.
 """
 
 from __future__ import annotations

@@ -26,17 +26,17 @@ MOST_FILLER = 0.05
 """Share of filler among a micro-batch's frames, at most: they cost what frames cost, and nobody reads them."""
 
 PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
-"""Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target, in
-units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
+"""Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target,
+in units of their width: counted with saved-tensor hooks (tests/training/test_planner.py)."""
 
 
 @dataclass(frozen=True)
 class CostPlan:
     """Predicted needs of one rank.
 
-    ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in bytes
-    on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that wait there,
-    ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
+    ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in
+    bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
+    wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
     """
 
     parameters: int
@@ -165,8 +165,8 @@ def sample_bytes(config: Config, registry: Registry, inputs: Sequence[str], targ
 def _loader(config: Config, sample: float, ranks: int, on_gpu: bool) -> tuple[float, float]:
     """Bytes of samples that one rank and its workers hold in host memory, and those of them in shared memory.
 
-    Each worker makes a unit of a step while others of its wait. On a GPU a rank's steps wait page-locked; on a CPU they are
-    the workers' own blocks, and the step at work is one more.
+    Each worker makes a unit of a step while others of its wait. On a GPU a rank's steps wait page-locked; on a CPU they
+    are the workers' own blocks, and the step at work is one more.
     """
     workers, share = config.data.workers, config.train.global_batch // ranks
     micro, _ = micro_batches(config, ranks)
@@ -220,8 +220,8 @@ def _states(count: int, stage: int, precision: str, ranks: int, settings: dict[s
 def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -> dict[str, float]:
     """Bytes that one rank sends per optimiser step.
 
-    DeepSpeed 0.19 reduces gradients to all ranks at stages 0 to 2 (there and back), at stage 3 to their owners only; from
-    stage 2 up in every micro-batch.
+    DeepSpeed 0.19 reduces gradients to all ranks at stages 0 to 2 (there and back), at stage 3 to their owners only;
+    from stage 2 up in every micro-batch.
     """
     if ranks == 1:
         return {}

@@ -38,8 +38,8 @@ MAY_CHANGE = {
         "timeout_s",
     },
 }
-"""Settings that a resumed run may change; all others would silently make it another run. A new ``train.steps`` stretches
-the rest of the schedule, which is said."""
+"""Settings that a resumed run may change; all others would silently make it another run. A new ``train.steps``
+stretches the rest of the schedule, which is said."""
 
 UNIVERSAL = ".universal"
 
@@ -127,8 +127,8 @@ def _refuse_changes(stored: Config, now: Config, out: Path) -> None:
 
 
 def _require_same_chips(state: State, folder: ChipFolder, config: Config, checkpoint: Path) -> None:
-    """Raises CheckpointError where the folder's training chips are not those that the run has learnt from: another number
-    or order of chips gives other samples from here on, and what was held out may have been seen."""
+    """Raises CheckpointError where the folder's training chips are not those that the run has learnt from: another
+    number or order of chips gives other samples from here on, and what was held out may have been seen."""
     now = ChipNames.of(folder, folder.without(config.data.held_out_places))
     if state.chips not in (None, now):
         raise CheckpointError(

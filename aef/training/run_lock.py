@@ -24,8 +24,8 @@ class RunLock:
     """``RUN/.lock``, held from before anything is read or written until `release`, by rank 0 for all ranks.
 
     The kernel lets go of it with the process, however that ends, and a file system that nodes share keeps it for all of
-    them (NFS, Lustre with ``-o flock``). The file names the holder; it goes with `release`, and so does a folder that was
-    made for it alone. Where the file system knows no locks, that is said and nothing is held.
+    them (NFS, Lustre with ``-o flock``). The file names the holder; it goes with `release`, and so does a folder that
+    was made for it alone. Where the file system knows no locks, that is said and nothing is held.
 
     Raises:
         RunError: another training holds it; says which process, on which machine, since when.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 def share(costs: Sequence[float], capacities: Sequence[int], groups: Sequence[int] | None = None) -> list[list[int]]:
     """Spread items over bins of given capacities so that their costs are about equal: dearest first into the cheapest bin.
 
-    Items of the same number in ``groups`` stay together (crops of a chip, which is then read once): they take the cheapest
-    bin that has room for all of them, and are divided only where none has.
+    Items of the same number in ``groups`` stay together (crops of a chip, which is then read once): they take the
+    cheapest bin that has room for all of them, and are divided only where none has.
 
     Returns the items of each bin in ascending order. Capacities must sum to the number of items.
     """

@@ -51,8 +51,8 @@ class StopSignals:
 
 
 class StopsAtOnce(StopSignals):
-    """Within the block, while there is nothing to save yet, SIGTERM and SIGUSR1 raise SystemExit with ``STOPPED``, which puts a
-    job back into its queue. Ctrl-C interrupts, as ever."""
+    """Within the block, while there is nothing to save yet, SIGTERM and SIGUSR1 raise SystemExit with ``STOPPED``,
+    which puts a job back into its queue. Ctrl-C interrupts, as ever."""
 
     NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -62,8 +62,8 @@ class StopsAtOnce(StopSignals):
 
 
 def stopped_early(run: Path, received: str) -> None:
-    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had taken;
-    nothing where another training is at work there, whose events these are."""
+    """Write into ``events.jsonl`` that a signal stopped a run before it took a step, as of the last one that it had
+    taken; nothing where another training is at work there, whose events these are."""
     with suppress(RunError):
         lock = RunLock(run, lambda words: None, wait_s=0)
         step = max((event["step"] for event in read_events(run)), default=0)

@@ -23,8 +23,9 @@ OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
 
 @dataclass
 class Step:
-    """What a step gave: its losses over the global batch, its learning rate and the gradient's norm, or ``grad_norm`` None and
-    the suspect samples of this rank where loss or gradient was not finite and the step was skipped on all ranks."""
+    """What a step gave: its losses over the global batch, its learning rate and the gradient's norm, or ``grad_norm``
+    None and the suspect samples of this rank where loss or gradient was not finite and the step was skipped on all
+    ranks."""
 
     losses: Losses
     lr: float

@@ -12,8 +12,8 @@ FOLDER = "tensorboard"
 class Scalars:
     """Events in ``RUN/tensorboard``, tagged ``train/loss``, ``train/per_source/sentinel2``, ``validation/norm`` and so on.
 
-    The file appears with the first number. A resumed run writes a file of its own, which hides older events of its first
-    step and later ones, as `StepLog.cut_back` drops their lines.
+    The file appears with the first number. A resumed run writes a file of its own, which hides older events of its
+    first step and later ones, as `StepLog.cut_back` drops their lines.
 
     Raises:
         ModuleNotFoundError: TensorBoard is not installed.

@@ -73,8 +73,8 @@ class Trainer:
         config: all settings.
         data: folder of chips.
         out: run folder; see `aef.run` for what it will hold.
-        resume: ``"auto"`` goes on from the newest complete checkpoint of ``out`` (and starts where there is none); a path
-            from that one; None refuses a folder that already holds a run.
+        resume: ``"auto"`` goes on from the newest complete checkpoint of ``out`` (and starts where there is none); a
+            path from that one; None refuses a folder that already holds a run.
         init_from: ``model.safetensors`` to start a new run from.
         deepspeed_config: a shipped configuration by name, or a JSON file; None: stage 0 on one CPU rank, else ZeRO-1.
         tensorboard: write the numbers of the log as TensorBoard events too, in ``RUN/tensorboard``.
@@ -402,8 +402,8 @@ class Trainer:
             self.log.event("resumed" if opened.checkpoint else "started", step=self.position.step, ranks=ranks.size)
 
     def close(self) -> None:
-        """Stop the loader, let DeepSpeed go and other trainings into the run's folder. The process group stays, for the next
-        trainer of this process."""
+        """Stop the loader, let DeepSpeed go and other trainings into the run's folder. The process group stays, for the
+        next trainer of this process."""
         with ExitStack() as last:
             last.callback(self._release)
             self.loader.close()
@@ -421,8 +421,8 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the ranks add up before a step: how many of them have an error, found bad chips and want to stop; frames; seconds
-    of waiting for data, each rank's share of the mean; operations."""
+    """What the ranks add up before a step: how many of them have an error, found bad chips and want to stop; frames;
+    seconds of waiting for data, each rank's share of the mean; operations."""
 
     errors: float
     bad_chips: float

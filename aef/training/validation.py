@@ -33,8 +33,8 @@ WITHHELD, PROBE = "withheld ", "probe "
 """Before the source, or the label, that a figure is of."""
 
 OF, PER_LINEAR = ": ", " / linear"
-"""Between what is measured and the rival that it is measured of, ``withheld sentinel2: linear interpolation``; and behind the
-share of the linear interpolation's error, ``withheld sentinel2 / linear``."""
+"""Between what is measured and the rival that it is measured of, ``withheld sentinel2: linear interpolation``; and
+behind the share of the linear interpolation's error, ``withheld sentinel2 / linear``."""
 
 RIVALS = ("the pixel's temporal mean", "harmonic fit per pixel", REFERENCE, "mean of linear and harmonic")
 """Naive predictors beside the model."""

@@ -23,8 +23,8 @@ OWN_FILES = 64
 
 
 def prepare(worker: int) -> None:
-    """Make a worker deaf to signals, which a launcher sends to whole process trees (it must work on until the checkpoint is
-    written), and end it with its rank."""
+    """Make a worker deaf to signals, which a launcher sends to whole process trees (it must work on until the
+    checkpoint is written), and end it with its rank."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_rank, name="rank", daemon=True).start()
@@ -39,8 +39,8 @@ def _end_with_rank() -> None:
 
 
 def fits_open_files(blocks: int) -> str | None:
-    """Let this process and its workers open as many files as they may; why these do not suffice for ``blocks`` of shared
-    memory, or None."""
+    """Let this process and its workers open as many files as they may; why these do not suffice for ``blocks`` of
+    shared memory, or None."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN)
     if soft != resource.RLIM_INFINITY and soft < most:

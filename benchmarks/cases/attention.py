@@ -18,8 +18,8 @@ from benchmarks import roofline
 from .case import SDPA, Arguments, Case, Contender, Decision, offsets, random_leaf
 
 FLEX_TILE = 128
-"""Tokens in which FlexAttention packs the short sequences of several pixels, and the tile of its masks. On Hopper the only
-tile of its backward pass does not divide 64."""
+"""Tokens in which FlexAttention packs the short sequences of several pixels, and the tile of its masks. On Hopper the
+only tile of its backward pass does not divide 64."""
 
 
 def _libraries(attend: Contender, channels: int) -> tuple[dict[str, Contender], dict[str, str]]:

@@ -44,8 +44,8 @@ def conv3x3(frames: int, side: int, channels: int, value: int) -> Case:
 
 
 def precision_operator(frames: int, side: int, channels: int, value: int) -> Case:
-    """The whole precision operator: x + conv(GELU(conv(LN(x)))), by its two ways: convolutions of Triton with all passes in
-    their epilogues, or PyTorch's between our passes."""
+    """The whole precision operator: x + conv(GELU(conv(LN(x)))), by its two ways: convolutions of Triton with all
+    passes in their epilogues, or PyTorch's between our passes."""
 
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         def vector() -> Tensor:
@@ -96,8 +96,8 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
 
 
 def exchange(operator: str, frames: int, side: int, fine: int, coarse: int, kernel: int, value: int) -> Case:
-    """One step between a level of `side`² pixels and the next coarser; upwards it is merged into the finer state, of which
-    `exchange_up_norm` gives the LayerNorm too."""
+    """One step between a level of `side`² pixels and the next coarser; upwards it is merged into the finer state, of
+    which `exchange_up_norm` gives the LayerNorm too."""
     upwards, normed = operator != "exchange_down", operator == "exchange_up_norm"
     inputs, outputs = (coarse, fine) if upwards else (fine, coarse)
 

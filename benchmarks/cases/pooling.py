@@ -19,8 +19,8 @@ Part = tuple[Tensor, Tensor, Tensor | None]
 
 
 def _parts(lengths: list[int], periods: list[int], arguments: tuple) -> Iterator[Part]:
-    """Of each segment: states with the timecode (T, P, C), queries (q, H, C), biases (q, H, T). Periods are in the order of
-    their segments."""
+    """Of each segment: states with the timecode (T, P, C), queries (q, H, C), biases (q, H, T). Periods are in the
+    order of their segments."""
     states, table, query, bias = arguments[:4]
     segments = (states + table[:, None]).split(lengths)
     biases = [None] * len(lengths)

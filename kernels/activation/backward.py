@@ -44,8 +44,8 @@ def bias_gelu_backward(
 def activate_backward(
     gradient: Tensor, x: Tensor, bias: Tensor, config: Mapping[str, Any], *, keep: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Launch `bias_gelu_backward`: `gradient` (..., C) → gradients of x and bias, in their dtypes, and GELU(x + bias) if
-    `keep`."""
+    """Launch `bias_gelu_backward`: `gradient` (..., C) → gradients of x and bias, in their dtypes, and GELU(x + bias)
+    if `keep`."""
     gradient, x = gradient.contiguous(), x.contiguous()
     (tiles, columns), sizes, settings = plan(x, config)
     settings["SPREAD"] = row_spread(settings["ROWS"], settings["BLOCK"], settings["num_warps"], x.element_size())

@@ -51,8 +51,8 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 def gelu_linear(x: Tensor, bias: Tensor, weight: Tensor, *, remake: bool = False) -> Tensor:
     """`bias_gelu(x, bias) W^T`: the second product of an MLP, which keeps `x` for backward and not the GELU's output.
 
-    Backward makes that output again in the pass that computes the GELU's slope, for one write more. PyTorch's path, where
-    that takes a pass of its own, keeps it unless told to `remake` it.
+    Backward makes that output again in the pass that computes the GELU's slope, for one write more. PyTorch's path,
+    where that takes a pass of its own, keeps it unless told to `remake` it.
 
     `x` (..., C), `bias` (C,) of any floating dtype, `weight` (O, C) of `x`'s → (..., O) like `x`.
 

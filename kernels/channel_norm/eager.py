@@ -1,7 +1,7 @@
 """The CPU path of the channel LayerNorm for states of half precision: what PyTorch does well of it, and no more.
 
-PyTorch's forward reads bf16 and keeps fp32 statistics, in one pass. Its backward sums the parameters' gradients in bf16, a
-tenth off at 20,000 rows, so that one runs on fp32 copies, which live no longer than it does.
+PyTorch's forward reads bf16 and keeps fp32 statistics, in one pass. Its backward sums the parameters' gradients in
+bf16, a tenth off at 20,000 rows, so that one runs on fp32 copies, which live no longer than it does.
 """
 
 import torch

@@ -196,8 +196,8 @@ def _(gradient: Tensor, state: Tensor, scale: Tensor, shift: Tensor, weight: Ten
 def register_product_of_norm(operator: Any, gradients: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """Autograd of a product `operator(normal, state, scale, shift, weight)` that does not keep `normal`.
 
-    `gradients(gradient, state, scale, shift, weight)` are those of `normal` and `weight`; the state, the scale and the shift
-    get theirs through `normal`.
+    `gradients(gradient, state, scale, shift, weight)` are those of `normal` and `weight`; the state, the scale and the
+    shift get theirs through `normal`.
     """
 
     def save(ctx, inputs, output) -> None:

@@ -21,8 +21,8 @@ from .library import (
 
 
 class Activated(NamedTuple):
-    """A GELU's output and, where the convolution that reads it is to give its gradient there, the GELU's input: `before`,
-    plus `bias` where that was not yet added."""
+    """A GELU's output and, where the convolution that reads it is to give its gradient there, the GELU's input:
+    `before`, plus `bias` where that was not yet added."""
 
     value: Tensor
     before: Tensor | None = None
@@ -74,8 +74,8 @@ def conv3x3(
 
     Args:
         x: (F, H, W, I), fp64, fp32, bf16 or fp16; or what `conv3x3_gelu` returned. Its `value` is not kept for backward
-            where its `before` is: backward makes it again, multiplies by the GELU's slope in the same pass, and gives the
-            gradient to `before` and its bias. A `Normalized` x is made again likewise.
+            where its `before` is: backward makes it again, multiplies by the GELU's slope in the same pass, and gives
+            the gradient to `before` and its bias. A `Normalized` x is made again likewise.
         weight: (O, 3, 3, I), stored contiguous in this order (OHWI), so that optimisers may flatten it; its permuted
             view is exactly the channels-last weight of `F.conv2d`. Any floating dtype, cast to `x`'s.
         bias: (O,), cast to `x`'s dtype.
@@ -107,8 +107,8 @@ def conv3x3_gelu(
     """`conv3x3(x, weight, bias, gelu=True)` for a following convolution, which takes all parts of the result.
 
     The following convolution's backward then leaves the gradient of the GELU's input where it is needed, and the GELU's
-    output lives no longer than forward needs it; `value` may be used as any tensor. A `Normalized` x is not kept either.
-    PyTorch's path, where making the output again takes a pass of its own, keeps it unless told to `remake` it.
+    output lives no longer than forward needs it; `value` may be used as any tensor. A `Normalized` x is not kept
+    either. PyTorch's path, where making the output again takes a pass of its own, keeps it unless told to `remake` it.
     """
     if isinstance(x, Normalized):
         check_arguments(x.value, weight, bias, None)

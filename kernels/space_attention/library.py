@@ -15,8 +15,8 @@ def attend_sdpa(qkv: Tensor) -> Tensor:
 
 
 def attend_varlen(qkv: Tensor, library: str = "") -> Tensor:
-    """A library's variable-length attention, every frame a sequence: tokens lie as these libraries want them. `library`: a
-    name of `varlen_libraries`, or the one that `varlen_library` chooses."""
+    """A library's variable-length attention, every frame a sequence: tokens lie as these libraries want them.
+    `library`: a name of `varlen_libraries`, or the one that `varlen_library` chooses."""
     frames, pixels = qkv.shape[:2]
     attend = varlen_libraries()[library] if library else varlen_library(qkv.shape[-1])[1]
     query, key, value = qkv.flatten(0, 1).unbind(1)  # (F·N, H, D) each

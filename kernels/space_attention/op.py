@@ -23,8 +23,8 @@ def space_attention(qkv: Tensor) -> Tensor:
 
         out[f, n, h] = Σ_m softmax_m(⟨q[f,n,h], k[f,m,h]⟩ / √D) v[f,m,h]
 
-    `qkv` (F, N, 3, H, D): F packed frames, N pixels, query/key/value, H heads of D channels; fp64, fp32, bf16 or fp16
-    → (F, N, H, D) in its dtype. Differentiable. There is no kernel of our own: rows of 64 pixels fill a library's tiles.
+    `qkv` (F, N, 3, H, D): F packed frames, N pixels, query/key/value, H heads of D channels; fp64, fp32, bf16 or fp16 →
+    (F, N, H, D) in its dtype. Differentiable. There is no kernel of our own: rows of 64 pixels fill a library's tiles.
 
     Raises:
         ValueError: wrong rank, shape or dtype.

@@ -45,8 +45,8 @@ def pooling_forward(
     states: Tensor, table: Tensor, query: Tensor, bias: Tensor | None, chosen: list[int], lengths: list[int]
 ) -> tuple[Tensor, list[Pooled]]:
     """`states` (F, P, C), `table` (F, C), `query` (Q, H, C), `bias` (pairs, H) or None → out (Q, P, H, C) and what
-    backward needs. `chosen` holds each period's segment, `lengths` each segment's frames. Logits and their softmax are fp32:
-    of operands in bf16 too, as the products are faster that way on a CPU."""
+    backward needs. `chosen` holds each period's segment, `lengths` each segment's frames. Logits and their softmax are
+    fp32: of operands in bf16 too, as the products are faster that way on a CPU."""
     (periods, heads, channels), pixels = query.shape, states.shape[1]
     full = torch.promote_types(states.dtype, torch.float32)
     query = query.to(states.dtype).to(full)  # rounded, as backward reads it

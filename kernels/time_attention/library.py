@@ -21,8 +21,8 @@ LIBRARIES = (
     ("flash_attn", "flash_attn", "flash_attn_varlen_func"),
     ("torch varlen_attn", "torch.nn.attention.varlen", "varlen_attn"),
 )
-"""Name, module and function of flash-attn 3, of flash-attn 2 and of PyTorch's own FlashAttention-2: the first that takes a case
-runs it."""
+"""Name, module and function of flash-attn 3, of flash-attn 2 and of PyTorch's own FlashAttention-2: the first that
+takes a case runs it."""
 NO_LIBRARY = (
     "no variable-length attention: flash-attn cannot be imported, and torch.nn.attention.varlen came with PyTorch 2.10"
 )
@@ -54,8 +54,8 @@ def attend_padded(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
 
 
 def attend_varlen(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int, library: str = "") -> Tensor:
-    """A library's variable-length attention over one sequence per segment and pixel; differentiable. `library`: a name of
-    `varlen_libraries`, or the one that `varlen_library` chooses.
+    """A library's variable-length attention over one sequence per segment and pixel; differentiable. `library`: a name
+    of `varlen_libraries`, or the one that `varlen_library` chooses.
 
     These libraries want a sequence's tokens side by side: one gather before, one after, and the sequences' offsets.
     """
@@ -102,8 +102,8 @@ def width_refusal(library: str, channels: int) -> str | None:
 
 
 def varlen_library(channels: int) -> tuple[str, Attend]:
-    """The first of LIBRARIES that can be imported and takes heads of so many channels. Raises `NotImplementedError` where
-    there is none; the dispatcher refuses that before."""
+    """The first of LIBRARIES that can be imported and takes heads of so many channels. Raises `NotImplementedError`
+    where there is none; the dispatcher refuses that before."""
     name = _choose_library(channels)
     attend = _imported[name] if name else None
     if attend is None:
@@ -114,8 +114,8 @@ def varlen_library(channels: int) -> tuple[str, Attend]:
 def varlen_libraries() -> dict[str, Attend]:
     """Those of LIBRARIES that can be imported, by name.
 
-    Each takes queries, keys, values, their offsets twice and their longest length twice, and gives the output. flash-attn's
-    backward is asked to repeat bit by bit; PyTorch's does under `torch.use_deterministic_algorithms`.
+    Each takes queries, keys, values, their offsets twice and their longest length twice, and gives the output.
+    flash-attn's backward is asked to repeat bit by bit; PyTorch's does under `torch.use_deterministic_algorithms`.
     """
     return {name: attend for name, attend in _imports().items() if attend is not None}
 

@@ -1,7 +1,7 @@
 """Per source: the service's raster → chip → registry transform equals an independent NumPy computation.
 
-Expected values are read from the stand-in's own rasters with SciPy's interpolation; the chip names the products that each
-frame was made of, so the same images are looked up.
+Expected values are read from the stand-in's own rasters with SciPy's interpolation; the chip names the products that
+each frame was made of, so the same images are looked up.
 """
 
 import numpy as np

@@ -97,8 +97,8 @@ def uninterrupted(pristine_chips, tmp_path_factory):
 
 @pytest.fixture
 def configure(make_config):
-    """`configure(data={...}, **train)` → the preset `tiny` with other `data.*` and `train.*` settings; two steps, a checkpoint
-    after each."""
+    """`configure(data={...}, **train)` → the preset `tiny` with other `data.*` and `train.*` settings; two steps, a
+    checkpoint after each."""
 
     def build(data=(), **train):
         config = make_config(**{"steps": 2, "checkpoint_every": 1, "figure_every": 0, **train})

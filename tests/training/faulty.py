@@ -1,8 +1,9 @@
 """A training process with a fault in it: python faulty.py RUN CHIPS FAULT STEP [STORE RANK SIZE TIMEOUT_S]
 
-Faults, at or after STEP: ``anywhere`` kills the process (SIGKILL) at a random moment of a step, ``writing`` in the middle of a
-file of a checkpoint, ``publishing`` between its manifest and its name, ``rotating`` while an old one is removed; ``dies``
-kills this rank between two steps, ``stalls`` stops it there (SIGSTOP); ``none`` has none. Resumes where RUN stands.
+Faults, at or after STEP: ``anywhere`` kills the process (SIGKILL) at a random moment of a step, ``writing`` in the
+middle of a file of a checkpoint, ``publishing`` between its manifest and its name, ``rotating`` while an old one is
+removed; ``dies`` kills this rank between two steps, ``stalls`` stops it there (SIGSTOP); ``none`` has none. Resumes
+where RUN stands.
 """
 
 import os

@@ -1,7 +1,7 @@
 """A rank that is killed while its loader works: python loading.py CHIPS OPEN_FILES
 
-Three steps of 32 micro-batches through two workers, with so many files open at most. Prints the micro-batches of each step and
-the ids of the workers, and dies.
+Three steps of 32 micro-batches through two workers, with so many files open at most. Prints the micro-batches of each
+step and the ids of the workers, and dies.
 """
 
 import dataclasses

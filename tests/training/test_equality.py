@@ -13,12 +13,13 @@ from aef.training.deepspeed_config import shipped_names
 
 TOLERANCE = 1e-4
 BF16_EPS = 2**-7
-"""Between neighbours in bf16. Ranks round their own gradients to it before these meet, so that weights of one rank and of two
-come to differ in their last bit, and what is a mean over all of them by no more than that."""
+"""Between neighbours in bf16. Ranks round their own gradients to it before these meet, so that weights of one rank and
+of two come to differ in their last bit, and what is a mean over all of them by no more than that."""
 BF16 = "1+bf16"
 SCRIPT = Path(__file__).with_name("ranks.py")
 # Pairwise over stage, checkpointing, accumulation and how far ZeRO-3 shards; sharded without checkpointing too, where a
-# merge takes the parameters of the norm that reads its state, and with operands made again, which need them in backward.
+# merge takes the parameters of the norm that reads its state, and with operands made again, which need them in
+# backward.
 SELECTED = ("0+checkpoint", "1", "2+micro", "3+checkpoint+micro+sharded", "3+sharded", "3+remake+sharded")
 MATRIX = [
     "+".join([stage, *(["checkpoint"] if checkpoint else []), *(["micro"] if micro else [])])

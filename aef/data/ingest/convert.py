@@ -26,8 +26,8 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
     """Read one place into memory, frame by frame.
 
     Raises:
-        IngestError, RasterError: the files do not fit the recipe, or their values cannot be in the source's unit; one line
-            naming place, input and file.
+        IngestError, RasterError: the files do not fit the recipe, or their values cannot be in the source's unit; one
+            line naming place, input and file.
     """
     files = {item.name: place.of(item) for item in recipe.inputs}
     height, width = place.grid.height, place.grid.width
@@ -138,8 +138,8 @@ def convert(
         places: convert only these.
         compress: smaller files that load more slowly.
         workers: processes that convert places side by side; 0: this one. The chips are the same.
-        overwrite: write chips again that ``out`` holds already. Otherwise those of an interrupted call with the same recipe
-            and files are kept (`aef.data.making`), and others are refused before any is made.
+        overwrite: write chips again that ``out`` holds already. Otherwise those of an interrupted call with the same
+            recipe and files are kept (`aef.data.making`), and others are refused before any is made.
 
     Yields:
         A report per place, in order of name, once its chip is on disk; of those that were kept first.

@@ -148,8 +148,8 @@ def cell_grid(target: Grid, cell_m: float) -> Grid:
 
 
 def _offset(source: Grid, target: Grid) -> tuple[int, int, int] | None:
-    """Row and column of the target's corner in the source, and how many target pixels a source pixel spans along a side,
-    if the grids are aligned; None otherwise."""
+    """Row and column of the target's corner in the source, and how many target pixels a source pixel spans along a
+    side, if the grids are aligned; None otherwise."""
     a, b = source.transform, target.transform
     if not same_crs(source.crs, target.crs) or a.b or a.d or a.a <= 0 or a.e >= 0:
         return None
@@ -174,8 +174,8 @@ def resample(
         method: nearest keeps values as they are; bilinear and area give float32.
 
     Returns:
-        (B, H, W) values, 0 where nothing was observed, and (B, H, W) bool.
-        With bilinear a pixel is observed if its nearest source pixel is, with area if half of it that lies on the raster is.
+        (B, H, W) values, 0 where nothing was observed, and (B, H, W) bool. With bilinear a pixel is observed if its
+        nearest source pixel is, with area if half of it that lies on the raster is.
     """
     aligned = _offset(source, target)
     if aligned and (aligned[2] == 1 or method == "nearest"):

@@ -245,7 +245,8 @@ class SeriesBuilder:
         self, raster: Raster, counts: np.ndarray | None, weight: np.ndarray, first: np.ndarray, shared: np.ndarray
     ) -> None:
         """A file's weight (0/1 on its own grid, None: no rule) into its frame's (H, W): it alone speaks for the pixels
-        that it was the ``first`` to fill, and may only lower the weight of those that it ``shared`` with other files."""
+        that it was the ``first`` to fill, and may only lower the weight of those that it ``shared`` with other
+        files."""
         own = np.full_like(weight, 255)
         if counts is not None:
             assert raster.grid is not None

@@ -25,8 +25,8 @@ SURELY_CLEAR = 0.25
 
 @dataclass(frozen=True)
 class Clouds:
-    """Of T frames on the chip's grid: ``opacity`` and ``shadow`` (T, px, px) float32, 0 to 1, ``clear`` (T, px, px) what the
-    sensor's imperfect mask calls clear."""
+    """Of T frames on the chip's grid: ``opacity`` and ``shadow`` (T, px, px) float32, 0 to 1, ``clear`` (T, px, px)
+    what the sensor's imperfect mask calls clear."""
 
     opacity: np.ndarray
     shadow: np.ndarray
@@ -53,8 +53,8 @@ def dark_season(rng: np.random.Generator, year_starts_ms: np.ndarray) -> tuple[n
 class Spells:
     """Times between clear frames of a sensor, none of which may be longer than `LONGEST_SPELL_MS`.
 
-    ``first_ms`` and ``last_ms`` count as clear: the ends of the span, or moments so far from the first and the last dark
-    season that a clear frame must lie on its other side.
+    ``first_ms`` and ``last_ms`` count as clear: the ends of the span, or moments so far from the first and the last
+    dark season that a clear frame must lie on its other side.
     """
 
     times_ms: np.ndarray
@@ -83,8 +83,8 @@ class Spells:
         return end - start <= LONGEST_SPELL_MS
 
     def shorten(self, share: np.ndarray) -> np.ndarray:
-        """Cover of the frames, (T,), after the exchanges that keep every spell short enough: the middle of a spell that is
-        too long, outside the dark season, for the frame whose neighbours are nearest in time."""
+        """Cover of the frames, (T,), after the exchanges that keep every spell short enough: the middle of a spell that
+        is too long, outside the dark season, for the frame whose neighbours are nearest in time."""
         share = share.copy()
         while not self.allow(clear := share < SURELY_CLEAR):
             start, end = self.longest(clear)

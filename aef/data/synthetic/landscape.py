@@ -20,8 +20,8 @@ LEAST_FIELD_PX = 12
 """Slivers below this, cut off by the chip's edge or a road, are not counted or labelled as fields."""
 UNKNOWN_SHARE = 0.08
 TEXTURE, TEXTURE_PX = 0.20, 6
-"""Standard deviation of the logarithmic reflectance within a field, and the longest wave of it: shorter than a field, so
-that a mean over the field is worth more than one over a few pixels."""
+"""Standard deviation of the logarithmic reflectance within a field, and the longest wave of it: shorter than a field,
+so that a mean over the field is worth more than one over a few pixels."""
 SOIL_BRIGHTNESS, SOIL_COLOUR = 0.08, 0.02
 LEAF_BRIGHTNESS, LEAF_COLOUR = 0.06, 0.015
 PEAK_SPREAD, RADAR_SPREAD_DB = 0.03, 0.3
@@ -33,8 +33,8 @@ GREEN_UP_DAYS, DRY_DOWN_DAYS = 7.0, 6.0
 class Fields:
     """Properties of the F fields of a place, roads, rivers and hedges among them. Y years.
 
-    ``cover`` (Y, F) index into `COVERS`; ``start``, ``length``, ``peak`` (Y, F) days after the place's spring, days, and
-    green cover; ``cuts`` (Y, F, 3) days of mowing; ``soil`` (F, 5) and ``leaf`` (F, 5) log factors of the spectra;
+    ``cover`` (Y, F) index into `COVERS`; ``start``, ``length``, ``peak`` (Y, F) days after the place's spring, days,
+    and green cover; ``cuts`` (Y, F, 3) days of mowing; ``soil`` (F, 5) and ``leaf`` (F, 5) log factors of the spectra;
     ``vv_db``, ``vh_db``, ``height`` (F,) of a field against its cover.
     """
 
@@ -68,8 +68,8 @@ class Scene:
     """Everything that all sources see. Ground arrays are (G, G) with a margin around the chip.
 
     ``field`` numbers the fields from 0; ``labelled`` (G, G) is the field number + 1, 0 on roads, rivers, hedges and
-    slivers; ``seams`` cover codes of the last fields, the narrow ones; ``unknown`` (F,) fields whose class nobody has recorded; ``texture`` (2, G, G) log reflectance of visible and
-    infrared light against the field's; ``elevation_m``.
+    slivers; ``seams`` cover codes of the last fields, the narrow ones; ``unknown`` (F,) fields whose class nobody has
+    recorded; ``texture`` (2, G, G) log reflectance of visible and infrared light against the field's; ``elevation_m``.
     """
 
     seed: int

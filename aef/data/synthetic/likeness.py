@@ -39,8 +39,8 @@ SOWINGS, LOOKS = 24, 3
 def lifelike_scene(seed: int, place: int, *, px: int, first_year: int, years: int) -> Scene:
     """The first scene of a place of which every spread is seen inside `LIKE_REAL`.
 
-    A sowing is looked at if each spread is expected inside by its scatter. Some weather and parcels suit no sowing: then
-    the whole place is drawn again.
+    A sowing is looked at if each spread is expected inside by its scatter. Some weather and parcels suit no sowing:
+    then the whole place is drawn again.
     """
     for draw in count():
         bare = make_scene(seed, place, px=px, first_year=first_year, years=years, draw=draw)
@@ -74,8 +74,8 @@ def last_year(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_spread(scene: Scene, times_ms: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Standard deviations of the log near infrared that clear Sentinel-2 pixels on land will show, (3,): between the pixels'
-    means, within a pixel over time, of mostly clear frames' means."""
+    """Standard deviations of the log near infrared that clear Sentinel-2 pixels on land will show, (3,): between the
+    pixels' means, within a pixel over time, of mostly clear frames' means."""
     log = np.log(optical.field_spectra(scene, times_ms)[:, NEAR_INFRARED])  # (T, F)
     land = scene.fields.cover[-1] != cover.WATER - 1
     area = np.bincount(inside(scene.field).ravel(), minlength=scene.fields.count) * land
@@ -104,8 +104,8 @@ def seen_spread(scene: Scene, times_ms: np.ndarray, clouds: Clouds, valid: np.nd
 
 
 def spreads(log: np.ndarray, clear: np.ndarray, land: np.ndarray) -> np.ndarray:
-    """Standard deviations of log near infrared (T, px, px) over clear pixels (T, px, px) on land (px, px), (3,): between the
-    pixels' means, within a pixel over time (mean over pixels), of the means of mostly clear frames."""
+    """Standard deviations of log near infrared (T, px, px) over clear pixels (T, px, px) on land (px, px), (3,):
+    between the pixels' means, within a pixel over time (mean over pixels), of the means of mostly clear frames."""
     mostly = clear.mean((1, 2)) > 0.5
     log, clear = log[:, land], clear[:, land]
     counted = clear.any(0)

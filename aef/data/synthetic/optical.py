@@ -62,9 +62,9 @@ LANDSAT_BANDS = (
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations of what disturbs a logarithmic reflectance, per frame: of the whole frame, smooth within it, of
-    a field in it (view angle against its rows, dew, work), of patches a few pixels wide (each for visible and infrared light,
-    so that no ratio of bands is free of them), of a pixel."""
+    """Standard deviations of what disturbs a logarithmic reflectance, per frame: of the whole frame, smooth within it,
+    of a field in it (view angle against its rows, dew, work), of patches a few pixels wide (each for visible and
+    infrared light, so that no ratio of bands is free of them), of a pixel."""
 
     frame: float = 0.025
     smooth: float = 0.015
@@ -218,8 +218,8 @@ def sentinel2(scene: Scene) -> SourceSeries:
 
 
 def _swath(scene: Scene, times_ms: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Observed part of each frame, (T, 1, px, px): the whole but for a few that an oblique edge cuts, none of them a clear
-    one that cannot be spared."""
+    """Observed part of each frame, (T, 1, px, px): the whole but for a few that an oblique edge cuts, none of them a
+    clear one that cannot be spared."""
     rng, count, px = scene.stream("sentinel2 swath"), len(times_ms), scene.px
     spells, mostly = Spells.of(scene, times_ms), clear.mean((1, 2)) > 0.5
     valid = np.ones((count, 1, px, px), bool)

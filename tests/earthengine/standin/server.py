@@ -31,9 +31,9 @@ class Faults:
     """What goes wrong. ``rate`` of the requests fail on their first tries, in one of the ``kinds``; the rest is switches.
 
     ``max_bands`` answers "memory limit" above so many bands; ``expire_every`` makes every n-th request find its token
-    expired; ``refuse_refresh`` refuses new tokens; ``quota_after`` answers "EECU spent" from that request on, ``quota_for``
-    times; ``denied`` refuses collections whose id contains the text; ``down`` drops every connection, answers under way
-    included.
+    expired; ``refuse_refresh`` refuses new tokens; ``quota_after`` answers "EECU spent" from that request on,
+    ``quota_for`` times; ``denied`` refuses collections whose id contains the text; ``down`` drops every connection,
+    answers under way included.
     """
 
     rate: float = 0.0

@@ -1,8 +1,8 @@
 """Images anywhere on Earth: which scenes lie over a chip, and their pixels, both from names and seeds alone.
 
 A scene's index ends in the chip that it was made for (``_X461420Y5217040P128Z32632``), so that its pixels can be made
-again from its id. Scenes have the awkward sides of the real ones: granules that overlap and end inside a chip, reprocessed
-duplicates, rows and slices, absent polarisations, night, clouds without a score, masked pixels.
+again from its id. Scenes have the awkward sides of the real ones: granules that overlap and end inside a chip,
+reprocessed duplicates, rows and slices, absent polarisations, night, clouds without a score, masked pixels.
 """
 
 from __future__ import annotations
