@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from aef.launcher.command import parser, run
@@ -52,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     print(f"open {out / 'report.html'} in a browser")
     if not given.data:
+        aef = "aef" if shutil.which("aef") else sys.argv[0]  # `make demo` runs it in an environment that is not active
         print(
-            f'try: aef search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
+            f'try: {aef} search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
         )
     return 0
 
