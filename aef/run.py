@@ -3,12 +3,14 @@
 ==================== ==================================================================================================
 file                 content
 ==================== ==================================================================================================
-config.yaml          the resolved settings config.json          format and software version, preset, encoded and decoded
-sources sources.yaml         the registry entries of those sources stats.json           the normalisation statistics
-that the model was trained with (stats.places.gz: their places, if many) model.safetensors    fp32 weights, with the
-step they are from and their SHA-256 text_tower.json      which text tower's vectors it learnt from: name, weights, hash
-(runs with a text head) withheld.csv         the dates that no sample saw, as they were when the run began (runs with
-``data.withheld``) log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
+config.yaml          the resolved settings
+config.json          format and software version, preset, encoded and decoded sources
+sources.yaml         the registry entries of those sources
+stats.json           the normalisation statistics that the model was trained with (stats.places.gz: their places, if many)
+model.safetensors    fp32 weights, with the step they are from and their SHA-256
+text_tower.json      which text tower's vectors it learnt from: name, weights, hash (runs with a text head)
+withheld.csv         the dates that no sample saw, as they were when the run began (runs with ``data.withheld``)
+log.jsonl, figures/, checkpoints/   written and read by `aef.training` only
 ==================== ==================================================================================================
 
 Everything here is YAML, JSON or safetensors: nothing is unpickled.

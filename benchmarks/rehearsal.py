@@ -3,11 +3,10 @@
 `standin_gpu.py` says what its tensors are: shapes without data. Nothing is timed.
 
 steps  Two training steps of each preset in bf16 for an H200, with every way of recomputation, by PyTorch's kernels
-       (`AEF_KERNELS=torch`, "tuned eager") and by what the H200's table chooses. Where the host waits for the GPU
-       within the second step, and the bytes of tensors alive: kept per frame between forward and backward, and at the
-       peak.
-gpu    `python -m benchmarks.gpu` from end to end: every case, contender and mode, the blocks, the steps, and the files.
-       Only the values are not compared, and what torch.compile would make is left out.
+       (`AEF_KERNELS=torch`, "tuned eager") and by what the H200's table chooses. Where the host waits for the GPU within
+       the second step, and the bytes of tensors alive: kept per frame between forward and backward, and at the peak.
+gpu    `python -m benchmarks.gpu` from end to end: every case, contender and mode, the blocks, the steps, and the files. Only
+       the values are not compared, and what torch.compile would make is left out.
 
 Exit status 1 where a step waits or a row would not run.
 """

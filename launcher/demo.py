@@ -3,8 +3,8 @@
     aef demo --out demo                  # a synthetic Earth
     aef demo --out demo --data CHIPS     # your chips
 
-It only strings other commands together and prints each of them. Some places are held out to judge few-shot probes;
-every fifth clear date of the first input source is withheld to judge reconstructions.
+It only strings other commands together and prints each of them. Some places are held out to judge few-shot probes; every
+fifth clear date of the first input source is withheld to judge reconstructions.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     aef train --data PACKED …                # every command that reads chips reads shards
     unzip 'PACKED/*.chips.zip' -d CHIPS      # and back
 
-The chips are copied byte for byte, in their order, with CHIPS/stats.json and CHIPS/sources.yaml; CHIPS is left as it
-is. A run may go on with the packed copy. Shards are only read: attach texts (`aef text`) before packing.
+The chips are copied byte for byte, in their order, with CHIPS/stats.json and CHIPS/sources.yaml; CHIPS is left as it is.
+A run may go on with the packed copy. Shards are only read: attach texts (`aef text`) before packing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Predict what a model costs, then profile a real training step by phase.
 
-    aef throughput --config large --dry-run --ranks 8 --device cuda     parameters, operations, memory, bytes on the
-    wire aef throughput --config small --out profile                         table, picture, Chrome trace of a step
+    aef throughput --config large --dry-run --ranks 8 --device cuda     parameters, operations, memory, bytes on the wire
+    aef throughput --config small --out profile                         table, picture, Chrome trace of a step
 
 Without --data the step is over random frames at full budgets; with --data it is over chips, and loading counts.
 """

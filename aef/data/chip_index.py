@@ -1,20 +1,21 @@
 """The index of a folder of chips, `CHIPS/chips.index`: what start-up asks of all of them, in one file beside them.
 
-Names, ids, places, sources, frame counts, a digest of the arrays, and whether every value has been checked. Processes
-map it, so that a node holds one copy. `aef.data.folder_scan` makes it.
+Names, ids, places, sources, frame counts, a digest of the arrays, and whether every value has been checked. Processes map
+it, so that a node holds one copy. `aef.data.folder_scan` makes it.
 
 The file, byte by byte::
 
-    magic     22    "AEF index of chips, 2" and a line feed: the version crc        4    uint32, CRC-32 of every byte
-    from here to the column `checked` length     8    uint64, bytes of the head head  length    JSON: token (of this
-    file), sources (names), duplicate_ids (two rows, or null), columns {name: [offset
+    magic     22    "AEF index of chips, 2" and a line feed: the version
+    crc        4    uint32, CRC-32 of every byte from here to the column `checked`
+    length     8    uint64, bytes of the head
+    head  length    JSON: token (of this file), sources (names), duplicate_ids (two rows, or null), columns {name: [offset
                     from the end of the head, shape, dtype of NumPy]}; padded with blanks to a multiple of 4096 bytes
     columns         one after another, each aligned to 8 bytes; `checked` last and on pages of its own, since processes
                     write its marks in place
 
-Columns are the attributes of `ChipIndex`. Each of its three columns of texts is two: `names` holds the texts in UTF-8
-with a 0 after each, `name_ends` (N,) int64 where these zeros stand; likewise `ids` and `id_ends`, `places` and
-`place_ends`. Numbers are little-endian.
+Columns are the attributes of `ChipIndex`. Each of its three columns of texts is two: `names` holds the texts in UTF-8 with
+a 0 after each, `name_ends` (N,) int64 where these zeros stand; likewise `ids` and `id_ends`, `places` and `place_ends`.
+Numbers are little-endian.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ class SourceSeries:
     ``weight``      (T, 1, H, W), uint8         loss weight / 255; None means 255 everywhere
     ``time_ms``     (T,), int64                 acquisition or interval start, strictly increasing (points: not
                                                 decreasing); None for a static source
-    ``time_end_ms`` (T,), int64                 interval end; None for instants ``metadata``    (T, M), float32
-    sensor geometry in the registry's order, NaN where missing ``row, col``    (N,), int32                 chip pixel
-    that holds a footprint's centre (points only) ``transform``   6 floats                    affine of a ``native``
-    grid, x = a col + b row + c, y = d col + e row + f
+    ``time_end_ms`` (T,), int64                 interval end; None for instants
+    ``metadata``    (T, M), float32             sensor geometry in the registry's order, NaN where missing
+    ``row, col``    (N,), int32                 chip pixel that holds a footprint's centre (points only)
+    ``transform``   6 floats                    affine of a ``native`` grid, x = a col + b row + c, y = d col + e row + f
     ==============  ==========================  =====================================================================
     """
 

@@ -267,8 +267,8 @@ class AEFNPZDataset(ChipDataset):
 
     Args:
         folder: path of the chips.
-        registry: their sources; by default the built-in ones and those that the folder carries itself
-            (``sources.yaml``). Of either only those that some chip holds are encoded and decoded.
+        registry: their sources; by default the built-in ones and those that the folder carries itself (``sources.yaml``). Of
+            either only those that some chip holds are encoded and decoded.
         seed: of every draw.
         settings: those of `DataConfig`.
     """

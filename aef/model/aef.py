@@ -4,9 +4,8 @@
                                                                                        │  one query per valid period
     bands ◄─ decoder per source ◄─ vMF sample ◄─ unit vectors at L ◄─ upsampling ◄─ attention pooling over time
 
-Shapes: F packed frames, S segments (a sample's teacher, then its student), Q valid periods, N targets of a source, L
-the crop's side in pixels of 10 m, D = 64. Memory is NHWC throughout. Teacher and student are segments of one forward
-pass.
+Shapes: F packed frames, S segments (a sample's teacher, then its student), Q valid periods, N targets of a source, L the
+crop's side in pixels of 10 m, D = 64. Memory is NHWC throughout. Teacher and student are segments of one forward pass.
 
 Every module runs at every step, in the same order, whatever the batch holds (ZeRO needs it).
 """

@@ -10,9 +10,9 @@ band + up(d). Here the coarse levels add their own states before x is rebuilt, l
     bands          p − up(d₄)              d₄ − up(m₈ − t)           m₈ − up(m₁₆ − s)
     going up       t' = m₈ band + up(m₁₆)  q = d₄ band + up(t')      p' = p band + up(q)
 
-`up` is linear, so a band's −up(d) and the rebuilding's +up(d) cancel: t' = m₈ + up(s), and with it q − d₄ = up(t +
-up(s)), p' = p + up(q − d₄). What a level receives from below is only what the coarser levels added, never its own echo,
-and the exchange costs one down and one up per level (the identity is a test).
+`up` is linear, so a band's −up(d) and the rebuilding's +up(d) cancel: t' = m₈ + up(s), and with it q − d₄ =
+up(t + up(s)), p' = p + up(q − d₄). What a level receives from below is only what the coarser levels added, never its own
+echo, and the exchange costs one down and one up per level (the identity is a test).
 
 The last layer before each merge starts at zero: at first, blocks are three independent networks.
 """

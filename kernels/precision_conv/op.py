@@ -74,8 +74,8 @@ def conv3x3(
 
     Args:
         x: (F, H, W, I), fp64, fp32, bf16 or fp16; or what `conv3x3_gelu` returned. Its `value` is not kept for backward
-            where its `before` is: backward makes it again, multiplies by the GELU's slope in the same pass, and gives
-            the gradient to `before` and its bias. A `Normalized` x is made again likewise.
+            where its `before` is: backward makes it again, multiplies by the GELU's slope in the same pass, and gives the
+            gradient to `before` and its bias. A `Normalized` x is made again likewise.
         weight: (O, 3, 3, I), stored contiguous in this order (OHWI), so that optimisers may flatten it; its permuted
             view is exactly the channels-last weight of `F.conv2d`. Any floating dtype, cast to `x`'s.
         bias: (O,), cast to `x`'s dtype.
