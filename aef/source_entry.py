@@ -102,22 +102,30 @@ class MetadataField:
 class Source:
     """One entry of the registry.
 
-    Attributes: name: identifier used in chips, settings and logs. title: human name. collections: product or Earth
-        Engine collection ids, newest accepted last. bands: in the order of the chip's channel axis. role: ``input``
-        sources are encoded and decoded, ``target`` sources are only decoded (paper S2: M_E, M_D). native_resolution_m:
-        ground sampling of the product. grid: ``chip`` lies on the chip's 10 m grid; ``native`` keeps its own grid and
-        affine; ``points`` are footprints. time: ``instant`` (acquisitions), ``interval`` (months, years; carries an
-        end) or ``static``. resampling: how the product is brought to the chip's grid. metadata: sensor geometry per
-        frame, in order. classes: stored codes of a categorical source, in order of the logits; empty for continuous
-        ones. loss: L1, or cross-entropy for categorical sources (paper Table S2). weight: w_i of Table S2. shift_m:
-        largest planar shift of the shift-invariant loss (None: no shift search). regrid_m: spacing to which prediction
-        and target are averaged before the error (None: no re-gridding). frame_budget: how many frames of it a training
-        sample encodes (paper: 65, 17 and 21). source_drop: probability that the student loses the whole source (paper
-        S2.3, stage 1). frame_drop: probability that the student loses a single frame (paper S2.3, stage 2a). line_gap:
-        mask one line of random width through all input frames of a sample (paper S1, Sentinel-1). min_overlap: least
-        share of an interval target that its summary period must cover. enabled: part of the default set (v2.1 additions
-        are off). licence, attribution: what to cite. note: anything a user must know, such as a deprecated collection
-        and its successor.
+    Attributes:
+        name: identifier used in chips, settings and logs.
+        title: human name.
+        collections: product or Earth Engine collection ids, newest accepted last.
+        bands: in the order of the chip's channel axis.
+        role: ``input`` sources are encoded and decoded, ``target`` sources are only decoded (paper S2: M_E, M_D).
+        native_resolution_m: ground sampling of the product.
+        grid: ``chip`` lies on the chip's 10 m grid; ``native`` keeps its own grid and affine; ``points`` are footprints.
+        time: ``instant`` (acquisitions), ``interval`` (months, years; carries an end) or ``static``.
+        resampling: how the product is brought to the chip's grid.
+        metadata: sensor geometry per frame, in order.
+        classes: stored codes of a categorical source, in order of the logits; empty for continuous ones.
+        loss: L1, or cross-entropy for categorical sources (paper Table S2).
+        weight: w_i of Table S2.
+        shift_m: largest planar shift of the shift-invariant loss (None: no shift search).
+        regrid_m: spacing to which prediction and target are averaged before the error (None: no re-gridding).
+        frame_budget: how many frames of it a training sample encodes (paper: 65, 17 and 21).
+        source_drop: probability that the student loses the whole source (paper S2.3, stage 1).
+        frame_drop: probability that the student loses a single frame (paper S2.3, stage 2a).
+        line_gap: mask one line of random width through all input frames of a sample (paper S1, Sentinel-1).
+        min_overlap: least share of an interval target that its summary period must cover.
+        enabled: part of the default set (v2.1 additions are off).
+        licence, attribution: what to cite.
+        note: anything a user must know, such as a deprecated collection and its successor.
     """
 
     name: str

@@ -1,11 +1,10 @@
 """From a GPU run to what dispatch chooses on that GPU: python -m benchmarks.adopt CSV [CSV …]
 
-Reads results of `python -m benchmarks.gpu` under benchmarks/results and writes kernels/configs/GPU.json: for each
-operator and size of which at least two back ends were measured, forward and backward together, an entry for the
-fastest, "measured", whose `why` begins with the results file and gives the ratio. Of several cases that decide the
-same, the one that was measured first decides: the most valuable. An entry reaches from the next smaller number of
-frames that was measured to its own; tile settings are those that were measured, of the GPU's table. Nothing else of the
-tables changes. Needs no GPU.
+Reads results of `python -m benchmarks.gpu` under benchmarks/results and writes kernels/configs/GPU.json: for each operator and
+size of which at least two back ends were measured, forward and backward together, an entry for the fastest, "measured", whose
+`why` begins with the results file and gives the ratio. Of several cases that decide the same, the one that was measured first
+decides: the most valuable. An entry reaches from the next smaller number of frames that was measured to its own; tile settings
+are those that were measured, of the GPU's table. Nothing else of the tables changes. Needs no GPU.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Rates of the download: requests against a stand-in of the service with 300 ms latency, and the manifest at five million sites.
 
 Parts of `python -m benchmarks.data`: ``download`` and ``manifest``. The stand-in is a process of its own on loopback
-(`tests/earthengine/standin`) that answers pixels without computing them, so that the client is what is measured. These
-rates are wall-clock: waiting side by side is the point. The share of the possible requests counts waiting for the
-service's latency only: 40 requests in flight of 0.3 s each are 133 a second. Chips go to a RAM disk where there is one
-(/dev/shm), so that the disk is not what is measured.
+(`tests/earthengine/standin`) that answers pixels without computing them, so that the client is what is measured. These rates
+are wall-clock: waiting side by side is the point. The share of the possible requests counts waiting for the service's
+latency only: 40 requests in flight of 0.3 s each are 133 a second. Chips go to a RAM disk where there is one (/dev/shm),
+so that the disk is not what is measured.
 """
 
 from __future__ import annotations

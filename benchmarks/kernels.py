@@ -1,10 +1,9 @@
 """Single operators on any device: python -m benchmarks.kernels [--only NAME …] [--device cpu] [--dtype float32]
 
-Each case is an operator at the shapes of a preset; its contenders do the same work from the same arguments, layout
-copies and bookkeeping included: ours, what PyTorch offers, and the naive reference. On a CPU the contenders take turns
-in a drawn order, the figure is process CPU time in one thread, and a run in which a calibration product swings by more
-than 15 % is to be discarded: exit status 1. The same cases serve `python -m benchmarks.gpu` and `pytest
-benchmarks/test_kernels.py`.
+Each case is an operator at the shapes of a preset; its contenders do the same work from the same arguments, layout copies
+and bookkeeping included: ours, what PyTorch offers, and the naive reference. On a CPU the contenders take turns in a drawn order, the
+figure is process CPU time in one thread, and a run in which a calibration product swings by more than 15 % is to be
+discarded: exit status 1. The same cases serve `python -m benchmarks.gpu` and `pytest benchmarks/test_kernels.py`.
 """
 
 import argparse

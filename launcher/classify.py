@@ -2,10 +2,10 @@
 
     aef classify --fields FIELDS --labels labels.csv --column crop --out MAPS
 
-Labels are points (CSV with lon and lat) or points and areas (GeoJSON; GeoPackage and Shapefile with the extra
-`vector`). Accuracy is by cross-validation: squares of ground are left out, as neighbouring pixels would give a label
-away. Writes MAPS/accuracy.md and .json, MAPS/legend.csv (code, colour and mapped area of every class),
-MAPS/classes.png, and per field FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data).
+Labels are points (CSV with lon and lat) or points and areas (GeoJSON; GeoPackage and Shapefile with the extra `vector`).
+Accuracy is by cross-validation: squares of ground are left out, as neighbouring pixels would give a label away. Writes
+MAPS/accuracy.md and .json, MAPS/legend.csv (code, colour and mapped area of every class), MAPS/classes.png, and per field
+FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data).
 """
 
 from __future__ import annotations

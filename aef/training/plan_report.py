@@ -76,8 +76,8 @@ def what_fits(
 def describe_plan(
     config: Config, data: str | None, deepspeed_config: str | None, ranks: int, on_gpu: bool | None = None
 ) -> str:
-    """What `aef train --dry-run` prints below the settings, and `aef throughput` first. With ``data``, its own sources
-    count; ``on_gpu`` None: whatever is here."""
+    """What `aef train --dry-run` prints below the settings, and `aef throughput` first. With ``data``, its own sources count;
+    ``on_gpu`` None: whatever is here."""
     import torch
 
     registry, (inputs, targets) = find_sources(config, data)

@@ -1,8 +1,8 @@
 """Micro-batches on their way from a loader's process: all tensors in one block of shared memory.
 
-Each shared tensor travels as a file descriptor of its own. A micro-batch holds about a hundred, a step of many
-micro-batches thousands: more than processes may have open (``ulimit -n``, often 1024). As one block it is one
-descriptor, and one page-locked copy where a GPU follows.
+Each shared tensor travels as a file descriptor of its own. A micro-batch holds about a hundred, a step of many micro-batches
+thousands: more than processes may have open (``ulimit -n``, often 1024). As one block it is one descriptor, and one page-locked
+copy where a GPU follows.
 """
 
 from __future__ import annotations

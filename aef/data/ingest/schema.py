@@ -154,8 +154,8 @@ class Layout:
 class TimeRule:
     """Where a frame's time comes from.
 
-    ``coord``: variable ``var`` of the file. ``tag``: dataset tag ``tag``. ``sibling``: tag, variable or JSON list of
-    the file that ``glob`` names. ``file_name``: ``regex`` on the path. ``product_id``: ``regex`` on the text variable
+    ``coord``: variable ``var`` of the file. ``tag``: dataset tag ``tag``. ``sibling``: tag, variable or JSON list of the
+    file that ``glob`` names. ``file_name``: ``regex`` on the path. ``product_id``: ``regex`` on the text variable
     ``var``. ``map``: place → time. Texts are ISO 8601, basic or extended; a regex has a group ``time`` (or ``start``).
     """
 
