@@ -10,7 +10,7 @@ from aef.atomic import writing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISSING = "matplotlib is not installed (pip install 'aef-engine[eval]')"
+NO_MATPLOTLIB = "matplotlib is not installed (pip install 'aef-engine[eval]')"
 
 
 def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:

@@ -74,7 +74,7 @@ def _measure(config: Config, given) -> None:
 
 def _write(folder: Path, phases, bench) -> None:
     from aef.atomic import writing
-    from aef.figure_file import MISSING
+    from aef.figure_file import NO_MATPLOTLIB
     from aef.training.phases import write_picture
 
     with writing(folder / "phases.json", "w") as stream:
@@ -83,7 +83,7 @@ def _write(folder: Path, phases, bench) -> None:
     try:
         write_picture(phases, folder / "phases.png", bench.title)
     except ImportError:
-        print(f"no picture: {MISSING}")
+        print(f"no picture: {NO_MATPLOTLIB}")
     print(f"wrote {', '.join(sorted(str(path) for path in folder.iterdir()))}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aef.figure_file import MISSING, new_figure, save_png
+from aef.figure_file import NO_MATPLOTLIB, new_figure, save_png
 from aef.objective.uniformity import RANDOM_FLOOR
 from aef.run import Run
 
@@ -39,7 +39,7 @@ def write_validation_figure(run: Run, records: Sequence[Mapping[str, Any]]) -> s
     try:
         figure = new_figure(4.4 * columns, 3.2 * rows)
     except ImportError:
-        return f"no figure: {MISSING}"
+        return f"no figure: {NO_MATPLOTLIB}"
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()

@@ -12,8 +12,7 @@ from aef.clock import DAY_MS, format_date
 from aef.data.batch import Batch
 from aef.data.rendering import MISSING
 from aef.data.standardizer import Standardizer
-from aef.figure_file import MISSING as NO_MATPLOTLIB
-from aef.figure_file import new_figure, save_png
+from aef.figure_file import NO_MATPLOTLIB, new_figure, save_png
 from aef.mapping.picture import pca_rgb
 from aef.model.aef import Output
 from aef.run import Run
