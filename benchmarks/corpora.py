@@ -8,6 +8,7 @@ large as the real one (1.6 million articles), in a process of its own, whose pea
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
@@ -95,7 +96,7 @@ def _wikipedia(folder: Path) -> Iterator[Rate]:
     path = folder / "enwiki.xml"
     _write_dump(path, DUMP_MB)
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.corpora", str(path)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.corpora", "--child", str(path)], check=True, capture_output=True, text=True
     )
     found = json.loads(child.stdout)
     yield "wikipedia: dump searched and selected by page id", found["mb_per_s"], "MB/s"
@@ -177,8 +178,11 @@ def _tower() -> Iterator[Rate]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:  # the child of `_wikipedia`
-        print(json.dumps(_search_dump(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)  # the process of `_wikipedia`
+    dump = parser.parse_args().child
+    if dump:
+        print(json.dumps(_search_dump(dump)))
     else:
         for name, value, unit in corpora():
             print(f"{name:<60} {value:>10.3g} {unit}")

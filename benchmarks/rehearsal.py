@@ -1,4 +1,4 @@
-"""What would happen on a GPU, on one that is not there: python -m benchmarks.rehearsal [steps] [gpu] [--write FILE]
+"""What would happen on a GPU, on one that is not there: python -m benchmarks.rehearsal [steps|gpu] [--write FILE]
 
 `standin_gpu.py` says what its tensors are: shapes without data. Nothing is timed.
 
@@ -33,6 +33,7 @@ from benchmarks.step import PlainStep
 
 BACKENDS = {"torch": "tuned eager", "auto": "ours"}
 RECOMPUTED = ("none", "selective", "full")
+PARTS = ("steps", "gpu")
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,13 @@ def rehearse_gpu(only: list[str] | None) -> tuple[int, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=("steps", "gpu"), default=("steps", "gpu"), help="default: both")
+    parser.add_argument("what", nargs="?", choices=("both", *PARTS), default="both", help="default: both")
     parser.add_argument("--preset", nargs="+", default=list(PRESETS), choices=list(PRESETS), help="of `steps`")
     parser.add_argument("--only", nargs="+", help="of `gpu`: as its own --only")
     parser.add_argument("--write", type=Path, help="Markdown file for the memory of `steps`")
     arguments = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(arguments)
+    parts = PARTS if options.what == "both" else (options.what,)
     problem = standin_gpu.problem()
     if problem:
         print(f"no rehearsal: {problem}")
@@ -164,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         return standin_gpu.restart("benchmarks.rehearsal", arguments)
     os.environ.pop("LD_PRELOAD")  # for this process only, not for its own
     failed = False
-    if "steps" in options.what:
+    if "steps" in parts:
         found = []
         for preset in options.preset:
             for one in steps(preset):
@@ -178,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
         if options.write:
             options.write.write_text(report(found), encoding="utf-8")
-    if "gpu" in options.what:
+    if "gpu" in parts:
         rows, unrun = rehearse_gpu(options.only)
         failed |= bool(unrun)
         print(f"benchmarks.gpu: {rows} rows would run", *unrun, sep="\n")

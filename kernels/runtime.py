@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +37,17 @@ def triton_problem() -> str | None:
     """Why Triton cannot be used at all, or None."""
     if _missing:
         return _missing
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    version = _minor(triton.__version__)
     if not OLDEST <= version <= NEWEST:
         wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
         return f"Triton {triton.__version__} is installed; the kernels are proven on {wanted}"
+    if INTERPRET and version < (3, 7) and _minor(np.__version__) >= (2, 4):
+        return f"the interpreter of Triton {triton.__version__} fails with NumPy 2.4 and newer; take Triton 3.7 or NumPy 2.3"
     return None
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 KERNELS: dict[str, Kernel] = {}

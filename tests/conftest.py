@@ -7,9 +7,9 @@ random mixing matrix. Values are stored so that their transform lies within ± 6
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
-import hypothesis
 import numpy as np
 import pytest
 
@@ -20,9 +20,12 @@ from aef.sources import BUILT_IN, Registry, Source
 from aef.timecode import DAY_MS, SUPPORT_MS, Period, parse_time
 
 # The same examples on every run and machine: a suite that fails must fail again. Search wider with a larger
-# `max_examples` and `derandomize=False`.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
-hypothesis.settings.load_profile("repeatable")
+# `max_examples` and `derandomize=False`. The kernels' tests need no hypothesis, and run on GPU machines without it.
+with contextlib.suppress(ModuleNotFoundError):
+    import hypothesis
+
+    hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+    hypothesis.settings.load_profile("repeatable")
 
 SUPPORT = Period(parse_time("2019-03-11"), parse_time("2019-03-11") + SUPPORT_MS)
 FRAMES = {"sentinel2": 5, "sentinel1": 3, "landsat": 2}

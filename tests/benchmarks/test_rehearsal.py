@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import standin_gpu
+from aef.config import PRESETS
+from benchmarks import rehearsal, standin_gpu
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,17 @@ def rehearse(*arguments):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def test_without_arguments_both_parts_are_rehearsed(monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(standin_gpu, "loaded", lambda: True)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setattr(rehearsal, "steps", lambda preset: begun.append(preset) or ())
+    monkeypatch.setattr(rehearsal, "rehearse_gpu", lambda only: (7, []))
+    assert rehearsal.main([]) == 0
+    assert begun == list(PRESETS)
+    assert "7 rows would run" in capsys.readouterr().out
 
 
 def test_a_step_never_waits_for_the_gpu_and_keeps_less_the_more_it_makes_again(tmp_path):
