@@ -120,6 +120,9 @@ class ObjectiveConfig:
     uniformity: Literal["pairs", "channels"] = setting("pairs", "reading of the uniformity sum: R1 pairs, R2 channels")
     normalize_by_present: bool = setting(True, "1/|M| counts the sources present in a row; False: all decoded sources")
     clip_sigma: float = setting(6.0, "values beyond this many standard deviations are clipped", "s.d.")
+    unscored_bands: tuple[str, ...] = setting(
+        (), "SOURCE.BAND: decoded, but not part of its source's error (paper: none)"
+    )
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,8 @@ SMALL = Config(
         periods_per_sample=4,
         period_beyond_days=183.0,
     ),
+    # Angles of incidence tell the orbit, not the ground, and would take half of the embedding's variance.
+    objective=ObjectiveConfig(unscored_bands=("sentinel1.angle", "palsar2.LIN")),
     train=TrainConfig(
         steps=3000,
         global_batch=24,

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from aef.config import DataConfig, ObjectiveConfig
+from aef.config import ConfigError, DataConfig, ObjectiveConfig
 from aef.data.batch import Batch, TargetBlock
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
@@ -91,6 +91,7 @@ class Objective:
     Raises:
         ValueError: no source is decoded.
         SourceError: a source is unknown, or its shift or re-gridding distance is no multiple of 10 m.
+        ConfigError: no band of a source is to be scored.
         StatisticsError: statistics lack a decoded source.
     """
 
@@ -109,6 +110,7 @@ class Objective:
             raise ValueError("the objective needs at least one decoded source, found none")
         for source in self.sources.values():
             radius_px(source, 0), cell_px(source)
+        self.scored = {name: scored_bands(source, config.unscored_bands) for name, source in self.sources.items()}
         self.standardizers = {
             name: Standardizer(source, statistics, config.clip_sigma)
             for name, source in self.sources.items()
@@ -195,6 +197,8 @@ class Objective:
         else:
             target = self.standardizers[source.name](block.values, block.valid).to(prediction.dtype)
             weight = weight * block.valid
+            if not all(self.scored[source.name]):
+                weight = weight * _flags(self.scored[source.name], weight.device)
         side = batch.side_px
         return reconstruction_error(
             source,
@@ -269,10 +273,28 @@ class Objective:
         )
 
 
-# A table built on the device at every step would stall it.
+def scored_bands(source: Source, unscored: Sequence[str]) -> tuple[bool, ...]:
+    """Which bands of a source its error counts: all but those that ``objective.unscored_bands`` names.
+
+    Raises ConfigError if none is left.
+    """
+    scored = tuple(f"{source.name}.{band.name}" not in unscored for band in source.bands)
+    if not any(scored):
+        raise ConfigError(
+            f"objective.unscored_bands: leaves no band of {source.name} to be scored; take it out of model.targets"
+        )
+    return scored
+
+
+# Tables built on the device at every step would stall it.
 @lru_cache(maxsize=256)
 def _codes(source: Source, device: torch.device) -> Tensor:
     return torch.tensor(source.classes, device=device)
+
+
+@lru_cache(maxsize=256)
+def _flags(values: tuple[bool, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
 
 
 def _idle(output: Predictions) -> Tensor:

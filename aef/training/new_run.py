@@ -69,12 +69,13 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
 
 def require_choices(config: Config, data: Path) -> None:
     """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that
-    cannot be withheld or judged. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
+    cannot be withheld or judged, bands that no source has. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
     require_choices_of(config, ChipFolder(data, registry_of(data, files=config.data.sources_file)))
 
 
 def require_choices_of(config: Config, folder: ChipFolder) -> None:
     """As `require_choices`, of a folder that is open."""
+    require_bands(config, folder.registry)
     folder.without(config.data.held_out_places)
     read_withheld(folder, config.data)
     if config.train.validate_set is not None:
@@ -84,6 +85,19 @@ def require_choices_of(config: Config, folder: ChipFolder) -> None:
                 f"{config.train.validate_set!r}"
             )
         WithheldDates.read(config.data.withheld, config.train.validate_set)
+
+
+def require_bands(config: Config, registry: Registry) -> None:
+    """Refuse names of bands that no source has. Raises ConfigError."""
+    known = {f"{source.name}.{band.name}" for source in registry.values() for band in source.bands}
+    for name in config.objective.unscored_bands:
+        if name not in known:
+            source = name.partition(".")[0]
+            bands = ", ".join(sorted(one for one in known if one.startswith(f"{source}.")))
+            raise ConfigError(
+                f"objective.unscored_bands: expected SOURCE.BAND, found {name!r}; "
+                + (f"of {source} there are {bands}" if bands else f"known sources are {', '.join(registry)}")
+            )
 
 
 def keep_list(listed: str, out: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.config import DataConfig, ObjectiveConfig
+from aef.config import ConfigError, DataConfig, ObjectiveConfig
 from aef.data.statistics import Statistics
 from aef.objective.contrastive import disc_mean
 from aef.objective.objective import Objective
@@ -98,6 +98,27 @@ def test_several_targets_of_a_source_are_averaged_within_the_sample(make_samples
     weight = block.weight / 255 * block.valid
     values, _ = reconstruction_error(BUILT_IN["sentinel2"], output.reconstructions["sentinel2"], z, weight)
     assert term(output, batch, world=ALONE).reconstruction.item() == pytest.approx(values.mean().item(), rel=1e-5)
+
+
+def test_a_band_that_is_not_scored_adds_nothing_to_its_sources_error(make_samples, pack):
+    batch = pack(make_samples(2, targets=("landsat",)), targets=("landsat",))
+    output = output_for(batch)
+    losses = objective(("landsat",), unscored_bands=("landsat.B10", "sentinel1.angle"))(output, batch, world=ALONE)
+    losses.total.backward()
+    gradient = output.reconstructions["landsat"].grad
+    thermal = [band.name for band in BUILT_IN["landsat"].bands].index("B10")
+    assert not gradient[..., thermal].any()
+    assert gradient[..., :thermal].abs().sum() > 0
+    block = batch.targets["landsat"]
+    block.valid = block.valid.expand(block.values.shape).clone()
+    block.valid[..., thermal] = False
+    masked = objective(("landsat",))(output, batch, world=ALONE)
+    assert losses.reconstruction.item() == pytest.approx(masked.reconstruction.item(), rel=1e-6)
+
+
+def test_a_source_keeps_a_band_to_be_scored():
+    with pytest.raises(ConfigError, match="leaves no band of glo30 to be scored; take it out of model.targets"):
+        objective(("glo30",), unscored_bands=tuple(f"glo30.{band.name}" for band in BUILT_IN["glo30"].bands))
 
 
 def test_a_target_that_had_to_stay_in_the_input_counts_for_nothing(make_samples, pack):

@@ -1,5 +1,6 @@
 """What a new run takes from its chips, and what it refuses then rather than later."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -34,6 +35,21 @@ def test_lists_that_a_run_cannot_use_are_refused_before_it_is_written(
     with pytest.raises(error, match=words):
         Trainer(config, chips, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sentinel1.angel", "found 'sentinel1.angel'; of sentinel1 there are sentinel1.HH, .*sentinel1.angle"),
+        ("sentinel7.angle", "found 'sentinel7.angle'; known sources are sentinel2, sentinel1"),
+        ("angle", "expected SOURCE.BAND, found 'angle'"),
+    ],
+)
+def test_bands_that_no_source_has_are_refused(name, words, chips, tmp_path, configure):
+    config = configure({})
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, unscored_bands=(name,)))
+    with pytest.raises(ConfigError, match=words):
+        describe_run(config, chips, tmp_path / "run", lambda words: None)
 
 
 def scaled(chip, factor):
