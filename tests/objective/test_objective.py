@@ -117,7 +117,7 @@ def test_a_band_that_is_not_scored_adds_nothing_to_its_sources_error(make_sample
 
 
 def test_a_source_keeps_a_band_to_be_scored():
-    with pytest.raises(ConfigError, match="leaves no band of glo30 to be scored; take it out of model.targets"):
+    with pytest.raises(ConfigError, match=r"leaves no band of glo30 to be scored; take it out of model.targets"):
         objective(("glo30",), unscored_bands=tuple(f"glo30.{band.name}" for band in BUILT_IN["glo30"].bands))
 
 
