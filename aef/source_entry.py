@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 
@@ -230,6 +230,10 @@ class Source:
     def metadata_width(self) -> int:
         """Width of the encoded sensor metadata that the decoder is fed, "missing" indicators included."""
         return sum(item.encoded_width for item in self.metadata)
+
+    def scored(self, unscored: Collection[str]) -> tuple[bool, ...]:
+        """Which bands its error counts: all but those that `unscored` (``objective.unscored_bands``) names, SOURCE.BAND."""
+        return tuple(f"{self.name}.{band.name}" not in unscored for band in self.bands)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -68,7 +68,8 @@ def feature_sets(
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)
             requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
-            fields[DECODED] = np.concatenate(model.reconstruct(chip, decoded, requests, standardized=True))
+            series = model.reconstruct(chip, decoded, requests, standardized=True)
+            fields[DECODED] = np.concatenate(series[:, model.scored(decoded)])
         sets[year] = {}
         for name, field in fields.items():
             sets[year] |= {name: field, over_window(name): window_mean(field)}

@@ -138,15 +138,15 @@ def judge_gaps(
     scenes = [earth.scene(place) for place in range(places)]
     chips = [_first_year(scene, render_chip(scene, names)) for scene in scenes]
     require_unseen(model, chips)
-    entry = model.registry[source]
+    entry, scored = model.registry[source], model.scored(source)
     scale = Scale.of(clear_series(chip, entry) for chip in chips)
     tables = {INSIDE: WithheldTable(), BEYOND: WithheldTable()}
     for number, (scene, chip) in enumerate(zip(scenes, chips)):
         for question in (_gap(chip, number, seed), _beyond(chip)):
-            truth = scale.standardize(to_scale(entry, clear_view(scene, source, question.times_ms)))
+            truth = scale.standardize(to_scale(entry, clear_view(scene, source, question.times_ms)))[:, scored]
             for name, guesses in _answers(model, source, question, scale):
                 for group, guess, view in zip(question.groups, guesses, truth):
-                    error = l1(guess, view, np.ones(view.shape[1:], bool))
+                    error = l1(guess[scored], view, np.ones(view.shape[1:], bool))
                     tables.setdefault(group, WithheldTable()).add(name, chip.place, error)
                     if group != INSIDE:
                         tables.setdefault(BEYOND, WithheldTable()).add(name, chip.place, error)

@@ -3,6 +3,7 @@ validation in the training loop, the report and the recorded tables measure the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,10 +178,13 @@ def _task(
     if name not in model.inputs:
         raise JudgementError(f"withheld dates of {name}, because only sources that the model encodes are judged")
     source = model.registry[name]
-    bands = _observed_bands(holding, name, source.band_names)
+    scored = tuple(itertools.compress(source.band_names, model.scored(name)))
+    bands = tuple(band for band in _observed_bands(holding, name, source.band_names) if band in scored)
     if not bands:
         places = _few(chip.place for chip in holding)
-        raise JudgementError(f"withheld dates of {name}, because no band of it is observed at all of {places}")
+        raise JudgementError(
+            f"withheld dates of {name}, because no band that training scored is observed at all of {places}"
+        )
     task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
     empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
     if empty:

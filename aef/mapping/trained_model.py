@@ -250,7 +250,7 @@ class TrainedModel:
             standardized: give z-scores (logits of a categorical source) rather than the source's stored units.
 
         Returns:
-            (request, channel, y, x) float32 on the chip's 10 m grid.
+            (request, channel, y, x) float32 on the chip's 10 m grid. Bands that training did not score are NaN.
 
         Raises:
             EmbeddingError: the source is not decoded by this model, or a time lies outside its period.
@@ -276,7 +276,13 @@ class TrainedModel:
                 for item, picture in enumerate(pictures):
                     sample, number = divmod(item, len(indices))
                     keep_inner(out[indices[number]], picture, *seen[sample])
+        if not entry.classes:
+            out[:, ~self.scored(source)] = np.nan
         return out
+
+    def scored(self, source: str) -> np.ndarray:
+        """Which bands of a decoded source training scored, (C,) bool: only those mean something when decoded."""
+        return np.array(self.registry[source].scored(self.config.objective.unscored_bands))
 
     def _target(self, chip: Chip, source: str, time_ms: int, period: Period) -> Target:
         """What asks the decoder for a time, with the metadata of the frame if the chip holds it; its values are never read."""

@@ -110,7 +110,12 @@ class Objective:
             raise ValueError("the objective needs at least one decoded source, found none")
         for source in self.sources.values():
             radius_px(source, 0), cell_px(source)
-        self.scored = {name: scored_bands(source, config.unscored_bands) for name, source in self.sources.items()}
+        self.scored = {name: source.scored(config.unscored_bands) for name, source in self.sources.items()}
+        for name, scored in self.scored.items():
+            if not any(scored):
+                raise ConfigError(
+                    f"objective.unscored_bands: leaves no band of {name} to be scored; take it out of model.targets"
+                )
         self.standardizers = {
             name: Standardizer(source, statistics, config.clip_sigma)
             for name, source in self.sources.items()
@@ -271,19 +276,6 @@ class Objective:
             text=None if terms["text"] is None else found["text"],
             per_source=dict(zip(self.sources, (sums / rows).unbind())),
         )
-
-
-def scored_bands(source: Source, unscored: Sequence[str]) -> tuple[bool, ...]:
-    """Which bands of a source its error counts: all but those that ``objective.unscored_bands`` names.
-
-    Raises ConfigError if none is left.
-    """
-    scored = tuple(f"{source.name}.{band.name}" not in unscored for band in source.bands)
-    if not any(scored):
-        raise ConfigError(
-            f"objective.unscored_bands: leaves no band of {source.name} to be scored; take it out of model.targets"
-        )
-    return scored
 
 
 # Tables built on the device at every step would stall it.

@@ -127,7 +127,8 @@ def _target_row(run: Run, batch: Batch, output: Output, name: str) -> list[Pictu
     standardize = Standardizer(source, run.statistics, run.config.objective.clip_sigma)
     target = _expand(standardize(block.values[item], block.valid[item]), side)
     wide = valid.expand(target.shape)
-    error = (target - predicted).abs().where(wide, torch.nan).nanmean(-1).numpy() / STRETCH_SIGMA
+    scored = wide & torch.tensor(source.scored(run.config.objective.unscored_bands))
+    error = (target - predicted).abs().where(scored, torch.nan).nanmean(-1).numpy() / STRETCH_SIGMA
     pictures = [_picture(source, target, wide), _picture(source, predicted, torch.ones_like(wide)), error]
     return _titled(name, block.time_ms[item], pictures, "mean |error|")
 

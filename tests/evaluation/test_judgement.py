@@ -165,6 +165,14 @@ def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):
         assert task.cell_px == expected
 
 
+def test_only_bands_that_training_scored_are_judged(model):
+    dates = WithheldDates({("c0", "sentinel2"): [START]})
+    objective = dataclasses.replace(model.config.objective, unscored_bands=("sentinel2.B3",))
+    partial = dataclasses.replace(model, config=dataclasses.replace(model.config, objective=objective))
+    (task,), _ = withheld_tasks(partial, [a_chip(0)], dates, dates)
+    assert task.bands == ("B2", "B4", "B8", "B11")
+
+
 def test_tables_print_and_figures_are_plain_numbers(judgement):
     import json
 

@@ -67,6 +67,9 @@ class Phenologist:
         (field,) = self.embed_array(chip, [requests[0][1]])
         return np.stack([field[:2]] * len(requests))
 
+    def scored(self, source):
+        return np.ones(2, bool)
+
 
 @pytest.fixture(scope="module")
 def chips():
@@ -155,7 +158,10 @@ class Counter(Phenologist):
 
     def reconstruct(self, chip, source, requests, *, standardized):
         self.asked = source, requests, standardized
-        return np.tile(np.arange(len(requests), dtype=float)[:, None, None, None], (1, 5, SIDE, SIDE))
+        return np.tile(np.arange(len(requests), dtype=float)[:, None, None, None], (1, 6, SIDE, SIDE))
+
+    def scored(self, source):
+        return np.array([True, True, False, True, True, True])
 
 
 def test_a_year_is_judged_as_one_vector_as_four_and_as_the_decoded_series_each_over_a_window(chips):

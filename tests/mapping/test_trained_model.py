@@ -180,6 +180,16 @@ def test_reconstructions_come_in_stored_units_one_per_request(model):
         model.reconstruct(chip, "sentinel2", [(day, Period(day + 1, day + DAY_MS))])
 
 
+def test_a_band_that_training_did_not_score_is_not_reconstructed(model):
+    objective = dataclasses.replace(model.config.objective, unscored_bands=("sentinel2.B8",))
+    partial = dataclasses.replace(model, config=dataclasses.replace(model.config, objective=objective))
+    day = START + 100 * DAY_MS
+    request = (day, Period(day - 10 * DAY_MS, day + 10 * DAY_MS))
+    for standardized in (False, True):
+        (decoded,) = partial.reconstruct(a_chip(24), "sentinel2", [request], standardized=standardized)
+        assert np.isnan(decoded).any(axis=(1, 2)).tolist() == [False, False, False, True, False]
+
+
 def test_a_period_inside_a_gap_or_up_to_six_months_beyond_embeds_and_further_does_not(model):
     chip = a_chip(16)
     assert np.isfinite(model.embed(chip, ("2019-03-01", "2019-05-01")).values).all()
