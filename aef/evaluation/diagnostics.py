@@ -84,18 +84,24 @@ def _drawn(chip: Chip, rng: np.random.Generator, place: int) -> tuple[np.ndarray
 
 
 def spread(fields: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, float]:
-    """Norm, uniformity and effective rank of embedding fields (D, h, w) of different places.
+    """Norm, uniformity, effective rank and variance between places of embedding fields (D, h, w) of different places.
 
     ``uniformity`` is the mean |cosine| of pixels of different places at the same position (Eq. 3's term; its floor on
-    random directions in 64 dimensions is 0.100, a collapse gives 1); NaN for a single field.
+    random directions in 64 dimensions is 0.100, a collapse gives 1). ``between_places`` is the share of all variance
+    that lies between the places' means: much of it where places look alike says that something else of a place, such
+    as the orbits that see it, is in the embedding. Both are NaN for a single field.
     """
     rng = np.random.default_rng(seed)
     tables = [field.reshape(field.shape[0], -1).T for field in fields]
     drawn = [table[rng.integers(0, len(table), PIXELS_PER_CHIP)] for table in tables]
     pairs = [np.abs((one * other).sum(axis=1)).mean() for one, other in zip(drawn, [*drawn[1:], drawn[0]])]
     every = np.concatenate(drawn)
+    within = sum(((table - table.mean(axis=0)) ** 2).sum() for table in tables)
+    whole = np.concatenate(tables)
+    total = ((whole - whole.mean(axis=0)) ** 2).sum()
     return {
         "norm": float(np.linalg.norm(every, axis=1).mean()),
         "uniformity": float(np.mean(pairs)) if len(fields) > 1 else float("nan"),
-        "effective_rank": effective_rank(np.concatenate(tables)),
+        "effective_rank": effective_rank(whole),
+        "between_places": float(1 - within / total) if len(fields) > 1 and total > 0 else float("nan"),
     }

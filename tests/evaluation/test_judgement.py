@@ -252,6 +252,15 @@ def test_spread_of_equal_fields_is_a_collapse():
     assert spread([one, one])["uniformity"] == pytest.approx(1) and spread([one, one])["norm"] == pytest.approx(1)
 
 
+def test_variance_is_divided_into_between_and_within_places():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 8, 50, 50))
+    shifted = other + 2 * np.eye(8)[0][:, None, None]  # means 2 apart: variance 1 between places, 8 within
+    assert spread([one, shifted])["between_places"] == pytest.approx(1 / 9, abs=0.01)
+    assert spread([one, one])["between_places"] == pytest.approx(0, abs=1e-12)
+    assert np.isnan(spread([one])["between_places"])
+
+
 def test_units_are_fields_blocks_or_places(chips):
     assert len(np.unique(labelled_pixels(chips, "crop").labelled.units)) == 12
     assert len(np.unique(labelled_pixels(chips, "crop", unit="place").labelled.units)) == 3
