@@ -226,12 +226,17 @@ XLARGE = Config(
 )
 """About a billion parameters, to shard over GPUs. Not in the paper."""
 
+ANGLES = ("sentinel1.angle", "palsar2.LIN")
+"""Angles of incidence tell the orbits that see a place, not its ground; what is decoded must be in the embedding, and on
+the synthetic Earth they took half of its variance (docs/results/learning.md). The paper lists them as decoded bands."""
+
 BASE = Config(
     preset="base",
     model=ModelConfig(
         blocks=8, precision_width=96, time_width=256, space_width=512, compute_dtype="bfloat16", period_bias=True
     ),
     data=DataConfig(targets_per_source=2),
+    objective=ObjectiveConfig(unscored_bands=ANGLES),
     train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
 )
 """Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Not in the paper."""
@@ -260,8 +265,7 @@ SMALL = Config(
         periods_per_sample=4,
         period_beyond_days=183.0,
     ),
-    # Angles of incidence tell the orbit, not the ground, and would take half of the embedding's variance.
-    objective=ObjectiveConfig(unscored_bands=("sentinel1.angle", "palsar2.LIN")),
+    objective=ObjectiveConfig(unscored_bands=ANGLES),
     train=TrainConfig(
         steps=3000,
         global_batch=24,
