@@ -276,13 +276,15 @@ class TrainedModel:
                 for item, picture in enumerate(pictures):
                     sample, number = divmod(item, len(indices))
                     keep_inner(out[indices[number]], picture, *seen[sample])
-        if not entry.classes:
-            out[:, ~self.scored(source)] = np.nan
+        out[:, ~self.scored(source)] = np.nan
         return out
 
     def scored(self, source: str) -> np.ndarray:
-        """Which bands of a decoded source training scored, (C,) bool: only those mean something when decoded."""
-        return np.array(self.registry[source].scored(self.config.objective.unscored_bands))
+        """Which channels of a decoded source training scored, (C,) bool: only those mean something when decoded."""
+        entry = self.registry[source]
+        if entry.classes:
+            return np.ones(entry.decoded_channels, np.bool_)
+        return np.array(entry.scored(self.config.objective.unscored_bands))
 
     def _target(self, chip: Chip, source: str, time_ms: int, period: Period) -> Target:
         """What asks the decoder for a time, with the metadata of the frame if the chip holds it; its values are never read."""

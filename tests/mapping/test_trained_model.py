@@ -190,6 +190,12 @@ def test_a_band_that_training_did_not_score_is_not_reconstructed(model):
         assert np.isnan(decoded).any(axis=(1, 2)).tolist() == [False, False, False, True, False]
 
 
+def test_every_class_of_a_map_is_scored(model):
+    assert dataclasses.replace(model, registry=BUILT_IN).scored("nlcd").tolist() == [True] * len(
+        BUILT_IN["nlcd"].classes
+    )
+
+
 def test_a_period_inside_a_gap_or_up_to_six_months_beyond_embeds_and_further_does_not(model):
     chip = a_chip(16)
     assert np.isfinite(model.embed(chip, ("2019-03-01", "2019-05-01")).values).all()
