@@ -249,8 +249,9 @@ def judge_withheld(
 def judge_health(
     model: TrainedModel, chips: Sequence[Chip], *, on_source: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Norm, uniformity, effective rank, variance between places, and the balanced accuracy of "was source X among the inputs?" per source,
-    within places where there are too few to split by place (`aef.evaluation.diagnostics.presence_split`)."""
+    """Norm, uniformity, effective rank, variance between places, and the balanced accuracy of "was source X among the
+    inputs?" per source, within places where there are too few to split by place
+    (`aef.evaluation.diagnostics.presence_split`)."""
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
     where = "" if presence_split(chips) == "place" else " within places"

@@ -69,7 +69,8 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
 
 def require_choices(config: Config, data: Path) -> None:
     """Refuse what sampling or the first validation would stumble over: places that cannot be held out, dates that
-    cannot be withheld or judged, bands that no source has. Raises ChipError, ConfigError, WithheldError, FileNotFoundError."""
+    cannot be withheld or judged, bands that no source has. Raises ChipError, ConfigError, WithheldError,
+    FileNotFoundError."""
     require_choices_of(config, ChipFolder(data, registry_of(data, files=config.data.sources_file)))
 
 
