@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,8 +323,9 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(report["discarded"] for report in reports))
 
 
-def _contenders() -> tuple[str, ...]:
-    """What of ours can be measured here; a bare checkout has no engine."""
+@cache
+def own_contenders() -> tuple[str, ...]:
+    """What of ours can be measured here; a bare checkout has no engine, which is said once."""
     if importlib.util.find_spec("deepspeed") is not None:
         return "bare", "engine"
     print("deepspeed is not installed: the bare step only")
@@ -336,7 +338,7 @@ def _presets(options: argparse.Namespace) -> list[dict]:
         settings = list(REDUCED.get(preset, ()))
         settings += ["model.compute_dtype=float32"]
         settings += ["train.global_batch=1", "train.micro_batch=1"] if preset in REDUCED else []
-        names = _contenders() if preset != "large" else ("bare",)
+        names = own_contenders() if preset != "large" else ("bare",)
         title = f"{preset}, fp32" + (f" ({', '.join(settings)})" if preset in REDUCED else "")
         reports.append(measure(title, {name: [name, preset, "-", *settings] for name in names}, options.rounds))
     return reports
@@ -346,7 +348,7 @@ def _public_small(options: argparse.Namespace) -> list[dict]:
     reports = []
     for dtype in options.dtype:
         settings = [*PUBLIC_SMALL, f"model.compute_dtype={dtype}"]
-        contenders = {name: [name, "small", "-", *settings] for name in _contenders()}
+        contenders = {name: [name, "small", "-", *settings] for name in own_contenders()}
         if options.public:  # settings: the last one given for a name holds
             public = ["public", "small", options.public, *settings]
             contenders["public"] = [*public, "model.compute_dtype=float32"]

@@ -343,19 +343,22 @@ def test_without_triton_everything_still_runs(on_an_h200, monkeypatch):
     assert decide("auto").reason.endswith("not triton: Triton cannot be imported (no module)")
 
 
-def test_versions_that_do_not_go_together_are_named(monkeypatch):
-    for triton_version, numpy_version, interpreted, words in (
+@pytest.mark.parametrize(
+    ("triton", "numpy", "interpreted", "words"),
+    [
         ("3.6.0", "2.5.2", True, "interpreter of Triton 3.6.0 fails with NumPy 2.4"),
         ("3.6.0", "2.5.2", False, None),
         ("3.6.0", "2.3.5", True, None),
         ("3.7.1", "2.5.2", True, None),
         ("3.5.1", "2.3.5", False, "proven on 3.6 to 3.9"),
-    ):
-        monkeypatch.setattr(runtime.triton, "__version__", triton_version)
-        monkeypatch.setattr(runtime.np, "__version__", numpy_version)
-        monkeypatch.setattr(runtime, "INTERPRET", interpreted)
-        problem = runtime.triton_problem()
-        assert words in problem if words else problem is None
+    ],
+)
+def test_versions_that_do_not_go_together_are_named(triton, numpy, interpreted, words, monkeypatch):
+    monkeypatch.setattr(runtime.triton, "__version__", triton)
+    monkeypatch.setattr(runtime.np, "__version__", numpy)
+    monkeypatch.setattr(runtime, "INTERPRET", interpreted)
+    problem = runtime.triton_problem()
+    assert words in problem if words else problem is None
 
 
 def test_flash_concerns_attention_only(on_an_h200):
