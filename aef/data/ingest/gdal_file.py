@@ -94,6 +94,10 @@ class GdalFile(Raster):
         bands = self._index[variable]
         return bands[step if len(bands) > 1 else 0]
 
+    def _stored(self, variable: str, step: int) -> np.dtype:
+        name = self._data.dtypes[self._band(variable, step) - 1]
+        return np.dtype("complex64" if name == "complex_int16" else name)
+
     def scaling(self, variable: str, step: int) -> tuple[float, float]:
         at = self._band(variable, step) - 1
         return self._data.scales[at], self._data.offsets[at]

@@ -118,11 +118,12 @@ def convert(values: np.ndarray, rule: Transform, stated: tuple[float, float] = (
 class Decoder:
     """Reads the bands of one input from an opened raster, step by step.
 
-    ``tallies`` keeps each band's extremes; ``used`` the variables that were read.
+    ``tallies`` keeps each band's extremes by the type of the files, whose limits are suspicious; ``used`` the variables
+    that were read.
     """
 
     item: Input
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[tuple[str, np.dtype], Tally] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def planes(
@@ -140,7 +141,7 @@ class Decoder:
             self._refuse_nan(raster, rule.var, step, stored, seen)
             # A value that is repeated over space is one value.
             found = np.unique(stored[seen]) if "space" in self.item.collapse else stored[seen]
-            self.tallies.setdefault(band, Tally(stored.dtype)).add(found)
+            self.tallies.setdefault((band, stored.dtype), Tally(stored.dtype)).add(found)
             stored = subtract(stored, offset) if offset else stored
             transform = self.item.transform if rule.transform is None else rule.transform
             plane = convert(stored, transform, raster.scaling(rule.var, step))

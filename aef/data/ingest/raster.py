@@ -39,6 +39,7 @@ class Raster:
         self.grid: Grid | None = None
         self.tags: dict[str, str] = {}
         self.variables: tuple[str, ...] = ()
+        self._view = ""
 
     def __enter__(self) -> Raster:
         return self
@@ -67,6 +68,14 @@ class Raster:
     def coordinate(self, name: str) -> np.ndarray:
         """A one-dimensional variable, such as times or product ids."""
         raise self.refuse(f"has no variable {name}")
+
+    def dtype(self, variable: str, step: int) -> np.dtype:
+        """The type in which `read` gives a plane, told without reading it. Raises RasterError."""
+        self.require(variable)
+        return np.dtype(self._view) if self._view else self._stored(variable, step)
+
+    def _stored(self, variable: str, step: int) -> np.dtype:
+        raise NotImplementedError
 
     def scaling(self, variable: str, step: int) -> tuple[float, float]:
         """Scale and offset that the file states for its stored values: 1 and 0 where it states none."""

@@ -170,6 +170,9 @@ class _Dataset(Raster):
             return super().coordinate(name)
         return np.asarray(self._data[name].values)
 
+    def _stored(self, variable: str, step: int) -> np.dtype:
+        return self._data[variable].dtype
+
     def scaling(self, variable: str, step: int) -> tuple[float, float]:
         scale, offset = self._stated(variable, "scale_factor"), self._stated(variable, "add_offset")
         return (scale or [1.0])[0], (offset or [0.0])[0]
@@ -230,6 +233,9 @@ class _ArrayFile(Raster):
             first, block = self._block = step, self._load(step)
         plane = block[step - first, self.variables.index(variable)]
         return view_as(plane, self._view, self, variable)
+
+    def _stored(self, variable: str, step: int) -> np.dtype:
+        return self._array.dtype
 
     def _load(self, step: int) -> np.ndarray:
         """Consecutive steps of all bands, (T, C, h, w)."""

@@ -51,6 +51,7 @@ class SeriesBuilder:
         self.stated = {item.name: StatedScales(item) for item in items}
         self.dropped = self.twins = 0
         self._offsets: dict[Path, float] = {}
+        self._kinds: set[np.dtype] = set()
 
     # -- frames and slots
 
@@ -63,11 +64,22 @@ class SeriesBuilder:
             for path in self.files[item.name]:
                 with self.place.open(path, item) as raster:
                     starts, ends = self._times(item, raster, path)
-                    self.stated[item.name].add(path, raster, self._bands(item, path, raster))
+                    bands = self._bands(item, path, raster)
+                    self.stated[item.name].add(path, raster, bands)
+                    self._kinds |= self._kinds_of(item, raster, bands)
                 for step, start in enumerate(starts):
                     repeat = seen.get(start, 0) if item.dedupe is None or item.dedupe.keep != "mosaic" else 0
                     seen[start] = repeat + 1
                     found.append(Frame(item, path, step, start, ends[step] if ends else None, repeat))
+        return found
+
+    def _kinds_of(self, item: Input, raster: Raster, bands: dict[str, BandRule]) -> set[np.dtype]:
+        """The types that hold a file's bands once they are converted."""
+        found = set()
+        for rule in bands.values():
+            plain = item.resample == "nearest" and (rule.transform or item.transform).plain
+            for kind in {raster.dtype(rule.var, step) for step in range(raster.steps)}:
+                found.add(kind if plain and kind.kind in "iu" else np.dtype(np.float32))
         return found
 
     def _times(self, item: Input, raster: Raster, path: Path) -> tuple[list[int], list[int] | None]:
@@ -135,21 +147,11 @@ class SeriesBuilder:
         return grid
 
     def _dtype(self) -> np.dtype:
-        """Integers stay what they are where pixels are copied, codes are int32; everything else is float32."""
+        """Integers stay what they are where pixels are copied, in a type that holds those of every file; codes are int32;
+        everything else is float32."""
         if self.source.classes:
             return np.dtype(np.int32)
-        kinds = []
-        for item in self.items:
-            for path in self.files[item.name]:
-                with self.place.open(path, item) as raster:
-                    bands = self._bands(item, path, raster)
-                    for rule in bands.values():
-                        plain = item.resample == "nearest" and (rule.transform or item.transform).plain
-                        kind = raster.read(rule.var, 0).dtype
-                        kinds.append(kind if plain and kind.kind in "iu" else np.dtype(np.float32))
-                if bands:
-                    break
-        kind = np.result_type(*kinds) if kinds else np.dtype(np.float32)
+        kind = np.result_type(*self._kinds) if self._kinds else np.dtype(np.float32)
         return np.dtype(np.float32) if kind.itemsize > 4 else kind
 
     def _bands(self, item: Input, path: Path, raster: Raster) -> dict[str, BandRule]:
@@ -298,7 +300,7 @@ class SeriesBuilder:
 
     def _refuse_extremes(self) -> None:
         for item in self.items:
-            for band, tally in self.decoders[item.name].tallies.items():
+            for (band, _), tally in self.decoders[item.name].tallies.items():
                 if self.source.classes:
                     continue
                 rule = item.band_map[band]

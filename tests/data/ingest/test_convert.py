@@ -27,6 +27,7 @@ from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, parse_time
 
 LEFT, TOP = 664_000.0, 5_612_000.0
+MOSAIC = {"within_s": 60, "keep": "mosaic"}
 VEGETATION = {
     "name": "vegetation",
     "title": "a source of the user's own",
@@ -195,6 +196,34 @@ def test_an_offset_is_taken_off_a_file_in_which_nothing_is_below_it(folder, lowe
     rule = parse_recipe(entries(offset_rule={"subtract": 1000, "when_minimum_at_least": 1000}))
     chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
     assert np.array_equal(chip.sources["sentinel2"].values[0, 1:4], left_in[1:4] - taken)
+
+
+def test_a_series_is_stored_in_a_type_that_holds_every_file(folder):
+    later = scene(np.random.default_rng(0)).astype(np.float32)
+    later[:4] += 0.25  # 2020-02-06 was resampled elsewhere, 2020-01-05 was not
+    write_scene(folder / "north" / "S2_20200206.tif", later)
+    rule = parse_recipe(entries())
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    assert np.array_equal(chip.sources["sentinel2"].values[1, :4], later[:4])
+
+
+def test_a_band_of_small_numbers_does_not_wrap_those_of_the_other_bands(tmp_path):
+    bands = {"B2": np.uint8, "B8": np.uint16}  # a file per band, the first of them in 8 bits
+    stored = {
+        name: np.random.default_rng(0).integers(10, 250, (1, 32, 32)).astype(kind) for name, kind in bands.items()
+    }
+    stored["B8"] *= 16
+    for name, array in stored.items():
+        write_scene(tmp_path / "north" / f"S2_20200105_{name}.tif", array)
+    own = entries(
+        band_map={name: name for name in bands}, band_regex=r"_(?P<band>B\d)\.tif", weight="none", dedupe=MOSAIC
+    )
+    own["inputs"][0]["time"] = {"from": "file_name", "regex": r"_(?P<time>\d{8})_"}
+    rule = parse_recipe(own)
+    chip, _ = convert_place(rule, find_places(rule, tmp_path)[0][0])
+    series = chip.sources["sentinel2"]
+    assert series.values.dtype == np.uint16
+    assert all(np.array_equal(series.values[0, series.bands.index(name)], array[0]) for name, array in stored.items())
 
 
 def test_a_complex_raster_is_refused_by_name(folder, tmp_path):
