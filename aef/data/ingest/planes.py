@@ -130,18 +130,14 @@ class Decoder:
         self, raster: Raster, step: int, bands: Mapping[str, BandRule], offset: float, other: QaPlane
     ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
         """Measurements (h, w) of each band, where each was observed, and the loss weight (0/1) or None."""
-        raw = {rule.var: self._read(raster, rule.var, step) for rule in bands.values()}
-        outside = self._outside(raw)
-        shared = self._shared_rules(raster, step, other)
         values, observed = [], []
-        for band, rule in bands.items():
-            stored = raw[rule.var]
-            seen = self._observed(stored, rule, other, raster, step) & ~outside & shared
-            seen = self._held_by_file(stored, rule, raster, step, seen)
+        for (band, rule), (stored, seen) in zip(bands.items(), self._observed(raster, step, bands, other)):
             self._refuse_nan(raster, rule.var, step, stored, seen)
             # A value that is repeated over space is one value.
             found = np.unique(stored[seen]) if "space" in self.item.collapse else stored[seen]
             self.tallies.setdefault((band, stored.dtype), Tally(stored.dtype)).add(found)
+            if offset and stored.dtype.kind in "iu" and not offset.is_integer():
+                raise raster.refuse(f"{rule.var} holds whole numbers: offset_rule takes {offset:g} off, which is none")
             stored = subtract(stored, offset) if offset else stored
             transform = self.item.transform if rule.transform is None else rule.transform
             plane = convert(stored, transform, raster.scaling(rule.var, step))
@@ -156,6 +152,24 @@ class Decoder:
             values.append(plane)
             observed.append(seen)
         return values, observed, self._weight(raster, step, other)
+
+    def lowest(self, raster: Raster, step: int, bands: Mapping[str, BandRule], other: QaPlane) -> float:
+        """The lowest stored value of all bands that was observed; infinite where nothing was."""
+        planes = self._observed(raster, step, bands, other)
+        return min((float(stored[seen].min()) for stored, seen in planes if seen.any()), default=np.inf)
+
+    def _observed(
+        self, raster: Raster, step: int, bands: Mapping[str, BandRule], other: QaPlane
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Stored values (h, w) of each band, and where each was observed."""
+        raw = {rule.var: self._read(raster, rule.var, step) for rule in bands.values()}
+        inside = ~self._outside(raw) & self._shared_rules(raster, step, other)
+        found = []
+        for rule in bands.values():
+            stored = raw[rule.var]
+            seen = self._meets_rules(stored, rule, other, raster, step) & inside
+            found.append((stored, self._held_by_file(stored, rule, raster, step, seen)))
+        return found
 
     def _function(self, rule: BandRule) -> str:
         return (rule.transform or self.item.transform).function
@@ -177,7 +191,7 @@ class Decoder:
             outside |= ~inner
         return outside
 
-    def _observed(self, stored: np.ndarray, rule: BandRule, other: QaPlane, raster: Raster, step: int) -> np.ndarray:
+    def _meets_rules(self, stored: np.ndarray, rule: BandRule, other: QaPlane, raster: Raster, step: int) -> np.ndarray:
         nodata = self.item.nodata if rule.nodata is None else rule.nodata
         seen = ~declared(stored, nodata)
         if nodata.nan and stored.dtype.kind == "f":
@@ -271,18 +285,19 @@ def read_real(raster: Raster, variable: str, step: int) -> np.ndarray:
 
 
 def subtract(stored: np.ndarray, offset: float) -> np.ndarray:
-    """Take a radiometric offset off; unsigned values stop at 0 instead of wrapping around."""
-    if stored.dtype.kind == "u":
-        return np.maximum(stored, stored.dtype.type(offset)) - stored.dtype.type(offset)
-    return stored - stored.dtype.type(offset)
+    """Take a radiometric offset off; whole numbers stop at the limits of their type instead of wrapping around."""
+    if stored.dtype.kind not in "iu":
+        return stored - stored.dtype.type(offset)
+    limits = np.iinfo(stored.dtype)
+    return (stored.astype(np.int64) - int(offset)).clip(limits.min, limits.max).astype(stored.dtype)
 
 
-def radiometric_offset(rule: OffsetRule | None, raster: Raster, variables: list[str], place: str) -> float:
-    """What to subtract from every band of a file: by map, or when every band's minimum says that the offset is in."""
+def radiometric_offset(rule: OffsetRule | None, lowest: Callable[[], float], place: str) -> float:
+    """What to subtract from every band of a file: by map, or when its ``lowest`` observed value says that the offset is
+    in."""
     if rule is None:
         return 0.0
     if rule.map:
         return rule.map.get(place, 0.0)
     assert rule.when_minimum_at_least is not None
-    lowest = min(float(read_real(raster, name, k).min()) for name in variables for k in range(raster.steps))
-    return rule.subtract if lowest >= rule.when_minimum_at_least else 0.0
+    return rule.subtract if rule.when_minimum_at_least <= lowest() < np.inf else 0.0

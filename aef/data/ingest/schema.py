@@ -116,8 +116,8 @@ class Transform:
 
 @dataclass(frozen=True)
 class OffsetRule:
-    """A radiometric offset that files carry or not: ``subtract`` it where every band's minimum reaches
-    ``when_minimum_at_least``, or in the places that ``map`` names (place: amount)."""
+    """A radiometric offset that files carry or not: ``subtract`` it where the minimum of what was observed reaches
+    ``when_minimum_at_least`` in every band, or in the places that ``map`` names (place: amount)."""
 
     subtract: float = 0.0
     when_minimum_at_least: float | None = None

@@ -50,7 +50,7 @@ class SeriesBuilder:
         self.decoders = {item.name: Decoder(item) for item in items}
         self.stated = {item.name: StatedScales(item) for item in items}
         self.dropped = self.twins = 0
-        self._offsets: dict[Path, float] = {}
+        self._offsets: dict[tuple[str, Path], float] = {}
         self._kinds: set[np.dtype] = set()
 
     # -- frames and slots
@@ -219,7 +219,7 @@ class SeriesBuilder:
         bands = self._bands(item, frame.path, raster)
         if not bands:
             return
-        offset = self._offset(item, raster, bands)
+        offset = self._offset(item, raster, bands, qa)
         decoder = self.decoders[item.name]
         planes, seen, counts = decoder.planes(raster, frame.step, bands, offset, qa.at(frame.start_ms))
         stack, observed = _stack(planes), np.stack(seen)
@@ -257,11 +257,16 @@ class SeriesBuilder:
         np.minimum(weight, own, out=weight, where=shared & ~first)
         np.copyto(weight, own, where=first)
 
-    def _offset(self, item: Input, raster: Raster, bands: dict[str, BandRule]) -> float:
-        if raster.path not in self._offsets:
-            names = [rule.var for rule in bands.values()]
-            self._offsets[raster.path] = radiometric_offset(item.offset_rule, raster, names, self.place.name)
-        return self._offsets[raster.path]
+    def _offset(self, item: Input, raster: Raster, bands: dict[str, BandRule], qa: Siblings) -> float:
+        def lowest() -> float:
+            frames = [frame for frame in self.frames if (frame.item.name, frame.path) == key]
+            decoder = self.decoders[item.name]
+            return min(decoder.lowest(raster, frame.step, bands, qa.at(frame.start_ms)) for frame in frames)
+
+        key = item.name, raster.path
+        if key not in self._offsets:
+            self._offsets[key] = radiometric_offset(item.offset_rule, lowest, self.place.name)
+        return self._offsets[key]
 
     def _read_metadata(self, raster: Raster, frame: Frame, row: np.ndarray) -> None:
         for index, field in enumerate(self.source.metadata):

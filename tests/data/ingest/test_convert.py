@@ -18,6 +18,8 @@ from rasterio.transform import Affine
 from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.data.ingest.convert import convert, convert_place
 from aef.data.ingest.places import find_places
+from aef.data.ingest.planes import subtract
+from aef.data.ingest.raster import RasterError
 from aef.data.ingest.recipe import parse_recipe
 from aef.data.ingest.times import shift
 from aef.launcher.command import run
@@ -196,6 +198,26 @@ def test_an_offset_is_taken_off_a_file_in_which_nothing_is_below_it(folder, lowe
     rule = parse_recipe(entries(offset_rule={"subtract": 1000, "when_minimum_at_least": 1000}))
     chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
     assert np.array_equal(chip.sources["sentinel2"].values[0, 1:4], left_in[1:4] - taken)
+
+
+def test_an_offset_is_taken_off_a_file_that_covers_the_place_in_part(folder):
+    left_in = scene(np.random.default_rng(0))
+    left_in[:4] += 1000
+    left_in[:, :5] = 0  # the swath ends: no data, not the lowest reflectance
+    write_scene(folder / "north" / "S2_20200105.tif", left_in)
+    write_scene(folder / "north" / "S2_20200206.tif", np.zeros_like(left_in))
+    rule = parse_recipe(entries(offset_rule={"subtract": 1000, "when_minimum_at_least": 1000}))
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    series = chip.sources["sentinel2"]
+    assert series.frames == 2 and np.array_equal(series.values[0, :4, 5:], left_in[:4, 5:] - 1000)
+
+
+def test_an_offset_never_wraps_whole_numbers_and_never_loses_its_fraction(folder):
+    assert subtract(np.array([200, 50], np.uint8), 1000).tolist() == [0, 0]
+    assert subtract(np.array([200, 50], np.uint16), -1000).tolist() == [1200, 1050]
+    rule = parse_recipe(entries(offset_rule={"map": {"north": 10.5}}))
+    with pytest.raises(RasterError, match="whole numbers"):
+        convert_place(rule, find_places(rule, folder, ["north"])[0][0])
 
 
 def test_a_series_is_stored_in_a_type_that_holds_every_file(folder):
