@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 from aef.data.ingest.schema import BandRule, Input, MetadataRule, Recipe, RecipeError, Rule, compile_regex
@@ -172,6 +173,9 @@ def _check(recipe: Recipe, path: Path) -> None:
         refuse("inputs", "expected at least one")
     if repeated:
         refuse("inputs", f"the name {sorted(repeated)[0]} is used twice")
+    for at, text in _templates(recipe):
+        if not _only_names_the_place(text):
+            refuse(at, f"expected no braces but those of {{place}}, found {_short(text)}")
     unknown = [name for name in recipe.place.bounds.input if name not in names]
     if unknown:
         refuse("place: bounds: input", f"unknown input {unknown[0]}: known are {', '.join(names)}")
@@ -179,11 +183,34 @@ def _check(recipe: Recipe, path: Path) -> None:
         problem = _input_problem(recipe, item, names)
         if problem:
             refuse(f"input {item.name}", problem)
+    label_names = [label.name for label in recipe.labels]
     for label in recipe.labels:
+        if label_names.count(label.name) > 1:
+            refuse("labels", f"the name {label.name} is used twice")
         if bool(label.var) == bool(label.constant):
             refuse(f"label {label.name}", "needs exactly one of var, constant")
         if not 0 <= label.min_purity <= 1:
             refuse(f"label {label.name}", f"min_purity: expected 0 to 1, found {label.min_purity:g}")
+
+
+def _templates(recipe: Recipe) -> list[tuple[str, str]]:
+    """Texts into which a place's name is written, and where they stand."""
+    place = recipe.place
+    found = [
+        ("place: id", place.id),
+        ("place: sidecar", place.sidecar),
+        ("place: bounds: geojson", place.bounds.geojson),
+    ]
+    found += [(f"input {item.name}: glob", item.glob) for item in recipe.inputs]
+    found += [(f"input {item.name}: time: glob", item.time.glob) for item in recipe.inputs if item.time]
+    return found + [(f"label {label.name}: glob", label.glob) for label in recipe.labels]
+
+
+def _only_names_the_place(text: str) -> bool:
+    try:
+        return {name for _, name, _, _ in Formatter().parse(text)} <= {None, "place"}
+    except ValueError:  # a brace without its partner
+        return False
 
 
 def _input_problem(recipe: Recipe, item: Input, names: list[str]) -> str | None:
