@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     given = _options().parse_args(argv)
 
     from aef.data.ingest.convert import convert
-    from aef.data.ingest.places import find_places
+    from aef.data.ingest.places import find_places, unreached
     from aef.data.ingest.recipe import read_recipe
 
     require_number("--workers", given.workers, 0)
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         ):
             print(report.text())
             progress.advance(note=report.place)
+    if not given.only:  # a tile that lies on none of some places may lie on the others
+        unused += unreached(places)
     for path in unused:
         print(f"unused file: {path.relative_to(root)}")
     return 0

@@ -87,10 +87,10 @@ def utm_of(lon: float, lat: float) -> CRS:
 
 
 def centre_of(bounds: tuple[float, float, float, float], crs: CRS) -> tuple[float, float]:
-    """Longitude and latitude of an outline's centre."""
+    """Longitude (-180 to 180) and latitude of an outline's centre."""
     x, y = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
     lon, lat = transform_points(crs, CRS.from_epsg(4326), [x], [y])
-    return lon[0], lat[0]
+    return lon[0] if abs(lon[0]) <= 180 else (lon[0] + 180) % 360 - 180, lat[0]
 
 
 def chip_grid(
@@ -136,6 +136,20 @@ def joined(grids: Sequence[Grid]) -> Grid | None:
     if width * dx * height * dy > SCATTERED * covered:
         return None
     return Grid(first.crs, Affine(dx, 0, left - west * dx, 0, -dy, top + north * dy), height, width)
+
+
+def overlap(file: Grid, chip: Grid) -> bool:
+    """Whether a raster of any size reaches a chip."""
+    # The chip is the small one: a UTM zone cannot express the outline of a continent.
+    try:
+        left, bottom, right, top = chip.bounds_in(file.crs)
+    except CRSError:
+        return False  # so far away that the file's projection cannot express it
+    west, south, east, north = file.bounds
+    if right < left:  # in degrees, over the antimeridian
+        right += 360
+    turns = (-360, 0, 360) if file.crs.is_geographic else (0,)
+    return bottom < north and south < top and any(left + turn < east and west < right + turn for turn in turns)
 
 
 def cell_grid(target: Grid, cell_m: float) -> Grid:

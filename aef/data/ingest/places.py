@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from glob import escape
 from pathlib import Path
 
-from rasterio.errors import CRSError
 from rasterio.transform import Affine
 
-from aef.data.ingest.grids import Grid, centre_of, chip_grid, joined, parse_crs
+from aef.data.ingest.grids import Grid, centre_of, chip_grid, joined, overlap, parse_crs
 from aef.data.ingest.readers import Raster, geojson_outline, open_raster
 from aef.data.ingest.schema import Input, LabelRule, Recipe
 
@@ -57,17 +56,18 @@ class PlaceFiles:
         pattern = rule.glob.format(place=escape(self.name))
         if rule.match == "group":
             return [path for path in self.files if fnmatch(self.relative(path), pattern)]
-        candidates = [path for path in self.shared if fnmatch(self.relative(path), pattern)]
-        return [path for path in candidates if _overlap(self._footprint(path, rule), self.grid)]
+        return [path for path in self.shared if self.reached_by(path, rule)]
 
-    def _footprint(self, path: Path, rule: Input | LabelRule) -> Grid:
-        """Where a shared file lies; looked up once for all places."""
+    def reached_by(self, path: Path, rule: Input | LabelRule) -> bool:
+        """Whether a shared file belongs to a rule and lies on the chip. Where it lies is looked up once for all places."""
+        if not fnmatch(self.relative(path), rule.glob.format(place=escape(self.name))):
+            return False
         if path not in self.footprints:
             with open_raster(path, rule) as raster:
                 if raster.grid is None:
                     raise raster.refuse("has no georeference, so it cannot be matched by overlap")
                 self.footprints[path] = raster.grid
-        return self.footprints[path]
+        return overlap(self.footprints[path], self.grid)
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -168,13 +168,11 @@ class PlaceFiles:
         return centre_of(self.grid.bounds, self.grid.crs)
 
 
-def _overlap(a: Grid, b: Grid) -> bool:
-    try:
-        left, bottom, right, top = a.bounds_in(b.crs)
-    except CRSError:
-        return False  # so far away that the chip's zone cannot express it
-    x0, y0, x1, y1 = b.bounds
-    return left < x1 and x0 < right and bottom < y1 and y0 < top
+def unreached(places: Sequence[PlaceFiles]) -> list[Path]:
+    """Files that are matched by where they lie, and lie on none of the places."""
+    one = places[0]
+    rules = [rule for rule in one.recipe.rules if rule.match == "overlap"]
+    return [path for path in one.shared if not any(place.reached_by(path, rule) for rule in rules for place in places)]
 
 
 def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[list[PlaceFiles], list[Path]]:

@@ -488,6 +488,20 @@ def test_damaged_files_are_named(tmp_path_factory, kind, data):
     assert not list((root / "chips").glob(".*"))
 
 
+def test_tiles_that_lie_on_no_place_are_said_to_be_unused(folder, tmp_path, capsys):
+    write_scene(folder / "dem" / "here.tif", np.full((1, 200, 200), 321, np.int16), LEFT - 100)
+    write_scene(folder / "dem" / "far.tif", np.full((1, 200, 200), 321, np.int16), LEFT + 90_000)
+    own = entries()
+    own["inputs"].append(
+        {"name": "dem", "role": "static", "match": "overlap", "glob": "dem/*.tif", "source": "glo30", "weight": "none"}
+        | {"band_map": {"elevation": 1}, "valid": "all", "accept": {"values": [321]}}
+    )
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own))
+    given = ["--recipe", str(tmp_path / "mine.yaml"), "--input", str(folder), "--out", str(tmp_path / "chips")]
+    assert run(main, given) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "unused" in line] == ["unused file: dem/far.tif"]
+
+
 def test_the_command_prints_a_table_and_says_what_is_unused(folder, tmp_path, capsys):
     (folder / "notes.txt").write_text("x")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entries()))

@@ -13,7 +13,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
 from aef.data.ingest.convert import convert_place
-from aef.data.ingest.grids import Grid, cell_grid, chip_grid, resample, utm_of
+from aef.data.ingest.grids import Grid, cell_grid, centre_of, chip_grid, overlap, resample, utm_of
 from aef.data.ingest.places import find_places
 from aef.data.ingest.recipe import parse_recipe
 
@@ -265,6 +265,23 @@ def test_the_chip_lies_in_the_zone_of_its_centre():
     assert utm_of(-179.9, -10).to_epsg() == 32701 and utm_of(180, 10).to_epsg() == 32660
     west = chip_grid((699_000, 6_075_000, 701_000, 6_077_000), CRS.from_epsg(32616), "ten", None)
     assert west.crs.to_epsg() == 32617
+
+
+@pytest.mark.parametrize(("west", "lon"), [(-180, 175), (-180, -0.001), (0, -93.5), (0, 5), (170, -175)])
+def test_a_raster_in_degrees_reaches_every_chip_that_lies_on_it(west, lon):
+    degrees = CRS.from_epsg(4326)
+    file = Grid(degrees, Affine(0.1, 0, west, 0, -0.1, 90), 1800, 360 * 10 if west <= 0 else 200)
+    chip = chip_grid((lon, 40, lon + 0.01, 40.01), degrees, "ten", None)
+    assert overlap(file, chip)
+    assert not overlap(Grid(degrees, Affine(0.1, 0, lon + 1, 0, -0.1, 90), 1800, 100), chip)
+
+
+def test_longitudes_from_0_to_360_lie_in_the_zone_of_their_meridian():
+    degrees = CRS.from_epsg(4326)
+    outline = (266.5, 42.0, 266.51, 42.01)
+    grid = chip_grid(outline, degrees, "ten", None)
+    assert grid == chip_grid((-93.5, 42.0, -93.49, 42.01), degrees, "ten", None)
+    assert centre_of(outline, degrees)[0] == pytest.approx(-93.495)
 
 
 def test_crop_keeps_the_middle():
