@@ -208,6 +208,11 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
     if missing:
         raise IngestError(f"{root}: no place {sorted(missing)[0]}: known are {', '.join(names[:20])}")
     chosen = [name for name in names if not only or name in set(only)]
+    if len(chosen) > 1 and "{place" not in recipe.place.id:
+        raise IngestError(
+            f"{recipe.name}: place: id: {recipe.place.id!r} names {len(chosen)} places ({', '.join(chosen[:3])}): a chip each "
+            "needs {place} in it"
+        )
     lonely = [path for name, members in groups.items() if name not in names for path in members]
     asides = [item.time.glob for item in recipe.inputs if item.time] + [
         recipe.place.bounds.geojson,

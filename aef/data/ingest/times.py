@@ -7,6 +7,7 @@ import re
 from calendar import monthrange
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def _match(regex: str, text: str) -> str:
 def _sibling_times(rule: TimeRule, place: str, root: Path) -> list[int]:
     from aef.data.ingest.readers import open_raster
 
-    found = sorted(root.glob(rule.glob.format(place=place)))
+    found = sorted(root.glob(rule.glob.format(place=escape(place))))
     if len(found) != 1:
         raise ValueError(f"time: expected one sibling {rule.glob.format(place=place)}, found {len(found)}")
     if found[0].suffix == ".json":

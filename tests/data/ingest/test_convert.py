@@ -17,7 +17,7 @@ from rasterio.transform import Affine
 
 from aef.data.chips import ChipError, ChipFolder, read_chip
 from aef.data.ingest.convert import convert, convert_place
-from aef.data.ingest.places import find_places
+from aef.data.ingest.places import IngestError, find_places
 from aef.data.ingest.planes import subtract
 from aef.data.ingest.raster import RasterError
 from aef.data.ingest.recipe import parse_recipe
@@ -486,6 +486,25 @@ def test_damaged_files_are_named(tmp_path_factory, kind, data):
         assert "\n" not in str(refusal)
         assert path.name in str(refusal) or "here" in str(refusal)
     assert not list((root / "chips").glob(".*"))
+
+
+def test_one_id_for_several_places_is_refused(folder, tmp_path):
+    own = entries()
+    own["place"]["id"] = "mine"
+    with pytest.raises(IngestError, match="'mine' names 2 places"):
+        find_places(parse_recipe(own), folder)
+    (report,) = convert(parse_recipe(own), folder, tmp_path / "chips", places=("north",))
+    assert report.file == "mine.npz"
+
+
+def test_a_place_may_bear_any_letters(tmp_path):
+    place = "Äcker [Süd] 100%"
+    write_scene(tmp_path / place / "S2_1.tif", scene(np.random.default_rng(0)))
+    (tmp_path / place / "times.json").write_text('["2020-01-05T10:30:00"]')
+    rule = parse_recipe(entries(time={"from": "sibling", "glob": "{place}/times.json"}))
+    (report,) = convert(rule, tmp_path, tmp_path / "chips")
+    chip = read_chip(tmp_path / "chips" / f"{place}.npz", BUILT_IN)
+    assert report.unused == [] and chip.sources["sentinel2"].time_ms.tolist() == [parse_time("2020-01-05T10:30")]
 
 
 def test_tiles_that_lie_on_no_place_are_said_to_be_unused(folder, tmp_path, capsys):
