@@ -11,7 +11,7 @@ from rasterio.features import rasterize, shapes
 from aef.data.chips import Label
 from aef.data.ingest.grids import resample
 from aef.data.ingest.places import IngestError, PlaceFiles
-from aef.data.ingest.planes import declared
+from aef.data.ingest.planes import declared, read_real
 from aef.data.ingest.readers import Raster
 from aef.data.ingest.schema import FieldRule, LabelRule
 from aef.timecode import parse_period
@@ -73,14 +73,22 @@ def _read(rule: LabelRule, place: PlaceFiles, files: list[Path]) -> np.ndarray:
 
 def _resample_codes(rule: LabelRule, place: PlaceFiles, raster: Raster) -> tuple[np.ndarray, np.ndarray]:
     """Codes of the nearest pixel; with ``min_purity`` the most frequent code where its share of the area is enough."""
-    plane = raster.read(rule.var, 0)
+    plane = read_real(raster, rule.var, 0)
     observed = ~declared(plane, rule.nodata)
+    if rule.nodata.all_zero:
+        observed &= plane != 0
     if plane.dtype.kind == "f":
         observed &= np.isfinite(plane)
         if (plane[observed] != np.rint(plane[observed])).any():
             raise raster.refuse(f"{rule.var}: label {rule.name}: codes are whole numbers, found fractions")
-        plane = np.where(observed, plane, 0)
-    plane = plane.astype(np.int32)
+    observed = _held_by_file(rule, raster, plane, observed)
+    found, limits = plane[observed], np.iinfo(np.int32)
+    if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
+        raise raster.refuse(
+            f"{rule.var}: label {rule.name}: codes of up to {limits.max} fit into a chip, found {found.min()} to {found.max()}: "
+            "write shorter ones into the raster"
+        )
+    plane = np.where(observed, plane, 0).astype(np.int32)
     assert raster.grid is not None
     if not rule.min_purity:
         moved, seen = resample(plane[None], observed[None], raster.grid, place.grid, "nearest")
@@ -93,12 +101,38 @@ def _resample_codes(rule: LabelRule, place: PlaceFiles, raster: Raster) -> tuple
     shares = np.stack(
         [
             resample(
-                (plane == code)[None].astype(np.float32), np.ones_like(observed)[None], raster.grid, place.grid, "area"
+                (observed & (plane == code))[None].astype(np.float32),
+                np.ones_like(observed)[None],
+                raster.grid,
+                place.grid,
+                "area",
             )[0][0]
             for code in codes
         ]
     )
     return codes[shares.argmax(axis=0)].astype(np.int32), shares.max(axis=0) >= rule.min_purity
+
+
+def _held_by_file(rule: LabelRule, raster: Raster, plane: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """``observed`` without what the file itself says it does not hold, where the recipe follows it.
+
+    Raises:
+        RasterError: the recipe takes such pixels for a class, and does not say whether the file is right.
+    """
+    if rule.nodata.file is False:
+        return observed
+    mask = raster.mask(rule.var, 0)
+    empty = np.isin(plane, raster.nodata(rule.var, 0)) | (False if mask is None else ~mask)
+    if rule.nodata.file:
+        return observed & ~empty
+    contradicted = empty & observed & np.isin(plane, list(rule.codes))
+    if contradicted.any():
+        raise raster.refuse(
+            f"{rule.var}: label {rule.name}: its own no-data tag or mask says that {int(contradicted.sum())} pixels hold no data, "
+            f"which the recipe takes for a class (code {int(plane[contradicted][0])}): nodata: {{file: true}} follows the file, "
+            "{file: false} does not"
+        )
+    return observed
 
 
 def field_ids(codes: np.ndarray, rule: FieldRule, ignore: tuple[int, ...]) -> np.ndarray:

@@ -215,6 +215,40 @@ def test_a_no_data_tag_that_the_recipe_contradicts_is_named(tmp_path):
     assert converted(tmp_path, recipe(accept={"values": [777]}))[0].valid.all()
 
 
+def label_of(root: Path, codes: np.ndarray, *, tag=None, mask=None, **extra) -> np.ndarray:
+    """Codes 0 (other) and 1 (maize) as the chip holds them, 9 where there is none."""
+    write(root / "here" / "S2_20200105.tif", scene(1))
+    write(root / "here" / "crops.tif", codes[None], nodata=tag, mask=mask)
+    label = {"name": "crops", "glob": "*/crops.tif", "var": 1, "codes": {0: "other", 1: "maize"}, "ignore": [9]}
+    rule = parse_recipe(recipe() | {"labels": [label | extra]})
+    chip, _ = convert_place(rule, find_places(rule, root)[0][0])
+    return chip.labels["crops"].values
+
+
+@pytest.mark.parametrize("stated", ["tag", "mask"])
+def test_a_label_file_that_calls_a_class_no_data_is_refused_until_the_recipe_follows_it_or_not(tmp_path, stated):
+    codes = (half_mask() > 0).astype(np.uint8)
+    file = {"tag": 0} if stated == "tag" else {"mask": half_mask()}
+    with pytest.raises(ValueError, match=r"512 pixels hold no data, which the recipe takes for a class \(code 0\)"):
+        label_of(tmp_path, codes, **file)
+    followed, not_followed = (label_of(tmp_path, codes, **file, nodata={"file": follow}) for follow in (True, False))
+    assert (followed[:16] == 9).all() and (followed[16:] == 1).all() and np.array_equal(not_followed, codes)
+
+
+def test_pixels_without_a_code_are_no_part_of_a_class(tmp_path):
+    codes = np.where(half_mask() > 0, 0, np.nan).astype(np.float32)
+    codes[:, :8] = 1
+    found = label_of(tmp_path, codes, min_purity=0.5)
+    assert (found[:16, 8:] == 9).all() and (found[16:, 8:] == 0).all() and (found[:, :8] == 1).all()
+
+
+def test_codes_that_do_not_fit_into_a_label_are_refused(tmp_path):
+    codes = np.full((SIDE, SIDE), 1, np.int64)
+    codes[0, 0] = 2**32 + 1  # would wrap to 1
+    with pytest.raises(ValueError, match="codes of up to 2147483647 fit into a chip, found 1 to 4294967297"):
+        label_of(tmp_path, codes)
+
+
 def test_a_fill_value_of_netcdf_is_taken_as_its_bits_are_read(tmp_path):
     stored = scene(1)[0].astype(np.int16)
     stored[:4] = -1
