@@ -15,6 +15,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
+import numpy as np
+
 from aef.data.ingest.schema import BandRule, Input, MetadataRule, Recipe, RecipeError, Rule, compile_regex
 from aef.settings_file import load_yaml, read_sources
 from aef.sources import BUILT_IN, Source, SourceError
@@ -255,6 +257,13 @@ def _input_problem(recipe: Recipe, item: Input, names: list[str]) -> str | None:
     return None
 
 
+def _is_number_type(name: str) -> bool:
+    try:
+        return np.dtype(name).kind in "iuf"
+    except TypeError:
+        return False
+
+
 def _reference_problem(item: Input, names: list[str]) -> str | None:
     rules = [rule for group in (item.valid, item.weight) if isinstance(group, tuple) for rule in group]
     for rule in rules:
@@ -262,6 +271,13 @@ def _reference_problem(item: Input, names: list[str]) -> str | None:
             return f"valid or weight: unknown input {rule.input}: known are {', '.join(names)}"
     if item.axes and not {"y", "x"} <= set(item.axes):
         return f"axes: expected y and x among them, found {', '.join(item.axes)}"
+    if item.dtype_view and not _is_number_type(item.dtype_view):
+        return f"dtype_view: expected a type of numbers like uint16, found {_short(item.dtype_view)}"
+    for name, size in (("cell_m", item.cell_m), ("pixel_m", item.pixel_m)):
+        if size is not None and not size > 0:
+            return f"{name}: expected more than 0, found {size:g}"
+    if item.layout and not item.layout.per_step:
+        return "layout: per_step: expected at least one name"
     if item.erode_px < 0:
         return f"erode_px: expected 0 or more, found {item.erode_px}"
     if item.band_regex and "band" not in compile_regex(item.band_regex).groupindex:

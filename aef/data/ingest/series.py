@@ -275,6 +275,11 @@ class SeriesBuilder:
                 row[index] = rule.constant
             elif rule.var:
                 along = np.atleast_1d(raster.coordinate(rule.var))
+                if along.dtype.kind not in "biuf" or along.shape not in ((1,), (raster.steps,)):
+                    raise raster.refuse(
+                        f"{rule.var} (metadata {field.name}): expected one number, or one for each of {raster.steps} steps, found "
+                        f"{along.dtype} of shape {along.shape}"
+                    )
                 self.decoders[frame.item.name].used.add(rule.var)
                 row[index] = along[frame.step if len(along) > 1 else 0]
 

@@ -38,6 +38,8 @@ def texts_to_ms(values: Sequence[object] | np.ndarray) -> list[int]:
     """ISO texts, or numpy datetimes, to epoch milliseconds. Raises ValueError."""
     array = np.asarray(values)
     if array.dtype.kind == "M":
+        if (missing := np.isnat(array)).any():
+            raise ValueError(f"{int(missing.sum())} of {array.size} times are missing (NaT)")
         return [int(x) for x in array.astype("datetime64[ms]").astype(np.int64).ravel()]
     return [parse_time(str(value)) for value in array.ravel()]
 

@@ -456,6 +456,40 @@ def test_memory_stays_below_four_chips(tmp_path):
     assert peak < 4 * size
 
 
+def cube_with(root: Path, **changes) -> dict:
+    """A cube of Sentinel-1 at ``root``/here and its recipe; ``changes`` replace variables or coordinates."""
+    path = root / "here" / "cube.nc"
+    path.parent.mkdir()
+    write_cube(path, frames=3, side=16)
+    data = xarray.load_dataset(path).assign(changes)
+    data.to_netcdf(path)
+    return entries(
+        glob="*/cube.nc",
+        source="sentinel1",
+        band_map={"VV": {"var": "B2", "transform": {"scale": 0.001}}},
+        weight="none",
+        time={"from": "coord", "var": "t"},
+        dedupe={"within_s": 3600, "keep": "most_valid"},
+        metadata={"heading": {"var": "heading"}, "inclination": "missing"},
+    )
+
+
+def test_a_time_that_is_missing_is_no_time(tmp_path):
+    times = np.array(["2020-01-05", "NaT", "2020-03-05"], "datetime64[ns]")
+    rule = parse_recipe(cube_with(tmp_path, t=times, heading=("t", [1.0, 2.0, 3.0])))
+    with pytest.raises(IngestError, match=r"cube.nc: input s2: 1 of 3 times are missing"):
+        convert_place(rule, find_places(rule, tmp_path)[0][0])
+
+
+@pytest.mark.parametrize("heading", [("k", [1.0, 2.0]), ("t", ["up", "down", "up"]), (("t", "k"), np.ones((3, 2)))])
+def test_metadata_that_is_no_number_per_step_is_named(tmp_path, heading):
+    rule = parse_recipe(cube_with(tmp_path, heading=heading))
+    with pytest.raises(
+        RasterError, match=r"cube.nc: heading .metadata heading.: expected one number, or one for each of 3"
+    ):
+        convert_place(rule, find_places(rule, tmp_path)[0][0])
+
+
 DAMAGED = {
     "tif": entries(),
     "nc": entries(glob="*/cube.nc", band_map={"B2": "B2"}, weight="none", time={"from": "coord", "var": "t"}),
