@@ -26,7 +26,8 @@ def making(
     """Around the writing of chips: gives the ids of those that are kept, as an interrupted call wrote the same.
 
     A chip is kept where the record that such a call left names it, made of the same by this version of the program. No
-    other chip of that id was there when the record was written, so what is there now is that call's.
+    other chip of that id was there when the record was written, so what is there now is that call's. A call that makes some
+    of those chips (`--only`) leaves the record to the rest of them.
 
     Args:
         folder: of the chips; it must exist.
@@ -48,6 +49,8 @@ def making(
     different = _difference(earlier["made_of"], record["made_of"])
     if different:
         same.clear()
+    else:
+        record["chips"] = {**earlier["chips"], **chips}
     try:
         require_free(folder, (name for name in chips if name not in same))
     except ChipError as error:
@@ -55,11 +58,12 @@ def making(
             raise
         why = "; ".join(different) or "it did not make these, or what they are made of changed"
         raise ChipError(f"{error}. {RECORD} is of an interrupted call, and of another: {why}") from None
-    there = {name.rpartition("/")[2] for name in list_names(folder)}
+    there = _ids(folder)
     with atomic.writing(folder / RECORD, "w") as stream:
         json.dump(record, stream)
-    yield frozenset(name for name in same if f"{name}.npz" in there)
-    (folder / RECORD).unlink(missing_ok=True)
+    yield frozenset(same & there)
+    if _read(folder / RECORD)["chips"].keys() <= _ids(folder):
+        (folder / RECORD).unlink(missing_ok=True)
 
 
 def digest_of(lines: Iterable[str]) -> str:
@@ -68,6 +72,11 @@ def digest_of(lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()[:32]
+
+
+def _ids(folder: Path) -> set[str]:
+    """Ids of the chips that are there."""
+    return {name.rpartition("/")[2].removesuffix(".npz") for name in list_names(folder)}
 
 
 def _read(path: Path) -> dict[str, dict]:

@@ -139,6 +139,18 @@ def test_an_interrupted_call_goes_on_after_the_chips_that_it_wrote(folder, inter
     assert (out / "north.npz").stat().st_mtime_ns == written and len(ChipFolder(out, BUILT_IN)) == 2
 
 
+def test_a_call_for_one_place_leaves_the_rest_to_the_interrupted_one(folder, tmp_path):
+    write_scene(folder / "west" / "S2_20200105.tif", scene(np.random.default_rng(2)), LEFT + 2000)
+    out = tmp_path / "chips"
+    first = convert(parse_recipe(entries()), folder, out)
+    next(first)
+    first.close()
+    list(convert(parse_recipe(entries()), folder, out, places=("west",)))
+    reports = list(convert(parse_recipe(entries()), folder, out))
+    assert [report.place for report in reports if report.notes] == ["north", "west"]
+    assert sorted(path.name for path in out.iterdir()) == ["north.npz", "south.npz", "west.npz"]
+
+
 def test_chips_of_another_recipe_or_of_other_files_are_not_kept(folder, interrupted):
     out, _ = interrupted
     with pytest.raises(ChipError, match=r"1 of 2 chips are there already .*of another: recipe_digest \w+, now"):
