@@ -198,6 +198,9 @@ def resample(
         found = _warp(values, source, target, Resampling.nearest, 0)
         seen = _warp(observed.astype(np.uint8), source, target, Resampling.nearest, 0).astype(np.bool_)
         return np.where(seen, found, 0).astype(values.dtype), seen
+    if not overlap(source, target):  # nor is there a raster that holds both
+        shape = (len(values), target.height, target.width)
+        return np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     masked = np.where(observed, values, np.float32(np.nan)).astype(np.float32)
     share = observed.astype(np.float32)
     if method == "area":
@@ -216,7 +219,11 @@ def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) 
     t = target.transform
     cols, rows = np.meshgrid(np.linspace(0, target.width, 9), np.linspace(0, target.height, 9))
     xs, ys = transform_points(target.crs, source.crs, *apply(t, cols.ravel(), rows.ravel()))
-    col, row = apply(~source.transform, np.asarray(xs), np.asarray(ys))
+    xs = np.asarray(xs)
+    if source.crs.is_geographic:
+        west, _, east, _ = source.bounds
+        xs = (xs - (west + east) / 2 + 180) % 360 - 180 + (west + east) / 2
+    col, row = apply(~source.transform, xs, np.asarray(ys))
     left, top = (max(math.ceil(-float(at.min())) + 1, 0) for at in (col, row))
     right = max(math.ceil(float(col.max())) + 1 - source.width, 0)
     bottom = max(math.ceil(float(row.max())) + 1 - source.height, 0)

@@ -248,6 +248,28 @@ def test_what_was_not_observed_takes_no_part(method):
     assert (~seen).any() and (found[~seen] == 0).all()
 
 
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "area"])
+def test_a_raster_that_lies_elsewhere_gives_nothing(method):
+    chip = Grid(UTM31, Affine(10, 0, LEFT, 0, -10, TOP), 32, 32)
+    for code, far in ((32601, Affine(10, 0, LEFT, 0, -10, TOP)), (4326, Affine(1e-4, 0, -175, 0, -1e-4, -18))):
+        source = Grid(CRS.from_epsg(code), far, 40, 40)
+        values, observed = resample(np.ones((2, 40, 40)), np.ones((2, 40, 40), np.bool_), source, chip, method)
+        assert values.shape == (2, 32, 32) and not observed.any()
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "area"])
+def test_longitudes_from_0_to_360_give_the_same_values(method):
+    degrees = CRS.from_epsg(4326)
+    chip = chip_grid((-93.5, 42, -93.49, 42.01), degrees, "ten", 32)
+    ramp = np.arange(400.0)[None, None] + np.zeros((1, 400, 1))
+    seen = np.ones(ramp.shape, np.bool_)
+    found = [
+        resample(ramp, seen, Grid(degrees, Affine(1e-4, 0, west, 0, -1e-4, 42.03), 400, 400), chip, method)
+        for west in (-93.52, 266.48)
+    ]
+    assert found[0][1].all() and np.allclose(found[0][0], found[1][0], atol=1e-3)
+
+
 def test_cells_are_means_of_their_area():
     """120 rows make three cells of 500 m; the 40 m that 104 columns leave over are no cell."""
     rng = np.random.default_rng(0)
