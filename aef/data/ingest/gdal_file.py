@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags
+from rasterio.transform import Affine
 
 from aef.data.ingest.grids import Grid, parse_crs
 from aef.data.ingest.raster import DAMAGE, Raster, view_as, viewed
@@ -38,7 +39,8 @@ class GdalFile(Raster):
             )
         stated = getattr(rule, "crs", "")
         crs = parse_crs(stated) if stated else self._data.crs
-        if crs is not None:
+        # Without a transform of its own a file lies nowhere, whatever projection the recipe names.
+        if crs is not None and self._data.transform != Affine.identity():
             self.grid = Grid(crs, self._data.transform, self._data.height, self._data.width)
         described = tuple(d or "" for d in self._data.descriptions)
         if rule is not None and rule.layout:

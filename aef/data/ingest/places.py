@@ -105,7 +105,14 @@ class PlaceFiles:
         """The chip's 10 m UTM grid."""
         rule = self.recipe.place
         outline = self.extent or self._file_extent()
-        return chip_grid(outline.bounds, outline.crs, rule.grid.align, rule.grid.crop_px)
+        try:
+            return chip_grid(outline.bounds, outline.crs, rule.grid.align, rule.grid.crop_px)
+        except (ValueError, OverflowError):  # infinite, or no number
+            left, bottom, right, top = outline.bounds
+            raise IngestError(
+                f"{self.recipe.name}: place {self.name}: its outline ({left:g}, {bottom:g}, {right:g}, {top:g}) is none in "
+                f"{outline.crs.to_string()}: is the projection another (place: crs)?"
+            ) from None
 
     def _file_extent(self) -> Grid:
         rule = self.recipe.place.bounds

@@ -29,6 +29,7 @@ BLOCK_BYTES = 1 << 20
 
 Y_NAMES, X_NAMES = ("y", "lat", "latitude"), ("x", "lon", "longitude")
 ARRAY_SUFFIXES = (".npy",)
+DEGREES = "EPSG:4326"
 DATASET_SUFFIXES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5", ".zarr")
 
 
@@ -259,13 +260,16 @@ def geojson_outline(path: Path) -> tuple[tuple[float, float, float, float], str]
     """Bounds and CRS (degrees where the file names none) of a GeoJSON geometry, feature or collection."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        name = content.get("crs", {}).get("properties", {}).get("name", "EPSG:4326")
+        name = content.get("crs", {}).get("properties", {}).get("name", DEGREES)
         points = np.array(list(_points(content)), np.float64)
     except (OSError, ValueError, AttributeError) as error:
         raise RasterError(f"{path}: cannot be read as GeoJSON: {error}") from None
     if not len(points):
         raise RasterError(f"{path}: holds no coordinates")
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
+    if right - left > 180 and name == DEGREES:  # over the antimeridian
+        points[points[:, 0] < 0, 0] += 360
+        left, right = points[:, 0].min(), points[:, 0].max()
     return (left, bottom, right, top), name
 
 

@@ -181,10 +181,16 @@ class SeriesBuilder:
             if problem := stated.disagreement():
                 raise IngestError(f"{self.place.name}: {problem}")
         shape = (len(self.slots), self.source.channels, self.grid.height, self.grid.width)
-        values = np.zeros(shape, self._dtype())
-        valid = np.zeros(shape, np.bool_)
         weighted = any(isinstance(item.weight, tuple) for item in self.items)
-        weight = np.full((shape[0], 1, *shape[2:]), 255, np.uint8) if weighted else None
+        try:
+            values = np.zeros(shape, self._dtype())
+            valid = np.zeros(shape, np.bool_)
+            weight = np.full((shape[0], 1, *shape[2:]), 255, np.uint8) if weighted else None
+        except MemoryError:
+            raise IngestError(
+                f"{self.place.name}: source {self.source.name}: {shape[0]} frames of {shape[1]} bands and {shape[2]} x {shape[3]} px do "
+                "not fit into memory: is the outline of the place right? place: grid: {crop_px: …} keeps a central square"
+            ) from None
         metadata = np.full((shape[0], len(self.source.metadata)), np.nan, np.float32)
         at = {slot: index for index, slot in enumerate(self.slots)}
         for item, path, frames in self._by_file():

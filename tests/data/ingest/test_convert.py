@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tracemalloc
 from pathlib import Path
@@ -21,6 +22,7 @@ from aef.data.ingest.places import IngestError, find_places
 from aef.data.ingest.planes import subtract
 from aef.data.ingest.raster import RasterError
 from aef.data.ingest.recipe import parse_recipe
+from aef.data.ingest.series import SeriesBuilder
 from aef.data.ingest.times import shift
 from aef.launcher.command import run
 from aef.launcher.ingest import main
@@ -541,6 +543,51 @@ def test_one_id_for_several_places_is_refused(folder, tmp_path):
         find_places(parse_recipe(own), folder)
     (report,) = convert(parse_recipe(own), folder, tmp_path / "chips", places=("north",))
     assert report.file == "mine.npz"
+
+
+def outlined(root: Path, corners: list[list[float]]) -> dict:
+    """A place whose outline is a polygon of degrees, and its recipe."""
+    write_scene(root / "here" / "S2_20200105.tif", scene(np.random.default_rng(0)))
+    (root / "here" / "outline.json").write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    own = entries()
+    own["place"]["bounds"] = {"geojson": "{place}/outline.json"}
+    return own
+
+
+def test_an_outline_over_the_antimeridian_is_a_small_one(tmp_path):
+    rule = parse_recipe(outlined(tmp_path, [[179.999, 10], [-179.999, 10], [-179.999, 10.002]]))
+    (place,) = find_places(rule, tmp_path)[0]
+    assert place.grid.width < 30 and place.grid.height < 30 and abs(place.lon_lat()[0]) == pytest.approx(180, abs=1e-3)
+
+
+@pytest.mark.parametrize("corners", [[[664_000, 5_612_000], [664_320, 5_611_680]], [[float("nan"), 5], [6, 5]]])
+def test_an_outline_that_is_none_is_named(tmp_path, corners):
+    rule = parse_recipe(outlined(tmp_path, corners))
+    with pytest.raises(
+        IngestError, match=r"place here: its outline .* is none in EPSG:4326: is the projection another"
+    ):
+        convert_place(rule, find_places(rule, tmp_path)[0][0])
+
+
+def test_a_place_beyond_memory_is_named(folder, monkeypatch):
+    def too_much(self):
+        raise MemoryError
+
+    monkeypatch.setattr(SeriesBuilder, "_dtype", too_much)
+    rule = parse_recipe(entries())
+    with pytest.raises(IngestError, match="north: source sentinel2: 3 frames of 5 bands and 32 x 32 px do not fit"):
+        convert_place(rule, find_places(rule, folder)[0][0])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_raster_that_lies_nowhere_is_refused_although_the_recipe_names_its_projection(tmp_path):
+    path = tmp_path / "here" / "S2_20200105.tif"
+    path.parent.mkdir()
+    with rasterio.open(path, "w", driver="GTiff", count=5, dtype="uint16", height=32, width=32) as file:
+        file.write(scene(np.random.default_rng(0)))
+    rule = parse_recipe(entries(crs="EPSG:32631"))
+    with pytest.raises(RasterError, match=r"S2_20200105.tif: gives the place's bounds but has no georeference"):
+        convert_place(rule, find_places(rule, tmp_path)[0][0])
 
 
 def test_a_place_may_bear_any_letters(tmp_path):
