@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import add_compression, parser, run, with_western_longitudes
+from aef.launcher.command import add_compression, parser, require_number, run, with_western_longitudes
 from aef.progress import Progress
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
@@ -165,6 +165,10 @@ def sites(given: argparse.Namespace) -> Iterator:
     """Sites in a fixed order, one after the other. Raises ValueError where no kind of site was asked for."""
     from aef.earthengine import sites as s
 
+    require_number("--chip-px", given.chip_px, 1)
+    require_number("--workers", given.workers, 1)
+    if given.random_land is not None:
+        require_number("--random-land", given.random_land, 1)
     lattice = s.Lattice(given.chip_px)
     if given.sites:
         return s.read_sites(given.sites)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aef.clock import Period, parse_period, parse_time
+from aef.clock import Period, format_time, parse_period, parse_time
 from aef.earthengine.site import Site, SiteError, at
 from aef.vector_files import (
     LAT,
@@ -25,6 +25,9 @@ from aef.vector_files import (
 _ID = ("id", "site", "site_id", "name", "index")
 _START = ("start", "start_ms", "support_start", "support_start_ms", "period_start", "period_start_ms", "start_date")
 _END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_end_ms", "end_date")
+
+LEAST_MS = 10**11
+"""No site's period begins or ends this near to 1970: numbers below (until March 1973) are seconds."""
 
 _BATCH = 10_000
 """Rows of a Parquet file that are read at once."""
@@ -75,6 +78,8 @@ def read_sites(path: str | Path) -> Iterator[Site]:
             empty = False
     except VectorFileError as error:
         raise SiteError(str(error)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SiteError(f"{path}: is no table in UTF-8 ({error})") from None
     if empty:
         raise SiteError(f"{path}: holds no site")
 
@@ -105,18 +110,25 @@ def _degrees(name: str, value: Any) -> float:
 
 
 def _safe_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "+-._" else "_" for c in text.strip())
+    name = "".join(c if c.isalnum() or c in "+-._" else "_" for c in text.strip())
+    return f"_{name[1:]}" if name.startswith(".") else name  # hidden files are no chips
 
 
 def _time(value: Any) -> int:
     if isinstance(value, int | float | np.number):
-        return int(value)
+        value = int(value)
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[ms]").item()
     if hasattr(value, "isoformat"):
         return parse_time(value.isoformat())
     text = str(value).strip()
-    return int(float(text)) if text.replace(".", "", 1).lstrip("-").isdigit() and len(text) > 8 else parse_time(text)
+    if not text.replace(".", "", 1).lstrip("-").isdigit() or len(text) <= 8:  # 20190301 is a date in every kind of file
+        return parse_time(text)
+    if abs(time_ms := int(float(text))) < LEAST_MS:
+        raise SiteError(
+            f"expected an ISO date or epoch milliseconds, found {text}, which is {format_time(time_ms)}: seconds?"
+        )
+    return time_ms
 
 
 def _rows_of_csv(path: Path) -> Iterator[Row]:
@@ -137,7 +149,15 @@ def _centre(geometry: Any, read: Callable[[Any], Any], to_degrees: Any = None) -
     shape = read(geometry)
     if shape is None or shape.is_empty:
         raise SiteError("has no geometry: give it a point or an area, or take the row out")
+    west, _, east, _ = shape.bounds
+    over = east - west > 180 and (to_degrees is None or to_degrees.source_crs.is_geographic)
+    if over:  # the antimeridian: the centroid of both sides would lie on the other side of the Earth
+        import shapely
+
+        shape = shapely.transform(shape, lambda xy: np.column_stack((xy[:, 0] % 360, xy[:, 1])))
     x, y = shape.centroid.x, shape.centroid.y
+    if over:
+        x = (x + 180) % 360 - 180
     return to_degrees.transform(x, y) if to_degrees else (x, y)
 
 

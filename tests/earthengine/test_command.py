@@ -142,6 +142,13 @@ def test_a_slip_in_a_site_or_a_period_is_said_before_anything_about_collections(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--chip-px", "0"], ["--workers", "0"], ["--random-land", "-1"]])
+def test_nothing_of_anything_is_no_download(tmp_path, capsys, words):
+    place = [] if words[0] == "--random-land" else PLACE
+    assert call("--project", "p", "--out", tmp_path / "c", *place, *YEAR, *words, "--dry-run") == 1
+    assert f"{words[0]}: expected 1 or more, found {words[1]}" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_how_many_of_its_chips_it_lists(tmp_path, capsys):
     sites = tmp_path / "sites.csv"
     sites.write_text("id,lon,lat\n" + "".join(f"s{i},8.{i},47\n" for i in range(7)))

@@ -224,6 +224,41 @@ def test_geojson_points_and_areas(tmp_path):
     assert [(s.id, s.lon, s.lat) for s in read_sites(path)] == [("7", 8.5, 47.1), ("area", 9.5, 47.5)]
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_an_area_on_both_sides_of_180_degrees_lies_there(tmp_path, split):
+    def outline(west, east):
+        return [[[west, 10], [east, 10], [east, 10.1], [west, 10.1], [west, 10]]]
+
+    west, east = outline(179.7, 180), outline(-180, -179.9)
+    whole = {"type": "MultiPolygon", "coordinates": [west, east]} if split else None
+    whole = whole or {"type": "Polygon", "coordinates": outline(179.7, -179.9)}
+    path = write_geojson(tmp_path / "s.geojson", {"type": "Feature", "properties": {}, "geometry": whole})
+    (site,) = read_sites(path)
+    assert (site.lon, site.lat) == pytest.approx((179.9, 10.05))
+
+
+def test_a_date_of_eight_digits_is_one_in_every_kind_of_file(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"lon": [8.5], "lat": [47.1], "start": [20190301], "end": [20200229]}
+    pyarrow.parquet.write_table(pyarrow.table(row), tmp_path / "p.parquet")
+    (tmp_path / "p.csv").write_text("lon,lat,start,end\n8.5,47.1,20190301,20200229\n")
+    for name in ("p.parquet", "p.csv"):
+        assert [site.periods for site in read_sites(tmp_path / name)] == [(parse_period("2019-03-01/2020-02-29"),)]
+
+
+def test_an_id_never_hides_its_chip(tmp_path):
+    (tmp_path / "s.csv").write_text("id,lon,lat\n.a,8.5,47.1\n..,9.5,47.1\n")
+    assert [site.id for site in read_sites(tmp_path / "s.csv")] == ["_a", "_."]
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "s.csv").write_bytes("id,lon,lat\nMünchen,11,48\n".encode("latin-1"))
+    with pytest.raises(SiteError, match=r"s\.csv: is no table in UTF-8"):
+        list(read_sites(tmp_path / "s.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -231,6 +266,11 @@ def test_geojson_points_and_areas(tmp_path):
         ("a.csv", "lon,lat\n8.5,east\n", "row 1: latitude: expected decimal degrees, found 'east'"),
         ("a.csv", "east,north\n8.5,47\n", "expected columns lon and lat"),
         ("a.csv", "lon,lat,start\n8.5,47,2018-01-01\n", "both its start and its end"),
+        (
+            "a.csv",
+            "lon,lat,start,end\n8.5,47,1551398400,1582934400\n",
+            "epoch milliseconds, found 1551398400, .*seconds",
+        ),
         ("a.csv", "lon,lat\n", "holds no site"),
         ("a.txt", "lon,lat\n", "expected a .csv"),
         ("a.geojson", "{", "no GeoJSON"),
