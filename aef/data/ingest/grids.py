@@ -213,17 +213,31 @@ def resample(
     return np.where(seen, found, 0).astype(np.float32), seen
 
 
-def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray, Grid]:
-    """Surround a raster with unknown pixels up to the target's outline: GDAL averages no cell that reaches beyond the
-    raster, however little."""
-    t = target.transform
+def _positions(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of a raster at which points of the target lie."""
     cols, rows = np.meshgrid(np.linspace(0, target.width, 9), np.linspace(0, target.height, 9))
-    xs, ys = transform_points(target.crs, source.crs, *apply(t, cols.ravel(), rows.ravel()))
+    xs, ys = transform_points(target.crs, source.crs, *apply(target.transform, cols.ravel(), rows.ravel()))
     xs = np.asarray(xs)
     if source.crs.is_geographic:
         west, _, east, _ = source.bounds
         xs = (xs - (west + east) / 2 + 180) % 360 - 180 + (west + east) / 2
-    col, row = apply(~source.transform, xs, np.asarray(ys))
+    return apply(~source.transform, xs, np.asarray(ys))
+
+
+def cut(file: Grid, chip: Grid, margin_px: int) -> Grid:
+    """The part of a raster that lies under a chip, with so many pixels around it."""
+    col, row = _positions(file, chip)
+    left, top = (max(math.floor(float(at.min())) - margin_px, 0) for at in (col, row))
+    right, bottom = (
+        min(math.ceil(float(at.max())) + margin_px, most) for at, most in ((col, file.width), (row, file.height))
+    )
+    return Grid(file.crs, moved(file.transform, left, top), bottom - top, right - left)
+
+
+def _enclose(masked: np.ndarray, share: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Surround a raster with unknown pixels up to the target's outline: GDAL averages no cell that reaches beyond the
+    raster, however little."""
+    col, row = _positions(source, target)
     left, top = (max(math.ceil(-float(at.min())) + 1, 0) for at in (col, row))
     right = max(math.ceil(float(col.max())) + 1 - source.width, 0)
     bottom = max(math.ceil(float(row.max())) + 1 - source.height, 0)

@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from aef.data.chips import SourceSeries
 from aef.data.contract import METRES_PER_DEGREE
 from aef.data.ingest.collapse import collapse_space, require_constant_in_time
-from aef.data.ingest.grids import Grid, cell_grid, resample, same_crs
+from aef.data.ingest.grids import Grid, cell_grid, cut, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
@@ -144,7 +144,8 @@ class SeriesBuilder:
                 f"{self.place.name}: input {item.name}: its pixels of {pixel_m:.3g} m are copies of cells of "
                 f"{self.source.native_resolution_m:g} m: state collapse: [space] or cell_m"
             )
-        return grid
+        # Of a raster that many places share, each takes the cells under it and those from which it is interpolated.
+        return cut(grid, self.place.grid, margin_px=2) if item.match == "overlap" else grid
 
     def _dtype(self) -> np.dtype:
         """Integers stay what they are where pixels are copied, in a type that holds those of every file; codes are int32;

@@ -536,6 +536,39 @@ def test_damaged_files_are_named(tmp_path_factory, kind, data):
     assert not list((root / "chips").glob(".*"))
 
 
+@pytest.mark.parametrize("up", [False, True], ids=["north-up", "south-up"])
+def test_of_a_coarse_raster_that_many_places_share_each_takes_the_cells_around_it(folder, up):
+    cells = np.random.default_rng(0).uniform(250, 300, (180, 360)).astype(np.float32)  # of a degree, the whole Earth
+    rows, transform = (cells[::-1], Affine(1, 0, -180, 0, 1, -90)) if up else (cells, Affine(1, 0, -180, 0, -1, 90))
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "crs": "EPSG:4326", "height": 180, "width": 360}
+    with rasterio.open(folder / "2020_01.tif", "w", transform=transform, **profile) as file:
+        file.write(rows[None])
+    own = entries()
+    own["inputs"].append(
+        {
+            "name": "weather",
+            "match": "overlap",
+            "glob": "2020_01.tif",
+            "source": "era5_land",
+            "weight": "none",
+            "valid": "all",
+        }
+        | {
+            "band_map": {"temperature_2m": 1},
+            "time": {"from": "map", "map": {"north": "2020-01-01"}, "precision": "month"},
+        }
+    )
+    rule = parse_recipe(own)
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    series = chip.sources["era5_land"]
+    band = series.bands.index("temperature_2m")
+    west, step, north = series.transform[2], series.transform[4], series.transform[5]
+    # The chip lies in one cell, 5 to 6 degrees east and 50 to 51 north.
+    assert series.values.shape[2:] == (5, 5) and west == 3 and (north, step) == ((48, 1) if up else (53, -1))
+    found = series.values[0, band][:: -1 if up else 1]
+    assert series.valid[0, band].all() and np.array_equal(found, cells[90 - 53 : 90 - 48, 180 + 3 : 180 + 8])
+
+
 def test_one_id_for_several_places_is_refused(folder, tmp_path):
     own = entries()
     own["place"]["id"] = "mine"
