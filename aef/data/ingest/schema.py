@@ -156,7 +156,8 @@ class TimeRule:
 
     ``coord``: variable ``var`` of the file. ``tag``: dataset tag ``tag``. ``sibling``: tag, variable or JSON list of the
     file that ``glob`` names. ``file_name``: ``regex`` on the path. ``product_id``: ``regex`` on the text variable
-    ``var``. ``map``: place → time. Texts are ISO 8601, basic or extended; a regex has a group ``time`` (or ``start``).
+    ``var``. ``map``: place → time. Where a file of several steps has one time, it is that of the first or, with
+    ``anchor`` ``end``, of the last step; a time is always that at which its step starts. Texts are ISO 8601, basic or extended; a regex has a group ``time`` (or ``start``).
     """
 
     source: Literal["coord", "tag", "sibling", "file_name", "product_id", "map"] = _key("from", "coord")

@@ -62,6 +62,11 @@ class FrameTimes:
     def of(self, raster, path: Path, relative: str, root: Path) -> tuple[list[int], list[int] | None]:
         """Times of the steps of a file. Raises ValueError naming what was looked for."""
         starts = self._stamps(raster, relative, root)
+        if len(starts) > 1 and self.rule.anchor == "end":
+            raise ValueError(
+                f"anchor: end says that one time of a file is that of its last step; here are {len(starts)} times, each the start "
+                "of its own step"
+            )
         if len(starts) == 1 and raster.steps > 1:
             starts = self._unroll(starts[0], raster.steps, relative)
         if len(starts) != raster.steps:

@@ -495,6 +495,16 @@ def test_a_time_that_is_missing_is_no_time(tmp_path):
         convert_place(rule, find_places(rule, tmp_path)[0][0])
 
 
+def test_a_time_of_every_step_is_no_end(tmp_path):
+    own = cube_with(tmp_path, heading=("t", [1.0, 2.0, 3.0]))
+    own["inputs"][0]["time"]["anchor"] = "end"
+    rule = parse_recipe(own)
+    with pytest.raises(
+        IngestError, match="anchor: end says that one time of a file is that of its last step; here are 3"
+    ):
+        convert_place(rule, find_places(rule, tmp_path)[0][0])
+
+
 @pytest.mark.parametrize("heading", [("k", [1.0, 2.0]), ("t", ["up", "down", "up"]), (("t", "k"), np.ones((3, 2)))])
 def test_metadata_that_is_no_number_per_step_is_named(tmp_path, heading):
     rule = parse_recipe(cube_with(tmp_path, heading=heading))
