@@ -72,11 +72,14 @@ class WithheldTask:
         return [scale.apply(series) for series in raw], scale
 
     def frames(self, series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
-        """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted."""
+        """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted.
+
+        A frame without a clear pixel has no error and is not judged.
+        """
         hidden = self.hidden.frames(series.place, self.source.name, series.times_ms)
         exact = WithheldDates(self.judged.dates(), twin_ms=2000)
-        judged = np.flatnonzero(exact.frames(series.place, self.source.name, series.times_ms))
-        return hidden, judged
+        judged = exact.frames(series.place, self.source.name, series.times_ms) & series.clear.any(axis=(1, 2))
+        return hidden, np.flatnonzero(judged)
 
 
 def naive_table(task: WithheldTask) -> WithheldTable:

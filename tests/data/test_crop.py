@@ -130,6 +130,21 @@ def test_a_native_grid_in_degrees_is_found_where_it_lies(make_chip):
     assert valid.all() and values[0, 0, 0] == pytest.approx(1 + 2 * (45.25 - 45.15) / 0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:4326", "OGC:CRS84"])
+@pytest.mark.parametrize("turn", [-360, 360])
+def test_longitudes_that_are_counted_from_0_to_360_are_the_same_places(make_chip, crs, turn):
+    if crs != "EPSG:4326":
+        pytest.importorskip("rasterio")
+    chip = make_chip("a")
+    series = chip.sources["grace"]
+    series.crs = crs
+    values, valid = cut_native(chip, BUILT_IN["grace"], series, 0, Crop(0, 0, 16))
+    a, b, c, *rest = series.transform
+    series.transform = (a, b, c + turn, *rest)
+    turned, turned_valid = cut_native(chip, BUILT_IN["grace"], series, 0, Crop(0, 0, 16))
+    assert valid.all() and turned_valid.all() and turned == pytest.approx(values, rel=1e-5)
+
+
 def test_a_degree_of_longitude_is_shorter_than_one_of_latitude(make_chip):
     chip, step = make_chip("a"), 0.0005
     series = chip.sources["grace"]
