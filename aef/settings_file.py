@@ -133,7 +133,7 @@ def names_of(listed: Iterable[str], where: str) -> tuple[str, ...]:
             names.append(name)
             continue
         try:
-            found = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8").splitlines()]
+            found = [line.strip() for line in Path(name[1:]).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ConfigError(

@@ -27,7 +27,7 @@ class VectorFileError(ValueError):
 def geojson_features(path: Path) -> list[dict[str, Any]]:
     """Features of a GeoJSON file, or its one feature. Raises VectorFileError."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
         features = document["features"] if document.get("type") == "FeatureCollection" else [document]
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError) as error:
         raise VectorFileError(f"{path}: is no GeoJSON ({type(error).__name__}: {error})") from None

@@ -250,6 +250,11 @@ def read_withheld(folder: ChipFolder, config: DataConfig) -> WithheldDates | Non
             f"data.withheld: {config.withheld} names no place of {folder.path}: expected some of "
             f"{', '.join(known[:5])}, found {', '.join(sorted(withheld.places)[:5])}"
         )
+    if unknown := withheld.sources.difference(folder.registry):
+        raise ConfigError(
+            f"data.withheld: {config.withheld} names the unknown source {min(unknown)}, of which nothing would be withheld: known are "
+            f"{', '.join(folder.registry)}"
+        )
     return withheld
 
 

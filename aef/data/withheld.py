@@ -53,7 +53,7 @@ class WithheldDates:
         """
         path = Path(path)
         dates: dict[tuple[str, str], list[int]] = {}
-        with open(path, newline="", encoding="utf-8") as stream:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream)
             try:
                 missing = {"place", "time_utc"} - set(rows.fieldnames or ())
@@ -77,6 +77,11 @@ class WithheldDates:
     def dates(self) -> dict[tuple[str, str], list[int]]:
         """The listed dates by (place, source or "")."""
         return {key: times.tolist() for key, times in self._dates.items()}
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The sources that the list names."""
+        return frozenset(source for _, source in self._dates if source)
 
     @property
     def places(self) -> frozenset[str]:

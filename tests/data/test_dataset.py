@@ -273,6 +273,13 @@ def test_withheld_dates_are_read_from_the_settings(folder, tmp_path, make_chip):
         assert int(times[3]) not in [target.time_ms for target in sample.targets["sentinel2"]]
 
 
+def test_a_list_that_names_an_unknown_source_withholds_nothing_and_is_an_error(folder, tmp_path):
+    place = folder.known_places()[0]
+    (tmp_path / "w.csv").write_text(f"place,source,time_utc\n{place},Sentinel-2,2019-02-01T10:00:00Z\n")
+    with pytest.raises(ConfigError, match=r"w\.csv names the unknown source Sentinel-2, .*known are .*sentinel2"):
+        dataset(folder, withheld=str(tmp_path / "w.csv"))
+
+
 def test_a_list_of_withheld_dates_for_other_places_is_an_error(folder, tmp_path):
     (tmp_path / "w.csv").write_text("place,time_utc\nelsewhere,2019-05-01\n")
     with pytest.raises(ConfigError, match=r"data\.withheld: .*w\.csv names no place"):

@@ -37,6 +37,12 @@ def test_a_date_withholds_its_frame_and_twins_of_every_source_of_its_place(tmp_p
     assert len(withheld) == 1 and withheld.places == {"a"}
 
 
+def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path):
+    path = tmp_path / "w.csv"
+    path.write_text("place,time_utc\r\na,2019-05-01T10:00:00Z\r\n", encoding="utf-8-sig")
+    assert WithheldDates.read(path).places == {"a"}
+
+
 def test_a_list_may_name_the_source(tmp_path):
     withheld = WithheldDates.read(write(tmp_path / "w.csv", "place,time_utc,source\na,2019-05-01,sentinel2\n"))
     times = np.array([parse_time("2019-05-01")])

@@ -248,6 +248,12 @@ def test_a_date_of_eight_digits_is_one_in_every_kind_of_file(tmp_path):
         assert [site.periods for site in read_sites(tmp_path / name)] == [(parse_period("2019-03-01/2020-02-29"),)]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    path = write_geojson(tmp_path / "s.geojson", polygon(9, 47, 10, 48, id="area"))
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert [site.id for site in read_sites(path)] == ["area"]
+
+
 def test_an_id_never_hides_its_chip(tmp_path):
     (tmp_path / "s.csv").write_text("id,lon,lat\n.a,8.5,47.1\n..,9.5,47.1\n")
     assert [site.id for site in read_sites(tmp_path / "s.csv")] == ["_a", "_."]

@@ -162,7 +162,7 @@ class PlaceFiles:
             return {}
         path = self._one(rule.sidecar)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             return {name: content[key] for name, key in rule.attributes.items()}
         except (ValueError, KeyError, TypeError) as error:
             raise IngestError(f"{path}: place: attributes: {type(error).__name__} {error}") from None

@@ -259,7 +259,7 @@ class _ArrayFile(Raster):
 def geojson_outline(path: Path) -> tuple[tuple[float, float, float, float], str]:
     """Bounds and CRS (degrees where the file names none) of a GeoJSON geometry, feature or collection."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         name = content.get("crs", {}).get("properties", {}).get("name", DEGREES)
         points = np.array(list(_points(content)), np.float64)
     except (OSError, ValueError, AttributeError) as error:

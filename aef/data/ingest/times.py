@@ -146,6 +146,6 @@ def _sibling_times(rule: TimeRule, place: str, root: Path) -> list[int]:
     if len(found) != 1:
         raise ValueError(f"time: expected one sibling {rule.glob.format(place=place)}, found {len(found)}")
     if found[0].suffix == ".json":
-        return texts_to_ms(json.loads(found[0].read_text(encoding="utf-8")))
+        return texts_to_ms(json.loads(found[0].read_text(encoding="utf-8-sig")))
     with open_raster(found[0]) as sibling:
         return [parse_time(_tag(sibling.tags, rule.tag))] if rule.tag else texts_to_ms(sibling.coordinate(rule.var))
