@@ -58,6 +58,12 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
+def require_folder_of(option: str, file: Path) -> None:
+    """Raises ValueError where a file could not be written, before hours are spent on what it is to hold."""
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {file}: expected a folder that is there and may be written, found {file.parent}")
+
+
 def add_device(options: argparse.ArgumentParser, what: str = "where the model runs") -> None:
     """The option that says where a trained model (`load_model`) or ``what`` else runs."""
     words = f"{what}: auto (a GPU where there is one), cpu, cuda or cuda:N"

@@ -14,7 +14,7 @@ from pathlib import Path
 from aef.data.chips import ChipFolder
 from aef.data.statistics import FILE_NAME, Statistics
 from aef.data.withheld import MINUTE_MS, WithheldDates
-from aef.launcher.command import parser, require_number, run
+from aef.launcher.command import parser, require_folder_of, require_number, run
 from aef.progress import Progress
 from aef.settings_file import names_of, registry_of
 
@@ -25,8 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     if given.chips is not None:
         require_number("--chips", given.chips, 1)
     require_number("--workers", given.workers, 0)
+    require_number("--twin-minutes", given.twin_minutes, 0)
     registry = registry_of(given.data, files=given.sources_file)
     folder, twin_ms = ChipFolder(given.data, registry), round(given.twin_minutes * MINUTE_MS)
+    out = Path(given.out or Path(given.data) / FILE_NAME)
+    if not given.dry_run:
+        require_folder_of("--out", out)
     folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
     held_out = set(names_of(given.held_out, "--held-out"))
     count = len(folder.without(held_out))
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(describe(statistics))
     if not given.dry_run:
-        print(f"wrote {statistics.write(given.out or Path(given.data) / FILE_NAME)}")
+        print(f"wrote {statistics.write(out)}")
     return 0
 
 

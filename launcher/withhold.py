@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aef.data.chips import Chip, ChipFolder
-from aef.launcher.command import parser, require_number, run
+from aef.launcher.command import parser, require_folder_of, require_number, run
 from aef.progress import Progress
 from aef.settings_file import names_of, registry_of
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(given.out)
     if out.exists():
         raise ValueError(f"--out {out}: is there already, and runs may depend on it: choose another name")
+    require_folder_of("--out", out)
     registry = registry_of(given.data, files=given.sources_file)
     folder = ChipFolder(given.data, registry)
     first: dict[str, int] = {}

@@ -16,7 +16,7 @@ from aef.data.standardizer import Standardizer
 from aef.data.statistics import SourceStatistics, Statistics, StatisticsError
 from aef.data.transform import inverse_transform, transform
 from aef.data.withheld import WithheldDates
-from aef.launcher import stats
+from aef.launcher import stats, withhold
 from aef.sources import BUILT_IN, Band, Registry, Source, Transform
 
 S2, S1 = BUILT_IN["sentinel2"], BUILT_IN["sentinel1"]
@@ -373,3 +373,18 @@ def test_the_stats_command_refuses_a_place_that_is_not_there(tmp_path, make_chip
     write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
     with pytest.raises(ValueError, match="nowhere"):
         stats.main(["--data", str(tmp_path), "--held-out", "nowhere"])
+
+
+@pytest.mark.parametrize("command", [stats, withhold])
+def test_a_file_that_could_not_be_written_is_refused_before_a_chip_is_read(tmp_path, make_chip, command, monkeypatch):
+    write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
+    monkeypatch.setattr(ChipFolder, "read", None)
+    out = tmp_path / "nowhere" / "out"
+    with pytest.raises(ValueError, match=r"--out .*out: expected a folder that is there"):
+        command.main(["--data", str(tmp_path), "--out", str(out)])
+
+
+def test_the_stats_command_refuses_twins_of_less_than_no_time(tmp_path, make_chip):
+    write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
+    with pytest.raises(ValueError, match="--twin-minutes: expected 0 or more, found -60"):
+        stats.main(["--data", str(tmp_path), "--twin-minutes", "-60"])
