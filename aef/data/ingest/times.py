@@ -62,6 +62,9 @@ class FrameTimes:
     def of(self, raster, path: Path, relative: str, root: Path) -> tuple[list[int], list[int] | None]:
         """Times of the steps of a file. Raises ValueError naming what was looked for."""
         starts = self._stamps(raster, relative, root)
+        if self.rule.precision == "month":
+            # Stamped in its middle or at its end, it is the same month.
+            starts = [shift(time, "P1D", 1 - datetime.fromtimestamp(time / 1000, UTC).day) for time in starts]
         if len(starts) > 1 and self.rule.anchor == "end":
             raise ValueError(
                 f"anchor: end says that one time of a file is that of its last step; here are {len(starts)} times, each the start "

@@ -217,6 +217,14 @@ def test_a_day_without_an_hour_is_its_noon_and_a_last_day_is_that_of_the_last_st
     assert days() == [0.5, 8.5, 16.5] and days(anchor="end") == [-15.5, -7.5, 0.5]
 
 
+@pytest.mark.parametrize("stamp", ["20200201", "20200215", "20200229T235959"])
+def test_a_month_is_the_same_wherever_in_it_it_is_stamped(stamp):
+    rule = TimeRule(source="file_name", regex=r"_(?P<time>[\dT]+)", precision="month")
+    frames = FrameTimes(SimpleNamespace(time=rule), "p", interval=True)
+    starts, ends = frames.of(SimpleNamespace(steps=1), Path(), f"NDVI_{stamp}.tif", Path())
+    assert (starts, ends) == ([parse_time("2020-02-01")], [parse_time("2020-03-01")])
+
+
 def test_the_date_in_the_name_is_the_last_day(altered, converted):
     landsat = converted("snowgalileo_8day")["rockies_20250406"].sources["landsat"]
     noon = DAY_MS // 2
