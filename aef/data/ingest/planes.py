@@ -262,7 +262,9 @@ class Decoder:
             return self._read(raster, rule.var, step)
         plane = other(rule.input, rule.var)
         if plane is None:
-            raise raster.refuse(f"step {step}: input {rule.input} has no {rule.var} at the same time")
+            raise raster.refuse(
+                f"step {step}: input {rule.input} has no {rule.var} of the same time that covers all of it"
+            )
         return plane
 
     def _refuse_nan(self, raster: Raster, variable: str, step: int, stored: np.ndarray, seen: np.ndarray) -> None:

@@ -400,6 +400,16 @@ def test_a_mask_in_another_file_is_joined_by_time(folder):
     assert [int(frame[:8].mean()) for frame in weight] == [255, 0, 255] and (weight[:, 8:] == 0).all()
 
 
+def test_a_mask_that_covers_less_than_the_bands_is_named(folder):
+    write_scene(folder / "north" / "CLOUD_20200105.tif", np.zeros((1, 20, 20), np.uint8))
+    own = entries(weight={"input": "clouds", "var": 1, "in": [0]})
+    time = {"from": "file_name", "regex": r"_(?P<time>\d{8})"}
+    own["inputs"].append({"name": "clouds", "role": "qa", "glob": "*/CLOUD_*.tif", "time": time})
+    rule = parse_recipe(own)
+    with pytest.raises(RasterError, match="input clouds has no 1 of the same time that covers all of it"):
+        convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+
+
 def test_labels_of_finer_pixels_need_purity(folder):
     codes = np.full((1, 64, 64), 2, np.uint8)
     codes[0, :, :21] = 1
