@@ -1,7 +1,8 @@
 """The shipped choices: which backend and which tile settings, per GPU, operator, dtype and size.
 
 `configs/NAME.json` belongs to the GPUs whose name starts with NAME (lower case, other characters as "-": `nvidia-h` is
-the H100, H200, …, `nvidia-h200` one of them and asked first); `configs/default.json` to all. An entry holds
+the H100, H200, …, `nvidia-h200` one of them and asked first); a number is not cut, so that an A10's table is not an
+A100's. `configs/default.json` belongs to all. An entry holds
 
     {"operator": …, "dtypes": […], "sizes": {"max_frames": [1, 64]}, "backend": "triton",
      "basis": "predicted" | "measured", "why": …, "config": {…}}
@@ -50,9 +51,14 @@ def slug(gpu: str) -> str:
 @functools.cache
 def table(gpu: str) -> tuple[Entry, ...]:
     """The entries for a GPU's name, those of the longest matching file name first, the default's last."""
-    names = [path.stem for path in FOLDER.glob("*.json") if path.stem != "default" and slug(gpu).startswith(path.stem)]
+    names = [path.stem for path in FOLDER.glob("*.json") if path.stem != "default" and _begins(slug(gpu), path.stem)]
     names = [*sorted(names, key=len, reverse=True), "default"]
     return tuple(entry for name in names for entry in read(FOLDER / f"{name}.json"))
+
+
+def _begins(name: str, start: str) -> bool:
+    rest = name.removeprefix(start)
+    return name.startswith(start) and not (start[-1].isdigit() and rest[:1].isdigit())
 
 
 def read(path: Path) -> list[Entry]:

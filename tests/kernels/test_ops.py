@@ -408,6 +408,21 @@ def test_a_gpu_reads_its_own_table_before_the_default():
     assert len(own) > len(default)
 
 
+def test_a_table_is_not_that_of_a_gpu_whose_number_begins_alike(tmp_path, monkeypatch):
+    entry = '{"entries": [{"operator": "x", "backend": "torch", "basis": "measured", "why": "%s"}]}'
+    for name in ("nvidia-a10", "nvidia-a", "default"):
+        (tmp_path / f"{name}.json").write_text(entry % name, encoding="utf-8")
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    monkeypatch.setattr(tuning, "table", tuning.table.__wrapped__)  # nothing is remembered
+    for gpu, names in (
+        ("NVIDIA A10", ["nvidia-a10", "nvidia-a", "default"]),
+        ("NVIDIA A10 24GB", ["nvidia-a10", "nvidia-a", "default"]),
+        ("NVIDIA A100-SXM4-80GB", ["nvidia-a", "default"]),
+        ("NVIDIA L4", ["default"]),
+    ):
+        assert [one.why for one in tuning.table(gpu)] == names
+
+
 def test_a_table_with_another_basis_is_refused(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"entries": [{"operator": "x", "backend": "torch", "basis": "guessed", "why": ""}]}')
