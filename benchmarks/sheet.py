@@ -4,6 +4,7 @@ import csv
 import datetime
 import importlib.metadata
 import itertools
+import re
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -114,7 +115,8 @@ def make_row(
 
 def limits_of(gpu: str) -> roofline.Gpu | None:
     """What the roofline knows of a GPU."""
-    return next((limits for name, limits in roofline.GPUS.items() if name in tuning.slug(gpu)), None)
+    known = roofline.GPUS.items()
+    return next((limits for name, limits in known if re.search(rf"{name}\b", tuning.slug(gpu))), None)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
 
@@ -11,6 +12,7 @@ import torch
 DENSE_BF16_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
@@ -18,7 +20,8 @@ DENSE_BF16_FLOPS = {
     "A10": 125e12,
     "RTX 4090": 165e12,
 }
-"""Datasheet peaks of dense bf16 matrix products; the first name that occurs in the device's counts."""
+"""Datasheet peaks of dense bf16 matrix products; the first name that ends a word of the device's counts: an L40 is no L4,
+an A10G no A10."""
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -26,7 +29,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision != "bfloat16":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in DENSE_BF16_FLOPS.items() if known in name), None)
+    return next((peak for known, peak in DENSE_BF16_FLOPS.items() if re.search(rf"{known}\b", name)), None)
 
 
 OLDEST_WITH_BF16 = (8, 0)

@@ -364,6 +364,12 @@ def test_floors_follow_the_notes_of_the_roofline():
     assert roofline.main([]) == 0
 
 
+def test_a_floor_is_not_that_of_another_gpu_whose_name_begins_alike():
+    assert sheet.limits_of("NVIDIA A100-SXM4-80GB") == roofline.GPUS["a100"]
+    assert sheet.limits_of("NVIDIA GH200 480GB") == roofline.GPUS["h200"]
+    assert sheet.limits_of("NVIDIA RTX A1000") is None
+
+
 def test_an_unknown_operator_is_refused_and_help_lists_the_known_ones(capsys):
     with pytest.raises(SystemExit) as ended:
         kernels.main(["--only", "foo"])

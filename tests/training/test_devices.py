@@ -13,7 +13,7 @@ import torch
 from aef.config import PRESETS, ConfigError
 from aef.training import deepspeed_config
 from aef.training.deepspeed_config import precision_of, resolve
-from aef.training.devices import attend_without_plans, gpu_without_bf16, keep_freed_memory
+from aef.training.devices import attend_without_plans, gpu_without_bf16, keep_freed_memory, peak_flops
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
@@ -34,6 +34,29 @@ def test_sdpa_chooses_among_pytorchs_own_kernels():
         assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        # Chips of their own, whose names hold another's.
+        ("NVIDIA A10G", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpus_peak_is_not_taken_from_one_whose_name_begins_alike(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    assert peak_flops(torch.device("cuda", 0), "bfloat16") == peak
 
 
 # --- a GPU without bf16 ----------------------------------------------------------------------------------------------
