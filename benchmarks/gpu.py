@@ -239,9 +239,11 @@ def tasks_of(only: list[str] | None) -> list[Task]:
 
 
 def _commit() -> str:
+    """HEAD, "-dirty" where something differs from it other than results of earlier runs."""
+    changes = ["git", "status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT).as_posix()}"]
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(changes, cwd=ROOT, capture_output=True, text=True, check=True)
         return found.stdout.strip()[:10] + ("-dirty" if dirty.stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

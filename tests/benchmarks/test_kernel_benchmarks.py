@@ -1,6 +1,7 @@
 """The benchmarks' own honesty: contenders do the same work, a wrong kernel is not timed, nothing is written unmeasured."""
 
 import dataclasses
+import subprocess
 import sys
 
 import pytest
@@ -258,6 +259,21 @@ def test_a_second_run_of_a_day_leaves_the_first_one_alone_and_changes_are_told_f
         "0123456789-dirty",
         "0123456789-dirty-2",
     ]
+
+
+def test_results_of_an_earlier_run_are_no_change_of_the_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "benchmarks" / "results")
+    assert gpu._commit() == "unknown"
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org")
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *command], check=True)
+    clean = gpu._commit()
+    assert len(clean) == 10
+    sheet.Sheet(gpu.RESULTS / "nvidia-h200", clean)
+    assert gpu._commit() == clean
+    (tmp_path / "benchmarks" / "gpu.py").write_text("changed")
+    assert gpu._commit() == f"{clean}-dirty"
 
 
 def test_a_contender_that_fails_in_any_way_leaves_the_others_theirs(monkeypatch):
