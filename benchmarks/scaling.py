@@ -20,12 +20,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from aef.atomic import writing
-from aef.config import Config
+from aef.config import Config, ConfigError
 from aef.data.random_batch import frames_per_sample, sources_of
 from aef.figure_file import new_figure, save_png
 from aef.model.cost import BACKWARD_PER_FORWARD, Work, forward_flops, parameters
 from aef.settings_file import load_config
-from aef.sources import BUILT_IN
+from aef.sources import BUILT_IN, SourceError
 from aef.training import planner
 
 RESULTS = Path(__file__).parent / "results"
@@ -205,7 +205,10 @@ def main(argv: list[str] | None = None) -> int:
             f"--{item.name.replace('_', '-')}", type=kind, default=item.default, help="(default: %(default)s)"
         )
     options = p.parse_intermixed_args(argv)
-    config = load_config(options.config, options.settings)
+    try:
+        config = load_config(options.config, options.settings)
+    except ConfigError as error:
+        p.error(str(error))
     machine = Machine(**{item.name: getattr(options, item.name) for item in dataclasses.fields(Machine)})
     basis = "assumed, not measured"
     if options.measured:
@@ -217,7 +220,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"--measured {options.measured}: expected the phases.json of `aef throughput`, with title, flops and step_s; "
                 f"{why}"
             )
-    rows = list(predictions(config, machine))
+    try:
+        rows = list(predictions(config, machine))
+    except (ConfigError, SourceError) as error:
+        p.error(str(error))
     inputs = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(machine).items())
     print(
         f"{options.config}: {config.train.steps:,} steps, {3 * sample_flops(config) / 1e12:.1f} TFLOP a sample and step"

@@ -407,6 +407,22 @@ def test_a_measurement_that_cannot_be_read_is_refused(tmp_path, capsys, content,
     assert ended.value.code == 2 and f"--measured {path}: expected the phases.json" in error and words in error
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.stepz=1"], "stepz"),
+        (["--config", "huge"], "unknown config 'huge'"),
+        (["data.frame_bucket=64"], "data.frame_bucket: 63 filler frames"),
+        (["model.targets=[nowhere]"], "unknown source 'nowhere'"),
+    ],
+)
+def test_scaling_refuses_settings_as_training_does(tmp_path, capsys, settings, words):
+    with pytest.raises(SystemExit) as ended:
+        scaling.main([*settings, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_scaling_is_predicted_for_every_stage_batch_and_number_of_gpus_and_drawn(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.setattr(scaling, "GPUS", (1, 8))
