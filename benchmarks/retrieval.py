@@ -148,10 +148,7 @@ def judge_demo(demo: Path, out: Path) -> dict:
     chips = {"true": demo / "chips", "permuted": out / "demo_permuted"}
     runs = {"true": demo / "run", "permuted": out / "run_demo_permuted"}
     if not chips["permuted"].exists():
-        partial = out / ".demo_permuted"
-        shutil.copytree(chips["true"], partial)
-        permute_captions(partial, 0)
-        partial.rename(chips["permuted"])
+        copy_permuted(chips["true"], chips["permuted"], 0)
     config = Run.read(runs["true"]).config
     with Trainer(config, chips["permuted"], runs["permuted"], resume="auto") as trainer:
         trainer.fit()
@@ -205,15 +202,13 @@ def settings(arguments: argparse.Namespace, unseen: Sequence[str]) -> Config:
 def prepare(out: Path, places: int, *, seed: int, permuted: bool) -> Path:
     """The folder of chips with captions, true or permuted, and their vectors; made once."""
     folder = out / ("permuted" if permuted else "true")
-    if not folder.exists():
+    if not folder.exists() and permuted:
+        copy_permuted(prepare(out, places, seed=seed, permuted=False), folder, seed)
+    elif not folder.exists():
         partial = folder.with_name(f".{folder.name}")
-        if permuted:
-            shutil.copytree(prepare(out, places, seed=seed, permuted=False), partial)
-            permute_captions(partial, seed)
-        else:
-            # What an interrupted command left is made again.
-            for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places, overwrite=True):
-                pass
+        # What an interrupted command left is made again.
+        for _ in write_earth(Earth(seed, CHIP_PX, 1, SOURCES), partial, places, overwrite=True):
+            pass
         partial.rename(folder)
     tower = TextTower(TINY_TOWER)
     # Captions of whole places stay without a vector: they are known by the size of their disc alone.
@@ -226,6 +221,14 @@ def prepare(out: Path, places: int, *, seed: int, permuted: bool) -> Path:
 def about_a_field(chip: Chip, point: TextPoint) -> bool:
     """Whether a caption is one of a single field, not of the whole place."""
     return point.uncertainty_m < chip.height * 10 / 2
+
+
+def copy_permuted(chips: Path, folder: Path, seed: int) -> None:
+    """A copy of the chips with their captions permuted; what an interrupted command left of it is made again."""
+    partial = folder.with_name(f".{folder.name}")
+    shutil.copytree(chips, partial, dirs_exist_ok=True)
+    permute_captions(partial, seed)
+    partial.rename(folder)
 
 
 def permute_captions(folder: Path, seed: int) -> None:
