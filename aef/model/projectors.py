@@ -7,6 +7,7 @@ What they consist of is not stated; ours is a learned stride-2 convolution, GELU
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,13 @@ class Projector(nn.Module):
         return self.conv(F.gelu(self.down(image)))
 
     def _one_hot(self, block: FrameBlock) -> Tensor:
-        codes = torch.tensor(self.classes, device=block.values.device)
-        return ((block.values == codes) & block.valid).float()
+        return ((block.values == _codes(self.classes, block.values.device)) & block.valid).float()
+
+
+# A table built on the device at every step would stall it.
+@lru_cache(maxsize=32)
+def _codes(classes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(classes, device=device)
 
 
 class Projectors(nn.Module):

@@ -268,6 +268,16 @@ def test_a_class_that_was_not_observed_does_not_matter():
     assert not torch.allclose(seen, one)
 
 
+def test_the_classes_of_an_encoded_source_are_brought_to_the_device_once(monkeypatch):
+    source = BUILT_IN["nlcd"]
+    projector = Projector(source, Statistics.identity(BUILT_IN, ()), 8, 6.0)
+    codes = torch.tensor(source.classes[:4]).view(1, 2, 2, 1)
+    block = FrameBlock(codes, torch.ones_like(codes, dtype=torch.bool), torch.zeros(1))
+    first = projector(block, torch.float32)
+    monkeypatch.setattr(torch, "tensor", None)  # on a GPU a copy for which the host waits
+    assert torch.equal(projector(block, torch.float32), first)
+
+
 def test_observed_values_do_matter(make_model, make_batch):
     model, batch = make_model(awake=True), make_batch(2, text_dim=8)
     for name, block in batch.frames.items():
