@@ -34,7 +34,9 @@ POSITION_OCTAVES = 6
 COMPILED: dict[str, Any] = {"dynamic": False}
 GRAPHED: dict[str, Any] = COMPILED | {"mode": "reduce-overhead"}
 COMPILED_LENGTHS = 64
-"""Lengths for which a block is compiled before it runs as it is."""
+"""Lengths for which blocks are compiled before they run as they are."""
+COMPILED_KINDS = 3
+"""Graphs of a length: the first block is given no norm of its precision state, the last one writes none."""
 
 
 class PrecisionOperator(nn.Module):
@@ -187,7 +189,8 @@ class Encoder(nn.Module):
         if self.compiled:
             # Once per length, which Inductor cannot take for a variable (it fails to order strides of 32·F·P): with
             # `data.frame_bucket` lengths are few, but more than torch's limit of recompilations.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_LENGTHS)
+            graphs = COMPILED_LENGTHS * COMPILED_KINDS
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, graphs)
             for block in self.blocks:
                 block.compile(**(GRAPHED if self.graphs else COMPILED))
 

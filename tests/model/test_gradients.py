@@ -1,9 +1,13 @@
 """Every parameter learns: after two steps nothing is stuck at zero; gradients are right and survive recomputation."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from aef.model.stp import COMPILED_LENGTHS, Block
+from aef.config import PRESETS
+from aef.model import stp
+from aef.model.stp import Block
 from aef.sources import BUILT_IN
 from aef.timecode import TIMECODE_WIDTH
 
@@ -154,7 +158,7 @@ def test_blocks_are_compiled_for_each_length_and_only_where_there_is_a_gradient(
     monkeypatch.setattr(Block, "compile", lambda self, **settings: asked.append(settings))
     model, batch = make_model(**{setting: True}), make_batch(1, text_dim=8)
     assert asked == [how] * model.config.blocks
-    assert torch._dynamo.config.recompile_limit >= COMPILED_LENGTHS
+    assert torch._dynamo.config.recompile_limit >= stp.COMPILED_LENGTHS * stp.COMPILED_KINDS
     for block in model.encoder.blocks:  # hooks belong to what `compile` replaces, not to `forward`
         block.register_forward_hook(lambda *arguments: called.append(1))
     with torch.no_grad():
@@ -162,6 +166,20 @@ def test_blocks_are_compiled_for_each_length_and_only_where_there_is_a_gradient(
     assert called == []
     torch.testing.assert_close(model.embed(batch), expected)
     assert len(called) == model.config.blocks
+
+
+def test_all_blocks_are_compiled_for_as_many_lengths_as_is_said(monkeypatch):
+    made = []
+    compiler = {"dynamic": False, "backend": lambda graph, _: made.append(1) or graph.forward}
+    monkeypatch.setattr(stp, "COMPILED", compiler)
+    monkeypatch.setattr(stp, "COMPILED_LENGTHS", 1)
+    torch._dynamo.reset()  # what other tests compiled counts too
+    with torch._dynamo.config.patch(recompile_limit=1):
+        config = dataclasses.replace(PRESETS["tiny"].model, blocks=4, compile=True)
+        encoder = stp.Encoder(config)
+        states, timecode = torch.randn(3, 4, 4, config.precision_width), torch.randn(3, TIMECODE_WIDTH)
+        encoder(states, timecode, torch.tensor([0, 3], dtype=torch.int32), 8)
+    assert len(made) == stp.COMPILED_KINDS
 
 
 @pytest.mark.parametrize(
