@@ -94,6 +94,7 @@ class Steps:
     def _made(self, way: Way) -> PlainStep:
         if self.step is None or self.made != (way.checkpointing, way.compiler):
             self.step = None
+            torch.compiler.reset()  # compiled blocks outlive their model, and CUDA graphs the memory of its activations
             gc.collect()
             torch.cuda.empty_cache()
             self.step, self.made = preset_step(self.preset, way), (way.checkpointing, way.compiler)

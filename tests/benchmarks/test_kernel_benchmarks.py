@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -370,6 +371,36 @@ def test_counts_of_samples_beyond_the_memory_are_listed(monkeypatch):
         "step base, 8 samples | ours: OutOfMemoryError: 4 samples did not fit",
         "step base, 4 samples | tuned eager: OutOfMemoryError: so much",
     ]
+
+
+def test_what_was_compiled_for_one_contender_is_dropped_before_the_next_is_made(monkeypatch):
+    """Graphs of a compiled model outlive it, and with them the memory in which they were recorded."""
+    kept = []
+
+    class Graph:
+        def __init__(self, graph, _):
+            self.forward = graph.forward
+            kept.append(weakref.ref(self))
+
+        def __call__(self, *arguments):
+            return self.forward(*arguments)
+
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    def make(preset, way):
+        step = Doubled()
+        step.compile(backend=Graph)
+        step(torch.ones(1, 2))
+        return step
+
+    monkeypatch.setattr(steps, "preset_step", make)
+    measured = steps.Steps("tiny", IDENTITY)
+    measured._made(steps.CONTENDERS["ours, CUDA graphs"])
+    assert kept[0]() is not None
+    measured._made(steps.CONTENDERS["ours, compiled"])
+    assert [one() is None for one in kept] == [True, False]
 
 
 def test_floors_follow_the_notes_of_the_roofline():
