@@ -10,7 +10,6 @@ import numpy as np
 from aef.data.chips import Chip
 from aef.evaluation.labels import unit_numbers
 from aef.evaluation.probes import Labelled, better, effective_rank, probe
-from aef.mapping.errors import EmbeddingError
 from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
@@ -44,24 +43,22 @@ def source_presence(
 
     The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip
     is embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ
-    = 0 and ridge; `presence_split` says what it is tested on. Sources that no chip holds beside another input are left
-    out.
+    = 0 and ridge; `presence_split` says what it is tested on. A chip counts where the source has a frame in the period,
+    and another input one too: without the source it would else be embedded from the very same frames, or from none.
     """
     rng = np.random.default_rng(seed)
     number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
     places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
     complete = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
+    seen = [set(model.passes(chip, [period_of(chip)])[0].sources) for chip in chips]
     by_place = presence_split(chips) == "place"
     found = {}
     for name in model.inputs:
         vectors, labels, ground = [], [], []
-        for chip, (rows, columns, block), whole in zip(chips, places, complete):
-            if name not in chip.sources or not any(one != name and one in chip.sources for one in model.inputs):
+        for chip, (rows, columns, block), whole, sources in zip(chips, places, complete, seen):
+            if name not in sources or sources == {name}:
                 continue
-            try:
-                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
-            except EmbeddingError:  # no other source has a frame in the period
-                continue
+            without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
             for present, field in ((1, whole), (0, without)):
                 vectors.append(field[:, rows, columns].T)
                 labels.append(np.full(PIXELS_PER_CHIP, present))

@@ -1,6 +1,7 @@
 """A whole judgement of an untrained model: every table is made, and none of it flatters."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ from aef.evaluation.judgement import (
 from aef.evaluation.labels import label_period, labelled_pixels
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import choose_dates, write_dates
-from aef.mapping.errors import EmbeddingError
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS, Period, parse_time
 
@@ -204,6 +204,9 @@ class Marked:
     def __init__(self, shift):
         self.shift = shift
 
+    def passes(self, chip, periods):
+        return [SimpleNamespace(sources=self.inputs)]
+
     def embed_array(self, chip, periods, leave_out=()):
         rng = np.random.default_rng(int(chip.id[1:]))
         field = rng.normal(size=(64, 1, 1)) + 0.1 * rng.normal(size=(64, SIDE, SIDE))
@@ -226,14 +229,32 @@ def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
 
 def test_a_chip_that_nothing_else_saw_in_the_period_is_left_out_of_the_presence_probe():
     class Strict(Marked):
+        def passes(self, chip, periods):
+            return [SimpleNamespace(sources=("sentinel1",))] if chip.id == places[0].id else super().passes(chip, periods)
+
         def embed_array(self, chip, periods, leave_out=()):
-            if leave_out and chip.id == places[0].id:
-                raise EmbeddingError("nothing to embed")
+            assert not leave_out or chip.id != places[0].id, "nothing to embed"
             return super().embed_array(chip, periods, leave_out)
 
     places = [a_chip(number) for number in range(12)]
     direction = np.random.default_rng(1).normal(size=(64, 1, 1))
     found = source_presence(Strict(lambda chip: direction), places, lambda chip: None, trials=5)
+    assert found["sentinel1"] > 0.9
+
+
+def test_a_chip_that_the_source_did_not_see_in_the_period_is_left_out_of_the_presence_probe():
+    """With and without the source it has one and the same embedding, which would teach the probe that nothing shows."""
+
+    def embeds(chip):
+        return int(chip.id[1:]) % 2 == 0
+
+    class Half(Marked):
+        def passes(self, chip, periods):
+            return super().passes(chip, periods) if embeds(chip) else [SimpleNamespace(sources=("sentinel2",))]
+
+    places = [a_chip(number) for number in range(16)]
+    direction = np.random.default_rng(1).normal(size=(64, 1, 1))
+    found = source_presence(Half(lambda chip: direction * embeds(chip)), places, lambda chip: None, trials=5)
     assert found["sentinel1"] > 0.9
 
 
