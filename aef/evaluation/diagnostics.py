@@ -83,8 +83,8 @@ def _drawn(chip: Chip, rng: np.random.Generator, place: int) -> tuple[np.ndarray
 def spread(fields: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, float]:
     """Norm, uniformity, effective rank and variance between places of embedding fields (D, h, w) of different places.
 
-    ``uniformity`` is the mean |cosine| of pixels of different places at the same position (Eq. 3's term; its floor on
-    random directions in 64 dimensions is 0.100, a collapse gives 1). ``between_places`` is the share of all variance
+    ``uniformity`` is the mean |cosine| of pixels drawn from different places (as in Eq. 3's term; its floor on random
+    directions in 64 dimensions is 0.100, a collapse gives 1). ``between_places`` is the share of all variance
     that lies between the places' means: much of it where places look alike says that something else of a place, such
     as the orbits that see it, is in the embedding. Both are NaN for a single field.
     """

@@ -247,11 +247,20 @@ def judge_withheld(
 
 
 def judge_health(
-    model: TrainedModel, chips: Sequence[Chip], *, on_source: Callable[[], None] = lambda: None
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    *,
+    most_places: int | None = None,
+    on_source: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Norm, uniformity, effective rank, variance between places, and the balanced accuracy of "was source X among the
     inputs?" per source, within places where there are too few to split by place
-    (`aef.evaluation.diagnostics.presence_split`)."""
+    (`aef.evaluation.diagnostics.presence_split`). Of a place with several chips, say of two years, the first is taken:
+    the same ground twice would look like a collapse."""
+    first: dict[str, Chip] = {}
+    for chip in chips:
+        first.setdefault(chip.place, chip)
+    chips = list(first.values())[:most_places]
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
     where = "" if presence_split(chips) == "place" else " within places"
@@ -294,7 +303,7 @@ def judge(
             missing.append(f"{error}")
         steps.end()
     steps.begin("health")
-    health = judge_health(model, (held_out or chips)[:health_places], on_source=steps.end)
+    health = judge_health(model, held_out or chips, most_places=health_places, on_source=steps.end)
     return Judgement(withheld=results, probes=probes, health=health, not_judged=missing)
 
 
@@ -340,13 +349,17 @@ def chips_to_judge(
 ) -> tuple[list[int], list[int]]:
     """The chips of a folder that `judge` looks at: those of the dates' places, and those of the held-out places.
 
-    Where none is held out, the first few others are among the former, for health. All others stay unread.
+    Where none is held out, a chip of each of the first few other places is among the former, for health. All others stay
+    unread.
     """
     unseen = folder.where(held_out)
     others = np.setdiff1d(np.arange(len(folder)), unseen)
     wanted = np.isin(others, folder.where(judged.places)) if judged is not None else np.zeros(len(others), np.bool_)
     if not len(unseen):
-        wanted[:health_places] = True
+        places, first = folder.places(), {}
+        for row, index in enumerate(others.tolist()):
+            first.setdefault(places[index], row)
+        wanted[list(first.values())[:health_places]] = True
     return others[wanted].tolist(), unseen.tolist()
 
 

@@ -18,6 +18,7 @@ from aef.evaluation.judgement import (
     JudgementError,
     chips_to_judge,
     judge,
+    judge_health,
     mean_of_runs,
     own_dates,
     require_unseen_dates,
@@ -267,6 +268,14 @@ def test_of_few_places_the_probe_says_only_what_each_of_them_shows():
     assert found["sentinel1"] > 0.9
 
 
+def test_health_takes_one_chip_of_each_place(model):
+    """The same ground in another year would look like a collapse, and would count for a place of its own."""
+    first = [a_chip(0), a_chip(1)]
+    again = [dataclasses.replace(chip, id=f"{chip.id}_again", place=chip.place) for chip in first]
+    mixed = [first[0], again[0], first[1], again[1]]
+    assert judge_health(model, mixed) == judge_health(model, first) == judge_health(model, mixed, most_places=2)
+
+
 def test_spread_of_equal_fields_is_a_collapse():
     one = np.zeros((64, 4, 4), np.float32)
     one[3] = 1
@@ -383,4 +392,4 @@ def test_of_a_large_folder_only_what_is_judged_is_read(tmp_path):
     assert chips_to_judge(folder, {"e"}, dates) == ([2, 3], [4, 5])
     assert chips_to_judge(folder, {"e"}, None) == ([], [4, 5])
     assert chips_to_judge(folder, (), dates, health_places=1) == ([0, 2, 3, 4, 5], [])
-    assert chips_to_judge(folder, (), None, health_places=3) == ([0, 1, 2], [])
+    assert chips_to_judge(folder, (), None, health_places=2) == ([0, 2], [])  # one chip a place
