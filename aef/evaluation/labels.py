@@ -47,6 +47,9 @@ def labelled_pixels(
 ) -> LabelledPixels:
     """The pixels of a label raster that some chips carry, and their units.
 
+    A field that several chips of one grid show, say in two years, is one unit: what the first of them with the label
+    calls a field or block holds for the others.
+
     Args:
         chips: those without the label contribute nothing.
         name: of the label.
@@ -58,6 +61,7 @@ def labelled_pixels(
         ProbeError: fewer than two classes remain.
     """
     tables: list[np.ndarray] = []
+    grounds: dict[tuple, tuple[int, np.ndarray]] = {}
     for index, chip in enumerate(chips):
         if name not in chip.labels:
             continue
@@ -65,20 +69,23 @@ def labelled_pixels(
         keep = np.isin(label.values, list(classes)) if classes else ~np.isin(label.values, list(label.ignore))
         units = _units(chip, label, unit)
         keep &= units > 0
+        grid = (chip.crs, tuple(chip.transform), chip.height, chip.width)
+        owner, known = grounds.get(grid, (index, np.zeros_like(units)))
+        units = np.where(known > 0, known, np.where(keep, units + known.max(), 0))
+        grounds[grid] = owner, units
         row, column = np.nonzero(keep)
-        tables.append(
-            np.stack([label.values[keep].astype(np.int64), units[keep], np.full_like(row, index), row, column])
-        )
+        codes, owners = label.values[keep].astype(np.int64), np.full_like(row, owner)
+        tables.append(np.stack([codes, units[keep], np.full_like(row, index), row, column, owners]))
     if not tables:
         raise ProbeError(f"no chip carries the label {name!r}")
-    table = np.concatenate(tables, axis=1)
-    table[1] = _place_numbers(chips)[table[2]] if unit == "place" else unit_numbers(table[2], table[1])
+    *_, owners = table = np.concatenate(tables, axis=1)
+    table[1] = _place_numbers(chips)[table[2]] if unit == "place" else unit_numbers(owners, table[1])
     for code in np.unique(table[0]):
         if len(np.unique(table[1][table[0] == code])) < min_units:
             table = table[:, table[0] != code]
     if len(np.unique(table[0])) < 2:
         raise ProbeError(f"label {name!r}: fewer than two classes have {min_units} {unit}s each")
-    return LabelledPixels(Labelled(table[0], table[1]), *table[2:])
+    return LabelledPixels(Labelled(table[0], table[1]), *table[2:5])
 
 
 def block_units(lon: np.ndarray, lat: np.ndarray, side_m: float) -> np.ndarray:

@@ -309,6 +309,24 @@ def test_fields_of_two_chips_are_never_one_unit_whatever_their_parcels_are_numbe
     assert all(len(np.unique(pixels.chip[pixels.labelled.units == unit])) == 1 for unit in pixels.labelled.units)
 
 
+@pytest.mark.parametrize("unit", ["field", "block"])
+def test_the_ground_of_two_years_is_one_unit(unit):
+    """Else a field of one year would be tested by what was learnt from the same field of another."""
+    first = a_chip(0)
+    later = dataclasses.replace(a_chip(0), id="later", place=first.place)
+    crop = later.labels["crop"]
+    crop.values = 1 - crop.values  # crops rotate, and parcels are numbered and drawn anew
+    crop.fields = crop.fields[::-1] + 100
+    crop.fields[:3] = 7
+    pixels = labelled_pixels([first, later, a_chip(1)], "crop", unit=unit)
+    units = pixels.labelled.units
+    for number in (0, 1):
+        of_chip = units[pixels.chip == number].reshape(SIDE, SIDE)
+        assert len(np.unique(of_chip)) == (4 if unit == "field" else 1)
+        np.testing.assert_array_equal(of_chip, units[pixels.chip == 0].reshape(SIDE, SIDE))
+    assert not set(units[pixels.chip == 2]) & set(units[pixels.chip == 0])
+
+
 def test_blocks_of_a_large_chip_are_never_one_unit():
     """A chip of more than a thousand blocks a row, 200 m each."""
     chip = a_chip(0)
