@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = ChipFolder(given.data, model.registry)
     folder.require(given.only or (), "--only: holds no")
     held_out = set(given.only or model.config.data.held_out_places) & set(folder.places())
-    files = [path for path, place in zip(folder.files, folder.places()) if not held_out or place in held_out]
-    chips = [model.read(path) for path in files[: given.most_places or None]]
+    wanted = [place for place in dict.fromkeys(folder.places()) if not held_out or place in held_out]
+    first = set(wanted[: given.most_places or None])
+    chips = [model.read(path) for path, place in zip(folder.files, folder.places()) if place in first]
     count = len(chips) * (1 if given.no_shuffles else len(CONDITIONS))
     with Progress("embed", total=count, unit="chip") as progress:
         proofs = prove(

@@ -28,8 +28,9 @@ class LabelledPixels:
     column: np.ndarray
 
     def drawn(self, most: int, seed: int = 0) -> LabelledPixels:
-        """At most `most` of the pixels, drawn at random."""
+        """At most `most` of the pixels, drawn at random. A class that is left with a single unit is dropped."""
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self.chip))[:most])
+        chosen = chosen[_in_units(self.labelled.labels[chosen], self.labelled.units[chosen], 2)]
         labelled = Labelled(self.labelled.labels[chosen], self.labelled.units[chosen])
         return LabelledPixels(labelled, self.chip[chosen], self.row[chosen], self.column[chosen])
 
@@ -80,12 +81,16 @@ def labelled_pixels(
         raise ProbeError(f"no chip carries the label {name!r}")
     *_, owners = table = np.concatenate(tables, axis=1)
     table[1] = _place_numbers(chips)[table[2]] if unit == "place" else unit_numbers(owners, table[1])
-    for code in np.unique(table[0]):
-        if len(np.unique(table[1][table[0] == code])) < min_units:
-            table = table[:, table[0] != code]
+    table = table[:, _in_units(table[0], table[1], min_units)]
     if len(np.unique(table[0])) < 2:
         raise ProbeError(f"label {name!r}: fewer than two classes have {min_units} {unit}s each")
     return LabelledPixels(Labelled(table[0], table[1]), *table[2:5])
+
+
+def _in_units(codes: np.ndarray, units: np.ndarray, least: int) -> np.ndarray:
+    """Which rows are of a class that lies in at least so many units, (N,) bool."""
+    few = [code for code in np.unique(codes) if len(np.unique(units[codes == code])) < least]
+    return ~np.isin(codes, few)
 
 
 def block_units(lon: np.ndarray, lat: np.ndarray, side_m: float) -> np.ndarray:

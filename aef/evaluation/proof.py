@@ -242,7 +242,8 @@ def prove(
                 results[name][count][condition.name] = compare(
                     ours, baselines[years[name]], pixels[name], name, shots=count, trials=trials, seed=seed
                 )
-    return [Proof(name, len(chips), len(pixels[name].chip), results[name]) for name in names]
+    places = len({chip.place for chip in chips})
+    return [Proof(name, places, len(pixels[name].chip), results[name]) for name in names]
 
 
 def _embed(

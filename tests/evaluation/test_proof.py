@@ -1,5 +1,6 @@
 """The proof on unseen places: paired shuffles, what a gain is, and what is refused."""
 
+import dataclasses
 import itertools
 import json
 
@@ -195,6 +196,22 @@ def test_drawn_pixels_are_some_of_all(chips):
     assert np.array_equal(found, some.labelled.labels)
 
 
+def test_a_class_whose_second_field_was_not_drawn_is_not_judged(chips):
+    """A proof that has embedded every place must not fail for a field of few pixels."""
+    rare = dataclasses.replace(chips[0].labels["crop"], values=chips[0].labels["crop"].values.copy())
+    rare.values[0, 0] = rare.values[-1, -1] = 2  # two fields hold a pixel of it
+    pixels = labelled_pixels([dataclasses.replace(chips[0], labels={"crop": rare}), *chips[1:]], "crop")
+    assert pixels.labelled.classes.tolist() == [0, 1, 2]
+    assert all(pixels.drawn(200, seed).labelled.classes.tolist() == [0, 1] for seed in range(40))
+    assert pixels.drawn(10_000).labelled.classes.tolist() == [0, 1, 2]
+
+
+def test_places_are_counted_and_not_their_chips(chips):
+    again = dataclasses.replace(chips[0], id="again", place=chips[0].place)
+    (found,) = prove(Phenologist(), [chips[0], again, chips[1]], shots=(3,), trials=1, shuffles=False)
+    assert found.places == 2
+
+
 def test_training_places_and_chips_without_labels_are_refused(tiny_run, chips):
     model = aef.load(tiny_run)
     seen = Statistics(model.statistics, weighting="clear", date="2026-01-01", places=["c1", "c9"])
@@ -208,6 +225,4 @@ def test_training_places_and_chips_without_labels_are_refused(tiny_run, chips):
 
 
 def chip_without_labels(chip: Chip) -> Chip:
-    import dataclasses
-
     return dataclasses.replace(chip, labels={})

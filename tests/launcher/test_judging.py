@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aef.data.chips import read_chip
+from aef.data.chips import read_chip, write_chip
 from aef.data.contract import ARRAYS
 from aef.data.withheld import WithheldDates
 from aef.evaluation.reconstruction import choose_dates, write_dates
@@ -63,6 +63,16 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
     assert call(prove, *options, "--only", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", "many") == 1 and "numbers or `all`" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", 0) == 1 and "--shots: expected 1 to 300" in capsys.readouterr().err
+
+
+def test_the_first_places_come_with_all_of_their_chips(folder, tmp_path, monkeypatch):
+    chip = read_chip(folder / "chips" / "synthetic_0_00002.npz", BUILT_IN)
+    for number, place in enumerate(["p", "p", "q"]):
+        write_chip(tmp_path / f"{number}.npz", dataclasses.replace(chip, id=str(number), place=place), BUILT_IN)
+    asked = []
+    monkeypatch.setattr("aef.evaluation.proof.prove", lambda model, chips, *more, **settings: asked.extend(chips) or [])
+    assert call(prove, "--checkpoint", folder / "run", "--data", tmp_path, "--most-places", 1) == 0
+    assert [chip.id for chip in asked] == ["0", "1"]
 
 
 def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(folder, tmp_path, capsys):
