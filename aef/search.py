@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from pyproj import Transformer
 from rasterio.transform import rowcol
 from rasterio.transform import xy as raster_xy
 from rasterio.warp import transform as warp
@@ -232,7 +233,9 @@ def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) 
     for field in fields:
         row, col = pixel_at(field, lon, lat)
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
-            by_period.setdefault(str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col]))
+            period, vector = str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col])
+            if period not in by_period or not np.isfinite(by_period[period]).all():  # another field may have observed it
+                by_period[period] = vector
     if not by_period:
         raise SearchError(f"no field holds {at(lon, lat)} (longitude, latitude)")
     if len(by_period) > 1:
@@ -251,8 +254,13 @@ def at(lon: float, lat: float) -> str:
 
 
 def pixel_at(field: xarray.DataArray, lon: float, lat: float) -> tuple[int, int]:
-    """Row and column of the pixel that holds a position; they may lie outside."""
-    (x,), (y,) = warp("EPSG:4326", field.rio.crs, [lon], [lat])
+    """Row and column of the pixel that holds a position; they may lie outside.
+
+    (-1, -1) for one that the field's projection does not reach, a quarter of the globe away.
+    """
+    x, y = Transformer.from_crs("EPSG:4326", field.rio.crs, always_xy=True).transform(lon, lat)
+    if not np.isfinite([x, y]).all():
+        return -1, -1
     row, col = rowcol(field.rio.transform(), x, y)
     return int(row), int(col)
 

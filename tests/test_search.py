@@ -25,6 +25,7 @@ from aef.run import TEXT_TOWER, Run, build_model, write_weights
 from aef.search import (
     SearchError,
     embed_fields,
+    pixel_at,
     pixel_direction,
     read_fields,
     run_tower,
@@ -112,6 +113,24 @@ def test_a_pixel_is_an_example():
     assert np.array_equal(direction, fields[1].values[:, here.row, here.col])
     with pytest.raises(SearchError, match="no field holds 10,10"):
         pixel_direction(fields, 10, 10)
+
+
+def test_a_position_beyond_a_fields_projection_is_on_another_field():
+    """UTM reaches a quarter of the globe from its meridian: a folder may hold fields all over it."""
+    one = random_field("a")
+    assert pixel_at(one, 95, 0) == (-1, -1)
+    with pytest.raises(SearchError, match="no field holds 95,0"):
+        pixel_direction([one], 95, 0)
+
+
+def test_of_overlapping_fields_the_one_that_observed_the_pixel_is_asked():
+    one, other = random_field("a"), random_field("b")
+    (here,) = search([one], one.values[:, 2, 3], top=1)
+    one.values[:, 2, 3] = np.nan
+    for fields in ([one, other], [other, one]):
+        assert np.array_equal(pixel_direction(fields, here.lon, here.lat), other.values[:, 2, 3])
+    with pytest.raises(SearchError, match="no frame observed this pixel"):
+        pixel_direction([one, one], here.lon, here.lat)
 
 
 def test_missing_vectors_are_never_found():
