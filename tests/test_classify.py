@@ -16,7 +16,7 @@ from aef.data.chips import Chip
 from aef.launcher.classify import main
 from aef.launcher.command import run as run_command
 from aef.mapping.files import as_data_array, write_field
-from aef.mapping.labels import LabelError, Samples, read_labels, sample
+from aef.mapping.labels import LabelError, LabelledArea, Samples, read_labels, sample
 from aef.mapping.made_by import MadeBy
 from aef.timecode import parse_period
 
@@ -107,6 +107,30 @@ def test_labels_of_one_square_of_ground_belong_together(tmp_path):
     fields = [field(number) for number in range(2)]
     assert sample(fields, areas, block_m=50).blocks.tolist() == [0, 0, 1, 2]
     assert sample(fields, areas, block_m=500).blocks.tolist() == [0, 0, 0, 1]
+
+
+def elsewhere(crs, lon, lat):
+    """A field whose middle lies at a position."""
+    (x,), (y,) = warp("EPSG:4326", crs, [lon], [lat])
+    left, top = round(x / 10 - SIDE / 2) * 10.0, round(y / 10 + SIDE / 2) * 10.0
+    there = Chip("there", crs, (10.0, 0.0, left, 0.0, -10.0, top), SIDE, SIDE, lon, lat, {})
+    vectors = field().values[None]
+    return as_data_array(vectors, there, [YEAR], [{"sources": "sentinel2"}], MadeBy("v"), single=True)
+
+
+def at(lon, lat, label):
+    return LabelledArea({"type": "Point", "coordinates": [lon, lat]}, label)
+
+
+def test_labels_on_either_side_of_the_180th_meridian_lie_on_the_field_that_spans_it():
+    taken = sample([elsewhere("EPSG:32760", 180.0, -17.0)], [at(179.9998, -17, "water"), at(-179.9998, -17, "wood")])
+    assert taken.missed == 0 and taken.vectors.argmax(axis=1).tolist() == [0, 1]
+
+
+def test_a_label_on_fields_of_two_zones_is_never_on_both_sides_of_a_split():
+    fields = [elsewhere("EPSG:32631", 6.0, 50.0), elsewhere("EPSG:32632", 6.0, 50.0)]
+    taken = sample(fields, [at(5.9998, 50, "water"), at(6.0002, 50, "wood")], block_m=10)
+    assert taken.areas.tolist() == [0, 1, 0, 1] and taken.blocks.tolist() == [0, 1, 0, 1]
 
 
 def test_a_geopackage_in_metres_is_read_like_geojson_in_degrees(tmp_path):

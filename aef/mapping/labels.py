@@ -186,11 +186,13 @@ def sample(
     boxes = np.array([area.bounds for area in areas])
     vectors: list[np.ndarray] = []
     owners: list[int] = []
-    squares: list[tuple[str, int, int]] = []
+    square_of: dict[int, tuple[str, int, int]] = {}
     for field in fields:
         # Corners alone would miss what lies under a grid that is turned against north.
         west, south, east, north = transform_bounds(field.rio.crs, "EPSG:4326", *field.rio.bounds())
-        near = (boxes[:, 0] <= east) & (boxes[:, 2] >= west) & (boxes[:, 1] <= north) & (boxes[:, 3] >= south)
+        beside = (boxes[:, 0] <= east, boxes[:, 2] >= west)
+        across = beside[0] & beside[1] if west <= east else beside[0] | beside[1]  # else it spans the 180th meridian
+        near = across & (boxes[:, 1] <= north) & (boxes[:, 3] >= south)
         for index in np.flatnonzero(near).tolist():
             rows, columns, centre = _pixels(field, areas[index])
             held = np.isfinite(field.values[0, rows, columns])
@@ -202,19 +204,19 @@ def sample(
             if len(rows):
                 vectors.append(field.values[:, rows, columns].T)
                 owners += [index] * len(rows)
-                square = (str(field.rio.crs), int(centre[0] // block_m), int(centre[1] // block_m))
-                squares += [square] * len(rows)
+                # On fields of two zones a label has two positions, but lies in one square.
+                square_of.setdefault(index, (str(field.rio.crs), *(int(one // block_m) for one in centre)))
     area_of = np.array(owners, np.int64)
     present = {areas[index].label for index in set(owners)}
     if len(present) < 2:
         words = f"only {present.pop()!r}" if present else "no label"
         raise LabelError(f"expected labels of at least two classes on the fields, found {words} of {len(areas)} there")
-    numbers = {square: number for number, square in enumerate(dict.fromkeys(squares))}
+    numbers = {square: number for number, square in enumerate(dict.fromkeys(square_of.values()))}
     return Samples(
         np.concatenate(vectors).astype(np.float32),
         np.array([code_of[areas[index].label] for index in owners], np.int64),
         area_of,
-        np.array([numbers[square] for square in squares], np.int64),
+        np.array([numbers[square_of[index]] for index in owners], np.int64),
         classes,
         len(areas) - len(np.unique(area_of)),
     )
