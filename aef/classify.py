@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from aef.atomic import writing
@@ -138,12 +139,15 @@ def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any
     if method != "logistic":
         raise ValueError(f"unknown method {method!r}: expected {', '.join(METHODS)}")
     regression = LogisticRegression(C=100.0, class_weight="balanced", max_iter=2000)
-    folds = min(FOLDS, _fewest_blocks(codes, blocks))
-    if folds < 2:
-        return regression.fit(vectors, codes)
-    splits = list(StratifiedGroupKFold(folds).split(vectors, codes, blocks))
-    search = GridSearchCV(regression, {"C": list(INVERSE_PENALTIES)}, scoring="balanced_accuracy", cv=splits)
-    return search.fit(vectors, codes).best_estimator_
+    if _fewest_blocks(codes, blocks) > 1:
+        parts = _parts(codes, blocks)
+
+        def judged(inverse_penalty: float) -> float:
+            guess = cross_val_predict(regression.set_params(C=inverse_penalty), vectors, codes, cv=parts)
+            return balanced_accuracy_score(codes, guess)
+
+        regression.set_params(C=max(INVERSE_PENALTIES, key=judged))
+    return regression.fit(vectors, codes)
 
 
 def cross_validate(method: Method, samples: Samples) -> Accuracy:
@@ -160,12 +164,25 @@ def cross_validate(method: Method, samples: Samples) -> Accuracy:
     rows = np.flatnonzero(np.isin(samples.codes, judged))
     codes, blocks = samples.codes[rows], samples.blocks[rows]
     guess = np.empty(len(rows), np.int64)
-    for train, test in StratifiedGroupKFold(min(FOLDS, _fewest_blocks(codes, blocks))).split(rows, codes, blocks):
+    for train, test in _parts(codes, blocks):
         guess[test] = fit(method, samples, rows[train]).predict(samples.vectors[rows[test]])
     _, number, pixels = np.unique(samples.areas[rows], return_inverse=True, return_counts=True)
     confusion = np.zeros((len(judged), len(judged)))
     np.add.at(confusion, (np.searchsorted(judged, codes), np.searchsorted(judged, guess)), 1 / pixels[number])
     return Accuracy(tuple(samples.classes[code] for code in judged), confusion, len(np.unique(blocks)), alone)
+
+
+def _parts(codes: np.ndarray, blocks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to learn from and rows to test, in up to five parts of whole squares; each class lies in two or more.
+
+    Of few squares the library may put all those of a class into one part, so that nothing of it is learnt: then each
+    square is a part of its own.
+    """
+    parts = list(StratifiedGroupKFold(min(FOLDS, _fewest_blocks(codes, blocks))).split(codes, codes, blocks))
+    classes = len(np.unique(codes))
+    if any(len(np.unique(codes[train])) < classes for train, _ in parts):
+        parts = list(LeaveOneGroupOut().split(codes, codes, blocks))
+    return parts
 
 
 def _fewest_blocks(codes: np.ndarray, blocks: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import rasterio
 from rasterio.warp import transform as warp
 from rasterio.warp import transform_geom
+from sklearn.model_selection import StratifiedGroupKFold
 
 from aef.classify import METHODS, Accuracy, class_map, cross_validate, fit
 from aef.data.chips import Chip
@@ -217,6 +219,19 @@ def test_each_label_counts_once_and_a_class_in_one_square_is_not_judged():
     assert "Not judged, as all their labels lie in one square: rock." in found.markdown()
     with pytest.raises(LabelError, match="two classes with labels in two squares"):
         cross_validate("knn", samples([WATER, WOOD], [0, 1], [0, 1]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_class_is_learnt_in_every_part_however_few_squares_there_are(method):
+    """Wood lies in squares 1 and 3, and the library puts both into one of its two parts."""
+    codes, blocks = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([3, 2, 2, 3, 3, 1, 3, 1])
+    assert any(set(codes[train]) == {0} for train, _ in StratifiedGroupKFold(2).split(codes, codes, blocks))
+    vectors = np.stack([WATER, WOOD])[codes] + 0.01 * np.random.default_rng(0).normal(size=(8, 8))
+    labels = samples(vectors, codes, blocks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cross_validate(method, labels).balanced == 1
+        assert np.array_equal(fit(method, labels).predict(labels.vectors), codes)
 
 
 def test_recall_is_of_what_is_so_and_precision_of_what_is_called_so():
