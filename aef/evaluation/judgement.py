@@ -189,7 +189,8 @@ def _task(
     empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
     if empty:
         raise JudgementError(
-            f"withheld dates of {name}, because the list names no frame of it, to the second, at {_few(empty)}"
+            f"withheld dates of {name}, because the list names no frame of it, to the second, with a clear pixel at "
+            f"{_few(empty)}"
         )
     return task
 

@@ -130,6 +130,16 @@ def test_a_withheld_frame_and_its_twin_are_hidden_from_every_predictor_and_only_
     assert table.errors[ORACLE]["p"] == pytest.approx([0.0], abs=1e-5)
 
 
+def test_a_withheld_frame_without_a_clear_pixel_does_not_void_the_table():
+    times = np.array([0, 10, 20, 30], np.int64) * DAY_MS
+    clear = np.ones((4, 2, 2), bool)
+    clear[1] = False
+    values = np.array([1000, 5000, 2000, 3000], np.uint16)[:, None, None, None].repeat(6, 1).repeat(2, 2).repeat(2, 3)
+    dates = WithheldDates({("p", ""): [int(times[1]), int(times[2])]})
+    task = WithheldTask([chip_with(times, values, clear)], SURFACE, hidden=dates, judged=dates)
+    assert len(naive_table(task).errors[ORACLE]["p"]) == 1 and np.isfinite(naive_table(task).mean("linear interpolation"))
+
+
 def test_a_pixel_is_clear_where_all_its_bands_are_observed_and_its_weight_is_positive():
     cloudless = np.array([[[True, False, True]] * 3])
     chip = chip_with(np.zeros(1, np.int64), np.ones((1, 6, 3, 3), np.uint16), cloudless)
