@@ -89,6 +89,7 @@ def _native_pixels(
     if series.crs not in (None, chip.crs):
         if series.crs == "EPSG:4326":
             x, y = _degrees(chip, x, y)
+            x = _turned(series, x)
         else:
             x, y = _reproject(chip, source, series, x, y)
     try:
@@ -108,10 +109,19 @@ def _degrees(chip: Chip, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
     return chip.lon + east / (METRES_PER_DEGREE * np.cos(np.radians(chip.lat))), lat
 
 
+def _turned(series: SourceSeries, lon: np.ndarray) -> np.ndarray:
+    """Longitudes as the native grid counts them: from 0 to 360, or on over the antimeridian."""
+    assert series.transform is not None
+    a, b, c, *_ = series.transform
+    middle = c + a * series.values.shape[3] / 2 + b * series.values.shape[2] / 2
+    return np.where(np.abs(lon - middle) > 180, middle + (lon - middle + 180) % 360 - 180, lon)
+
+
 def _reproject(
     chip: Chip, source: Source, series: SourceSeries, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     try:
+        from rasterio.crs import CRS
         from rasterio.warp import transform
     except ImportError:
         raise ChipError(
@@ -121,7 +131,10 @@ def _reproject(
             file=chip.id,
         ) from None
     east, north = transform(chip.crs, series.crs, x.ravel(), y.ravel())
-    return np.reshape(east, x.shape), np.reshape(north, y.shape)
+    found = np.reshape(east, x.shape)
+    if CRS.from_user_input(series.crs).is_geographic:
+        found = _turned(series, found)
+    return found, np.reshape(north, y.shape)
 
 
 def _nearest(values: np.ndarray, valid: np.ndarray, row: np.ndarray, col: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
