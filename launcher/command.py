@@ -53,7 +53,7 @@ def as_typed(module: str, argv: list[str] | None) -> str:
 
 def require_number(option: str, value: float, least: float, most: float | None = None) -> None:
     """Raises ValueError where an option's number lies outside what makes sense."""
-    if value < least or (most is not None and value > most):
+    if not value >= least or (most is not None and value > most):  # NaN is neither
         limits = f"{least:g} or more" if most is None else f"{least:g} to {most:g}"
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 

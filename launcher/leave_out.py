@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.launcher.command import add_device, as_typed, load_model, parser, require_number, run
 from aef.training.signals import STOPPED
 
 STEPS = 1500
@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(
             f"--least-fields: expected at least 2, one to train and one to test, found {given.least_fields}"
         )
+    require_number("--trials", given.trials, 1)
+    require_number("--seed", given.seed, 0)
 
     from aef.data.chips import ChipFolder
     from aef.evaluation.leave_place_out import Task

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             require_number("--shots", count, 1, MAX_SHOTS)
     require_number("--trials", given.trials, 1)
     require_number("--most-places", given.most_places, 0)
+    require_number("--seed", given.seed, 0)
     if given.out:
         require_results(Path(given.out), "--out")
     model = load_model(__file__, given.checkpoint, given.device)
@@ -78,7 +79,7 @@ def _options() -> argparse.ArgumentParser:
         help="labels of the chips; default: every one",
     )  # fmt: skip
     options.add_argument(
-        "--shots", nargs="*", default=["10", "all"], metavar="N", help="labelled pixels per class, up to 300"
+        "--shots", nargs="+", default=["10", "all"], metavar="N", help="labelled pixels per class, up to 300"
     )
     options.add_argument("--trials", type=int, default=10, help="splits of the fields")
     options.add_argument("--seed", type=int, default=0, help="of splits, drawn pixels and shuffles")

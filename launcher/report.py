@@ -10,19 +10,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aef.launcher.command import add_device, as_typed, load_model, parser, run
+from aef.launcher.command import add_device, as_typed, load_model, parser, require_number, run
 from aef.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
     given = _options().parse_args(argv)
 
+    from aef.atomic import require_writable
     from aef.data.chips import ChipFolder
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import judge, own_dates
     from aef.evaluation.report import write_report
     from aef.training.log import read_log
 
+    require_number("--most-places", given.most_places, 1)
+    require_number("--trials", given.trials, 1)
+    require_writable(given.out, "--out")
+    commands = [as_typed(__file__, argv)]
+    if given.commands:
+        commands = Path(given.commands).read_text(encoding="utf-8").splitlines()
     model = load_model(__file__, given.checkpoint, given.device)
     log = read_log(Path(given.checkpoint))
     if not log:
@@ -33,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     held_out = set(data.held_out_places)
     places = folder.places()
     unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: given.most_places]]
-    dated = hidden.places if hidden else set(places)
-    seen = [i for i, place in enumerate(places) if place not in held_out and place in dated]
-    trained_on = [model.read(folder.files[i]) for i in seen[: given.most_places]]
+    others = [i for i, place in enumerate(places) if place not in held_out]
+    dated = [i for i in others if hidden and places[i] in hidden.places]
+    trained_on = [model.read(folder.files[i]) for i in (dated or others)[: given.most_places]]
     with Progress("report", unit="step") as progress:
         judgement = judge(
             model,
@@ -47,9 +54,6 @@ def main(argv: list[str] | None = None) -> int:
             trials=given.trials,
             progress=progress.reach,
         )
-    commands = [as_typed(__file__, argv)]
-    if given.commands:
-        commands = Path(given.commands).read_text(encoding="utf-8").splitlines()
     path = write_report(Path(given.out), model, [*unseen, *trained_on], log, judgement, commands)
     print(f"report: {path}")
     return 0

@@ -105,12 +105,50 @@ def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(fold
         assert words in error and error.count("\n") == 1, error
 
 
-@pytest.mark.parametrize("command", [gaps, prove])
+@pytest.mark.parametrize("command", [gaps, prove, report])
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(command, folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    options = ["--checkpoint", tmp_path / "absent"] + ["--data", folder / "chips"] * (command is prove)
+    options = ["--checkpoint", tmp_path / "absent"] + ["--data", folder / "chips"] * (command is not gaps)
     assert call(command, *options, "--out", tmp_path / "file" / "table") == 1
     assert "a file stands where its folder should be" in capsys.readouterr().err  # not: there is no such run
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        (report, ["--most-places", 0], "--most-places: expected 1 or more, found 0"),
+        (report, ["--trials", 0], "--trials: expected 1 or more, found 0"),
+        (report, ["--commands", "none.txt"], "--commands none.txt: no such file"),
+        (prove, ["--seed", -1], "--seed: expected 0 or more, found -1"),
+        (leave_out, ["--trials", 0], "--trials: expected 1 or more, found 0"),
+        (leave_out, ["--seed", -1], "--seed: expected 0 or more, found -1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_the_work(command, given, words, folder, tmp_path, capsys):
+    options = ["--data", folder / "chips", "--out", tmp_path / "out"]
+    options += ["--checkpoint", folder / "run"] * (command is not leave_out)
+    assert call(command, *options, *given) == 1
+    assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_proof_without_shots_is_refused():
+    with pytest.raises(SystemExit):
+        prove.main(["--checkpoint", "run", "--data", "chips", "--shots"])
+
+
+def test_a_report_of_places_that_the_list_of_dates_does_not_name_is_written(folder, tmp_path, monkeypatch):
+    """Chips of another area have no withheld date, and none of them need be held out."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "dates.csv").write_text("place,time_utc\natlantis,2019-06-01\n")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["data"] |= {"held_out_places": [], "withheld": str(tmp_path / "dates.csv")}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    asked = []
+    monkeypatch.setattr("aef.evaluation.judgement.judge", lambda model, chips, **settings: asked.extend(chips))
+    monkeypatch.setattr("aef.evaluation.report.write_report", lambda path, *more: path)
+    options = ["--checkpoint", tmp_path / "run", "--data", folder / "chips", "--out", tmp_path / "new" / "report.html"]
+    assert call(report, *options, "--most-places", 1) == 0
+    assert [chip.place for chip in asked] == ["synthetic_0_00000"]
 
 
 def test_gaps_are_one_command(folder, tmp_path, capsys):
