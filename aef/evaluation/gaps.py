@@ -23,6 +23,7 @@ from aef.evaluation.proof import ProofError, require_unseen
 from aef.evaluation.reconstruction import WithheldTable, l1
 from aef.evaluation.series import ClearSeries, Scale, clear_series, to_scale
 from aef.evaluation.tables import markdown_table, signed
+from aef.mapping.support import observed_span
 from aef.mapping.trained_model import TrainedModel
 from aef.timecode import DAY_MS, Period
 
@@ -142,7 +143,7 @@ def judge_gaps(
     scale = Scale.of(clear_series(chip, entry) for chip in chips)
     tables = {INSIDE: WithheldTable(), BEYOND: WithheldTable()}
     for number, (scene, chip) in enumerate(zip(scenes, chips)):
-        for question in (_gap(chip, number, seed), _beyond(chip)):
+        for question in (_gap(chip, number, seed), _beyond(chip, model.inputs)):
             truth = scale.standardize(to_scale(entry, clear_view(scene, source, question.times_ms)))[:, scored]
             for name, guesses in _answers(model, source, question, scale):
                 for group, guess, view in zip(question.groups, guesses, truth):
@@ -189,9 +190,11 @@ def _gap(chip: Chip, number: int, seed: int) -> Question:
     return Question(_without(chip, gap), times, tuple(periods), (INSIDE,) * len(times))
 
 
-def _beyond(chip: Chip) -> Question:
-    """The whole chip, and times after its last frame."""
-    end, half = chip.span_ms[1] + 1, PERIOD_DAYS * DAY_MS // 2
+def _beyond(chip: Chip, inputs: Sequence[str]) -> Question:
+    """The whole chip, and times after the last frame that the model reads; nobody sees a later one."""
+    end, half = observed_span(chip, inputs).end_ms, PERIOD_DAYS * DAY_MS // 2
+    if chip.span_ms[1] >= end:
+        chip = _without(chip, Period(end, chip.span_ms[1] + 1))
     times = end + np.array(BEYOND_DAYS, np.int64) * DAY_MS
     periods = [Period(int(t) - half, int(t) + half) for t in times]
     groups = [f"beyond, month {month}" for month in range(1, len(times) + 1)]

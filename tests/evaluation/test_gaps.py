@@ -71,6 +71,17 @@ def test_nothing_is_seen_of_a_gap_nor_of_the_second_year(result, seer):
         assert after[-1][1].end_ms - end <= 183 * DAY_MS and len(after) == 6
 
 
+def test_beyond_is_beyond_what_the_model_reads():
+    """Landsat ends days before Sentinel-2: counted from the latter, the last month would lie out of the model's reach."""
+    seer = Seer()
+    seer.inputs = ("landsat",)
+    judge_gaps(seer, places=PLACES, chip_px=PX)
+    for chip, after in seer.asked[1::2]:
+        end = chip.sources["landsat"].time_ms[-1]
+        assert chip.sources["sentinel2"].time_ms[-1] <= end  # its rivals see no more
+        assert after[-1][1].end_ms - end <= 183 * DAY_MS
+
+
 def test_a_month_that_reaches_into_a_gap_is_hidden_with_it():
     chip = render_chip(Earth(1, PX).scene(0), ["era5_land"])
     starts, ends = chip.sources["era5_land"].time_ms, chip.sources["era5_land"].time_end_ms
