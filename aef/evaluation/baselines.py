@@ -14,6 +14,7 @@ import numpy as np
 
 from aef.data.chips import Chip
 from aef.evaluation.predictors import harmonic_coefficients, linear
+from aef.evaluation.probes import ProbeError
 from aef.evaluation.series import ClearSeries, Scale, clear_series
 from aef.sources import Registry, Source
 from aef.timecode import Period
@@ -93,9 +94,10 @@ def window_mean(field: np.ndarray) -> np.ndarray:
 
 
 def observed_sources(chips: Sequence[Chip], registry: Registry) -> dict[str, tuple[str, ...]]:
-    """Input sources on the chip's grid that every chip holds, with their bands observed in at least half of the frames."""
+    """Input sources on the chip's grid that every chip holds, with their bands observed in at least half of the frames;
+    a source without such a band, or of which a chip holds no frame, is left out."""
     names = [name for name in registry if registry[name].role == "input" and all(name in c.sources for c in chips)]
-    return {name: _common_bands(chips, registry[name]) for name in names}
+    return {name: bands for name in names if (bands := _common_bands(chips, registry[name]))}
 
 
 def _common_bands(chips: Sequence[Chip], source: Source) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def _common_bands(chips: Sequence[Chip], source: Source) -> tuple[str, ...]:
     for chip in chips:
         valid = chip.sources[source.name].valid
         seen = np.any(valid, axis=(2, 3))  # (T, C or 1)
-        shares.append(np.broadcast_to(seen, (len(seen), source.channels)).mean(axis=0))
+        shares.append(np.broadcast_to(seen, (len(seen), source.channels)).sum(axis=0) / max(len(seen), 1))
     common = np.min(shares, axis=0) >= 0.5
     return tuple(band for band, keep in zip(source.band_names, common) if keep)
 
@@ -114,11 +116,11 @@ def baseline_fields(
     """Every feature set as one field per chip, standardised over all of them: name → [(D, h, w), …].
 
     Raises:
-        ValueError: the chips share no input source.
+        ProbeError: the chips share no input source.
     """
     sources = observed_sources(chips, registry)
     if not sources:
-        raise ValueError("the chips share no input source: no baseline can be computed")
+        raise ProbeError("the chips share no input source: no baseline can be computed")
     stacked: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in chips] for name in FEATURES}
     for source, bands in sources.items():
         raw = [clear_series(chip, registry[source], bands=bands) for chip in chips]

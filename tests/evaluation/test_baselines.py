@@ -15,6 +15,7 @@ from aef.evaluation.baselines import (
     seasonal_composites,
     window_mean,
 )
+from aef.evaluation.probes import ProbeError
 from aef.evaluation.series import ClearSeries
 from aef.evaluation.shuffles import shuffle_pixels, shuffle_time
 from aef.sources import BUILT_IN
@@ -92,6 +93,24 @@ def test_baselines_use_every_common_input_and_the_bands_that_are_observed():
     assert widths["annual mean and s.d."] == 2 * bands and widths["harmonic"] == 7 * bands
     assert widths["raw series, 3×3"] == 12 * bands and widths["coordinates"] == 2
     assert all(len(field) == 2 and np.isfinite(field[1]).all() for field in fields.values())
+
+
+def test_a_source_without_a_band_that_every_chip_observes_is_no_baseline():
+    bare, none = a_chip(), a_chip()
+    bare.sources["sentinel1"].valid[:] = False
+    bare.sources["sentinel1"].valid[0, 0] = True  # one frame of eight
+    empty = {name: getattr(none.sources["sentinel1"], name)[:0] for name in ("values", "valid", "time_ms")}
+    none.sources["sentinel1"] = dataclasses.replace(none.sources["sentinel1"], **empty)
+    for other in (bare, none):
+        fields = baseline_fields([a_chip(), other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+        assert fields["annual mean and s.d."][0].shape[0] == 2 * 5  # Sentinel-2 alone
+
+
+def test_chips_without_a_common_input_are_not_judged():
+    one, other = a_chip(), a_chip()
+    del one.sources["sentinel1"], other.sources["sentinel2"]
+    with pytest.raises(ProbeError, match="share no input source"):
+        baseline_fields([one, other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
 
 
 def test_baselines_see_no_observation_outside_the_year():
