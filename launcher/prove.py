@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [place for place in dict.fromkeys(folder.places()) if not held_out or place in held_out]
     first = set(wanted[: given.most_places or None])
     chips = [model.read(path) for path, place in zip(folder.files, folder.places()) if place in first]
-    count = len(chips) * (1 if given.no_shuffles else len(CONDITIONS))
+    count = sum(not chip.labels.keys().isdisjoint(given.label or chip.labels) for chip in chips)
+    count *= 1 if given.no_shuffles else len(CONDITIONS)
     with Progress("embed", total=count, unit="chip") as progress:
         proofs = prove(
             model,

@@ -142,11 +142,13 @@ def judge_labels(
     baselines: bool = True,
     kinds: Sequence[str] = KINDS,
 ) -> ProbeResult:
-    """Embed chips over the year of a label and compare with every baseline.
+    """Embed chips over the year of a label and compare with every baseline; chips without the label have no part in it.
 
     Raises:
         ProbeError: the chips do not carry the label with two classes of two units each.
     """
+    # A sensor that some chip without the label lacks is no less a baseline of the others.
+    chips = [chip for chip in chips if label in chip.labels]
     pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
     ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0] for chip in chips]}
     others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}

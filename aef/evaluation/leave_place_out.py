@@ -117,7 +117,7 @@ def judge_place(
 
     Args:
         model: trained on other places.
-        chips: of the place.
+        chips: of the place; those without the label have no part in it.
         task: label and classes.
         shots: labelled pixels per class; None: all, up to 300.
         trials: splits of the fields.
@@ -127,6 +127,7 @@ def judge_place(
     Raises:
         ProbeError: fewer than two classes have so many fields here.
     """
+    chips = [chip for chip in chips if task.label in chip.labels]
     pixels = labelled_pixels(chips, task.label, classes=task.classes, min_units=min_units)
     years = {chip.id: year_of(model, chip, task.label) for chip in chips}
     source = decoded_source(model, chips)
@@ -135,7 +136,7 @@ def judge_place(
         for name, field in feature_sets(model, chip, [years[chip.id]], source)[years[chip.id]].items():
             ours.setdefault(name, []).append(field)
     baselines = baseline_fields(chips, model.registry, lambda chip: years[chip.id])
-    legend = next(chip.labels[task.label].legend for chip in chips if task.label in chip.labels)
+    legend = chips[0].labels[task.label].legend
     codes = pixels.labelled.classes.tolist()
     return PlaceResult(
         place=chips[0].place,

@@ -205,7 +205,7 @@ def prove(
 
     Args:
         model: a trained model.
-        chips: places that it never saw.
+        chips: places that it never saw; those without any of the labels have no part in it.
         labels: rasters to judge; empty: every one that a chip carries.
         shots: labelled pixels per class; None: all, up to 300.
         trials: splits of the units.
@@ -222,6 +222,7 @@ def prove(
     names = list(labels) or list(dict.fromkeys(name for chip in chips for name in chip.labels))
     if not names:
         raise ProofError("no chip carries a label: nothing can be probed")
+    chips = [chip for chip in chips if not chip.labels.keys().isdisjoint(names)]
     pixels = {name: labelled_pixels(chips, name).drawn(most_pixels, seed) for name in names}
     years = {name: tuple(year_of(model, chip, name) for chip in chips) for name in names}
     results: dict[str, dict[int | None, dict[str, ProbeResult]]] = {n: {s: {} for s in shots} for n in names}

@@ -351,6 +351,14 @@ def test_a_label_is_judged_in_the_year_around_the_middle_of_its_own_period(chips
     assert days(0, 100) == (0, 365) and days(900, 1000) == (635, 1000)  # no further than there are observations
 
 
+def test_a_chip_without_the_label_takes_no_sensor_from_the_baselines(model, chips):
+    """Else features of Sentinel-2 alone would stand for the best that can be had by hand."""
+    bare = dataclasses.replace(a_chip(7), labels={})
+    del bare.sources["sentinel1"]
+    found, known = (judge_labels(model, some, "crop", trials=2) for some in ([*chips, bare], chips))
+    assert {name: found.accuracy(name) for name in found.scores} == {name: known.accuracy(name) for name in known.scores}
+
+
 def test_a_label_that_cannot_be_judged_is_refused_by_name(model, chips):
     with pytest.raises(ProbeError, match="no chip carries the label 'soil'"):
         judge_labels(model, chips, "soil")

@@ -208,7 +208,8 @@ def test_a_class_whose_second_field_was_not_drawn_is_not_judged(chips):
 
 def test_places_are_counted_and_not_their_chips(chips):
     again = dataclasses.replace(chips[0], id="again", place=chips[0].place)
-    (found,) = prove(Phenologist(), [chips[0], again, chips[1]], shots=(3,), trials=1, shuffles=False)
+    unlabelled = chip_without_labels(chips[2])
+    (found,) = prove(Phenologist(), [chips[0], again, unlabelled, chips[1]], shots=(3,), trials=1, shuffles=False)
     assert found.places == 2
 
 
