@@ -25,6 +25,8 @@ LAMBDAS = tuple(10.0**k for k in range(-4, 4))
 FOLDS = 5
 TRAIN_SHARE = 0.7
 """Of each class's units; the rest are tested."""
+SPLIT_DRAWS = 20
+"""Splits that are drawn at most until every class can be learnt and tested."""
 KINDS = ("linear", "ridge", "kNN-1", "kNN-3")
 MAX_SHOTS = 300
 """Training pixels per class where all are asked for (the paper's largest trial)."""
@@ -74,9 +76,20 @@ class Scores:
 def split_units(labelled: Labelled, rng: np.random.Generator) -> np.ndarray:
     """`TRAIN_SHARE` of each class's units for training, at least one on either side: (N,) bool.
 
+    Where units hold several classes, the units of one may all fall to one side with those of others; it is drawn again
+    then. Few units may allow no better split.
+
     Raises:
         ProbeError: a class lies in one unit.
     """
+    for _ in range(SPLIT_DRAWS):
+        train = _draw_split(labelled, rng)
+        if all(len(np.unique(labelled.labels[side])) == len(labelled.classes) for side in (train, ~train)):
+            break
+    return train
+
+
+def _draw_split(labelled: Labelled, rng: np.random.Generator) -> np.ndarray:
     train: set[int] = set()
     test: set[int] = set()
     # Rare classes choose first, so that a unit shared with a common class cannot starve them.

@@ -39,6 +39,15 @@ def test_a_unit_never_lies_on_both_sides_of_a_split():
             assert {True, False} == set(train[labelled.labels == code])
 
 
+def test_every_class_is_on_both_sides_of_a_split_where_units_hold_several():
+    """A class that cannot be tested would drop out of the balanced accuracy of its trial."""
+    units, labels = np.repeat(np.arange(5), 3), np.array([2, 0, 0, 0, 1, 2, 1, 0, 1, 1, 2, 2, 2, 0, 2])
+    for trial in range(20):
+        train = split_units(Labelled(labels, units), np.random.default_rng(trial))
+        assert set(labels[train]) == set(labels[~train]) == {0, 1, 2}
+        assert not set(units[train]) & set(units[~train])
+
+
 def test_shots_are_spread_over_units_before_one_repeats():
     labelled, _, _ = fields()
     chosen = draw_shots(labelled, np.ones(len(labelled.labels), bool), 6, np.random.default_rng(0))
