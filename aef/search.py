@@ -234,7 +234,9 @@ def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) 
         row, col = pixel_at(field, lon, lat)
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
             period, vector = str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col])
-            if period not in by_period or not np.isfinite(by_period[period]).all():  # another field may have observed it
+            if (
+                period not in by_period or not np.isfinite(by_period[period]).all()
+            ):  # another field may have observed it
                 by_period[period] = vector
     if not by_period:
         raise SearchError(f"no field holds {at(lon, lat)} (longitude, latitude)")

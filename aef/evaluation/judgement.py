@@ -357,7 +357,8 @@ def chips_to_judge(
     others = np.setdiff1d(np.arange(len(folder)), unseen)
     wanted = np.isin(others, folder.where(judged.places)) if judged is not None else np.zeros(len(others), np.bool_)
     if not len(unseen):
-        places, first = folder.places(), {}
+        places = folder.places()
+        first: dict[str | None, int] = {}
         for row, index in enumerate(others.tolist()):
             first.setdefault(places[index], row)
         wanted[list(first.values())[:health_places]] = True

@@ -205,7 +205,8 @@ def sample(
                 vectors.append(field.values[:, rows, columns].T)
                 owners += [index] * len(rows)
                 # On fields of two zones a label has two positions, but lies in one square.
-                square_of.setdefault(index, (str(field.rio.crs), *(int(one // block_m) for one in centre)))
+                square = (str(field.rio.crs), int(centre[0] // block_m), int(centre[1] // block_m))
+                square_of.setdefault(index, square)
     area_of = np.array(owners, np.int64)
     present = {areas[index].label for index in set(owners)}
     if len(present) < 2:

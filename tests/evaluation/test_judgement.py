@@ -231,7 +231,9 @@ def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
 def test_a_chip_that_nothing_else_saw_in_the_period_is_left_out_of_the_presence_probe():
     class Strict(Marked):
         def passes(self, chip, periods):
-            return [SimpleNamespace(sources=("sentinel1",))] if chip.id == places[0].id else super().passes(chip, periods)
+            return (
+                [SimpleNamespace(sources=("sentinel1",))] if chip.id == places[0].id else super().passes(chip, periods)
+            )
 
         def embed_array(self, chip, periods, leave_out=()):
             assert not leave_out or chip.id != places[0].id, "nothing to embed"
@@ -356,7 +358,9 @@ def test_a_chip_without_the_label_takes_no_sensor_from_the_baselines(model, chip
     bare = dataclasses.replace(a_chip(7), labels={})
     del bare.sources["sentinel1"]
     found, known = (judge_labels(model, some, "crop", trials=2) for some in ([*chips, bare], chips))
-    assert {name: found.accuracy(name) for name in found.scores} == {name: known.accuracy(name) for name in known.scores}
+    assert {name: found.accuracy(name) for name in found.scores} == {
+        name: known.accuracy(name) for name in known.scores
+    }
 
 
 def test_a_label_that_cannot_be_judged_is_refused_by_name(model, chips):

@@ -137,7 +137,9 @@ def test_a_withheld_frame_without_a_clear_pixel_does_not_void_the_table():
     values = np.array([1000, 5000, 2000, 3000], np.uint16)[:, None, None, None].repeat(6, 1).repeat(2, 2).repeat(2, 3)
     dates = WithheldDates({("p", ""): [int(times[1]), int(times[2])]})
     task = WithheldTask([chip_with(times, values, clear)], SURFACE, hidden=dates, judged=dates)
-    assert len(naive_table(task).errors[ORACLE]["p"]) == 1 and np.isfinite(naive_table(task).mean("linear interpolation"))
+    assert len(naive_table(task).errors[ORACLE]["p"]) == 1 and np.isfinite(
+        naive_table(task).mean("linear interpolation")
+    )
 
 
 def test_a_pixel_is_clear_where_all_its_bands_are_observed_and_its_weight_is_positive():
