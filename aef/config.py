@@ -118,6 +118,9 @@ class ObjectiveConfig:
     consistency_weight: float = setting(0.02, "c: teacher/student consistency")
     text_weight: float = setting(0.001, "d: text contrastive")
     uniformity: Literal["pairs", "channels"] = setting("pairs", "reading of the uniformity sum: R1 pairs, R2 channels")
+    partner_chips: int = setting(
+        0, "uniformity rotates so many chips in a row among themselves, 2 or more; 0: the whole batch", "chips"
+    )
     normalize_by_present: bool = setting(True, "1/|M| counts the sources present in a row; False: all decoded sources")
     clip_sigma: float = setting(6.0, "values beyond this many standard deviations are clipped", "s.d.")
     unscored_bands: tuple[str, ...] = setting(
@@ -209,6 +212,8 @@ class Config:
         require(len(odds) == 3 and min(odds) >= 0 and sum(odds) > 0, "data.student_strategies", "three odds", odds)
         require(len(t.betas) == 2 and max(t.betas) < 1, "train.betas", "two numbers below 1", t.betas)
         require(t.peak_lr > 0, "train.peak_lr", "a positive number", t.peak_lr)
+        chips = self.objective.partner_chips
+        require(chips != 1, "objective.partner_chips", "0, or at least 2 to have a partner", chips)
 
     @property
     def warmup_steps(self) -> int:
@@ -216,13 +221,18 @@ class Config:
         return max(1, min(self.train.warmup_steps, self.train.steps // 10))
 
 
-LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True))
+PAIRS = ObjectiveConfig(partner_chips=2)
+"""Chips that follow each other are partners of each other, so that passes of an accumulated step know nothing of each
+other: a quarter of its work less than rotating the whole batch."""
+
+LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True), objective=PAIRS)
 """The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it
 is kept, and some are bad."""
 
 XLARGE = Config(
     preset="xlarge",
     model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
+    objective=PAIRS,
 )
 """About a billion parameters, to shard over GPUs. Not in the paper."""
 
@@ -236,7 +246,7 @@ BASE = Config(
         blocks=8, precision_width=96, time_width=256, space_width=512, compute_dtype="bfloat16", period_bias=True
     ),
     data=DataConfig(targets_per_source=2),
-    objective=ObjectiveConfig(unscored_bands=ANGLES),
+    objective=dataclasses.replace(PAIRS, unscored_bands=ANGLES),
     train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
 )
 """Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Not in the paper."""

@@ -98,7 +98,8 @@ def _parameters(config: Config) -> int:
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
 ) -> tuple[int, planner.CostPlan]:
-    """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two."""
+    """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two. One that spares
+    the second forward pass stands over larger ones that do not."""
     inputs, targets = sources_of(config, BUILT_IN)
     best: tuple[int, planner.CostPlan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
@@ -115,7 +116,8 @@ def largest_micro_batch(
             deepspeed_config=stage,
             parameters=_parameters(config),
         )
-        if best is None or found.device_bytes <= machine.memory_gb * 1e9 * (1 - planner.RESERVED):
+        fits = found.device_bytes <= machine.memory_gb * 1e9 * (1 - planner.RESERVED)
+        if best is None or (fits and best[1].replays >= found.replays):
             best = (size, found)
     assert best is not None
     return best
@@ -125,7 +127,7 @@ def predict(config: Config, gpus: int, batch: int, stage: str, machine: Machine,
     """One row. A plan that does not fit is kept: its memory says so."""
     share = batch // gpus
     micro, found = largest_micro_batch(config, stage, gpus, machine, share)
-    replay = 1 if found.accumulation > 1 else 0
+    replay = 1 if found.replays else 0
     forward_s = share * flops / (machine.mfu * machine.peak_tflops * 1e12)
     compute = forward_s * (1 + BACKWARD_PER_FORWARD + replay)
     moved = sum(found.traffic.values()) / machine.bandwidth(gpus)

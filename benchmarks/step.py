@@ -97,9 +97,7 @@ class PlainStep:
 
     def __call__(self, mark: Callable[[str], None] = lambda phase: None) -> None:
         """One step; `mark` is called at the end of each phase."""
-        from aef.objective.coupling import Coupling
-
-        coupling = Coupling.of(self.batch)
+        coupling = self.objective.couple(self.batch)
         output = self.model(self.batch)
         mark("forward")
         total = self.objective(output, self.batch, coupling=coupling).total

@@ -128,6 +128,10 @@ class ChipDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.index)
 
+    def place(self, chip: int) -> int:
+        """A number that chips of one place share, from the folder's index; −1: unknown."""
+        return int(self.folder.index.place[self.index[chip]])
+
     def __getitem__(self, draw: Draw | int) -> Sample:
         """Draw one sample.
 

@@ -39,12 +39,12 @@ def frames_per_sample(config: Config, registry: Registry, inputs: Sequence[str])
 
 
 def random_batch(
-    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], samples: int, *, seed: int = 0
+    config: Config, registry: Registry, inputs: Sequence[str], targets: Sequence[str], samples: int, *, first: int = 0
 ) -> Batch:
-    """``samples`` samples of random values, with every source at its full frame budget and the student at what its
-    drops leave on average."""
-    rng = np.random.default_rng(seed)
-    made = [_random_sample(config, registry, inputs, targets, number, rng) for number in range(samples)]
+    """``samples`` samples of random values, numbered from ``first``, with every source at its full frame budget and the
+    student at what its drops leave on average."""
+    rng = np.random.default_rng(first)
+    made = [_random_sample(config, registry, inputs, targets, first + number, rng) for number in range(samples)]
     collate = Collator(registry, inputs, targets, text_dim=config.model.text_dim, frame_bucket=config.data.frame_bucket)
     return collate(made)
 

@@ -33,6 +33,8 @@ from aef.sources import Registry, Source
 GRID_STREAM = 0x47524944
 """Fourth Philox word of the re-gridding offsets: keeps them apart from the bottleneck's draws."""
 
+TERMS = ("reconstruction", "consistency", "uniformity", "text")
+
 
 class Predictions(Protocol):
     """What the objective reads of a model's output (`aef.model.Output`); ``logit_scale`` is the logarithm of 1 / τ."""
@@ -79,6 +81,19 @@ class Losses:
         }
 
 
+@dataclass
+class Share:
+    """What one pass of this rank adds to the losses.
+
+    total: scalar with gradient, as of `Losses`. numbers: float64, total, terms, and errors and rows of each source, to
+    be added up. terms: which of them there are.
+    """
+
+    total: Tensor
+    numbers: Tensor
+    terms: frozenset[str]
+
+
 class Objective:
     """Eq. 3 over packed batches; holds no parameters.
 
@@ -105,6 +120,7 @@ class Objective:
         data: DataConfig,
     ) -> None:
         self.config, self.random_offset = config, data.regrid_offset
+        self.ring = config.partner_chips * data.crops_per_chip
         self.sources = {name: registry[name] for name in targets}
         if not self.sources:
             raise ValueError("the objective needs at least one decoded source, found none")
@@ -131,16 +147,31 @@ class Objective:
             output: the model's output for this batch.
             batch: this rank's samples, at least one.
             world: the ranks that share the global batch; None: the running process group.
-            coupling: what `Coupling.of` said of this batch before the forward pass, so that nothing here waits for the
+            coupling: what `couple` said of this batch before the forward pass, so that nothing here waits for the
                 device; None: settle it now.
 
         Raises:
             ValueError: a reconstruction is missing or not of the source's shape.
         """
-        coupling = coupling or Coupling.of(batch, world)
+        coupling = coupling or self.couple(batch, world)
+        return self.report([self.share(output, batch, coupling)], coupling.world)
+
+    def couple(self, batch: Batch, world: World | None = None) -> Coupling:
+        """What couples the samples of a global batch, settled before the forward pass; collective."""
+        return Coupling.of(batch, world, ring=self.ring)
+
+    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> list[Coupling] | None:
+        """Couplings of the passes of an accumulated step, each for `share`, or None where their samples must meet:
+        partners or texts of two passes, or R2, a mean over all of them. Collective."""
+        if self.config.uniformity == "channels":
+            return None
+        return Coupling.of_passes(batches, world, ring=self.ring)
+
+    def share(self, output: Predictions, batch: Batch, coupling: Coupling) -> Share:
+        """What this batch adds to the losses. Raises ValueError as a call does."""
         world = coupling.world
         # Sums over the global batch become means, and the later mean over ranks is undone.
-        scale = world.size / sum(coupling.samples)
+        scale = world.size / coupling.samples
 
         errors, present = self._source_errors(output.reconstructions, batch)
         per_row = self._weigh_sources(errors, present)
@@ -157,8 +188,32 @@ class Objective:
             "uniformity": (c.uniformity_weight, None if uniform is None else uniform * world.size),
             "text": (c.text_weight, None if aligned is None else aligned.sum() * world.size / sum(coupling.texts)),
         }
-        total = sum((weight * value for weight, value in parts.values() if value is not None), start=_idle(output))
-        return self._report(total, {name: value for name, (_, value) in parts.items()}, errors, present, world)
+        there = {name: (weight, value) for name, (weight, value) in parts.items() if value is not None}
+        total = sum((weight * value for weight, value in there.values()), start=_idle(output))
+        zero = total.detach().new_zeros(())
+        means = [total, *(there[name][1] if name in there else zero for name in TERMS)]
+        numbers = (
+            torch.stack([mean.detach().double() for mean in means]),
+            errors.detach().double().sum(0),
+            present.double().sum(0),
+        )
+        return Share(total, torch.cat(numbers), frozenset(there))
+
+    def report(self, shares: Sequence[Share], world: World) -> Losses:
+        """Every rank's shares brought together, in one small exchange."""
+        everyone = world.sum(torch.stack([share.numbers for share in shares]).sum(0))
+        loss, *means = (everyone[: 1 + len(TERMS)] / world.size).unbind()
+        found = dict(zip(TERMS, means, strict=True))
+        sums, rows = everyone[1 + len(TERMS) :].chunk(2)
+        return Losses(
+            total=torch.stack([share.total for share in shares]).sum(),
+            loss=loss,
+            reconstruction=found["reconstruction"],
+            uniformity=found["uniformity"] if "uniformity" in shares[0].terms else None,
+            consistency=found["consistency"],
+            text=found["text"] if "text" in shares[0].terms else None,
+            per_source=dict(zip(self.sources, (sums / rows).unbind())),
+        )
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
@@ -236,7 +291,7 @@ class Objective:
         """This rank's part of the uniformity of the global batch."""
         if coupling.partners is None:
             return None
-        partner, samples = coupling.partners.fields(teacher, coupling.world), sum(coupling.samples)
+        partner, samples = coupling.partners.fields(teacher, coupling.world), coupling.samples
         if self.config.uniformity == "channels":
             return uniformity_channels(teacher, partner, coupling.world, samples)
         return uniformity_pairs(teacher, partner).sum() / samples
@@ -249,33 +304,6 @@ class Objective:
         place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
         scale = output.logit_scale.exp()
         return info_nce(output.text[rows], place, coupling.same_text, scale, coupling.world, coupling.texts)
-
-    def _report(
-        self, total: Tensor, terms: Mapping[str, Tensor | None], errors: Tensor, present: Tensor, world: World
-    ) -> Losses:
-        """Bring every rank's share together, in one small exchange."""
-        zero = total.detach().new_zeros(())
-        shares = [total, *(zero if value is None else value for value in terms.values())]
-        mine = torch.cat(
-            (
-                torch.stack([s.detach().double() for s in shares]),
-                errors.detach().double().sum(0),
-                present.double().sum(0),
-            )
-        )
-        everyone = world.sum(mine)
-        loss, *means = (everyone[: len(shares)] / world.size).unbind()
-        found = dict(zip(terms, means))
-        sums, rows = everyone[len(shares) :].chunk(2)
-        return Losses(
-            total=total,
-            loss=loss,
-            reconstruction=found["reconstruction"],
-            uniformity=None if terms["uniformity"] is None else found["uniformity"],
-            consistency=found["consistency"],
-            text=None if terms["text"] is None else found["text"],
-            per_source=dict(zip(self.sources, (sums / rows).unbind())),
-        )
 
 
 # Tables built on the device at every step would stall it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,28 @@ RANDOM_FLOOR = 0.0997
 """Of ``pairs``: mean |cosine| of random directions in 64 dimensions."""
 
 
-def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | None:
-    """For each sample the position of its partner, cyclically in global order, which is a row of places.
+def rings(global_index: Sequence[int], place: Sequence[Hashable], length: int = 0) -> list[list[int]]:
+    """Positions of the samples in global order, cut into rings of ``length`` samples (0: all in one), each rotated by
+    itself.
+
+    A ring of one place, where nobody would have a partner, takes in the ring behind it; the last one joins the ring
+    before it.
+    """
+    order = sorted(range(len(place)), key=lambda i: global_index[i])
+    length = length or len(order)
+    found: list[list[int]] = [[]]
+    for first in range(0, len(order), length):
+        if len({place[i] for i in found[-1]}) > 1:
+            found.append([])
+        found[-1] += order[first : first + length]
+    if len(found) > 1 and len({place[i] for i in found[-1]}) < 2:
+        last = found.pop()
+        found[-1] += last
+    return found
+
+
+def partners(global_index: Sequence[int], place: Sequence[Hashable], length: int = 0) -> list[int] | None:
+    """For each sample the position of its partner, cyclically in its ring (`rings`), which is a row of places.
 
     The i-th of the samples that a place has in a row (crops of a chip) takes the i-th of the next place, so that every
     field is a partner once where places have as many; where the next has fewer, its samples are taken in turn.
@@ -32,14 +52,21 @@ def partners(global_index: Sequence[int], place: Sequence[int]) -> list[int] | N
     """
     if len(set(place)) < 2:
         return None
-    order = sorted(range(len(place)), key=lambda i: global_index[i])
+    found: dict[int, int] = {}
+    for ring in rings(global_index, place, length):
+        found.update(_rotated(ring, place))
+    return [found[i] for i in range(len(place))]
+
+
+def _rotated(order: list[int], place: Sequence[Hashable]) -> dict[int, int]:
+    """Sample → partner within one ring of at least two places."""
     # A place may be cut by the end of the order: begin with the first of a row.
     first = next(step for step in range(len(order)) if place[order[step]] != place[order[step - 1]])
     rows = [list(row) for _, row in itertools.groupby(order[first:] + order[:first], key=lambda i: place[i])]
     found: dict[int, int] = {}
     for row, following in zip(rows, rows[1:] + rows[:1]):
         found.update(zip(row, itertools.cycle(following)))
-    return [found[i] for i in range(len(place))]
+    return found
 
 
 @dataclass(frozen=True)
@@ -62,9 +89,11 @@ class Partners:
         place: Sequence[int],
         world: World,
         counts: Sequence[int],
+        length: int = 0,
     ) -> Partners | None:
-        """Partners over all ranks' samples, in rank order, ``counts`` per rank; None where there is only one place."""
-        partner = partners(global_index, place)
+        """Partners over all ranks' samples, in rank order, ``counts`` per rank, in rings of ``length``; None where there
+        is only one place."""
+        partner = partners(global_index, place, length)
         if partner is None:
             return None
         first = [sum(counts[:rank]) for rank in range(world.size)]
@@ -86,6 +115,12 @@ class Partners:
             index=torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64),
         )
 
+    @classmethod
+    def within(cls, partner: Sequence[int]) -> Partners:
+        """Of samples that find their partners, at these positions, among themselves: nothing travels."""
+        count = [len(partner)]
+        return cls(torch.arange(len(partner)), count, count, torch.tensor(partner, dtype=torch.int64))
+
     def to(self, device: torch.device) -> Partners:
         """On a device, without waiting for it."""
         rows, index = (one.to(device, non_blocking=True) for one in (self.rows, self.index))
@@ -105,7 +140,7 @@ def uniformity_pairs(mean: Tensor, partner: Tensor) -> Tensor:
     return (mean * partner).sum(-1).abs().flatten(1).mean(1)
 
 
-def uniformity_channels(mean: Tensor, partner: Tensor, world: World, samples: int) -> Tensor:
+def uniformity_channels(mean: Tensor, partner: Tensor, world: World, samples: float) -> Tensor:
     """R2: this rank's part of Σ_c |mean_n,p u_c u'_c| (a scalar; the sum over the ranks is the value).
 
     The absolute value is of the global mean, whose sign is all that a rank needs to know of the others.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
 
 from aef.data.batch import Batch
 from aef.model.aef import Output
@@ -44,10 +46,15 @@ class BadChips:
         )
 
 
-def suspects(outputs: Sequence[Output], batches: Sequence[Batch]) -> list[str]:
-    """Samples of this rank whose fields, reconstructions or targets are not finite."""
+@torch.no_grad()
+def suspects(engine: Callable[[Batch], Output], batches: Sequence[Batch]) -> list[str]:
+    """Samples of this rank whose fields, reconstructions or targets are not finite, in one more forward pass.
+
+    Collective. Of a step that was skipped the weights are as they were, so what it met is met again.
+    """
     names = []
-    for output, batch in zip(outputs, batches, strict=True):
+    for batch in batches:
+        output = engine(batch)
         bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
         for name, reconstruction in output.reconstructions.items():
             block = batch.targets[name]

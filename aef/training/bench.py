@@ -68,9 +68,10 @@ class StepBench:
         self._random: list[Batch] = []
         if self.steps is None:
             micro, count = self.engine.micro_batches
+            own = range(self.ranks.rank * count, (self.ranks.rank + 1) * count)
             self._random = [
-                random_batch(config, registry, inputs, targets, micro, seed=part).to(self.device)
-                for part in range(count)
+                random_batch(config, registry, inputs, targets, micro, first=part * micro).to(self.device)
+                for part in own
             ]
 
     @property

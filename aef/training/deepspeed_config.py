@@ -147,6 +147,21 @@ def micro_batches(config: Config, ranks: int) -> tuple[int, int]:
     return micro, math.ceil(share / micro)
 
 
+def ring_of_a_pass(config: Config, ranks: int) -> int:
+    """Samples of a ring of uniformity partners (`objective.partner_chips`) where each fits into a pass; else 0."""
+    micro, _ = micro_batches(config, ranks)
+    ring = config.objective.partner_chips * config.data.crops_per_chip
+    return ring if ring and micro % ring == 0 and config.train.global_batch // ranks % ring == 0 else 0
+
+
+def passes_meet(config: Config, ranks: int) -> bool:
+    """Whether samples of several passes of a step meet in the objective, so that it needs one more forward pass: partners
+    of a ring that no pass holds, texts, or the reading R2 of uniformity, a mean over all samples."""
+    _, count = micro_batches(config, ranks)
+    apart = ring_of_a_pass(config, ranks) and config.objective.uniformity == "pairs" and not config.model.text_dim
+    return count > 1 and not apart
+
+
 def stage_of(configuration: Mapping[str, Any]) -> int:
     return int(configuration.get("zero_optimization", {}).get("stage", 0))
 

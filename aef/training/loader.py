@@ -25,10 +25,11 @@ from aef.data.batch import Batch
 from aef.data.chips import ChipError, ChipFolder
 from aef.data.collate import Collator
 from aef.data.dataset import ChipDataset, Draw, GlobalOrder
+from aef.objective.uniformity import rings
 from aef.run import Run
 
 from .costs import ExpectedFrames
-from .deepspeed_config import micro_batches
+from .deepspeed_config import micro_batches, ring_of_a_pass
 from .distributed import Ranks
 from .new_run import text_vectors
 from .sharing import share
@@ -103,6 +104,7 @@ class StepDataset(Dataset[Loaded]):
         self.rank, self.ranks, self.global_batch = rank, ranks, config.train.global_batch
         self.micro, self.count = micro_batches(config, ranks)
         self.crops = config.data.crops_per_chip
+        self.ring = ring_of_a_pass(config, ranks)
         self.order = GlobalOrder(len(self.chips), seed=config.train.seed, crops=self.crops)
         self.costs: Sequence[float] = ()
         per_rank = self.global_batch // ranks
@@ -133,22 +135,33 @@ class StepDataset(Dataset[Loaded]):
     def plan(self, draws: Sequence[Draw]) -> list[list[list[int]]]:
         """Positions in the global batch of each micro-batch of each unit of this rank.
 
-        The crops of a chip stay on one rank and in one unit where that is possible.
+        The crops of a chip stay on one rank and in one unit where that is possible; rings of partners that fit into a
+        micro-batch stay in one.
         """
         costs = [self.costs[draw.chip] if self.costs else 1.0 for draw in draws]
-        visits = [draw.global_index // self.crops for draw in draws]
-        own = share(costs, [self.global_batch // self.ranks] * self.ranks, visits)[self.rank]
+        groups = self._rings(draws) if self.ring else [draw.global_index // self.crops for draw in draws]
+        own = share(costs, [self.global_batch // self.ranks] * self.ranks, groups)[self.rank]
         sizes = [self._sizes[first : first + self._per_unit] for first in range(0, len(self._sizes), self._per_unit)]
-        units = self._divide(own, [sum(unit) for unit in sizes], costs, visits)
-        return [self._divide(unit, parts, costs) for unit, parts in zip(units, sizes, strict=True)]
+        units = self._divide(own, [sum(unit) for unit in sizes], costs, groups)
+        within = groups if self.ring else None
+        return [self._divide(unit, parts, costs, within) for unit, parts in zip(units, sizes, strict=True)]
+
+    def _rings(self, draws: Sequence[Draw]) -> list[int]:
+        """The ring of uniformity partners of each position."""
+        places = [self.chips.place(draw.chip) for draw in draws]
+        found = [0] * len(draws)
+        for number, ring in enumerate(rings([draw.global_index for draw in draws], places, self.ring)):
+            for position in ring:
+                found[position] = number
+        return found
 
     @staticmethod
     def _divide(
-        positions: Sequence[int], sizes: Sequence[int], costs: Sequence[float], visits: Sequence[int] | None = None
+        positions: Sequence[int], sizes: Sequence[int], costs: Sequence[float], groups: Sequence[int] | None = None
     ) -> list[list[int]]:
-        groups = None if visits is None else [visits[position] for position in positions]
+        together = None if groups is None else [groups[position] for position in positions]
         return [
-            [positions[i] for i in part] for part in share([costs[position] for position in positions], sizes, groups)
+            [positions[i] for i in part] for part in share([costs[position] for position in positions], sizes, together)
         ]
 
 

@@ -41,7 +41,7 @@ def describe(plan: CostPlan) -> list[str]:
         f"samples that wait in host memory, per rank: {format_gb(plan.loader)}, {format_gb(plan.shared)} of it in /dev/shm"
         + f"; of the {plan.ranks} ranks: {format_gb(plan.ranks * plan.loader)}" * (plan.ranks > 1)
     )
-    if plan.accumulation > 1:
+    if plan.replays:
         lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
     lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in plan.traffic.items()]
     return lines

@@ -16,7 +16,15 @@ from aef.data.random_batch import frames_per_sample
 from aef.model import cost
 from aef.sources import Registry
 
-from .deepspeed_config import gradient_bytes, micro_batches, precision_of, resolve, stage_of
+from .deepspeed_config import (
+    gradient_bytes,
+    micro_batches,
+    passes_meet,
+    precision_of,
+    resolve,
+    ring_of_a_pass,
+    stage_of,
+)
 from .workers import STEPS_AHEAD, UNITS_AHEAD
 
 RESERVED = 0.1
@@ -34,7 +42,8 @@ in units of their width: counted with saved-tensor hooks (tests/training/test_pl
 class CostPlan:
     """Predicted needs of one rank.
 
-    ``weights``, ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` (cached for accumulation) in
+    ``replays``: accumulated passes need one more forward pass, and ``outputs`` are cached for it. ``weights``,
+    ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` in
     bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
     wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
     """
@@ -46,6 +55,7 @@ class CostPlan:
     filler: str
     micro_batch: int
     accumulation: int
+    replays: bool
     stage: int
     precision: str
     ranks: int
@@ -118,12 +128,13 @@ def plan(
         filler=filler(config, registry, inputs, ranks),
         micro_batch=micro,
         accumulation=accumulation,
+        replays=passes_meet(config, ranks),
         stage=stage,
         precision=precision,
         ranks=ranks,
         **states,
         activations=micro * per_sample,
-        outputs=2.0 * outputs * accumulation if accumulation > 1 else 0.0,
+        outputs=2.0 * outputs * accumulation if passes_meet(config, ranks) else 0.0,
         loader=loader,
         shared=shared,
         traffic=_traffic(config, count, settings, ranks),
@@ -235,8 +246,8 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     traffic = {
         "gradients": reductions * gradient_bytes(settings) * count * away,
         "weights": gathers * element * count * away,
-        # Each sample's partner field, and its gradient on the way back.
-        "uniformity partners": 2.0 * share * field,
+        # Each sample's partner field, and its gradient on the way back; none where partners are in one pass.
+        "uniformity partners": 0.0 if ring_of_a_pass(config, ranks) else 2.0 * share * field,
     }
     if config.model.text_dim:
         traffic["text vectors"] = 4.0 * share * 2 * config.model.embedding_dim * ranks * 2

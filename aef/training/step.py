@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.profiler import record_function
 from aef.data.batch import Batch
 from aef.objective.coupling import Coupling
 from aef.objective.objective import Losses, Objective
+from aef.objective.world import World
 
 from .accumulation import CachedOutputs
 from .bad_chips import suspects
@@ -36,30 +37,59 @@ class Step:
 def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
     """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
     if len(batches) == 1:
-        coupling = Coupling.of(batches[0])
-        outputs = [engine(batches[0])]
-        with record_function(OBJECTIVE):
-            losses = objective(outputs[0], batches[0], coupling=coupling)
-        engine.backward(_poisoned(losses), last=True)
+        losses = _at_once(engine, objective, batches[0])
+    elif (couplings := objective.couple_passes(batches)) is not None:
+        losses = _one_by_one(engine, objective, batches, couplings)
     else:
-        # Uniformity and text couple the whole batch: cache outputs, take losses once, replay with their gradients.
-        cache = CachedOutputs(batches)
-        coupling = Coupling.of(cache.batch)
-        with torch.no_grad():
-            outputs = [engine(batch) for batch in batches]
-        with record_function(OBJECTIVE):
-            losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
-        _poisoned(losses).backward()
-        for k, batch in enumerate(batches):
-            engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
+        losses = _replayed(engine, objective, batches)
     with record_function(OPTIMIZER):
         norm = engine.step(lr)
-    return Step(losses, lr, norm, [] if norm is not None else suspects(outputs, batches))
+    return Step(losses, lr, norm, [] if norm is not None else suspects(engine, batches))
 
 
-def _poisoned(losses: Losses) -> Tensor:
-    """The total; times NaN where the global loss is not finite, so that every gradient says so, on every rank.
+def _at_once(engine: Engine, objective: Objective, batch: Batch) -> Losses:
+    coupling = objective.couple(batch)
+    output = engine(batch)
+    with record_function(OBJECTIVE):
+        losses = objective(output, batch, coupling=coupling)
+    engine.backward(_poisoned(losses.total, losses.loss), last=True)
+    return losses
+
+
+def _one_by_one(
+    engine: Engine, objective: Objective, batches: Sequence[Batch], couplings: Sequence[Coupling]
+) -> Losses:
+    """Passes that know nothing of each other: gradients add up, and ranks meet at the last one only."""
+    shares = []
+    for k, (batch, coupling) in enumerate(zip(batches, couplings, strict=True)):
+        output = engine(batch)
+        with record_function(OBJECTIVE):
+            share = objective.share(output, batch, coupling)
+        del output
+        engine.backward(_poisoned(share.total, share.total.detach()), last=k == len(batches) - 1)
+        shares.append(replace(share, total=share.total.detach()))
+    with record_function(OBJECTIVE):
+        return objective.report(shares, World.current())
+
+
+def _replayed(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
+    """Uniformity or text couple samples of several passes: cache outputs, take losses once, replay with their gradients."""
+    cache = CachedOutputs(batches)
+    coupling = objective.couple(cache.batch)
+    with torch.no_grad():
+        outputs = [engine(batch) for batch in batches]
+    with record_function(OBJECTIVE):
+        losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
+    del outputs
+    _poisoned(losses.total, losses.loss).backward()
+    for k, batch in enumerate(batches):
+        engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
+    return losses
+
+
+def _poisoned(total: Tensor, loss: Tensor) -> Tensor:
+    """The total; times NaN where the loss is not finite, so that every gradient says so, once averaged on every rank.
 
     One test of the gradient's norm then skips both cases, without waiting for the device in between.
     """
-    return losses.total * (1 + (losses.loss - losses.loss)).to(losses.total.dtype)
+    return total * (1 + (loss - loss)).to(total.dtype)

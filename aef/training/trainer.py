@@ -45,7 +45,7 @@ from .checkpoint import (
     require_same_model,
     write_checkpoint,
 )
-from .deepspeed_config import resolve
+from .deepspeed_config import passes_meet, resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
@@ -389,7 +389,8 @@ class Trainer:
             f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, ZeRO stage {self.engine.stage}, "
             f"{self.engine.precision}",
             f"batch {t.global_batch}"
-            + (f" = {ranks.size} x {count} x {micro}, cache and replay: one more forward" if count > 1 else ""),
+            + (f" = {ranks.size} x {count} x {micro}" if count > 1 else "")
+            + (", cache and replay: one more forward" if passes_meet(self.config, ranks.size) else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
         padding = filler(self.config, self.run.registry, self.run.inputs, ranks.size)

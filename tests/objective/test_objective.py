@@ -15,6 +15,7 @@ from aef.objective.objective import Objective
 from aef.objective.reconstruction import reconstruction_error
 from aef.objective.world import World
 from aef.sources import BUILT_IN, SourceError
+from aef.training.accumulation import CachedOutputs
 
 TARGETS = ("sentinel2", "landsat", "nlcd", "era5_land")
 ALONE = World()
@@ -230,6 +231,47 @@ def test_uniformity_pulls_both_fields_of_a_pair(batch):
     fields = F.normalize(leaf, dim=-1)[batch.teacher_row]
     (0.05 * (fields * fields[[1, 2, 0]]).sum(-1).abs().mean()).backward()
     torch.testing.assert_close(output.leaves[0].grad, leaf.grad)
+
+
+def test_passes_that_hold_whole_rings_add_up_to_the_batch(make_samples, pack):
+    samples = make_samples(6, targets=TARGETS)
+    for number in (0, 3, 5):
+        del samples[number].targets["nlcd"]
+    c = objective(partner_chips=2)
+    # The second ring goes first, the other two together.
+    parts = [pack([samples[i] for i in rows], targets=TARGETS) for rows in ((2, 3), (0, 1, 4, 5))]
+    outputs = [output_for(part, seed) for seed, part in enumerate(parts)]
+    cache = CachedOutputs(parts)
+    expected = c(cache.join(outputs), cache.batch, world=ALONE)
+    expected.total.backward()
+
+    shares = [c.share(*each) for each in zip(outputs, parts, c.couple_passes(parts, ALONE), strict=True)]
+    found = c.report(shares, ALONE)
+    for name in ("total", "loss", "reconstruction", "uniformity", "consistency"):
+        assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=1e-6), name
+    assert found.text is None
+    for name, value in expected.per_source.items():
+        assert found.per_source[name].item() == pytest.approx(value.item(), rel=1e-6), name
+    for k, (share, output) in enumerate(zip(shares, outputs, strict=True)):
+        kept = torch.autograd.grad(cache.replay(k, output), output.leaves, retain_graph=True)
+        for ours, theirs in zip(torch.autograd.grad(share.total, output.leaves), kept, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_passes_meet_where_a_ring_a_text_or_the_other_reading_joins_them(make_samples, pack):
+    samples = make_samples(4, targets=TARGETS, text_dim=4)
+    parts = [pack(samples[:2], targets=TARGETS, text_dim=4), pack(samples[2:], targets=TARGETS, text_dim=4)]
+    silent = [
+        pack([dataclasses.replace(s, texts=()) for s in half], targets=TARGETS) for half in (samples[:2], samples[2:])
+    ]
+    cut = [
+        pack([dataclasses.replace(samples[i], texts=()) for i in rows], targets=TARGETS) for rows in ((0, 2), (1, 3))
+    ]
+    assert objective(partner_chips=2).couple_passes(silent, ALONE) is not None
+    assert objective(partner_chips=2).couple_passes(parts, ALONE) is None
+    assert objective(partner_chips=2).couple_passes(cut, ALONE) is None
+    assert objective().couple_passes(silent, ALONE) is None
+    assert objective(partner_chips=2, uniformity="channels").couple_passes(silent, ALONE) is None
 
 
 def test_the_text_term_is_the_mean_over_texts_at_a_temperature_learnt_as_a_logarithm(make_samples, pack):

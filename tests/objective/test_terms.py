@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from aef.objective.consistency import consistency
 from aef.objective.contrastive import disc_mean, info_nce, same_texts
-from aef.objective.uniformity import partners, uniformity_channels, uniformity_pairs
+from aef.objective.uniformity import partners, rings, uniformity_channels, uniformity_pairs
 from aef.objective.world import World
 
 ALONE = World()
@@ -40,6 +40,23 @@ def test_crops_of_a_chip_are_paired_with_those_of_the_next_one_by_one():
 def test_one_place_has_no_partner():
     assert partners([5], [7]) is None
     assert partners([0, 1, 2], [7, 7, 7]) is None
+
+
+def test_rings_of_a_row_of_chips_are_rotated_by_themselves():
+    assert partners(range(6), [7, 8, 9, 10, 11, 12], 2) == [1, 0, 3, 2, 5, 4]
+    assert partners([3, 0, 2, 1], [10, 7, 9, 8], 2) == [2, 3, 0, 1]
+    assert partners(range(6), [7, 8, 9, 10, 11, 12], 3) == [1, 2, 0, 4, 5, 3]
+    assert partners(range(8), [7, 7, 8, 8, 9, 9, 10, 10], 4) == [2, 3, 0, 1, 6, 7, 4, 5]
+    # The last ring may be shorter.
+    assert rings(range(5), [7, 8, 9, 10, 11], 3) == [[0, 1, 2], [3, 4]]
+
+
+def test_a_ring_of_one_place_takes_in_the_next_and_the_last_joins_the_one_before():
+    assert rings(range(6), [7, 7, 8, 9, 10, 10], 2) == [[0, 1, 2, 3, 4, 5]]
+    assert rings(range(6), [7, 7, 8, 8, 9, 10], 2) == [[0, 1, 2, 3], [4, 5]]
+    assert rings(range(3), [7, 8, 9], 2) == [[0, 1, 2]]
+    assert partners(range(4), [7, 7, 7, 8], 2) == [3, 3, 3, 0]
+    assert partners(range(4), [7, 7, 7, 7], 2) is None
 
 
 @pytest.mark.parametrize("seed", range(5))

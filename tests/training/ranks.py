@@ -1,7 +1,8 @@
 """One rank of the equality tests: python ranks.py RANK SIZE STORE OUT CASE [CASE …]
 
-A case is STAGE[+checkpoint][+micro][+sharded][+compile][+bf16][+large]: ZeRO stage; whole-block activation
-checkpointing; micro-batches of one sample (cache and replay); ZeRO-3 that shards even the smallest parameter; blocks
+A case is STAGE[+checkpoint][+micro][+pairs][+sharded][+compile][+bf16][+large]: ZeRO stage; whole-block activation
+checkpointing; micro-batches of one sample (cache and replay); eight samples whose uniformity partners are pairs, without
+texts, and micro-batches of two (no replay); ZeRO-3 that shards even the smallest parameter; blocks
 compiled; bf16 as on a GPU; one step of the preset `large` at 16 px instead of ten of `tiny`. Writes to OUT, as JSON,
 the losses of every step, whether the poisoned step left everything as it was, the sum of the final weights, and the
 share of averaged gradients that bf16 could not hold.
@@ -46,10 +47,11 @@ HALVES = (
 RECOMPUTED = {"checkpoint": "full", "remake": "selective"}
 
 
-def samples_of(step):
+def samples_of(step, pairs=False):
     """The global batch of one step; the poisoned one holds a NaN that claims to be valid."""
     found = []
-    for half, options in enumerate(HALVES):
+    for half, options in enumerate(HALVES * (1 + pairs)):
+        options = {**options, "text_dim": 0} if pairs else options
         for sample in build_samples(2, seed=1000 * step + half, **options):
             number = len(found)
             found.append(
@@ -63,6 +65,8 @@ def samples_of(step):
 
 def build_config(case):
     base, tiny = PRESETS["large" if "large" in case else "tiny"], PRESETS["tiny"]
+    pairs = "pairs" in case
+    batch = GLOBAL_BATCH * (1 + pairs)
     return dataclasses.replace(
         tiny,
         model=dataclasses.replace(
@@ -73,9 +77,9 @@ def build_config(case):
             compile="compile" in case,
             compute_dtype="bfloat16" if "bf16" in case else "float32",
         ),
-        objective=dataclasses.replace(tiny.objective, text_weight=0.1),
+        objective=dataclasses.replace(tiny.objective, text_weight=0.1, partner_chips=2 if pairs else 0),
         train=dataclasses.replace(
-            tiny.train, steps=STEPS, global_batch=GLOBAL_BATCH, micro_batch=1 if "micro" in case else GLOBAL_BATCH
+            tiny.train, steps=STEPS, global_batch=batch, micro_batch=1 + pairs if "micro" in case else batch
         ),
     )
 
@@ -141,10 +145,12 @@ def train(case, ranks):
     engine = Engine(model, config, configuration(case, config, ranks, parameters), ranks)
     finer = watch_gradients(engine) if "bf16" in case else []
     objective = Objective(config.objective, BUILT_IN, statistics, TARGETS, data=config.data)
-    share, losses, untouched, suspects, step = GLOBAL_BATCH // ranks.size, [], None, [], 0
+    share, losses, untouched, suspects, step = config.train.global_batch // ranks.size, [], None, [], 0
+    forwards = []
+    engine.model.register_forward_hook(lambda *_: forwards.append(step))
     micro = config.train.micro_batch
     for number in range(1 if "large" in case else STEPS + 1):
-        own = samples_of(number)[ranks.rank * share : (ranks.rank + 1) * share]
+        own = samples_of(number, "pairs" in case)[ranks.rank * share : (ranks.rank + 1) * share]
         parts = [own[i : i + micro] for i in range(0, share, micro)]
         bucket = 32 if "compile" in case else 0  # one length, to be compiled for once
         batches = [
@@ -164,7 +170,7 @@ def train(case, ranks):
         losses.append({**done.losses.record(), "grad_norm": done.grad_norm})
     weights = engine.weights()
     result = {"losses": losses, "untouched": untouched, "suspects": [name for own in suspects for name in own]}
-    result["finer_than_bf16"] = finer
+    result["finer_than_bf16"], result["first_forwards"] = finer, forwards.count(0)
     if weights is not None:
         result["weights"] = {name: float(weights[name].double().sum()) for name in names}
         result["some"] = {

@@ -11,6 +11,7 @@ from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import plan_report, planner
+from aef.training.deepspeed_config import passes_meet
 from aef.training.transport import Packed
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
@@ -95,8 +96,12 @@ def test_sharding_divides_what_it_should():
 def test_accumulation_and_checkpointing_are_counted():
     direct = plan("base", "train.micro_batch=32", on_gpu=True)
     parts = plan("base", "train.micro_batch=4", on_gpu=True)
-    assert (direct.accumulation, parts.accumulation) == (1, 8)
-    assert direct.outputs == 0 and parts.outputs > 0
+    whole = plan("base", "train.micro_batch=4", "objective.partner_chips=0", on_gpu=True)
+    assert (direct.accumulation, parts.accumulation, whole.accumulation) == (1, 8, 8)
+    assert (direct.replays, parts.replays, whole.replays) == (False, False, True)
+    assert direct.outputs == parts.outputs == 0 and whole.outputs > 0
+    assert any("one more forward" in line for line in plan_report.describe(whole))
+    assert not any("one more forward" in line for line in plan_report.describe(parts))
     assert parts.activations == pytest.approx(direct.activations / 8)
     full = plan("base", "train.micro_batch=4", "model.checkpointing=full", on_gpu=True)
     assert full.activations < 0.7 * parts.activations
@@ -132,7 +137,28 @@ def test_gradients_travel_as_a_configuration_of_ones_own_says(tmp_path):
 
 
 def test_only_partner_fields_travel_for_uniformity():
-    found = plan("large", on_gpu=True, ranks=8)
+    found = plan("large", "objective.partner_chips=0", on_gpu=True, ranks=8)
     # 32 samples a rank, one field of 128 x 128 x 64 fp32 each, there and back.
     assert found.traffic["uniformity partners"] == 2 * 32 * 128 * 128 * 64 * 4
+    assert "uniformity partners" not in plan("large", "train.micro_batch=2", on_gpu=True, ranks=8).traffic
     assert plan("large", on_gpu=True).traffic == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "meet"),
+    [
+        (["train.micro_batch=2"], False),
+        (["train.micro_batch=4"], False),
+        (["train.micro_batch=3"], True),  # a pair would be cut
+        (["train.micro_batch=1"], True),
+        (["train.micro_batch=2", "objective.partner_chips=4"], True),
+        (["train.micro_batch=2", "data.crops_per_chip=2"], True),
+        (["train.micro_batch=4", "data.crops_per_chip=2"], False),
+        (["train.micro_batch=2", "objective.partner_chips=0"], True),
+        (["train.micro_batch=2", "objective.uniformity=channels"], True),
+        (["train.micro_batch=2", "model.text_dim=8"], True),
+        (["train.micro_batch=32", "objective.partner_chips=0"], False),  # one pass
+    ],
+)
+def test_one_more_forward_is_planned_where_passes_meet(settings, meet):
+    assert passes_meet(load_config("large", settings), 8) is meet
