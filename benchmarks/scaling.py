@@ -3,9 +3,10 @@
     step = operations / (MFU · peak) + max(0, bytes / link − overlap · backward)
 
 Operations, memory and bytes come from `aef.model.cost` and `aef.training.planner`; the micro-batch is the largest that
-is expected to fit, a batch beyond it is accumulated by cache and replay (one more forward). Everything else is an input
-of this command and printed. Nothing here is a measurement unless --measured names one: a phases.json of `aef
-throughput` on such a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the prediction.
+is expected to fit; a batch beyond it is accumulated, with one more forward pass where its passes meet. Everything else
+is an input of this command and printed. Nothing here is a measurement unless --measured names one: a phases.json of
+`aef throughput` on such a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the
+prediction.
 """
 
 from __future__ import annotations

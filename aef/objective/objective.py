@@ -2,7 +2,8 @@
 
 Every term is a per-sample value averaged over the global batch, so results depend neither on the number of ranks nor on
 how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks and, when gradients
-are accumulated, over all micro-batches of the step: the engine caches their embeddings and replays them.
+are accumulated, over all micro-batches of the step: the engine caches their embeddings and replays them, unless partners
+are in one micro-batch and there is no text (`Objective.couple_passes`).
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
     reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
-    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
+    gathers = {0: 0, 1: 1, 2: 1, 3: (2 + passes_meet(config, ranks)) * accumulation}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim
     traffic = {

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from aef.data.chips import ChipFolder
+from aef.objective.uniformity import partners, rings
 from aef.training import workers
 from aef.training.distributed import Ranks
 from aef.training.loader import Loaded, StepDataset, StepLoader
@@ -29,9 +30,10 @@ SCRIPT = Path(__file__).with_name("loading.py")
 def make_run(pristine_chips, tmp_path, make_config):
     """`make_run(data={...}, **train)` → a run over the five chips, unwritten."""
 
-    def make(data=(), **train):
+    def make(data=(), partner_chips=0, **train):
         config = make_config(**train)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dict(data)))
+        objective = dataclasses.replace(config.objective, partner_chips=partner_chips)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dict(data)), objective=objective)
         return describe_run(config, pristine_chips, tmp_path / "run", print)
 
     return make
@@ -102,6 +104,28 @@ def test_the_ranks_share_out_a_batch_and_each_chip_goes_to_one(micro, crops, siz
         assert all(len(part) <= micro for plan in plans for unit in plan for part in unit)
         for own in places:
             assert len({place // crops for place in own}) == 32 // size // crops
+
+
+@pytest.mark.parametrize(("micro", "crops", "size"), [(2, 1, 2), (4, 1, 2), (8, 4, 2), (4, 2, 1)])
+def test_partners_are_in_one_micro_batch(micro, crops, size, make_run, pristine_chips):
+    run = make_run({"crops_per_chip": crops}, partner_chips=2, global_batch=32, micro_batch=micro)
+    ranks = [StepDataset(run, pristine_chips, rank, size) for rank in range(size)]
+    assert len(set(map(ranks[0].chips.place, range(5)))) == 5
+    for steps in ranks:
+        steps.costs = [3.0, 1.0, 2.0, 5.0, 4.0]
+    looked_at = 0
+    for step in range(8):
+        draws = [ranks[0].order.draw(32 * step + place) for place in range(32)]
+        places = [ranks[0].chips.place(draw.chip) for draw in draws]
+        parts = [part for steps in ranks for unit in steps.plan(draws) for part in unit]
+        assert sorted(place for part in parts for place in part) == list(range(32))
+        assert {len(part) for part in parts} == {micro}
+        if {len(ring) for ring in rings(range(32), places, 2 * crops)} > {2 * crops}:
+            continue  # of five chips one may follow itself
+        looked_at += 1
+        found = partners(range(32), places, 2 * crops)
+        assert all(found[place] in part for part in parts for place in part)
+    assert looked_at
 
 
 @pytest.mark.parametrize("micro", [1, 8])

@@ -121,12 +121,17 @@ def test_waiting_samples_are_counted():
     assert any("of it in /dev/shm; of the 8 ranks: " in line for line in plan_report.describe(found))
 
 
-@pytest.mark.parametrize(("stage", "gradients", "weights"), [(1, 8, 2), (2, 8 * 32, 2), (3, 4 * 32, 4 * 32)])
+@pytest.mark.parametrize(("stage", "gradients", "weights"), [(1, 8, 2), (2, 8 * 16, 2), (3, 4 * 16, 4 * 16)])
 def test_gradients_travel_in_fp32_and_weights_in_bf16(stage, gradients, weights):
-    """Bytes of a parameter in a step of 32 micro-batches; gradients go there and back where all ranks get them."""
-    found = plan("large", "train.micro_batch=1", on_gpu=True, ranks=8, deepspeed_config=f"zero{stage}")
+    """Bytes of a parameter in a step of 16 micro-batches; gradients go there and back where all ranks get them."""
+    found = plan("large", "train.micro_batch=2", on_gpu=True, ranks=8, deepspeed_config=f"zero{stage}")
     away = found.parameters * 7 / 8
     assert found.traffic["gradients"] == gradients * away and found.traffic["weights"] == weights * away
+
+
+def test_sharded_weights_are_gathered_once_more_for_one_more_forward():
+    found = plan("large", "train.micro_batch=1", on_gpu=True, ranks=8, deepspeed_config="zero3")
+    assert found.replays and found.traffic["weights"] == 6 * 32 * found.parameters * 7 / 8
 
 
 def test_gradients_travel_as_a_configuration_of_ones_own_says(tmp_path):
