@@ -1,8 +1,8 @@
 """The shipped choices: which backend and which tile settings, per GPU, operator, dtype and size.
 
 `configs/NAME.json` belongs to the GPUs whose name starts with NAME (lower case, other characters as "-": `nvidia-h` is
-the H100, H200, …, `nvidia-h200` one of them and asked first); a number is not cut, so that an A10's table is not an
-A100's. `configs/default.json` belongs to all. An entry holds
+the H100, H200, …, `nvidia-h200` one of them and asked first); a name that ends in a number is whole, so that an A10's
+table is no A100's and no A10G's. `configs/default.json` belongs to all. An entry holds
 
     {"operator": …, "dtypes": […], "sizes": {"max_frames": [1, 64]}, "backend": "triton",
      "basis": "predicted" | "measured", "why": …, "config": {…}}
@@ -58,7 +58,7 @@ def table(gpu: str) -> tuple[Entry, ...]:
 
 def _begins(name: str, start: str) -> bool:
     rest = name.removeprefix(start)
-    return name.startswith(start) and not (start[-1].isdigit() and rest[:1].isdigit())
+    return name.startswith(start) and not (start[-1].isdigit() and rest[:1].isalnum())
 
 
 def read(path: Path) -> list[Entry]:

@@ -28,7 +28,8 @@ def disc_mean(mean: Tensor, period_row: Tensor, pixel: Tensor, radius_px: Tensor
     cols = torch.arange(width, device=mean.device) - pixel[:, 1:]
     square = rows[:, :, None] ** 2 + cols[:, None, :] ** 2  # (K, H, W)
     disc = (square <= radius_px[:, None, None] ** 2) | (square == 0)
-    total = torch.where(disc[..., None], mean.index_select(0, period_row), 0).sum((1, 2))
+    # Indexed, as the backward of index_select adds in no fixed order on a GPU, and several texts share a summary.
+    total = torch.where(disc[..., None], mean[period_row], 0).sum((1, 2))
     return F.normalize(total, dim=-1, eps=1e-6)
 
 

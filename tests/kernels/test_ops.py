@@ -417,6 +417,7 @@ def test_a_table_is_not_that_of_a_gpu_whose_number_begins_alike(tmp_path, monkey
     for gpu, names in (
         ("NVIDIA A10", ["nvidia-a10", "nvidia-a", "default"]),
         ("NVIDIA A10 24GB", ["nvidia-a10", "nvidia-a", "default"]),
+        ("NVIDIA A10G", ["nvidia-a", "default"]),
         ("NVIDIA A100-SXM4-80GB", ["nvidia-a", "default"]),
         ("NVIDIA L4", ["default"]),
     ):
