@@ -152,6 +152,10 @@ class TrainConfig:
     timeout_s: float = setting(600.0, "how long a rank waits for the others before the run ends with an error", "s")
 
 
+CUSTOM = "custom"
+"""Preset of settings that started from none of the named choices: from the defaults, which are the paper's."""
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a run. Defaults are the paper's where it states a number; the named choices are in `PRESETS`.
@@ -160,7 +164,7 @@ class Config:
         preset: the named choice that the settings started from; `load_config` says it, and versions of models name it.
     """
 
-    preset: str = "custom"
+    preset: str = CUSTOM
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -179,6 +183,7 @@ class Config:
                 for number in value if isinstance(value, tuple) else (value,):
                     holds = isinstance(number, str | None) or (math.isfinite(number) and number >= least)
                     require(holds, f"{section}.{item.name}", f"a finite number of at least {least:g}", value)
+        require(self.preset in (CUSTOM, *PRESETS), "preset", f"{CUSTOM}, {', '.join(PRESETS)}", self.preset)
         m, d, t = self.model, self.data, self.train
         require(d.chip_px > 0 and d.chip_px % 4 == 0, "data.chip_px", "a positive multiple of 4", d.chip_px)
         for name in ("time_width", "space_width"):

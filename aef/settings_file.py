@@ -58,9 +58,13 @@ def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
         if not isinstance(entries, Mapping):
             raise ConfigError(f"{name_or_file}: expected a mapping of settings, found {type(entries).__name__}")
         base = entries.get("preset", "small")
-        if base not in presets.PRESETS:
+        if base == presets.CUSTOM:
+            config = Config()
+        elif isinstance(base, str) and base in presets.PRESETS:
+            config = presets.PRESETS[base]
+        else:
             raise ConfigError(f"{name_or_file}: unknown preset {base!r}: expected {', '.join(presets.PRESETS)}")
-        config = _merge(presets.PRESETS[base], entries, name_or_file)
+        config = _merge(config, entries, name_or_file)
     else:
         raise ConfigError(f"unknown config {name_or_file!r}: expected {', '.join(presets.PRESETS)} or a .yaml file")
     for override in overrides:

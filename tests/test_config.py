@@ -40,6 +40,14 @@ def test_every_preset_is_lawful_and_survives_yaml(tmp_path, name):
     assert load_config(str(path)) == PRESETS[name] == load_config(name)
 
 
+def test_settings_made_in_python_survive_yaml(tmp_path):
+    path = tmp_path / "config.yaml"
+    config = Config(train=dataclasses.replace(PRESETS["tiny"].train, steps=9))
+    path.write_text(dump_config(config))
+    assert load_config(str(path)) == config
+    refused(dataclasses.replace(config, preset="mine").validate, "preset", "custom, tiny, small", "'mine'")
+
+
 def test_large_is_the_paper():
     c = PRESETS["large"]
     m, d, o, t = c.model, c.data, c.objective, c.train
@@ -140,7 +148,7 @@ def test_a_file_builds_on_its_preset(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["- 1", "3", "preset: huge", "train: 5", "train: {steps: [1]}", "{", "nothing: {}", "a: !!python/none 1"]
+    "text", ["- 1", "3", "preset: huge", "preset: [small]", "train: 5", "train: {steps: [1]}", "{", "nothing: {}", "a: !!python/none 1"]
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text):
     path = tmp_path / "mine.yaml"
