@@ -186,6 +186,9 @@ class Config:
         require(self.preset in (CUSTOM, *PRESETS), "preset", f"{CUSTOM}, {', '.join(PRESETS)}", self.preset)
         m, d, t = self.model, self.data, self.train
         require(d.chip_px > 0 and d.chip_px % 4 == 0, "data.chip_px", "a positive multiple of 4", d.chip_px)
+        for name in ("inputs", "targets"):
+            names = getattr(m, name)
+            require(len(set(names)) == len(names), f"model.{name}", "each source once", names)
         for name in ("time_width", "space_width"):
             width = getattr(m, name)
             require(
@@ -219,6 +222,9 @@ class Config:
         require(t.peak_lr > 0, "train.peak_lr", "a positive number", t.peak_lr)
         chips = self.objective.partner_chips
         require(chips != 1, "objective.partner_chips", "0, or at least 2 to have a partner", chips)
+        # A parameter without a gradient, as of a source that no sample holds, would be updated by 0 / 0.
+        require(t.eps > 0, "train.eps", "a positive number", t.eps)
+        require(t.seed < 2**32, "train.seed", "less than 2³²", t.seed)
 
     @property
     def warmup_steps(self) -> int:

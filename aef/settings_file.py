@@ -157,7 +157,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(type(value) is type(choice) and value == choice for choice in arguments):  # 2.0 is no 2
             raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}")
         return value
     if origin is tuple:

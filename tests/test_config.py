@@ -131,6 +131,11 @@ def test_overrides_are_typed():
         ("model.summary_heads=7", ("model.summary_width", "multiple of summary_heads")),
         ("model.compute_dtype=float16", ("model.compute_dtype",)),
         ("train.betas=[0.9, 1.0]", ("train.betas",)),
+        ("train.eps=0", ("train.eps", "positive")),
+        ("train.seed=4294967296", ("train.seed", "2³²")),
+        ("model.pyramid_kernel=2.0", ("model.pyramid_kernel", "2, 3, 4", "2.0")),
+        ("model.inputs=[sentinel2, sentinel1, sentinel2]", ("model.inputs", "each source once")),
+        ("model.targets=[sentinel2, sentinel2]", ("model.targets", "each source once")),
         ("train.steps={a: 1", ("train.steps", "cannot read")),
     ],
 )
