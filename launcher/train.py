@@ -53,7 +53,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--resume",
         metavar="auto|CHECKPOINT",
-        help="auto: go on from the newest complete checkpoint of RUN, or start; or one of RUN/checkpoints",
+        help="auto: go on from the newest complete checkpoint of RUN, or start; or one of RUN/checkpoints, later ones of "
+        "which are set aside",
     )
     options.add_argument("--init-from", metavar="FILE", help="model.safetensors to start a new run from")
     options.add_argument(

@@ -44,6 +44,9 @@ FOLDER, MANIFEST, STATE, WEIGHTS, RNG = "checkpoints", "manifest.json", "state.j
 GO_ON = "go on with the same command (`aef train`: with --resume auto)"
 """What to type after a run has stopped, whichever command trains."""
 
+ASIDE = ".set-aside"
+"""Behind the name of a checkpoint that was later than the one from which its run went on."""
+
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -188,6 +191,18 @@ class Checkpoints:
                 self._remove(old)
         return final
 
+    def go_on_from(self, checkpoint: Path) -> list[Path]:
+        """Make ``checkpoint`` the newest one again, and its weights the run's. Later ones, damaged or of a course that
+        the run leaves, are set aside: they keep their content under a name that is no checkpoint's. Returns them."""
+        aside = []
+        for later in [path for path in self.all() if _step_of(path) > _step_of(checkpoint)]:
+            target = later.with_name(later.name + ASIDE)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(later, target)
+            aside.append(target)
+        _put_weights(checkpoint / WEIGHTS, self.folder.parent / WEIGHTS)
+        return aside
+
     def _remove(self, path: Path) -> None:
         # Renamed first: a removal that is cut short leaves no half checkpoint under a valid name.
         doomed = path.with_name(f".{path.name}.old")
@@ -267,6 +282,8 @@ def restore_generator(checkpoint: Path, rank: int) -> None:
 
 def _put_weights(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``, or a copy where links are not supported. Atomic."""
+    if target.exists() and target.samefile(source):
+        return
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -77,6 +77,8 @@ def reopen(config: Config, data: Path, out: Path, resume: str | None, now: State
     dataclasses.replace(run, config=dataclasses.replace(config, model=model)).write()
     dropped = StepLog(out).cut_back(step)
     if checkpoint is not None:
+        for aside in checkpoints.go_on_from(checkpoint):
+            say(f"set aside, as it is later: {aside}")
         say(f"going on from {checkpoint.name}" + (f"; {dropped} later log lines dropped" if dropped else ""))
     return [str(path) if path is not None else None for path in (checkpoint, universal)]
 

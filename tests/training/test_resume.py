@@ -11,9 +11,10 @@ import torch
 import aef
 from aef.config import ConfigError
 from aef.data.withheld import WithheldError
-from aef.run import Run, RunError
+from aef.run import WEIGHTS, Run, RunError, read_weights
 from aef.training import Trainer
 from aef.training.checkpoint import CheckpointError, Checkpoints, fingerprint
+from aef.training.log import read_events, read_log
 from aef.training.new_run import create_run
 from aef.training.open_run import open_run
 
@@ -136,6 +137,35 @@ def test_a_trained_run_without_checkpoints_is_not_started_again(chips, tmp_path,
     (run / "model.safetensors").unlink()
     with pytest.raises(RunError, match=r"start a new one with another --out$"):
         train(configure(), chips, run, resume="auto")
+
+
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_stays_on_its_new_course(chips, tmp_path, configure, train):
+    run = tmp_path / "run"
+    kept = {"steps": 6, "keep_checkpoints": 1, "keep_every": 2}
+    train(configure(**kept, checkpoint_every=2), chips, run)
+    again = configure(**kept)
+    train(again, chips, run, resume=str(run / "checkpoints" / "step-00000002"), steps=3)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step-00000002",
+        "step-00000003",
+        "step-00000004.set-aside",
+        "step-00000006.set-aside",
+    ]
+    assert read_weights(run / WEIGHTS).step == 3
+    train(again, chips, run, resume="auto", steps=4)
+    assert [record["step"] for record in read_log(run)] == [1, 2, 3, 4]
+    assert [event["step"] for event in read_events(run) if event["event"] == "resumed"] == [2, 3]
+
+
+def test_a_run_that_goes_on_has_the_weights_of_its_checkpoint(chips, tmp_path, configure, train):
+    # They are published after the checkpoint: a crash in between, or a full disk, leaves those of the one before.
+    run = tmp_path / "run"
+    train(configure(), chips, run)
+    (run / WEIGHTS).unlink()
+    shutil.copyfile(run / "checkpoints" / "step-00000001" / WEIGHTS, run / WEIGHTS)
+    for _ in range(2):
+        train(configure(), chips, run, resume="auto")
+        assert read_weights(run / WEIGHTS).step == 2 and not list(run.glob("*.tmp"))
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(chips, tmp_path, configure, train):
