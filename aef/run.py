@@ -220,13 +220,21 @@ def input_and_target_names(config: Config, found: Sequence[str], registry: Regis
     """What a run encodes and decodes: as its settings say, or every source found in the data, in the registry's order.
 
     Raises:
-        RunError: no input source is left, or a setting names a source that the data lack.
+        RunError: no input source is left, or a setting names a source that the data lack, or would encode one that is
+            only decoded.
     """
     order = [name for name in registry if name in set(found)]
     for name in (*config.model.inputs, *config.model.targets):
         if name not in order:
             raise RunError(f"model.inputs, model.targets: the data hold no {name!r}; they hold {', '.join(order)}")
-    inputs = config.model.inputs or tuple(name for name in order if registry[name].role == "input")
+    encodable = tuple(name for name in order if registry[name].role == "input")
+    for name in config.model.inputs:
+        if name not in encodable:
+            raise RunError(
+                f"model.inputs: {name} is only decoded; of those in the data {', '.join(encodable) or 'none'} can be encoded: "
+                "name one of them, or give it an entry with role: input and a frame_budget"
+            )
+    inputs = config.model.inputs or encodable
     if not inputs:
         raise RunError(f"no input source in the data: they hold {', '.join(order) or 'nothing'}")
     return tuple(inputs), config.model.targets or tuple(order)

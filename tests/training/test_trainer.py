@@ -306,6 +306,14 @@ def test_a_sources_setting_that_the_data_lack_is_refused(make_config):
         input_and_target_names(config, ["sentinel2"], BUILT_IN)
 
 
+@pytest.mark.parametrize("name", ["palsar2", "glo30", "era5_land", "nlcd"])
+def test_a_source_that_is_only_decoded_is_refused_as_an_input(make_config, name):
+    config = make_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, inputs=("sentinel2", name)))
+    with pytest.raises(RunError, match=f"model.inputs: {name} is only decoded; of those in the data sentinel2 can be"):
+        input_and_target_names(config, ["sentinel2", name], BUILT_IN)
+
+
 def test_an_error_of_the_loader_is_known_to_every_rank(chips, tmp_path, make_config):
     with Trainer(make_config(), chips, tmp_path / "run", quiet=True) as trainer:
         trainer.loader.next = lambda: Loaded(error="chips/place1.npz: source landsat: is damaged")
