@@ -2,6 +2,7 @@
 signal stopped."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ def stand_in(place, name, text):
 
 def submit(place, script, **options):
     env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
-    env["SLURM_JOB_NODELIST"] = "a,b"
+    env["SLURM_JOB_NODELIST"], env["SLURM_CPUS_PER_TASK"] = "a,b", "96"
     return subprocess.Popen(["bash", str(SCRIPTS / script), "chips", "run"], env=env, cwd=place, **options)
 
 
@@ -91,3 +92,13 @@ def test_a_job_on_several_nodes_is_requeued_only_by_its_own_stop(place, before, 
         (place / "run" / "events.jsonl").write_text(before + "\n")
     stand_in(place, "srun", job)
     assert ends_with(place, "several_nodes.sh") == (code, again)
+
+
+def test_ranks_on_several_nodes_have_their_cpus_and_the_time_to_write_a_checkpoint(place):
+    stand_in(place, "srun", 'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT $@" > called')
+    assert ends_with(place, "several_nodes.sh") == (0, False)
+    script = (SCRIPTS / "several_nodes.sh").read_text()
+    warned_s = int(re.search(r"--signal=USR1@(\d+)", script)[1])
+    given_s, *words = (place / "called").read_text().split()
+    assert 30 < int(given_s) < warned_s
+    assert words[:3] == ["--cpus-per-task", "96", "torchrun"]

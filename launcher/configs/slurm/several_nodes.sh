@@ -15,12 +15,15 @@ CHIPS=$1 RUN=$2 CONFIG=${3:-large}
 shift $(($# < 3 ? $# : 3))
 
 export OMP_NUM_THREADS=8
+# torchrun kills its ranks 30 s after the signal, too soon for a step and a large checkpoint (torch 2.11 knows no other time).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
 # Lines that earlier jobs of this run left: what they say is not about this one.
 BEFORE=$({ cat "$RUN/events.jsonl" 2>/dev/null || true; } | wc -l)
 CODE=0
-srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 8 \
+# Since Slurm 22.05 srun does not take over the CPUs that sbatch was asked for.
+srun --cpus-per-task "$SLURM_CPUS_PER_TASK" torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 8 \
   --rdzv_backend c10d --rdzv_endpoint "$HEAD:$PORT" --rdzv_id "$SLURM_JOB_ID" --signals-to-handle SIGTERM,SIGUSR1 \
   launcher/train.py --config "$CONFIG" --data "$CHIPS" --out "$RUN" --resume auto \
   --deepspeed-config zero1 data.workers=8 "$@" || CODE=$?
