@@ -153,7 +153,18 @@ def test_a_file_builds_on_its_preset(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["- 1", "3", "preset: huge", "preset: [small]", "train: 5", "train: {steps: [1]}", "{", "nothing: {}", "a: !!python/none 1"]
+    "text",
+    [
+        "- 1",
+        "3",
+        "preset: huge",
+        "preset: [small]",
+        "train: 5",
+        "train: {steps: [1]}",
+        "{",
+        "nothing: {}",
+        "a: !!python/none 1",
+    ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text):
     path = tmp_path / "mine.yaml"

@@ -222,7 +222,20 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
         CheckpointError: on every rank, where any rank could not write; the partial folder is removed.
     """
     step = state.position.step
-    partial = Path(ranks.on_first(lambda: str(checkpoints.begin(step))))
+
+    def cannot(why: object) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({why}): free some space and {GO_ON}; "
+            "earlier checkpoints are untouched"
+        )
+
+    def begin() -> str:
+        try:
+            return str(checkpoints.begin(step))
+        except OSError as failure:
+            raise cannot(failure) from failure
+
+    partial = Path(ranks.on_first(begin))
     written, error = engine.save(partial)
     weights = engine.weights()
     generators = ranks.gather(torch.get_rng_state().tolist())
@@ -244,14 +257,17 @@ def write_checkpoint(checkpoints: Checkpoints, engine: Engine, state: State, ran
     if failures:
         if ranks.is_first:
             checkpoints.clear_partial()
-        raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {checkpoints.folder} ({failures[0]}): free some space and "
-            f"{GO_ON}; earlier checkpoints are untouched"
-        )
+        raise cannot(failures[0])
 
     def publish() -> str:
-        final = checkpoints.commit(partial, step, {name: entry for part, _ in reports for name, entry in part.items()})
-        _put_weights(final / WEIGHTS, checkpoints.folder.parent / WEIGHTS)
+        try:
+            final = checkpoints.commit(
+                partial, step, {name: entry for part, _ in reports for name, entry in part.items()}
+            )
+            _put_weights(final / WEIGHTS, checkpoints.folder.parent / WEIGHTS)
+        except OSError as failure:
+            checkpoints.clear_partial()
+            raise cannot(failure) from failure
         return str(final)
 
     return Path(ranks.on_first(publish))
@@ -282,15 +298,17 @@ def restore_generator(checkpoint: Path, rank: int) -> None:
 
 def _put_weights(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``, or a copy where links are not supported. Atomic."""
-    if target.exists() and target.samefile(source):
-        return
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        # A full disk leaves half a copy; and of two names of one file, replacing one by the other removes neither.
+        temporary.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One run in one process: what it leaves, exact resume, skipped steps, signals, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from aef.config import ConfigError
 from aef.run import RunError, input_and_target_names
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
-from aef.training import Trainer
+from aef.training import Trainer, checkpoint
 from aef.training.checkpoint import CheckpointError
 from aef.training.loader import Loaded
 from aef.training.log import read_log
@@ -169,6 +170,24 @@ def test_a_full_disk_ends_the_run_with_one_line_and_leaves_nothing_half_written(
     assert "the checkpoint of step 6 cannot be written" in message and "free some space" in message
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
     assert go_on(make_config(), chips, run)
+
+
+@pytest.mark.parametrize("method", ["mkdir", "_sync", "_put_weights"])
+def test_a_disk_that_is_full_only_as_a_checkpoint_begins_or_ends_is_one_line_too(
+    chips, tmp_path, make_config, monkeypatch, method
+):
+    run = tmp_path / "run"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Trainer(make_config(steps=1), chips, run, quiet=True) as trainer:
+        monkeypatch.setattr(Path if method == "mkdir" else checkpoint, method, full)
+        with pytest.raises(CheckpointError, match=r"the checkpoint of step 0 cannot be written .*free some space"):
+            trainer.save_checkpoint()
+        monkeypatch.undo()
+        assert not list(run.rglob("*.partial")) and not list(run.rglob("*.tmp"))
+        trainer.save_checkpoint()
 
 
 def test_a_chip_truncated_under_the_loader_is_one_line_that_names_it(chips, tmp_path, make_config):
