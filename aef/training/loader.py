@@ -36,6 +36,9 @@ from .sharing import share
 from .transport import Packed
 from .workers import STEPS_AHEAD, UNITS_AHEAD, fits_open_files, prepare, worker_died
 
+GUARD = 'a script with data.workers must train below `if __name__ == "__main__":`'
+"""Python runs the script from its top in every process that a loader starts."""
+
 
 @dataclass
 class Loaded:
@@ -243,7 +246,8 @@ class StepLoader:
             worker.kill()
 
     def _work(self) -> None:
-        number, deaths, units = self._first * self.steps.units, 0, []
+        number = first = self._first * self.steps.units
+        deaths, units = 0, []
         if self.workers and (why := fits_open_files(self._open_files())):
             self._put(Loaded(error=why))
             return
@@ -267,7 +271,7 @@ class StepLoader:
                     self._put(
                         Loaded(
                             error=f"{why}, {deaths} times: out of memory, or of shared memory (/dev/shm)? Lower data.workers "
-                            "or data.cache_chips"
+                            "or data.cache_chips" + ("" if number > first else f"; {GUARD}")
                         )
                     )
                     return

@@ -13,6 +13,7 @@ Example::
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
 from .figures import write_figure
-from .loader import StepLoader
+from .loader import GUARD, StepLoader
 from .log import Display, StepLog, read_validations
 from .open_run import Opening, open_run
 from .planner import filler
@@ -82,6 +83,7 @@ class Trainer:
 
     Raises:
         ConfigError, ChipError, StatisticsError, RunError, CheckpointError: bad input, one line each.
+        TrainingError: the script is run once more by a loader's process.
         ModuleNotFoundError: DeepSpeed is not installed, or what TensorBoard or validation needs where they are wanted.
     """
 
@@ -97,6 +99,8 @@ class Trainer:
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise TrainingError(f"a loader's process came to train: {GUARD}")
         config.validate()
         requested()  # a wrong AEF_KERNELS is said before anything is written
         # So is a wrong path; a resumed run no longer needs it.

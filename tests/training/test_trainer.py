@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -258,6 +259,12 @@ def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_c
     with pytest.raises(RunError, match=r"no\.safetensors: is missing"):
         Trainer(make_config(), chips, tmp_path / "third", init_from=tmp_path / "no.safetensors", quiet=True)
     assert not (tmp_path / "third").exists()  # so that the corrected command finds no run there
+
+
+def test_a_script_that_loaders_processes_run_anew_is_told_what_it_lacks(tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(TrainingError, match=r'process came to train: .*below `if __name__ == "__main__":`'):
+        Trainer(make_config(), tmp_path, tmp_path / "run", quiet=True)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(chips, tmp_path, make_config):
