@@ -52,6 +52,7 @@ class StepBench:
             config, statistics = run.config, run.statistics
             self.steps = StepDataset(run, Path(data), self.ranks.rank, self.ranks.size)
         self.config, self.registry, self.inputs, self.targets = config, registry, inputs, targets
+        self._deepspeed_config = deepspeed_config
         torch.manual_seed(config.train.seed)
         model = AEF(config.model, registry, statistics, inputs=inputs, targets=targets)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -106,7 +107,13 @@ class StepBench:
         frames, flops = sum(batch.total_frames for batch in self.batches), self.flops()
         peak = peak_flops(self.device, self.engine.precision)
         plan = planner.plan(
-            self.config, self.registry, self.inputs, self.targets, ranks=1, on_gpu=self.device.type == "cuda"
+            self.config,
+            self.registry,
+            self.inputs,
+            self.targets,
+            ranks=self.ranks.size,
+            on_gpu=self.device.type == "cuda",
+            deepspeed_config=self._deepspeed_config,
         )
         measured = peak_memory_gb(self.device)
         return [

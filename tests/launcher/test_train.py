@@ -7,6 +7,7 @@ import pytest
 
 from aef.launcher import pack, throughput, train
 from aef.launcher.command import run
+from aef.training import planner
 
 
 def call(command, *arguments):
@@ -219,3 +220,12 @@ def test_a_profile_names_every_phase_of_a_step(chips, tmp_path, capfd):
     assert {"projectors", "precision", "time", "space", "exchange", "summary", "decoders"} <= set(phases["backward"])
     assert "peak_memory_gb" in text and "frames_per_s" in text
     assert (out / "phases.png").stat().st_size > 5000 and json.loads((out / "trace.json").read_text())["traceEvents"]
+
+
+def test_the_memory_that_was_measured_stands_beside_what_was_predicted_for_it(capsys, monkeypatch):
+    asked, plan = [], planner.plan
+    monkeypatch.setattr(planner, "plan", lambda *given, **options: asked.append(options) or plan(*given, **options))
+    settings = ["data.chip_px=4", "train.global_batch=1"]
+    assert call(throughput, "--config", "tiny", "--repeats", 1, "--deepspeed-config", "zero1", *settings) == 0
+    assert "predicted" in capsys.readouterr().out.splitlines()[-1]
+    assert asked[-1]["deepspeed_config"] == "zero1" and asked[-1]["ranks"] == 1
