@@ -62,7 +62,12 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
-            statistics.require(registry[name])
+            found = statistics.require(registry[name])
+            if statistics.weighting != "identity" and not any(found.count):
+                say(
+                    f"{name}: no pixel of it is {statistics.weighting} in any chip of the statistics: its values stay unscaled and "
+                    "nothing of it is scored; look at its validity and cloud weights (`aef show`)"
+                )
     model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
     return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
 

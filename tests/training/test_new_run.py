@@ -135,6 +135,19 @@ def test_a_damaged_chip_can_be_skipped_from_the_first_look_to_validation(chips, 
     assert len(read_validations(tmp_path / "run")) == 2
 
 
+def test_a_source_that_is_nowhere_clear_is_said(chips, tmp_path, configure):
+    (chips / "stats.json").unlink()
+    for path in chips.glob("*.npz"):
+        chip = read_chip(path, BUILT_IN)
+        chip.sources["landsat"].weight[:] = 0  # a cloud mask the wrong way round
+        write_chip(path, chip, BUILT_IN)
+    said = []
+    describe_run(configure(), chips, tmp_path / "run", said.append)
+    (line,) = [line for line in said if line.startswith("landsat: ")]
+    assert "no pixel of it is clear in any chip" in line and "nothing of it is scored" in line
+    assert not any(line.startswith("sentinel2: ") for line in said)
+
+
 def test_statistics_of_a_sample_serve_the_training_set_that_they_were_drawn_from(chips, tmp_path, configure, capsys):
     folder = ChipFolder(chips, BUILT_IN)
     sample = Statistics.of_chips(folder, BUILT_IN, sample=2, seed=4)
