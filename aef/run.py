@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aef import __version__
 from aef.atomic import writing
 from aef.config import Config
-from aef.settings_file import SOURCES_FILE, dump_config, load_config, read_sources, write_sources
+from aef.settings_file import SOURCES_FILE, dump_config, read_resolved, read_sources, write_sources
 from aef.sources import Registry
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Run:
         try:
             return cls(
                 path,
-                with_own_list(load_config(str(path / SETTINGS)), path),
+                with_own_list(read_resolved(path / SETTINGS), path),
                 Registry(read_sources(path / SOURCES_FILE)),
                 Statistics.read(path / STATISTICS),
                 tuple(entries["inputs"]),

@@ -54,9 +54,7 @@ def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
     if name_or_file in presets.PRESETS:
         config = presets.PRESETS[name_or_file]
     elif name_or_file.endswith((".yaml", ".yml")):
-        entries = load_yaml(name_or_file)
-        if not isinstance(entries, Mapping):
-            raise ConfigError(f"{name_or_file}: expected a mapping of settings, found {type(entries).__name__}")
+        entries = _entries(name_or_file)
         base = entries.get("preset", "small")
         if base == presets.CUSTOM:
             config = Config()
@@ -73,8 +71,26 @@ def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+def read_resolved(path: str | os.PathLike) -> Config:
+    """The settings of a run, as `dump_config` wrote them all.
+
+    A setting that is not among them did not exist then: it has its default, which is what was done before, and not what
+    today's preset of that name says. Raises as `load_config` does.
+    """
+    config = _merge(Config(), _entries(path), str(path))
+    config.validate()
+    return config
+
+
+def _entries(path: str | os.PathLike) -> Mapping[str, Any]:
+    entries = load_yaml(path)
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(entries).__name__}")
+    return entries
+
+
 def dump_config(config: Config) -> str:
-    """The resolved settings as YAML; `load_config` reads it back unchanged."""
+    """The resolved settings as YAML; `load_config` and `read_resolved` read it back unchanged."""
     return yaml.dump(_plain(config), Dumper=_DUMPER, sort_keys=False)
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aef.config import PRESETS, Config, ConfigError, DataConfig, ModelConfig
-from aef.settings_file import dump_config, load_config
+from aef.settings_file import dump_config, load_config, read_resolved
 
 SECTIONS = ("model", "data", "objective", "train")
 ITEMS = [(section, item) for section in SECTIONS for item in dataclasses.fields(getattr(Config(), section))]
@@ -37,7 +37,7 @@ def test_every_preset_is_lawful_and_survives_yaml(tmp_path, name):
     PRESETS[name].validate()
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(PRESETS[name]))
-    assert load_config(str(path)) == PRESETS[name] == load_config(name)
+    assert load_config(str(path)) == read_resolved(path) == PRESETS[name] == load_config(name)
 
 
 def test_settings_made_in_python_survive_yaml(tmp_path):
@@ -46,6 +46,17 @@ def test_settings_made_in_python_survive_yaml(tmp_path):
     path.write_text(dump_config(config))
     assert load_config(str(path)) == config
     refused(dataclasses.replace(config, preset="mine").validate, "preset", "custom, tiny, small", "'mine'")
+
+
+def test_a_run_from_before_a_setting_existed_does_what_it_did(tmp_path):
+    path = tmp_path / "config.yaml"
+    lines = dump_config(PRESETS["base"]).splitlines()
+    at = lines.index("  unscored_bands:")
+    del lines[at : at + 3], lines[next(i for i, line in enumerate(lines) if "partner_chips" in line)]
+    path.write_text("\n".join(lines))
+    assert load_config(str(path)) == PRESETS["base"]  # settings of one's own stand over a preset
+    before = dataclasses.replace(PRESETS["base"].objective, unscored_bands=(), partner_chips=0)
+    assert read_resolved(path) == dataclasses.replace(PRESETS["base"], objective=before)
 
 
 def test_large_is_the_paper():

@@ -14,7 +14,7 @@ from pathlib import Path
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
 from aef.run import SETTINGS, WEIGHTS, WITHHELD, Run, RunError, with_own_list
-from aef.settings_file import load_config
+from aef.settings_file import read_resolved
 
 from .checkpoint import STATE, CheckpointError, Checkpoints, ChipNames, State
 from .deepspeed_engine import RESTART
@@ -49,7 +49,7 @@ def reopen(config: Config, data: Path, out: Path, resume: str | None, now: State
     if resume is None:
         raise RunError(f"{out} already holds a run: go on with --resume auto, or choose another --out")
     run = Run.read(out)
-    stored = load_config(str(out / SETTINGS))
+    stored = read_resolved(out / SETTINGS)
     config = _same_list(stored, config, out, say)
     _refuse_changes(stored, config, out)
     # Another number of ranks, or train.micro_batch, has other micro-batches, of which filler is another share.
