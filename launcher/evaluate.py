@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from aef.launcher.command import add_device, load_model, parser, require_number, run
@@ -110,6 +111,8 @@ def _judge(path: str, given):
     if given.withheld and judged and not judged.places & set(folder.places()):
         known = ", ".join(sorted(filter(None, folder.places()))[:3])
         raise JudgementError(f"--withheld {listed}: names no place of {folder.path}, which holds {known} …")
+    if judged and (idle := judged.describe_unmatched(folder)):
+        print(f"aef evaluate: {listed}: {idle}", file=sys.stderr)
     held_out = set(folder.require(given.only, "--only: holds no") if given.only else model.config.data.held_out_places)
     wanted = chips_to_judge(folder, held_out, judged, given.health_places)
     seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)

@@ -34,13 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     folder.build_index(lambda text: print(text, file=sys.stderr, flush=True))
     held_out = set(names_of(given.held_out, "--held-out"))
     count = len(folder.without(held_out))
+    withheld = WithheldDates.read(given.withheld, twin_ms=twin_ms) if given.withheld else None
+    if withheld is not None and (idle := withheld.describe_unmatched(folder)):
+        print(f"{given.withheld}: {idle}", file=sys.stderr, flush=True)
     with Progress("stats", total=min(count, given.chips or count), unit="chip") as progress:
         statistics = Statistics.of_chips(
             folder,
             registry,
             weighting=given.weighting,
             places=set(folder.known_places()) - held_out if held_out else None,
-            withheld=WithheldDates.read(given.withheld, twin_ms=twin_ms) if given.withheld else None,
+            withheld=withheld,
             skip_bad=given.skip_bad,
             sample=given.chips,
             seed=given.seed,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aef.timecode import parse_time
+from aef.data.chips import ChipError, ChipFolder, read_frame_times
+from aef.timecode import DAY_MS, format_time, parse_time
 
 MINUTE_MS = 60_000
 TWIN_MS = 60 * MINUTE_MS
@@ -96,3 +97,30 @@ class WithheldDates:
         for key in {(place, source), (place, "")} & self._dates.keys():
             mask |= near(times_ms, self._dates[key], self.twin_ms)
         return mask
+
+    def describe_unmatched(self, folder: ChipFolder) -> str | None:
+        """One line on the dates that no frame of a folder lies near, or None. Reads times, no pixels.
+
+        A list may be of more places than a folder; but a mistyped place, or a day without its time of day, which means
+        midnight, looks the same.
+        """
+        instant = [name for name, source in folder.registry.items() if source.time == "instant"]
+        met = {key: np.zeros(len(times), np.bool_) for key, times in self._dates.items()}
+        for index in folder.where(self.places).tolist():
+            try:
+                frames = read_frame_times(folder.files[index], instant)
+            except ChipError:
+                continue  # whoever reads the chip says what is wrong with it
+            place = folder.places()[index] or ""
+            for name, times in frames.items():
+                for key in {(place, name), (place, "")} & met.keys():
+                    met[key] |= near(self._dates[key], np.sort(times), self.twin_ms)
+        idle = [(*key, int(time)) for key, times in self._dates.items() for time in times[~met[key]]]
+        if not idle:
+            return None
+        place, source, time = idle[0]
+        first = " ".join(filter(None, (place, source, format_time(time))))
+        return (
+            f"{len(idle)} of {len(self)} dates have no frame of {folder.path} within {self.twin_ms / MINUTE_MS:g} minutes and withhold "
+            f"nothing: the first is {first}{' (a day alone means its midnight, UTC)' * (time % DAY_MS == 0)}"
+        )

@@ -59,6 +59,9 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
     folder.build_index(say)
     inputs, targets = _sources_of(config, folder)
     require_choices_of(config, folder)
+    withheld = read_withheld(folder, config.data)
+    if withheld is not None and (idle := withheld.describe_unmatched(folder)):
+        say(f"{config.data.withheld}: {idle}")
     statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aef.data.chips import ChipFolder, write_chip
 from aef.data.withheld import WithheldDates, WithheldError, near
-from aef.timecode import parse_time
+from aef.launcher import stats
+from aef.sources import BUILT_IN
+from aef.timecode import format_time, parse_time
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "withheld_dates.csv"
 HOUR_MS = 3_600_000
@@ -62,6 +65,20 @@ def test_a_list_that_cannot_be_read_names_file_and_line(tmp_path, text, word):
     with pytest.raises(WithheldError, match=word) as caught:
         WithheldDates.read(write(tmp_path / "w.csv", text))
     assert "w.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_dates_that_no_frame_lies_near_are_counted(make_chip, tmp_path, capsys):
+    write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
+    folder = ChipFolder(tmp_path, BUILT_IN)
+    noon = format_time(int(folder.read(0).sources["sentinel2"].time_ms[1]))
+    rows = f"a,sentinel2,{noon}\na,,{noon}\na,sentinel1,{noon}\n"
+    path = write(tmp_path / "w.csv", f"place,source,time_utc\n{rows}")
+    words = f"1 of 3 dates have no frame of {tmp_path} within 60 minutes and withhold nothing: the first is a sentinel1 {noon}"
+    assert WithheldDates.read(path).describe_unmatched(folder) == words
+    assert stats.main(["--data", str(tmp_path), "--withheld", str(path), "--dry-run"]) == 0
+    assert f"{path}: {words}\n" in capsys.readouterr().err
+    path = write(tmp_path / "w.csv", f"place,time_utc\na,{noon}\n")
+    assert WithheldDates.read(path).describe_unmatched(folder) is None
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the sample data is not beside the checkout (../shared/data)")

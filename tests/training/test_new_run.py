@@ -14,6 +14,7 @@ from aef.data.statistics import Statistics, TakenOver
 from aef.data.withheld import WithheldError
 from aef.run import Run
 from aef.sources import BUILT_IN
+from aef.timecode import format_time
 from aef.training import Trainer
 from aef.training.log import read_validations
 from aef.training.new_run import describe_run
@@ -67,6 +68,26 @@ def test_statistics_leave_out_the_twins_that_training_leaves_out(chips, tmp_path
     run = describe_run(config, chips, tmp_path / "run", lambda words: None)
     folder = ChipFolder(chips, run.registry)
     assert run.statistics.taken_over == TakenOver.of(folder, None, read_withheld(folder, config.data))
+
+
+def test_dates_that_withhold_nothing_are_said_when_a_run_begins(chips, tmp_path, configure):
+    chip = next(iter(ChipFolder(chips, BUILT_IN)))
+    frame_ms = int(chip.sources["sentinel2"].time_ms[2])
+    listed = tmp_path / "dates.csv"
+    good = f"{chip.place},sentinel2,{format_time(frame_ms)}"
+    listed.write_text(
+        f"place,source,time_utc\n{good}\n{chip.place},sentinel2,2031-06-05\natlantis,,2018-06-05T10:00:00Z\n"
+    )
+    said = []
+    describe_run(configure({"withheld": str(listed)}), chips, tmp_path / "run", said.append)
+    (line,) = [line for line in said if line.startswith(str(listed))]
+    assert (
+        "2 of 3 dates have no frame" in line and f"the first is {chip.place} sentinel2 2031-06-05 (a day alone" in line
+    )
+    listed.write_text(f"place,source,time_utc\n{good}\n")
+    said.clear()
+    describe_run(configure({"withheld": str(listed)}), chips, tmp_path / "run", said.append)
+    assert not any(line.startswith(str(listed)) for line in said)
 
 
 @pytest.mark.parametrize("change", ["values", "more chips", "withheld dates"])
