@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from aef.data.chips import SourceSeries
 from aef.data.contract import METRES_PER_DEGREE
 from aef.data.ingest.collapse import collapse_space, require_constant_in_time
-from aef.data.ingest.grids import Grid, cell_grid, cut, resample, same_crs
+from aef.data.ingest.grids import Grid, cell_grid, cut, joined, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
@@ -122,15 +122,27 @@ class SeriesBuilder:
         """The grid of the series: the chip's, or the source's own."""
         if self.source.grid == "chip":
             return self.place.grid
-        grids = []
-        for item in self.items:
-            for path in self.files[item.name][:1]:
-                with self.place.open(path, item) as raster:
-                    assert raster.grid is not None
-                    grids.append(self._native(item, raster.grid))
+        grids = [self._native_grid(item) for item in self.items]
         if any(not _alike(grid, grids[0]) for grid in grids):
             raise IngestError(f"{self.place.name}: source {self.source.name}: its inputs lie on different native grids")
         return grids[0]
+
+    def _native_grid(self, item: Input) -> Grid:
+        """The source's own grid, as far as the files of an input reach: that of a tile alone would lose its neighbours'
+        cells."""
+        files = self.files[item.name]
+        grids = []
+        for path in files[:1] if "space" in item.collapse else files:
+            with self.place.open(path, item) as raster:
+                assert raster.grid is not None
+                grids.append(self._native(item, raster.grid))
+        whole = joined(grids)
+        if whole is None:
+            raise IngestError(
+                f"{self.place.name}: input {item.name}: its {len(files)} files lie scattered (first {files[0].name}), and no grid "
+                "holds them all: does its glob take files of other places?"
+            )
+        return whole
 
     def _native(self, item: Input, grid: Grid) -> Grid:
         if "space" in item.collapse:

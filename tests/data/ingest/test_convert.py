@@ -589,6 +589,47 @@ def test_of_a_coarse_raster_that_many_places_share_each_takes_the_cells_around_i
     assert series.valid[0, band].all() and np.array_equal(found, cells[90 - 53 : 90 - 48, 180 + 3 : 180 + 8])
 
 
+@pytest.mark.parametrize("matched", ["overlap", "group"])
+def test_tiles_of_a_coarse_source_lie_on_one_grid(folder, matched):
+    cells = np.random.default_rng(0).uniform(250, 300, (6, 12)).astype(np.float32)  # of 0.001 degrees
+    profile = {"driver": "GTiff", "count": 1, "dtype": "float32", "crs": "EPSG:4326", "height": 6, "width": 7}
+    rule = parse_recipe(entries())
+    lon, lat = find_places(rule, folder, ["north"])[0][0].lon_lat()
+    west, north = lon - 0.006, lat + 0.003
+    for name, first in (("a", 0), ("b", 5)):  # side by side under the middle of the place, two columns in both
+        transform = Affine(0.001, 0, west + 0.001 * first, 0, -0.001, north)
+        with rasterio.open(folder / "north" / f"coarse_{name}.tif", "w", transform=transform, **profile) as file:
+            file.write(cells[None, :, first : first + 7])
+    own = entries()
+    own["inputs"].append(
+        {
+            "name": "weather",
+            "match": matched,
+            "glob": "north/coarse_*.tif",
+            "source": "coarse",
+            "weight": "none",
+            "valid": "all",
+        }
+        | {"band_map": {"t": 1}, "dedupe": {"within_s": 0, "keep": "mosaic"}}
+        | {"time": {"from": "map", "map": {"north": "2020-01-01"}, "precision": "month"}}
+    )
+    coarse = {
+        "name": "coarse",
+        "title": "weather",
+        "bands": [{"name": "t", "unit": "K", "valid_min": 150, "valid_max": 373}],
+    }
+    coarse |= {"native_resolution_m": 100, "grid": "native", "time": "interval", "role": "target"}
+    own["sources"] = [*own.get("sources", []), coarse]
+    rule = parse_recipe(own)
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    series = chip.sources["coarse"]
+    col = round((series.transform[2] - west) / 0.001)
+    row = round((north - series.transform[5]) / 0.001)
+    height, width = series.values.shape[2:]
+    assert col + width > 7 and series.valid.all()
+    assert np.array_equal(series.values[0, 0], cells[row : row + height, col : col + width])
+
+
 def test_one_id_for_several_places_is_refused(folder, tmp_path):
     own = entries()
     own["place"]["id"] = "mine"
