@@ -17,6 +17,9 @@ PIXEL_M = 10.0
 METRES_PER_DEGREE = 111_320.0
 """Of latitude, and of longitude at the equator."""
 
+MOST_ID_BYTES = 200
+"""Of a chip's id, in UTF-8: names of files are made of it, which hold 255 bytes."""
+
 ARRAYS = ("values", "valid", "weight", "time_ms", "time_end_ms", "metadata", "row", "col")
 """Fields of a `SourceSeries` that are arrays."""
 

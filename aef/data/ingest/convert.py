@@ -33,7 +33,7 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
     height, width = place.grid.height, place.grid.width
     lon, lat = place.lon_lat()
     chip = Chip(
-        id=_chip_id(recipe, place),
+        id=recipe.place.id_of(place.name),
         place=place.name,
         crs=place.grid.crs.to_string(),
         transform=tuple(place.grid.transform)[:6],
@@ -80,10 +80,6 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
     report.notes = [place.extent_note] if place.extent_note else []
     report.unused = unused_variables(recipe, place, files, builders, label_files)
     return chip, report
-
-
-def _chip_id(recipe: Recipe, place: PlaceFiles) -> str:
-    return recipe.place.id.format(place=place.name)
 
 
 def unused_variables(
@@ -149,7 +145,7 @@ def convert(
     """
     found, _ = find_places(recipe, root, places)
     out.mkdir(parents=True, exist_ok=True)
-    ids = {place.name: _chip_id(recipe, place) for place in found}
+    ids = {place.name: recipe.place.id_of(place.name) for place in found}
     chips = {ids[place.name]: _stamps(place) for place in found}
     with making(out, chips, _made_of(recipe), overwrite=overwrite) as kept:
         _carry_sources(recipe, out)

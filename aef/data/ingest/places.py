@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rasterio.transform import Affine
 
+from aef.data.contract import MOST_ID_BYTES
 from aef.data.ingest.grids import Grid, centre_of, chip_grid, joined, overlap, parse_crs
 from aef.data.ingest.readers import Raster, geojson_outline, open_raster
 from aef.data.ingest.schema import Input, LabelRule, Recipe
@@ -220,6 +221,8 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
             f"{recipe.name}: place: id: {recipe.place.id!r} names {len(chosen)} places ({', '.join(chosen[:3])}): a chip each "
             "needs {place} in it"
         )
+    for name in chosen:
+        _require_file_name(recipe, name)
     lonely = [path for name, members in groups.items() if name not in names for path in members]
     asides = [item.time.glob for item in recipe.inputs if item.time] + [
         recipe.place.bounds.geojson,
@@ -229,6 +232,20 @@ def find_places(recipe: Recipe, root: Path, only: Iterable[str] = ()) -> tuple[l
     unused = [path for path in (*rest, *lonely) if path not in common and path not in known]
     footprints: dict[Path, Grid] = {}
     return [PlaceFiles(recipe, root, name, groups[name], common, footprints) for name in chosen], sorted(unused)
+
+
+def _require_file_name(recipe: Recipe, name: str) -> None:
+    """Raises IngestError where a place's chip would have an id that names no file that readers of chips find."""
+    chip = recipe.place.id_of(name)
+    if not chip or chip.startswith(".") or any(letter in chip for letter in "/\\\0"):
+        why = f"expected a name without slashes and leading dot, found {chip!r}"
+    elif (size := len(chip.encode("utf-8", "surrogatepass"))) > MOST_ID_BYTES:
+        why = f"expected at most {MOST_ID_BYTES} bytes, found {size} ({chip[:40]} …)"
+    else:
+        return
+    raise IngestError(
+        f"{recipe.name}: place {name[:60]}: the id of its chip names a file: {why}: change group_by, map or id"
+    )
 
 
 def _refuse_orphans(recipe: Recipe, root: Path, rest: list[Path], groups: dict[str, list[Path]]) -> None:

@@ -345,6 +345,10 @@ class Place:
     attributes: Mapping[str, str] = field(default_factory=dict)
     sidecar: str = ""
 
+    def id_of(self, place: str) -> str:
+        """The id of a place's chip."""
+        return self.id.format(place=place)
+
     def problem(self) -> str | None:
         if bool(self.group_by) == bool(self.map):
             return "needs exactly one of group_by, map"

@@ -639,6 +639,22 @@ def test_one_id_for_several_places_is_refused(folder, tmp_path):
     assert report.file == "mine.npz"
 
 
+@pytest.mark.parametrize(
+    ("group_by", "id", "words"),
+    [
+        (r"^(?P<place>.+)\.tif", "{place}", "without slashes and leading dot, found 'north/S2_20200105'"),
+        (r"^(?P<place>[^/]+)/", ".{place}", "found '.north'"),
+        (r"^(?P<place>[^/]*?)", "{place}", "found ''"),
+        (r"^(?P<place>[^/]+)/", "{place}" * 60, "at most 200 bytes, found 300"),
+    ],
+)
+def test_a_place_whose_chip_would_have_no_name_is_refused_before_any_is_read(folder, group_by, id, words):
+    own = entries()
+    own["place"] |= {"group_by": group_by, "id": id}
+    with pytest.raises(IngestError, match=words):
+        find_places(parse_recipe(own), folder)
+
+
 def outlined(root: Path, corners: list[list[float]]) -> dict:
     """A place whose outline is a polygon of degrees, and its recipe."""
     write_scene(root / "here" / "S2_20200105.tif", scene(np.random.default_rng(0)))
