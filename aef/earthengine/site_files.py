@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aef.clock import Period, format_time, parse_period, parse_time
+from aef.data.contract import MOST_ID_BYTES
 from aef.earthengine.site import Site, SiteError, at
 from aef.vector_files import (
     LAT,
@@ -28,6 +29,9 @@ _END = ("end", "end_ms", "support_end", "support_end_ms", "period_end", "period_
 
 LEAST_MS = 10**11
 """No site's period begins or ends this near to 1970: numbers below (until March 1973) are seconds."""
+
+MOST_SITE_BYTES = MOST_ID_BYTES - len("_20180101")
+"""Of a site's id: that of its chip is followed by the first day of a period."""
 
 _BATCH = 10_000
 """Rows of a Parquet file that are read at once."""
@@ -99,7 +103,10 @@ def _site(row: dict[str, Any]) -> Site:
         raise SiteError(f"the period {periods[0]} must end after it starts")
     unnamed = at(_degrees("longitude", lon), _degrees("latitude", lat))
     texts = tuple(parse_period(part) for part in str(row.get("texts") or "").split(";") if part.strip())
-    return Site(_safe_name(str(site)) if site is not None else unnamed.id, unnamed.lon, unnamed.lat, periods, texts)
+    name = _safe_name(str(site)) if site is not None else ""
+    if (size := len(name.encode())) > MOST_SITE_BYTES:
+        raise SiteError(f"its id names files: expected at most {MOST_SITE_BYTES} bytes, found {size} ({name[:40]} …)")
+    return Site(name or unnamed.id, unnamed.lon, unnamed.lat, periods, texts)
 
 
 def _degrees(name: str, value: Any) -> float:

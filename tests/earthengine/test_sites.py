@@ -259,6 +259,11 @@ def test_an_id_never_hides_its_chip(tmp_path):
     assert [site.id for site in read_sites(tmp_path / "s.csv")] == ["_a", "_."]
 
 
+def test_a_blank_id_is_none(tmp_path):
+    (tmp_path / "s.csv").write_text("id,lon,lat\n  ,8.5,47.1\n")
+    assert [site.id for site in read_sites(tmp_path / "s.csv")] == [at(8.5, 47.1).id]
+
+
 def test_a_table_in_another_encoding_is_named(tmp_path):
     (tmp_path / "s.csv").write_bytes("id,lon,lat\nMünchen,11,48\n".encode("latin-1"))
     with pytest.raises(SiteError, match=r"s\.csv: is no table in UTF-8"):
@@ -276,6 +281,11 @@ def test_a_table_in_another_encoding_is_named(tmp_path):
             "a.csv",
             "lon,lat,start,end\n8.5,47,1551398400,1582934400\n",
             "epoch milliseconds, found 1551398400, .*seconds",
+        ),
+        (
+            "a.csv",
+            f"id,lon,lat\na,8,47\n{'b' * 192},9,47\n",
+            "row 2: its id names files: expected at most 191 bytes, found 192",
         ),
         ("a.csv", "lon,lat\n", "holds no site"),
         ("a.txt", "lon,lat\n", "expected a .csv"),
