@@ -144,10 +144,10 @@ def in_strata(
         if field is not None and field not in properties:
             raise SiteError(f"{path}: feature {number} has no property {field!r}: found {', '.join(properties)}")
         name = str(properties[field]) if field else f"{number}"
-        shapes, _ = strata.setdefault(name, ([], int(properties.get("quota", per_stratum))))
         try:
+            shapes, _ = strata.setdefault(name, ([], _quota(properties.get("quota"), per_stratum)))
             shapes.append(geojson_shape(feature.get("geometry")))
-        except VectorFileError as error:
+        except (VectorFileError, SiteError) as error:
             raise SiteError(f"{path}: feature {number}: {error}") from None
     for name, (shapes, quota) in strata.items():
         area = shapely.union_all(shapes)
@@ -156,14 +156,33 @@ def in_strata(
         yield from _in_area(area, quota, lattice, np.random.default_rng((seed, stable_hash(name))), offshore)
 
 
+def _quota(stated: Any, otherwise: int) -> int:
+    """Of a stratum: what its feature states, if anything."""
+    try:
+        quota = otherwise if stated is None else int(stated)
+    except (TypeError, ValueError):
+        quota = -1
+    if quota < 0:
+        raise SiteError(f"quota: expected a number of sites, found {stated!r}")
+    return quota
+
+
 def _in_area(area, quota: int, lattice: Lattice, generator: np.random.Generator, offshore: bool) -> Iterator[Site]:
     import shapely
 
     shapely.prepare(area)
+    # Drawn in the boxes of its polygons: in that of a stratum scattered over the Earth no point would ever hit.
+    parts = shapely.get_parts(area)
+    shapely.prepare(parts)
+    boxes = shapely.bounds(parts)
+    heights = np.diff(np.sin(np.radians(boxes[:, 1::2].clip(-90, 90))), axis=1)[:, 0]
+    shares = (boxes[:, 2] - boxes[:, 0]) * heights
+    shares /= shares.sum()
     found, misses = 0, 0
     while found < quota and misses < 20:  # 20 batches without one new cell: the stratum is full
-        lon, lat = _uniform_on_sphere(generator, 2048, area.bounds)
-        keep = shapely.contains_xy(area, lon, lat)
+        part = generator.choice(len(parts), 2048, p=shares) if len(parts) > 1 else np.zeros(2048, np.int64)
+        lon, lat = _uniform_on_sphere(generator, 2048, boxes[part].T)
+        keep = shapely.contains_xy(parts[part], lon, lat)
         if not offshore:
             keep &= is_land(lon, lat)
         before = found
@@ -177,11 +196,10 @@ def _in_area(area, quota: int, lattice: Lattice, generator: np.random.Generator,
         misses = misses + 1 if found == before else 0
 
 
-def _uniform_on_sphere(
-    generator: np.random.Generator, count: int, bounds: tuple[float, float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _uniform_on_sphere(generator: np.random.Generator, count: int, bounds: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Points in a box of degrees, or one in each of ``count`` boxes (4, count)."""
     west, south, east, north = bounds
-    low, high = math.sin(math.radians(max(south, -80.4))), math.sin(math.radians(min(north, 83.9)))
+    low, high = (np.sin(np.radians(np.clip(edge, -80.4, 83.9))) for edge in (south, north))
     return generator.uniform(west, east, count), np.degrees(np.arcsin(generator.uniform(low, high, count)))
 
 

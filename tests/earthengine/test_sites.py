@@ -172,6 +172,23 @@ def test_strata_get_their_quotas(tmp_path):
     assert sites == list(in_strata(path, 30, Lattice(), seed=1, field="eco"))
 
 
+def test_a_stratum_scattered_over_the_earth_gets_its_quota(tmp_path):
+    corners = ((-80, 10), (145, -16), (40, -10), (8, 47))
+    path = write_geojson(tmp_path / "s.geojson", *(polygon(x, y, x + 0.1, y + 0.1, eco=1) for x, y in corners))
+    sites = list(in_strata(path, 40, Lattice(), seed=1, field="eco", offshore=True))
+    each = [sum(x <= s.lon <= x + 0.1 and y <= s.lat <= y + 0.1 for s in sites) for x, y in corners]
+    assert sum(each) == 40 and min(each) >= 3
+
+
+def test_a_quota_that_is_none_is_that_of_the_command_and_another_is_named(tmp_path):
+    path = write_geojson(tmp_path / "s.geojson", polygon(10, 48, 12, 49, quota=None))
+    assert len(list(in_strata(path, 3, Lattice(), seed=1))) == 3
+    for quota in ("many", -1):
+        path = write_geojson(tmp_path / "s.geojson", polygon(10, 48, 12, 49, quota=quota))
+        with pytest.raises(SiteError, match=f"feature 0: quota: expected a number of sites, found {quota!r}"):
+            list(in_strata(path, 3, Lattice(), seed=1))
+
+
 def test_strata_at_sea_give_sites_only_offshore(tmp_path):
     path = write_geojson(tmp_path / "s.geojson", polygon(-150, 0, -149, 1))
     assert list(in_strata(path, 3, Lattice(), seed=1)) == []
