@@ -167,6 +167,7 @@ def sites(given: argparse.Namespace) -> Iterator:
 
     require_number("--chip-px", given.chip_px, 1)
     require_number("--workers", given.workers, 1)
+    require_number("--seed", given.seed, 0)
     if given.random_land is not None:
         require_number("--random-land", given.random_land, 1)
     lattice = s.Lattice(given.chip_px)
@@ -202,6 +203,9 @@ def planned(given: argparse.Namespace) -> Iterator:
     for period in periods:
         if period.start_ms > time.time() * 1000:
             say(f"warning: the period {period} lies in the future: no images are there yet")
+    require_number("--draw-periods", given.draw_periods, 0)
+    if given.draw_periods and len(periods) > 1:
+        raise ValueError(f"--draw-periods: expected one range in --periods, found {len(periods)} periods")
     rule = PeriodRule(periods, given.draw_periods, seed=given.seed)
     part = parse_part(given.part) if given.part else None
     return planned_chips(sites(given), rule, px=given.chip_px, part=part)

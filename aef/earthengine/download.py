@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +35,7 @@ from aef.earthengine.manifest import (
     Manifest,
     Outcome,
     PlannedChip,
+    storage_failure,
 )
 from aef.earthengine.npy import PARSING
 from aef.sources import Registry, Source
@@ -249,8 +249,7 @@ class Downloader:
                 )
 
     def _stop(self, error: BaseException) -> None:
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            error = OSError(errno.ENOSPC, f"no space left for the manifest ({error})", str(self.manifest.path))
+        error = storage_failure(error, self.manifest.path) or error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = OSError(
                 errno.ENOSPC, "no space left on the disk: free some, then run the same command again", str(self.out)

@@ -10,6 +10,7 @@ of finished ones.
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import threading
@@ -86,6 +87,7 @@ class Manifest:
 
     Raises:
         ManifestError: it was made with other settings, by newer software, is damaged or in use by another process.
+        OSError: the disk is full or fails; so says leaving the block, too, in which that happened.
         FileNotFoundError: ``read_only`` and there is none.
     """
 
@@ -102,6 +104,8 @@ class Manifest:
             self._claim(read_only)
             self._check_settings(settings, read_only)
         except sqlite3.DatabaseError as error:
+            if failure := storage_failure(error, self.path):
+                raise failure from None
             raise ManifestError(
                 f"{self.path}: is damaged or no manifest ({error}): move it away and start again"
             ) from None
@@ -150,8 +154,10 @@ class Manifest:
     def __enter__(self) -> Manifest:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if failure := storage_failure(error, self.path):
+            raise failure from error
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +197,8 @@ class Manifest:
                 self._db.execute("COMMIT")
                 return added
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
                 raise
 
     def _insert(self, rows: Sequence[tuple]) -> None:
@@ -373,6 +380,23 @@ class Manifest:
                 rows = self._db.execute(query, (*sources, first, first + batch)).fetchall()
             if rows:
                 yield rows
+
+
+def storage_failure(error: BaseException | None, path: Path) -> OSError | None:
+    """The error of the system behind one of SQLite: a full disk, or one that fails. None where the file is to blame."""
+    name = str(getattr(error, "sqlite_errorname", ""))
+    if name == "SQLITE_FULL":
+        return OSError(
+            errno.ENOSPC, "no space left on the disk: free some, then run the same command again", str(path.parent)
+        )
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_PERM")):
+        return OSError(
+            errno.EIO,
+            f"cannot be read or written now ({error}): is the disk full, or the folder not to be written? What is recorded stays; "
+            "the same command goes on",
+            str(path),
+        )
+    return None
 
 
 def _where_and_when(row: Sequence[Any]) -> str:

@@ -121,6 +121,12 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         (["--periods", "2019-01-01/2020-01-01"], "no sites: give one of --sites, --place"),
         ([*PLACE], "states no period of its own: add --periods"),
         ([*PLACE, "--periods", "2019"], "expected START/END"),
+        (
+            [*PLACE, "--periods", "2017-01-01/2019-01-01,2020-01-01/2022-01-01", "--draw-periods", "2"],
+            "--draw-periods: expected one range in --periods, found 2 periods",
+        ),
+        ([*PLACE, *YEAR, "--draw-periods", "-1"], "--draw-periods: expected 0 or more, found -1"),
+        (["--random-land", "2", *YEAR, "--seed", "-1"], "--seed: expected 0 or more, found -1"),
         (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
         (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),

@@ -1,5 +1,6 @@
 """The manifest: resuming, settings, constant cost, export."""
 
+import errno
 import time
 
 import pytest
@@ -112,6 +113,19 @@ def test_damaged_newer_and_absent_manifests_are_named(tmp_path):
     with Manifest(tmp_path / "n.sqlite", SETTINGS) as manifest:
         manifest.remember("format_version", 99)
     with pytest.raises(ManifestError, match="update the software"):
+        Manifest(tmp_path / "n.sqlite", SETTINGS)
+
+
+def test_a_full_disk_is_no_damage(tmp_path):
+    with Manifest(tmp_path / "m.sqlite", SETTINGS) as manifest:
+        pages = manifest._db.execute("PRAGMA page_count").fetchone()[0]
+    said = pytest.raises(OSError, match="no space left on the disk: free some")
+    with said as caught, Manifest(tmp_path / "m.sqlite", SETTINGS) as manifest:
+        manifest._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        manifest.plan(chips(1000))
+    assert caught.value.errno == errno.ENOSPC
+    (tmp_path / "n.sqlite").mkdir()
+    with pytest.raises(OSError, match=r"cannot be read or written now \(unable to open database file\)"):
         Manifest(tmp_path / "n.sqlite", SETTINGS)
 
 
