@@ -145,8 +145,8 @@ class StacFetcher:
             return None
         weight = None
         if product.quality:
-            keys, counts = product.quality
-            codes, seen = self._read(items, keys, grid, "nearest", "uint16", 0) or (None, None)
+            keys, counts, nothing = product.quality
+            codes, seen = self._read(items, keys, grid, "nearest", "uint16", nothing) or (None, None)
             weight = (
                 np.full(valid.shape[1:], 255, np.uint8) if codes is None else np.where(seen & counts(codes), 255, 0)
             )

@@ -23,6 +23,9 @@ SCL_NOT_CLEAR = (3, 8, 9, 10)
 LANDSAT_NOT_CLEAR = 1 << 1 | 1 << 4
 """QA_PIXEL: dilated cloud, cloud shadow (the paper's two bits, as through Earth Engine)."""
 
+LANDSAT_FILL = 1
+"""QA_PIXEL outside an image."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -45,7 +48,8 @@ class Product:
         stored: type in which a chip holds them.
         scaling: item, asset key → what the asset's numbers mean.
         convert: from scaled values to what the registry's bands hold.
-        quality: asset keys of a quality band, and codes → True where the pixel counts in the loss.
+        quality: asset keys of a quality band, codes → True where the pixel counts in the loss, and the code that says
+            nothing, so that an overlapping image's counts.
         version: item property that tells reprocessings apart; the largest is kept.
         margin_px: pixels read around the chip and cut off after ``finish``.
         finish: what is computed of neighbouring pixels once they are on the grid, as `aef.earthengine.decode.terrain`.
@@ -62,7 +66,7 @@ class Product:
     stored: str
     scaling: Callable[[Any, str], Scaling]
     convert: Callable[[np.ndarray], np.ndarray] = lambda values: values
-    quality: tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray]] | None = None
+    quality: tuple[tuple[str, ...], Callable[[np.ndarray], np.ndarray], int] | None = None
     version: str = ""
     margin_px: int = 0
     finish: Callable[[np.ndarray, np.ndarray, tuple[int, int]], tuple[np.ndarray, np.ndarray]] | None = None
@@ -178,7 +182,7 @@ PRODUCTS: tuple[Product, ...] = (
         stored="uint16",
         scaling=sentinel2_offset,
         convert=not_negative,
-        quality=(("scl", "SCL"), lambda codes: ~np.isin(codes, SCL_NOT_CLEAR)),
+        quality=(("scl", "SCL"), lambda codes: ~np.isin(codes, SCL_NOT_CLEAR), 0),
         version="s2:processing_baseline",
     ),
     Product(
@@ -217,7 +221,7 @@ PRODUCTS: tuple[Product, ...] = (
         nodata=0,
         stored="float32",
         scaling=stated_scaling,
-        quality=(("qa_pixel",), lambda codes: (codes & LANDSAT_NOT_CLEAR) == 0),
+        quality=(("qa_pixel",), lambda codes: (codes & LANDSAT_NOT_CLEAR) == 0, LANDSAT_FILL),
         outside_is_masked=True,
         platforms=("landsat-8", "landsat-9"),
     ),

@@ -153,6 +153,31 @@ def test_images_outside_the_period_or_place_do_not_count(tmp_path):
 # --- the other products ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tagged", [None, 1], ids=["untagged", "tagged"])
+def test_where_one_landsat_row_ends_the_flags_of_the_next_count(tmp_path, tagged):
+    made = []
+    where = {"left": LEFT - 60, "top": TOP + 60, "step": 30.0}
+    for row, seen in (("north", slice(0, 6)), ("south", slice(6, 12))):
+        inside = np.zeros((12, 12), bool)
+        inside[seen] = True
+        flags = np.where(inside, 1 << 6, 1).astype(np.uint16)  # outside its row: fill
+        flags[6:, :6] |= inside[6:, :6] * np.uint16(1 << 4)
+        paths = {"qa_pixel": write_raster(tmp_path / f"qa_{row}.tif", flags, nodata=tagged, **where)}
+        for key in ("blue", "green", "red", "nir08", "swir16", "lwir11"):
+            numbers = np.where(inside, 45000 if key == "lwir11" else 20000, 0).astype(np.uint16)
+            paths[key] = write_raster(tmp_path / f"{key}_{row}.tif", numbers, nodata=0, **where)
+        stated = {"scale": 0.00341802, "offset": 149.0}
+        one = item("landsat-c2-l2", row, "2019-05-01T10:00:00", paths, platform="landsat-9", bands=stated)
+        for key, asset in one.assets.items():
+            if key != "lwir11":
+                asset.extra_fields["raster:bands"] = [{"scale": 2.75e-05, "offset": -0.2}]
+        made.append(one)
+    series = fetch(static_catalog(tmp_path / "c", *made), "landsat_c2_l2").series
+    assert series.valid.all() and series.frames == 1
+    shadow = np.logical_and.outer(np.arange(PX) >= 12, np.arange(PX) < 12)
+    assert (series.weight[0, 0] == np.where(shadow, 0, 255)).all()
+
+
 def test_backscatter_power_becomes_db(tmp_path):
     rng = np.random.default_rng(0)
     power = {k: 10 ** rng.uniform(-2.8, 0.5, (PX + 4, PX + 4)).astype(np.float32) for k in ("vv", "vh")}
