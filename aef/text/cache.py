@@ -2,13 +2,14 @@
 
 A cache is one folder per tower, ``ROOT/NAME-HASH/``, with ``tower.json`` and numbered pairs of files: ``vectors-N.npy``
 (n, D) float32, and ``texts-N.npy`` (n, 2) uint64 with a 128-bit hash of each text. The second is written last, so a
-pair is there whole or not at all. Vectors are mapped from disk: memory holds 24 bytes per text.
+pair is there whole or not at all; N ends in letters that no other process draws, so two may encode at once. Vectors are mapped from disk: memory holds 24 bytes per text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -80,10 +81,10 @@ class VectorCache:
         """Keep vectors (n, D) float32. Raises ValueError if shapes do not fit, OSError when the disk is full."""
         if vectors.shape != (len(texts), self.dim):
             raise ValueError(f"{self.folder}: expected vectors {(len(texts), self.dim)}, found {vectors.shape}")
-        number = len(list(self.folder.glob("vectors-*.npy")))
+        number = f"{len(list(self.folder.glob('vectors-*.npy'))):06d}-{uuid.uuid4().hex[:8]}"
         for name, array in (
-            (f"vectors-{number:06d}.npy", vectors.astype(np.float32)),
-            (f"texts-{number:06d}.npy", np.array([text_key(text) for text in texts], np.uint64).reshape(-1, 2)),
+            (f"vectors-{number}.npy", vectors.astype(np.float32)),
+            (f"texts-{number}.npy", np.array([text_key(text) for text in texts], np.uint64).reshape(-1, 2)),
         ):
             with writing(self.folder / name) as stream:
                 np.save(stream, array, allow_pickle=False)

@@ -170,10 +170,27 @@ def test_an_interrupted_part_does_not_count(tmp_path, tiny):
     assert again("b")[0] == 2 and again("a")[0] == 1 and VectorCache(cache.folder)("b")[0] == 2
 
 
+def test_two_processes_that_encode_at_once_mix_no_vectors(tmp_path, tiny, monkeypatch):
+    one, other = (VectorCache.of(tmp_path, tiny.identity) for _ in range(2))
+    real = cache_module.writing
+
+    def meanwhile(path):
+        if path.name.startswith("texts"):  # the other writes its pair between the two files of this one
+            monkeypatch.setattr(cache_module, "writing", real)
+            monkeypatch.setattr(type(other.folder), "glob", lambda *_: [])
+            other.add(["b"], np.full((1, tiny.dim), 2, np.float32))
+            monkeypatch.undo()
+        return real(path)
+
+    monkeypatch.setattr(cache_module, "writing", meanwhile)
+    one.add(["a"], np.ones((1, tiny.dim), np.float32))
+    assert VectorCache(one.folder)("a")[0] == 1 and VectorCache(one.folder)("b")[0] == 2
+
+
 def test_a_damaged_cache_is_refused(tmp_path, tiny):
     cache = VectorCache.of(tmp_path, tiny.identity)
     cache.add(["a"], np.ones((1, tiny.dim), np.float32))
-    (cache.folder / "vectors-000000.npy").write_bytes(b"\x93NUMPY broken")
+    next(cache.folder.glob("vectors-000000-*.npy")).write_bytes(b"\x93NUMPY broken")
     with pytest.raises(TowerError, match="damaged"):
         VectorCache(cache.folder)
     (cache.folder / "tower.json").write_text("{}")
