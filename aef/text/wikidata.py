@@ -66,6 +66,13 @@ class Articles:
         self._position.extend((entry.lon, entry.lat, entry.uncertainty_m))
         self._sorted = None
 
+    def digest(self) -> str:
+        """Of all entries in their order: that of another extract differs."""
+        digest = hashlib.blake2b(digest_size=8)
+        for column in (self._key, self._taxon, self._position):
+            digest.update(column)
+        return digest.hexdigest()
+
     def find(self, page_id: int, title: str) -> Entry | None:
         """The entry of a page, by id or by title."""
         if self._sorted is None:
@@ -182,7 +189,7 @@ def _taxon(claims: Mapping) -> int:
 
 
 def _from_table(path: Path, stream: IO[bytes]) -> Iterator[tuple[str | int, Entry, str]]:
-    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",")
     names = rows.fieldnames or []
     if not set(names) & {"title", "article", "page_id"}:

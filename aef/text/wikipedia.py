@@ -58,7 +58,7 @@ class WikipediaDump:
 
     def settings(self) -> dict[str, str]:
         """As `Corpus.settings`."""
-        return {"valid": str(self.valid)}
+        return {"valid": str(self.valid), "articles": self.articles.digest()}
 
     def read(self, start: int, counts: Counts, earlier: Iterator[pa.Table]) -> Iterator[tuple[int, GeoText | None]]:
         """Positions are bytes of the uncompressed dump. Raises TextError: not an English dump, truncated or damaged."""

@@ -215,6 +215,20 @@ def test_titles_are_matched_as_mediawiki_does_and_page_ids_come_first(tmp_path):
     assert [(t.title, t.lon, t.lat) for t in texts] == [("Château d'If", 5.32, 43.28), ("Other & more", -70.5, -33.4)]
 
 
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
+    (tmp_path / "x.csv").write_text("title,coord\r\nMill,Point(4.35 50.85)\r\n", encoding="utf-8-sig")
+    assert read_wikidata(tmp_path / "x.csv").find(1, "Mill").lon == 4.35
+
+
+def test_another_extract_is_another_setting(tmp_path):
+    """A run goes on only with the same places of the articles."""
+    settings = [
+        WikipediaDump(tmp_path / "x.xml", read_wikidata(wikidata(tmp_path / "x.json", one)), VALID).settings()
+        for one in (entity(1, "Mill", 4.0, 50.0), entity(1, "Mill", 4.0, 50.0), entity(1, "Mill", 5.0, 50.0))
+    ]
+    assert settings[0] == settings[1] != settings[2]
+
+
 def test_articles_about_taxa_are_kept_for_gbif(tmp_path):
     extract = wikidata(tmp_path / "x.json", entity(1, "Rook", taxon=42))
     taxa = TaxonArticles(tmp_path / "taxa.sqlite")
