@@ -13,9 +13,10 @@ says where to get the corpora and what their licences ask for.
 from __future__ import annotations
 
 import argparse
+import errno
 from pathlib import Path
 
-from aef.launcher.command import add_device, parser, run
+from aef.launcher.command import add_device, parser, require_number, run
 from aef.progress import PLAIN_EVERY_S, Every, Progress
 
 ARTICLES_VALID = "2015-01-01/2030-01-01"
@@ -86,7 +87,28 @@ def _steps(given: argparse.Namespace) -> list:
         steps.append((f"encode the texts of the chips in {given.encode} with {given.tower}", _encode))
     if not steps:
         raise ValueError("nothing to do: give --wikipedia, --gbif, --attach or --encode (--help explains them)")
+    _require_what_is_read(given)
     return steps
+
+
+def _require_what_is_read(given: argparse.Namespace) -> None:
+    """What a step could not read is said before the hours that the steps before it take. Raises ValueError, OSError."""
+    from aef.clock import parse_period
+    from aef.data.chips import ChipFolder
+    from aef.settings_file import registry_of
+    from aef.text.attach import require_unpacked
+
+    require_number("--workers", given.workers, 0)
+    for text in (given.articles_valid, given.observed):
+        parse_period(text)
+    for path in (given.wikipedia, given.wikidata, given.gbif, given.points):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    for path in (given.attach, given.encode):
+        if path is not None:
+            folder = ChipFolder(path, registry_of(path, files=given.sources_file))
+            if path == given.attach:
+                require_unpacked(folder)
 
 
 def _read_corpora(given: argparse.Namespace) -> None:

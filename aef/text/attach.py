@@ -69,9 +69,7 @@ def attach_points(
         TextError: not text points. ChipError, FileNotFoundError: no chips, a damaged one, or one in a shard.
     """
     folder = ChipFolder(chips, registry)
-    packed = next((name for name in folder.files.names if shards.unpacked_name(name) != name), None)
-    if packed is not None:
-        raise ChipError("lies in a shard, which is only read: attach texts before packing", file=folder.path / packed)
+    require_unpacked(folder)
     footprints = [_footprint(folder, index) for index in range(len(folder))]
     found, total, lost = _assign(points, footprints)
     counts: Counter[str] = Counter(chips=len(footprints), points=total, on_no_chip=lost)
@@ -85,6 +83,13 @@ def attach_points(
         if on_chip:
             on_chip(footprint.path)
     return dict(counts)
+
+
+def require_unpacked(folder: ChipFolder) -> None:
+    """Raises ChipError where a chip of a folder lies in a shard."""
+    packed = next((name for name in folder.files.names if shards.unpacked_name(name) != name), None)
+    if packed is not None:
+        raise ChipError("lies in a shard, which is only read: attach texts before packing", file=folder.path / packed)
 
 
 def _footprint(folder: ChipFolder, index: int) -> _Footprint:

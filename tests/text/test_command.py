@@ -101,6 +101,25 @@ def test_what_does_not_fit_together_is_one_line(arguments, message, tmp_path, mo
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gbif", "absent.zip"], "--gbif absent.zip: no such file"),
+        (["--attach", "elsewhere"], "elsewhere: no such folder of chips"),
+        (["--observed", "2017"], "expected START/END"),
+        (["--workers", "-1"], "--workers: expected 0 or more"),
+    ],
+)
+def test_what_cannot_be_read_is_said_before_any_corpus_is(arguments, message, corpora, monkeypatch, capsys):
+    folder, chips = corpora
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("aef.text.wikidata.read_wikidata", lambda *_: pytest.fail("was read"))
+    assert run(main, options(folder, chips, *arguments)) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (folder / "elsewhere").exists()
+
+
 def test_chips_without_texts_and_unreachable_weights_are_one_line(corpora, monkeypatch, capsys):
     _, chips = corpora
     assert run(main, ["--encode", str(chips), "--tower", "tiny"]) == 1
