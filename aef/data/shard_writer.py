@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -86,6 +87,7 @@ def pack(
     wanted = plan_shards(folder, out, shard_bytes)
     out.mkdir(parents=True, exist_ok=True)
     _require_only_shards(out)
+    _sweep(out)
     leftover = sorted(set(out.glob(f"*{SUFFIX}")) - {shard.path for shard in wanted})
     missing = [shard for shard in wanted if not _holds(shard)]
     other = [*leftover, *(shard.path for shard in missing if _is_whole(shard.path))]
@@ -103,6 +105,17 @@ def pack(
             stream.write(path.read_bytes())
     _require_same(folder, out)
     return [shard.path for shard in missing]
+
+
+def _sweep(out: Path) -> None:
+    """Remove the shards that a killed call left half written: each may be a gigabyte, and no listing shows them."""
+    for path in out.glob(f".*{SUFFIX}.*.tmp"):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)  # only asks whether the process is there
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, OSError):
+            pass
 
 
 def _write(shard: PlannedShard, on_chip: Callable[[], None]) -> None:

@@ -239,6 +239,17 @@ def test_an_interrupted_packing_goes_on(chips, tmp_path):
     assert len(opened(out)) == 4
 
 
+def test_what_a_killed_packing_left_is_removed(chips, tmp_path):
+    out = tmp_path / "packed"
+    out.mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    half, live = (out / f".00000.chips.zip.{pid}.tmp" for pid in (gone.pid, os.getppid()))
+    half.touch(), live.touch()
+    packed(chips, out)
+    assert not half.exists() and live.exists()
+
+
 def test_a_damaged_shard_is_written_again_without_asking(chips, store):
     shard = store / "00001.chips.zip"
     content = shard.read_bytes()
