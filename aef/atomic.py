@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +32,20 @@ def writing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike, names: Container[str]) -> None:
+    """Remove what killed processes of this machine left of files of some names; hidden, it would never be noticed."""
+    for path in Path(folder).glob(".*.tmp"):
+        name, _, process = path.name.removesuffix(".tmp").rpartition(".")
+        if name[1:] not in names or not process.isdigit():
+            continue
+        try:
+            os.kill(int(process), 0)  # only asks whether it is there
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass
 
 
 def require_writable(path: str | os.PathLike, name: str = "") -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
 from aef import atomic
@@ -37,3 +40,16 @@ def test_a_path_that_cannot_be_written_is_known_before_the_work(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match=r"none/a\.txt"), atomic.writing(tmp_path / "none" / "a.txt"):
         pass
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    half, live, other = (
+        tmp_path / f".{name}.{pid}.tmp"
+        for name, pid in (("a.npz", gone.pid), ("a.npz", os.getpid()), ("b.npz", gone.pid))
+    )
+    for path in (half, live, other):
+        path.touch()
+    atomic.remove_unfinished(tmp_path, {"a.npz"})
+    assert sorted(tmp_path.iterdir()) == sorted([live, other])

@@ -39,6 +39,7 @@ def making(
         ChipError: the folder holds other chips of these ids.
     """
     folder = Path(folder)
+    atomic.remove_unfinished(folder, {f"{name}.npz" for name in chips})
     record = {"made_of": json.loads(json.dumps({"version": __version__, **made_of})), "chips": dict(chips)}
     if overwrite:
         (folder / RECORD).unlink(missing_ok=True)

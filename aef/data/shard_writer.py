@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 import zlib
@@ -87,7 +86,7 @@ def pack(
     wanted = plan_shards(folder, out, shard_bytes)
     out.mkdir(parents=True, exist_ok=True)
     _require_only_shards(out)
-    _sweep(out)
+    atomic.remove_unfinished(out, {shard.path.name for shard in wanted})
     leftover = sorted(set(out.glob(f"*{SUFFIX}")) - {shard.path for shard in wanted})
     missing = [shard for shard in wanted if not _holds(shard)]
     other = [*leftover, *(shard.path for shard in missing if _is_whole(shard.path))]
@@ -105,17 +104,6 @@ def pack(
             stream.write(path.read_bytes())
     _require_same(folder, out)
     return [shard.path for shard in missing]
-
-
-def _sweep(out: Path) -> None:
-    """Remove the shards that a killed call left half written: each may be a gigabyte, and no listing shows them."""
-    for path in out.glob(f".*{SUFFIX}.*.tmp"):
-        try:
-            os.kill(int(path.name.split(".")[-2]), 0)  # only asks whether the process is there
-        except ProcessLookupError:
-            path.unlink(missing_ok=True)
-        except (ValueError, OSError):
-            pass
 
 
 def _write(shard: PlannedShard, on_chip: Callable[[], None]) -> None:

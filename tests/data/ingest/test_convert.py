@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tracemalloc
 from pathlib import Path
 
@@ -139,6 +140,15 @@ def test_an_interrupted_call_goes_on_after_the_chips_that_it_wrote(folder, inter
     assert [report.place for report in reports] == ["north", "south"] and not (out / "unfinished.json").exists()
     assert "kept: an interrupted call wrote it" in reports[0].text() and reports[1].bands
     assert (out / "north.npz").stat().st_mtime_ns == written and len(ChipFolder(out, BUILT_IN)) == 2
+
+
+def test_what_a_killed_call_left_half_written_is_removed(folder, interrupted):
+    out, _ = interrupted
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (out / f".south.npz.{killed.pid}.tmp").touch()
+    list(convert(parse_recipe(entries()), folder, out))
+    assert not list(out.glob(".*"))
 
 
 def test_a_call_for_one_place_leaves_the_rest_to_the_interrupted_one(folder, tmp_path):
