@@ -153,6 +153,12 @@ def in_strata(
         area = shapely.union_all(shapes)
         if area.is_empty or area.area == 0:
             raise SiteError(f"{path}: stratum {name} covers no area: expected polygons")
+        west, south, east, north = area.bounds
+        if not (-180 <= west and east <= 180 and -90 <= south and north <= 90):
+            raise SiteError(
+                f"{path}: stratum {name}: expected degrees, found {west:g},{south:g},{east:g},{north:g}: bring it there by "
+                "ogr2ogr -t_srs EPSG:4326"
+            )
         yield from _in_area(area, quota, lattice, np.random.default_rng((seed, stable_hash(name))), offshore)
 
 

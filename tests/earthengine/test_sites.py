@@ -199,6 +199,9 @@ def test_wrong_strata_are_named(tmp_path):
     path = write_geojson(tmp_path / "s.geojson", polygon(10, 48, 12, 49, eco=1))
     with pytest.raises(SiteError, match="no property 'biome'"):
         list(in_strata(path, 3, Lattice(), seed=1, field="biome"))
+    path = write_geojson(tmp_path / "s.geojson", polygon(461420, 5217040, 470000, 5230000))
+    with pytest.raises(SiteError, match="stratum 0: expected degrees, found 461420,"):
+        list(in_strata(path, 3, Lattice(), seed=1))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
