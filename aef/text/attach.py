@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,8 @@ def attach_points(
         counts["texts"] += len(found.get(number, []))
         counts["chips_with_texts"] += bool(found.get(number))
         if texts != chip.texts:
-            write_chip(footprint.path, replace(chip, texts=texts), registry)
+            compress = _is_compressed(footprint.path)  # as its owner chose
+            write_chip(footprint.path, replace(chip, texts=texts), registry, compress=compress)
         if on_chip:
             on_chip(footprint.path)
     return dict(counts)
@@ -90,6 +92,11 @@ def require_unpacked(folder: ChipFolder) -> None:
     packed = next((name for name in folder.files.names if shards.unpacked_name(name) != name), None)
     if packed is not None:
         raise ChipError("lies in a shard, which is only read: attach texts before packing", file=folder.path / packed)
+
+
+def _is_compressed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _footprint(folder: ChipFolder, index: int) -> _Footprint:

@@ -1,6 +1,7 @@
 """Text points: written in parts, taken up again, joined whole; and into the chips that hold them."""
 
 import json
+import zipfile
 from collections import Counter
 from dataclasses import replace
 
@@ -205,6 +206,15 @@ def test_each_chip_gets_the_texts_that_lie_on_it(tmp_path, chips):
     assert counts == {"chips": 2, "points": 6, "on_no_chip": 3, "texts": 3, "chips_with_texts": 2}
     assert (a[1].x, a[1].y) == pytest.approx((CORNER[0] + 315, CORNER[1] - 315), abs=1e-3)
     assert (a[0].text, a[0].uncertainty_m, a[0].licence, a[0].time_ms) == ("text 1", 30.0, "CC0 1.0", START)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_chip_that_gets_texts_stays_as_compressed_as_it_was(tmp_path, chips, compress):
+    write_chip(chips / "a.npz", chip("a"), BUILT_IN, compress=compress)
+    attach_points(points_file(tmp_path / "p.parquet", [at_pixel(0, 3, 5)]), chips, BUILT_IN)
+    assert read_chip(chips / "a.npz", BUILT_IN).texts
+    with zipfile.ZipFile(chips / "a.npz") as archive:
+        assert {entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()} == {compress}
 
 
 def test_attaching_again_replaces_what_was_attached_and_leaves_other_texts_alone(tmp_path, chips):
