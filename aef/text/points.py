@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,19 +103,42 @@ def write_points(
     Work in progress lies in ``OUT.partial/``; a run that finds it there goes on where the last part ended.
 
     Raises:
-        TextError: a corpus is damaged or not what it should be, or the work in progress belongs to other files.
+        TextError: a corpus is damaged or not what it should be, or the work in progress belongs to other files or to a
+            process that is at it.
         OSError: the disk is full; parts that are complete are kept.
     """
     out = Path(out)
     work = out.with_name(f"{out.name}.partial")
-    state = _State.open(work, {corpus.name: _fingerprint(corpus) for corpus in corpora})
-    for corpus in corpora:
-        _read_corpus(corpus, state, on_progress)
-    counts = {corpus.name: dict(state.of(corpus.name).counts) for corpus in corpora}
-    about = {"format_version": FORMAT_VERSION, "inputs": state.inputs, "counts": counts}
-    _join(out, state.parts([corpus.name for corpus in corpora]), about)
-    shutil.rmtree(work)
+    inputs = {corpus.name: _fingerprint(corpus) for corpus in corpora}
+    with _alone(work):
+        state = _State.open(work, inputs)
+        for corpus in corpora:
+            _read_corpus(corpus, state, on_progress)
+        counts = {corpus.name: dict(state.of(corpus.name).counts) for corpus in corpora}
+        about = {"format_version": FORMAT_VERSION, "inputs": state.inputs, "counts": counts}
+        _join(out, state.parts([corpus.name for corpus in corpora]), about)
+        shutil.rmtree(work)
     return counts
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Keep a second process out of work in progress: their parts, cut at other places, would replace each other.
+
+    Raises:
+        TextError: another process is at it.
+    """
+    import fcntl
+
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TextError(f"{work}: another process is writing it: wait until it has ended") from None
+        except OSError:
+            pass  # no locks on this file system
+        yield
 
 
 def _read_corpus(corpus: Corpus, state: _State, on_progress: Callable[[str, Counts], None] | None) -> None:
@@ -166,7 +190,6 @@ class _State:
     def open(cls, folder: Path, inputs: Mapping[str, Any]) -> _State:
         path = folder / "state.json"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
             return cls(folder, inputs, {})
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))

@@ -111,6 +111,21 @@ def test_a_killed_run_goes_on_after_its_last_part(tmp_path, corpus_file, monkeyp
     assert written(tmp_path / "out.parquet") == [f"gbif:{n}" for n in range(20) if n % 3 != 2]
 
 
+def test_two_processes_do_not_write_one_file(tmp_path, corpus_file, monkeypatch):
+    monkeypatch.setattr(module, "PART_POINTS", 4)
+    refused = []
+
+    def meanwhile(name, counts):
+        if counts["items"] == 11:
+            with pytest.raises(TextError, match="another process is writing it"):
+                write_points(tmp_path / "out.parquet", [Numbers(corpus_file)])
+            refused.append(counts["items"])
+
+    write_points(tmp_path / "out.parquet", [Numbers(corpus_file)], on_progress=meanwhile)
+    assert refused == [11] and len(written(tmp_path / "out.parquet")) == 14
+    assert not (tmp_path / "out.parquet.partial").exists()
+
+
 def test_work_in_progress_of_other_files_or_settings_is_not_continued(tmp_path, corpus_file):
     with pytest.raises(TextError):
         write_points(tmp_path / "out.parquet", [Numbers(corpus_file, breaks_at=5)])
