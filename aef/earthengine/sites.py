@@ -154,7 +154,7 @@ def in_strata(
         if area.is_empty or area.area == 0:
             raise SiteError(f"{path}: stratum {name} covers no area: expected polygons")
         west, south, east, north = area.bounds
-        if not (-180 <= west and east <= 180 and -90 <= south and north <= 90):
+        if not (west >= -180 and east <= 180 and south >= -90 and north <= 90):
             raise SiteError(
                 f"{path}: stratum {name}: expected degrees, found {west:g},{south:g},{east:g},{north:g}: bring it there by "
                 "ogr2ogr -t_srs EPSG:4326"
