@@ -267,14 +267,19 @@ class TaxonArticles:
     """Texts of articles about taxa by GBIF taxon id, on disk."""
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path)
+        self._path, self._database = path, sqlite3.connect(path)
         self._database.execute("pragma journal_mode = wal")
         self._database.execute("create table if not exists article (taxon integer primary key, text text not null)")
 
     def put(self, taxon: int, text: str) -> None:
-        """Keep an article, in place of an earlier one about the taxon."""
-        with self._database:
-            self._database.execute("insert or replace into article values (?, ?)", (taxon, text))
+        """Keep an article, in place of an earlier one about the taxon. Raises TextError where the disk is full."""
+        try:
+            with self._database:
+                self._database.execute("insert or replace into article values (?, ?)", (taxon, text))
+        except sqlite3.OperationalError as error:
+            raise TextError(
+                f"{self._path}: cannot be written ({error}): is the disk full? What was read so far is kept; the same command goes on"
+            ) from error
 
     def get(self, taxon: int) -> str | None:
         """The article about a taxon; None where there is none."""

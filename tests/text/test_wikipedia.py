@@ -239,6 +239,15 @@ def test_articles_about_taxa_are_kept_for_gbif(tmp_path):
     assert taxa.get(42) == words(110, "rook") and taxa.get(43) is None
 
 
+def test_a_full_disk_is_one_line_that_names_no_dump(tmp_path):
+    extract = wikidata(tmp_path / "x.json", entity(1, "Rook", taxon=42))
+    path = dump(tmp_path / "enwiki.xml.bz2", page(1, "Rook", words(110, "rook") + "x" * 100_000))
+    taxa = TaxonArticles(tmp_path / "taxa.sqlite")
+    taxa._database.execute("pragma max_page_count = 3")
+    with pytest.raises(TextError, match=r"taxa\.sqlite: cannot be written \(database or disk is full\)"):
+        read(path, read_wikidata(extract), taxa)
+
+
 def test_reading_goes_on_at_any_reported_position(tmp_path, monkeypatch):
     monkeypatch.setattr("aef.text.wikipedia.BLOCK", 700)  # pages straddle blocks
     monkeypatch.setattr("aef.text.wikipedia.POSITION_EVERY", 1500)
