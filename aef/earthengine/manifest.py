@@ -193,6 +193,7 @@ class Manifest:
                 self._insert(rows)
                 if stated:
                     self._refuse_torn_sites(last)
+                self._refuse_moved_sites(last)
                 added = self._db.total_changes - before
                 self._db.execute("COMMIT")
                 return added
@@ -228,6 +229,20 @@ class Manifest:
             "(start_ms < earlier_end_ms OR (crs, left, top) != (earlier_crs, earlier_left, earlier_top)) LIMIT 1",
             (after,),
         ).fetchone()
+        self._refuse_site(found)
+
+    def _refuse_moved_sites(self, after: int) -> None:
+        """Of the chips numbered higher than ``after``, against the earlier ones, which an earlier list asked for."""
+        names = ", ".join(f"{table}.{name}" for table in ("new", "old") for name in _PLANNED)
+        found = self._db.execute(
+            f"SELECT {names} FROM chips new JOIN chips old ON old.site = new.site WHERE new.number > ? AND old.number <= ? AND "
+            "(new.crs, new.left, new.top) != (old.crs, old.left, old.top) LIMIT 1",
+            (after, after),
+        ).fetchone()
+        self._refuse_site(found)
+
+    def _refuse_site(self, found: tuple | None) -> None:
+        """Raises ManifestError that names two chips, the later one first, where there are such."""
         if found:
             two, one = found[: len(_PLANNED)], found[len(_PLANNED) :]
             why = "their periods share days" if one[4:7] == two[4:7] else "they lie apart"

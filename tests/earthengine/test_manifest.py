@@ -2,6 +2,7 @@
 
 import errno
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -203,6 +204,16 @@ def test_equal_rows_and_periods_side_by_side_are_one_site(manifest):
     assert manifest.plan(years) == 0
     with pytest.raises(ManifestError, match="asked for twice"):  # by an earlier run
         manifest.plan([chip_at("a", left=10)])
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_later_list_that_gives_an_id_to_another_place_is_refused(manifest, stated):
+    later = {"start": "2020-01-01", "end": "2021-01-01"}
+    manifest.plan([chip_at("1"), chip_at("2", left=50)])
+    with pytest.raises(ManifestError, match="site 1 is asked for twice, and they lie apart"):
+        manifest.plan([replace(chip_at("1", left=90, **later), stated=stated), chip_at("3", left=70, **later)])
+    assert manifest.left() == 2
+    assert manifest.plan([chip_at("1", **later), chip_at("3", left=70, **later)]) == 2
 
 
 def test_a_list_that_breaks_off_plans_nothing(manifest):
