@@ -185,10 +185,21 @@ def _count(vectors: np.ndarray) -> int:
 
 
 def transform_of(field: xarray.DataArray) -> Affine:
-    """The affine transform of a field's grid, from its coordinates: the one it was made with may be of another grid."""
-    stored, measured = field.rio.transform(), field.rio.transform(recalc=True)
+    """The affine transform of a field's grid, from its coordinates: the one it was made with may be of another grid.
+
+    Along a side of one pixel, which has no distances, it is as the field was made.
+    """
+    stored = field.rio.transform()
+    (x, width), (y, height) = (_first_and_step(field[axis].values, size) for axis, size in zip("xy", (stored.a, stored.e)))
+    measured = Affine(width, 0.0, x - width / 2, 0.0, height, y - height / 2)
     # Differences of coordinates are rounded; the stored transform is exact.
     return stored if np.allclose(stored, measured, rtol=0, atol=1e-6) else measured
+
+
+def _first_and_step(centres: np.ndarray, size: float) -> tuple[float, float]:
+    """The first of an axis's pixel centres and the distance between them, or `size` where there is one pixel."""
+    first, last = float(centres[0]), float(centres[-1])
+    return first, (last - first) / (len(centres) - 1) if len(centres) > 1 else size
 
 
 def write_geotiff(

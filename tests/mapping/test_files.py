@@ -108,6 +108,8 @@ def test_a_coarser_or_cropped_field_lies_where_its_coordinates_say(tmp_path, for
         (field[:, 2:, 3:], (500_030, 5_699_940, 500_080, 5_699_980), 10),
         (field[:, 2:3, 3:], (500_030, 5_699_970, 500_080, 5_699_980), 10),
         (field[:, ::-1], whole, 10),
+        (field[:, 2:3, ::2], (499_995, 5_699_970, 500_075, 5_699_980), 20),
+        (field[:, ::2, 3:4], (500_030, 5_699_945, 500_040, 5_700_005), 10),
     ):
         written = read_field(write_field(tmp_path / f"f{suffix}", changed, form))
         left, low, right, high = written.rio.bounds()
