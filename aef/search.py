@@ -32,7 +32,7 @@ from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.figure_file import new_figure, save_png
 from aef.mapping.chip_choice import periods_by_chip, read_times
-from aef.mapping.files import SUFFIX, read_field, read_tags, write_geotiff
+from aef.mapping.files import SUFFIX, read_field, read_tags, transform_of, write_geotiff
 from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
@@ -263,7 +263,7 @@ def pixel_at(field: xarray.DataArray, lon: float, lat: float) -> tuple[int, int]
     x, y = Transformer.from_crs("EPSG:4326", field.rio.crs, always_xy=True).transform(lon, lat)
     if not np.isfinite([x, y]).all():
         return -1, -1
-    row, col = rowcol(field.rio.transform(), x, y)
+    row, col = rowcol(transform_of(field), x, y)
     return int(row), int(col)
 
 
@@ -312,7 +312,7 @@ def _name(field: xarray.DataArray) -> str:
 
 def _best_pixel(field: xarray.DataArray, map_: np.ndarray) -> Match:
     row, col = (int(i) for i in np.unravel_index(np.nanargmax(map_), map_.shape))
-    x, y = raster_xy(field.rio.transform(), row, col)
+    x, y = raster_xy(transform_of(field), row, col)
     (lon,), (lat,) = warp(field.rio.crs, "EPSG:4326", [x], [y])
     name = _name(field)
     place, period = str(field.attrs.get("place", name)), str(field.attrs.get("period", ""))

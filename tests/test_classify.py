@@ -129,6 +129,34 @@ def test_labels_on_either_side_of_the_180th_meridian_lie_on_the_field_that_spans
     assert taken.missed == 0 and taken.vectors.argmax(axis=1).tolist() == [0, 1]
 
 
+def rectangle(west, south, east, north):
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [ring]}
+
+
+def test_of_a_label_that_spans_the_world_a_field_takes_what_lies_on_it():
+    lon, lat = degrees(6, 6)  # where the pixels of row and column 6 have their middle
+    south = rectangle(-180, -90, 180, lat)
+    north = {"type": "MultiPolygon", "coordinates": [rectangle(-180, lat, 93, 90)["coordinates"]]}
+    for one in (field(), field()[:, ::-1]):
+        taken = sample([one], [LabelledArea(south, "south"), LabelledArea(north, "north")], most=SIDE * SIDE)
+        rows = np.bincount(taken.areas, minlength=2) / SIDE
+        assert taken.missed == 0 and abs(rows - [SIDE - 6, 6]).max() <= 1 and rows.sum() == SIDE
+    holed = rectangle(-180, -90, 180, 90)
+    holed["coordinates"].append(rectangle(lon, -80, 170, 80)["coordinates"][0])
+    points = {"type": "MultiPoint", "coordinates": [[93.0, 0.0], [-87.0, 0.0], [lon, lat]]}
+    taken = sample([field()], [LabelledArea(holed, "west"), LabelledArea(points, "point")], most=SIDE * SIDE)
+    assert abs(np.bincount(taken.areas) / SIDE - [6, 1 / SIDE]).max() <= 1
+    across = [LabelledArea(rectangle(-180, -90, -170, 90), "east"), LabelledArea(rectangle(0, -90, 180, 90), "west")]
+    taken = sample([elsewhere("EPSG:32760", 180.0, -17.0)], across, most=SIDE * SIDE)
+    assert abs(np.bincount(taken.areas) / SIDE - [6, 6]).max() <= 1
+
+
+def test_labels_lie_on_a_field_that_was_thinned_where_its_coordinates_say():
+    taken = sample([field()[:, 1::2, 1::2]], [at(*degrees(1, 1), "water"), at(*degrees(11, 11), "wood")])
+    assert taken.missed == 0 and taken.codes.tolist() == taken.vectors.argmax(axis=1).tolist()
+
+
 def test_a_label_on_fields_of_two_zones_is_never_on_both_sides_of_a_split():
     fields = [elsewhere("EPSG:32631", 6.0, 50.0), elsewhere("EPSG:32632", 6.0, 50.0)]
     taken = sample(fields, [at(5.9998, 50, "water"), at(6.0002, 50, "wood")], block_m=10)

@@ -190,7 +190,9 @@ def transform_of(field: xarray.DataArray) -> Affine:
     Along a side of one pixel, which has no distances, it is as the field was made.
     """
     stored = field.rio.transform()
-    (x, width), (y, height) = (_first_and_step(field[axis].values, size) for axis, size in zip("xy", (stored.a, stored.e)))
+    (x, width), (y, height) = (
+        _first_and_step(field[axis].values, size) for axis, size in zip("xy", (stored.a, stored.e))
+    )
     measured = Affine(width, 0.0, x - width / 2, 0.0, height, y - height / 2)
     # Differences of coordinates are rounded; the stored transform is exact.
     return stored if np.allclose(stored, measured, rtol=0, atol=1e-6) else measured

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.features import bounds as bounds_of
 from rasterio.features import is_valid_geom, rasterize
+from rasterio.transform import Affine, array_bounds, rowcol
 from rasterio.warp import transform_bounds, transform_geom
-from rasterio.windows import from_bounds
 
+from aef.mapping.files import transform_of
 from aef.vector_files import LAT, LON, VECTOR_SUFFIXES, VectorFileError, geojson_features, vector_features
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 254
 """A class map has a byte a pixel, and 0 is no data."""
+
+Bounds = tuple[float, float, float, float]
+"""West, south, east, north."""
 
 
 class LabelError(ValueError):
@@ -41,8 +45,8 @@ class LabelledArea:
     label: str
 
     @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north."""
+    def bounds(self) -> Bounds:
+        """Of its geometry, in degrees."""
         west, south, east, north = bounds_of(self.geometry)[:4]
         return west, south, east, north
 
@@ -188,13 +192,12 @@ def sample(
     owners: list[int] = []
     square_of: dict[int, tuple[str, int, int]] = {}
     for field in fields:
-        # Corners alone would miss what lies under a grid that is turned against north.
-        west, south, east, north = transform_bounds(field.rio.crs, "EPSG:4326", *field.rio.bounds())
+        bounds = west, south, east, north = _degrees_of(field)
         beside = (boxes[:, 0] <= east, boxes[:, 2] >= west)
         across = beside[0] & beside[1] if west <= east else beside[0] | beside[1]  # else it spans the 180th meridian
         near = across & (boxes[:, 1] <= north) & (boxes[:, 3] >= south)
         for index in np.flatnonzero(near).tolist():
-            rows, columns, centre = _pixels(field, areas[index])
+            rows, columns, centre = _pixels(field, areas[index], bounds)
             held = np.isfinite(field.values[0, rows, columns])
             rows, columns = rows[held], columns[held]
             if len(rows) > most:
@@ -223,23 +226,77 @@ def sample(
     )
 
 
-def _pixels(field: xarray.DataArray, area: LabelledArea) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Rows and columns of a field within an area, and the area's middle in the field's coordinates."""
-    geometry = transform_geom("EPSG:4326", field.rio.crs, area.geometry)
+def _degrees_of(field: xarray.DataArray) -> Bounds:
+    """West, south, east, north of a field; west of one that spans the 180th meridian is the larger."""
+    edges = array_bounds(field.sizes["y"], field.sizes["x"], transform_of(field))
+    # Corners alone would miss what lies under a grid that is turned against north.
+    return transform_bounds(field.rio.crs, "EPSG:4326", *edges)
+
+
+def _pixels(
+    field: xarray.DataArray, area: LabelledArea, bounds: Bounds
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Rows and columns of a field within an area, and the middle of what is there in the field's coordinates."""
+    nothing = np.empty(0, np.int64)
+    part = _part_near(area.geometry, bounds)
+    if part is None:
+        return nothing, nothing, (np.nan, np.nan)
+    geometry = transform_geom("EPSG:4326", field.rio.crs, part)
     west, south, east, north = bounds_of(geometry)[:4]
     height, width = field.sizes["y"], field.sizes["x"]
-    transform = field.rio.transform()
-    window = from_bounds(west, south, east, north, transform)
-    left, upper = max(int(np.floor(window.col_off)), 0), max(int(np.floor(window.row_off)), 0)
-    right = min(int(np.floor(window.col_off + window.width)) + 1, width)
-    lower = min(int(np.floor(window.row_off + window.height)) + 1, height)
+    transform = transform_of(field)
+    rows, columns = (
+        sorted(one.tolist()) for one in rowcol(transform, np.array([west, east]), np.array([south, north]))
+    )
+    left, upper = max(columns[0], 0), max(rows[0], 0)
+    right, lower = min(columns[1] + 1, width), min(rows[1] + 1, height)
     middle = ((west + east) / 2, (south + north) / 2)
     if left >= right or upper >= lower:
-        return np.empty(0, np.int64), np.empty(0, np.int64), middle
-    here = field.rio.transform() @ type(transform).translation(left, upper)
+        return nothing, nothing, middle
+    here = transform @ Affine.translation(left, upper)
     shape = (lower - upper, right - left)
     mask = rasterize([geometry], shape, transform=here, dtype="uint8")
     if not mask.any():  # narrower than a pixel
         mask = rasterize([geometry], shape, transform=here, dtype="uint8", all_touched=True)
-    rows, columns = np.nonzero(mask)
-    return rows + upper, columns + left, middle
+    held_rows, held_columns = np.nonzero(mask)
+    return held_rows + upper, held_columns + left, middle
+
+
+def _part_near(geometry: Mapping[str, Any], bounds: Bounds) -> Mapping[str, Any] | None:
+    """What a geometry has within a tenth around a field's bounds, areas cut there; None where it has nothing.
+
+    Its other parts and corners may lie where the field's projection does not reach, and long edges, straight in degrees,
+    are curves there.
+    """
+    kind, west, south, east, north = geometry["type"], *bounds
+    if kind == "GeometryCollection" or kind.startswith("Multi"):
+        alone = kind.removeprefix("Multi")
+        every = geometry.get("geometries") or [{"type": alone, "coordinates": one} for one in geometry["coordinates"]]
+        parts = [part for one in every if (part := _part_near(one, bounds))]
+        return {"type": "GeometryCollection", "geometries": parts} if parts else None
+    beside, above = 0.1 * ((east - west) % 360) + 1e-4, 0.1 * (north - south) + 1e-4  # 1e-4 degrees: 11 m
+    ranges = [(west - beside, east + beside)] if west <= east else [(west - beside, 180.0), (-180.0, east + beside)]
+    boxes = [((left, south - above), (right, north + above)) for left, right in ranges]
+    if kind != "Polygon":
+        left, low, right, high = bounds_of(geometry)[:4]
+        met = (left <= box[1][0] and right >= box[0][0] and low <= box[1][1] and high >= box[0][1] for box in boxes)
+        return geometry if any(met) else None
+    kept = []
+    for box in boxes:
+        outline, *holes = (_cut_ring(ring, *box) for ring in geometry["coordinates"])
+        if outline:
+            kept.append([outline, *filter(None, holes)])
+    return {"type": "MultiPolygon", "coordinates": kept} if kept else None
+
+
+def _cut_ring(ring: Sequence[Sequence[float]], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """The part of a ring within a rectangle, by Sutherland and Hodgman: cut along one side after the other."""
+    corners = np.array([corner[:2] for corner in ring[:-1]], np.float64).reshape(-1, 2)
+    for axis, limit, sign in ((0, low[0], 1), (0, high[0], -1), (1, low[1], 1), (1, high[1], -1)):
+        following = np.roll(corners, -1, axis=0)
+        within = sign * (corners[:, axis] - limit) >= 0
+        crosses = within != np.roll(within, -1)
+        length = np.where(crosses, following[:, axis] - corners[:, axis], 1.0)
+        crossing = corners + ((limit - corners[:, axis]) / length)[:, None] * (following - corners)
+        corners = np.stack((corners, crossing), axis=1)[np.stack((within, crosses), axis=1)]
+    return [*corners.tolist(), corners[0].tolist()] if len(corners) >= 3 else []
