@@ -327,6 +327,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 if file.dtypes[0] not in ("int8", "float32"):
                     difference = f"expected int8 codes or float32 vectors, found {file.dtypes[0]}"
                     raise ValueError(f"{path}: {difference}: not an embedding field")
+                if file.count < 2:  # such as a map of similarity
+                    raise ValueError(f"{path}: expected a band per component, found one band: not an embedding field")
                 yield file
     except (OSError, RuntimeError) as error:  # as GDAL's and NetCDF's libraries report a file that is cut short
         why = " ".join(str(error).split())[:120]

@@ -19,6 +19,7 @@ from aef.mapping.files import (
     read_field,
     read_tags,
     write_field,
+    write_geotiff,
     writing_strips,
 )
 from aef.mapping.made_by import MadeBy
@@ -233,6 +234,10 @@ def test_what_is_not_a_field_is_refused(tmp_path):
         read_field(tmp_path / "f.tif")
     with pytest.raises(ValueError, match="unknown format"):
         write_field(tmp_path / "f.jpg", a_field(), "jpeg")
+    write_geotiff(tmp_path / "map.tif", a_field().values[:1], a_field(), bands=["cosine similarity"])
+    for read in (read_field, read_tags):
+        with pytest.raises(ValueError, match=r"map.tif: expected a band per component, found one band: not an embed"):
+            read(tmp_path / "map.tif")
 
 
 def test_colours_are_shared_by_all_fields_and_missing_pixels_are_white():
