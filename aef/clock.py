@@ -55,9 +55,11 @@ def _no_such_day(text: str) -> str:
 
 
 def format_time(time_ms: int) -> str:
-    """Epoch milliseconds → ISO date, with the time of day where there is one."""
-    moment = datetime.fromtimestamp(time_ms // 1000, UTC)
-    return moment.strftime("%Y-%m-%d" if time_ms % DAY_MS == 0 else "%Y-%m-%dT%H:%M:%SZ")
+    """Epoch milliseconds → ISO date, with the time of day and its milliseconds where there are any."""
+    moment, fraction = datetime.fromtimestamp(time_ms // 1000, UTC), time_ms % 1000
+    if time_ms % DAY_MS == 0:
+        return moment.strftime("%Y-%m-%d")
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{fraction:03d}Z" if fraction else "Z")
 
 
 def format_date(time_ms: int) -> str:

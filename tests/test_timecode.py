@@ -115,9 +115,18 @@ def test_iso_times_are_utc_unless_they_say_otherwise(text, expected):
 
 
 @settings(max_examples=100, deadline=None)
-@given(seconds=st.integers(-(10**9), 4 * 10**9))
-def test_a_formatted_time_is_read_back(seconds):
-    assert parse_time(format_time(seconds * 1000)) == seconds * 1000
+@given(time=st.integers(-(10**12), 4 * 10**12), unit=st.sampled_from([1, 1000, DAY_MS]))
+def test_a_formatted_time_is_read_back(time, unit):
+    time -= time % unit
+    assert parse_time(format_time(time)) == time
+
+
+def test_times_are_as_fine_as_they_need_to_be():
+    assert [format_time(time) for time in (DAY_MS, 1000, 1)] == [
+        "1970-01-02",
+        "1970-01-01T00:00:01Z",
+        "1970-01-01T00:00:00.001Z",
+    ]
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2018-13-01", "", "20180"])

@@ -203,14 +203,15 @@ def require_reach(period: Period, span: Period, chip_id: str) -> None:
     reach = max(span.start_ms - period.start_ms, period.end_ms - span.end_ms)
     if reach <= BEYOND_MS:
         return
+    frames = f"{format_time(span.start_ms)}/{format_time(span.end_ms - 1)}"
     if _lies_beyond(period, span):
         first, last = -(-(span.start_ms - BEYOND_MS) // DAY_MS) * DAY_MS, (span.end_ms + BEYOND_MS) // DAY_MS * DAY_MS
         raise EmbeddingError(
-            f"chip {chip_id}: the period {period} reaches more than six months beyond the observations ({span}): choose "
+            f"chip {chip_id}: the period {period} reaches more than six months beyond the observations ({frames}): choose "
             f"one that meets them, or lies within {format_time(first)}/{format_time(last)}"
         )
     warnings.warn(
-        f"chip {chip_id}: the period {period} reaches {reach / DAY_MS:.0f} days beyond the observations ({span}): its "
+        f"chip {chip_id}: the period {period} reaches {reach / DAY_MS:.0f} days beyond the observations ({frames}): its "
         "field tells little of that time",
         UnobservedPeriodWarning,
         stacklevel=3,
