@@ -10,6 +10,7 @@ import torch
 
 from aef.data.chips import PIXEL_M, Chip, TextPoint
 from aef.data.contract import grid_position
+from aef.mapping.errors import EmbeddingError
 from aef.mapping.trained_model import TrainedModel
 from aef.objective.contrastive import disc_mean
 from aef.timecode import Period
@@ -114,6 +115,8 @@ def text_retrieval(
 ) -> Retrieval:
     """Ask the place of every text point, embedded over the dates of its text, which of their texts is its own.
 
+    Texts whose dates lie too far from their chip's observations to be embedded are left out.
+
     Args:
         model: with a text head.
         chips: places that training never read.
@@ -129,11 +132,12 @@ def text_retrieval(
     count = 0
     for chip in chips:
         points = [point for point in chip.texts if vectors(point.text) is not None and keep(chip, point)]
-        for point, text, place in _aligned(model, chip, points, vectors):
+        aligned = list(_aligned(model, chip, points, vectors))
+        for point, text, place in aligned:
             by_dates.setdefault(Period(point.time_ms, point.time_end_ms), []).append((point.text, text, place))
-        count += bool(points)
+        count += bool(aligned)
     if not by_dates:
-        raise RetrievalError("there is no text with a vector: attach and encode some")
+        raise RetrievalError("there is no text with a vector, of dates that its chip observed: attach and encode some")
     groups = []
     for rows in by_dates.values():
         names, text, place = zip(*rows)
@@ -150,7 +154,10 @@ def _aligned(
     assert head is not None
     for period in dict.fromkeys(Period(point.time_ms, point.time_end_ms) for point in points):
         dated = [point for point in points if (point.time_ms, point.time_end_ms) == period]
-        field = model.embed_array(chip, [period])
+        try:
+            field = model.embed_array(chip, [period])
+        except EmbeddingError:
+            continue
         mean = torch.from_numpy(np.moveaxis(field, 1, -1))  # (1, H, W, D)
         pixel = torch.tensor([[int(i) for i in grid_position(chip.transform, p.x, p.y)] for p in dated])
         radius = torch.tensor([point.uncertainty_m / PIXEL_M for point in dated])

@@ -104,5 +104,12 @@ def test_text_points_of_chips_are_embedded_at_their_place_and_dates():
     assert found.places == 2 and found.points == sum(len(chip.texts) for chip in chips)
     land = text_retrieval(model, chips, vectors.get, keep=lambda chip, point: point.uncertainty_m >= 80)
     assert land.points == 2
+    far = parse_period("2031-01-01/2032-01-01")
+    chips[0].texts[0] = dataclasses.replace(chips[0].texts[0], time_ms=far.start_ms, time_end_ms=far.end_ms)
+    chips[1].texts = [
+        dataclasses.replace(point, time_ms=far.start_ms, time_end_ms=far.end_ms) for point in chips[1].texts
+    ]
+    near = text_retrieval(model, chips, vectors.get)
+    assert (near.points, near.places) == (len(chips[0].texts) - 1, 1)
     with pytest.raises(RetrievalError, match="no text with a vector"):
         text_retrieval(model, chips, lambda text: None)
