@@ -20,6 +20,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
@@ -135,11 +136,10 @@ def bare_step(config: Config) -> tuple[Callable[[], None], dict[str, Any]]:
 
 def engine_step(config) -> tuple[Callable[[], None], dict]:
     """The same step through DeepSpeed and `aef.training`."""
-    import tempfile
-
     from aef.training.bench import StepBench
 
-    bench = StepBench(config, None, Path(tempfile.mkdtemp()))
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = StepBench(config, None, Path(scratch))
     bench.step()
     return bench.step, _describe(config, bench.batches[0], bench.engine.model)
 

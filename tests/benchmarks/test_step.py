@@ -4,7 +4,23 @@ import importlib.util
 
 import pytest
 
+from aef.settings_file import load_config
 from benchmarks import step
+
+
+def test_the_engines_step_leaves_no_folder_behind(tmp_path, monkeypatch):
+    from aef.training import bench
+
+    class NoStep:
+        def __init__(self, config, data, scratch):
+            assert not list(scratch.iterdir())
+            raise ConnectionError
+
+    monkeypatch.setattr(step.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(bench, "StepBench", NoStep)
+    with pytest.raises(ConnectionError):
+        step.engine_step(load_config("tiny"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", ["presets", "public-small"])
