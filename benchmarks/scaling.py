@@ -15,6 +15,8 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +36,9 @@ GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BATCHES = (256, 512, 1024, 2048, 4096)
 STAGES = ("zero1", "zero2", "zero3")
 SECONDS_PER_DAY = 86_400
+SHARES = ("mfu", "overlap")
+FREE = ("overlap", "price_per_gpu_hour")
+"""Numbers of a machine that are at most 1, and those that may be 0."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         p.error(str(error))
     machine = Machine(**{item.name: getattr(options, item.name) for item in dataclasses.fields(Machine)})
+    for name, value in dataclasses.asdict(machine).items():
+        least, most = (0.0 if name in FREE else math.ulp(0.0)), (1.0 if name in SHARES else sys.float_info.max)
+        if not least <= value <= most:  # NaN is neither
+            expected = f"{'0 or more' if least == 0 else 'more than 0'}{', at most 1' if name in SHARES else ''}"
+            p.error(f"--{name.replace('_', '-')}: expected {expected}, found {value:g}")
     basis = "assumed, not measured"
     if options.measured:
         try:

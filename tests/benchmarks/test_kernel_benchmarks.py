@@ -445,6 +445,10 @@ def test_a_measurement_that_cannot_be_read_is_refused(tmp_path, capsys, content,
         (["--config", "huge"], "unknown config 'huge'"),
         (["data.frame_bucket=64"], "data.frame_bucket: 63 filler frames"),
         (["model.targets=[nowhere]"], "unknown source 'nowhere'"),
+        (["--mfu", "0"], "--mfu: expected more than 0, at most 1, found 0"),
+        (["--mfu", "40"], "--mfu: expected more than 0, at most 1, found 40"),
+        (["--overlap", "-0.1"], "--overlap: expected 0 or more, at most 1, found -0.1"),
+        (["--node-link-gb-s", "nan"], "--node-link-gb-s: expected more than 0, found nan"),
     ],
 )
 def test_scaling_refuses_settings_as_training_does(tmp_path, capsys, settings, words):
