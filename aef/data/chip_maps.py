@@ -12,7 +12,7 @@ from matplotlib.figure import SubFigure
 from aef.clock import format_date
 from aef.data.contract import Chip, Label, SourceSeries
 from aef.data.figure_style import FAINT, INK, PAPER, show_image
-from aef.data.rendering import class_colours
+from aef.data.rendering import MISSING, Rendering, class_colours
 from aef.sources import Registry, Source
 
 MAX_LABELS = 5
@@ -52,21 +52,33 @@ def _map_axes(part: SubFigure, box: tuple[float, float], title: str, share: floa
 
 
 def _draw_static(part: SubFigure, source: Source, series: SourceSeries, box: tuple[float, float]) -> None:
-    index = 0
-    mask = series.valid[0, min(index, series.valid.shape[1] - 1)]
-    values = np.where(mask, series.values[0, index].astype(float), np.nan)
-    axes = _map_axes(part, box, f"{source.name} {source.bands[index].name}")
+    """The first band, or the classes; what was not observed in grey."""
+    mask = np.broadcast_to(series.valid, series.values.shape)[0]
+    values = np.where(mask[0], series.values[0, 0].astype(float), np.nan)
+    axes = _map_axes(part, box, f"{source.name} {source.bands[0].name}")
+    if source.classes:
+        show_image(axes, Rendering.of(source, [series.values[0]], [mask]).draw(series.values[0], mask))
+        return
+    axes.set_facecolor((MISSING,) * 3)
     show_image(axes, values, cmap="terrain")
-    if mask.any():
-        span = f"{np.nanmin(values):.4g} … {np.nanmax(values):.4g} {source.bands[index].unit}"
+    if mask[0].any():
+        span = f"{np.nanmin(values):.4g} … {np.nanmax(values):.4g} {source.bands[0].unit}"
         axes.text(0, -0.04, span, transform=axes.transAxes, fontsize=7.5, color=FAINT, va="top")
 
 
 def _draw_points(part: SubFigure, chip: Chip, source: Source, series: SourceSeries, box: tuple[float, float]) -> None:
+    """Where footprints observed the last band, and what; or their classes."""
     axes = _map_axes(part, box, source.name)
     show_image(axes, np.full((chip.height, chip.width, 3), 0.96))
     assert series.row is not None and series.col is not None
-    axes.scatter(series.col, series.row, c=series.values[:, -2:].mean(axis=1), s=9, cmap="viridis")
+    seen = np.broadcast_to(series.valid, series.values.shape)[:, -1]
+    row, col, values = series.row[seen], series.col[seen], series.values[seen, -1]
+    if source.classes:
+        matches = values[:, None] == np.asarray(source.classes)
+        colours = np.where(matches.any(1)[:, None], class_colours(len(source.classes))[matches.argmax(1)], MISSING)
+        axes.scatter(col, row, c=colours, s=9)
+    else:
+        axes.scatter(col, row, c=values, s=9, cmap="viridis")
     line = f"{series.frames} footprints, colour: {source.band_names[-1]}"
     axes.text(0, -0.04, line, transform=axes.transAxes, fontsize=7.5, color=FAINT, va="top")
 
@@ -102,7 +114,7 @@ def _label_line(label: Label) -> str:
     if label.valid_start_ms is not None and label.valid_end_ms is not None:
         parts.append(f"{format_date(label.valid_start_ms)} to {format_date(label.valid_end_ms)}")
     if label.fields is not None:
-        parts.append(f"{int(label.fields.max())} fields")
+        parts.append(f"{len(np.unique(label.fields[label.fields > 0]))} fields")
     if ignored:
         parts.append(f"{ignored:.0%} ignored")
     return ", ".join(parts)

@@ -17,7 +17,7 @@ from aef.data.shard_writer import pack
 from aef.data.source_summary import summarise
 from aef.launcher.command import run
 from aef.launcher.show import main
-from aef.sources import BUILT_IN
+from aef.sources import BUILT_IN, Source
 from aef.timecode import DAY_MS, parse_time
 
 START = parse_time("2020-01-01")
@@ -147,6 +147,26 @@ def test_a_source_without_an_observation_is_drawn_grey():
     figure = draw_chip(chip_of(sentinel2=series), BUILT_IN)
     images = [axes.images[0].get_array() for part in figure.subfigs for axes in part.axes if axes.images]
     assert any(image.ndim == 3 and np.allclose(image, 0.85) for image in images)
+
+
+def test_maps_show_classes_footprints_and_fields_as_they_are():
+    soil = {"name": "soil", "title": "Soil", "bands": [{"name": "c", "unit": "class", "valid_min": 0, "valid_max": 9}]}
+    soil |= {"role": "target", "time": "static", "native_resolution_m": 10, "classes": [1, 4], "loss": "cross_entropy"}
+    codes = np.ones((1, 1, 16, 16), np.uint8)
+    codes[..., 8:], seen = 4, np.ones((1, 1, 16, 16), bool)
+    seen[..., 0] = False
+    gedi = footprints()
+    gedi.values[:] = np.arange(101)
+    gedi.values[:, -1], gedi.valid[3] = [10, 20, 30, 999], False
+    chip = chip_of(soil=SourceSeries(codes, seen, bands=("c",)), gedi=gedi)
+    assert chip.labels["cover"].fields is not None
+    chip.labels["cover"].fields = chip.labels["cover"].fields * 7000
+    figure = draw_chip(chip, BUILT_IN.extended([Source.from_dict(soil)]))
+    maps = {axes.get_title("left"): axes for part in figure.subfigs for axes in part.axes}
+    picture = maps["soil c"].images[0].get_array()
+    assert (picture[:, 0] == 0.85).all() and len(np.unique(picture.reshape(-1, 3), axis=0)) == 3
+    assert maps["gedi"].collections[0].get_array().tolist() == [10, 20, 30]
+    assert any("1 fields" in text.get_text() for text in maps["cover"].texts)
 
 
 def test_a_packed_chip_is_drawn_beside_its_shard(tmp_path, capsys):
