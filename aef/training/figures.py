@@ -75,14 +75,26 @@ def _input_row(run: Run, batch: Batch, name: str) -> list[Picture]:
     own = ((block.position >= 0) & (block.position < batch.cu_frames[1])).nonzero()[:, 0]
     if not len(own):
         return []
+    times = batch.frame_time_ms[block.position[own]].tolist()
+    if source.classes:
+        shades = _class_shades(source, block.values[own], block.valid[own])
+        seen = shades.isfinite()[..., None]
+        frames = clearest_frames(source, torch.zeros_like(shades)[..., None], seen)
+        return [(f"{name}, input\n{format_date(times[i])}", shades[i].numpy()) for i in frames]
     standardize = Standardizer(source, run.statistics, run.config.objective.clip_sigma)
     z = standardize(block.values[own], block.valid[own])
     seen = block.valid[own].expand(z.shape)
-    times = batch.frame_time_ms[block.position[own]].tolist()
     return [
         (f"{name}, input\n{format_date(times[i])}", _picture(source, z[i], seen[i]))
         for i in clearest_frames(source, z, seen)
     ]
+
+
+def _class_shades(source: Source, codes: Tensor, valid: Tensor) -> Tensor:
+    """Stored codes (…, 1) as shades of 0 to 1 in the order of the classes (…); NaN where not observed or of no class."""
+    matches = codes.long() == torch.tensor(source.classes)
+    shade = matches.float().argmax(-1) / max(len(source.classes) - 1, 1)
+    return shade.where(matches.any(-1) & valid[..., 0], torch.nan)
 
 
 def clearest_frames(source: Source, z: Tensor, seen: Tensor) -> list[int]:
@@ -117,13 +129,11 @@ def _target_row(run: Run, batch: Batch, output: Output, name: str) -> list[Pictu
     predicted = output.reconstructions[name][item]
     valid = _expand(block.valid[item], side)
     if source.classes:
-        codes = torch.tensor(source.classes)
-        target = (_expand(block.values[item], side).long() == codes).float().argmax(-1, keepdim=True)
-        predicted = predicted.argmax(-1, keepdim=True)
-        top = max(len(source.classes) - 1, 1)
-        shown = [np.where(valid[..., 0], image[..., 0] / top, np.nan) for image in (target, predicted)]
-        wrong = ((target != predicted) & valid[..., :1]).float()[..., 0].numpy()
-        return _titled(name, block.time_ms[item], [*shown, wrong], "wrong class")
+        target = _class_shades(source, _expand(block.values[item], side), valid)
+        guess = _class_shades(source, torch.tensor(source.classes)[predicted.argmax(-1, keepdim=True)], valid)
+        wrong = (target != guess).float()
+        shown = [image.where(target.isfinite(), torch.nan).numpy() for image in (target, guess, wrong)]
+        return _titled(name, block.time_ms[item], shown, "wrong class")
     standardize = Standardizer(source, run.statistics, run.config.objective.clip_sigma)
     target = _expand(standardize(block.values[item], block.valid[item]), side)
     wide = valid.expand(target.shape)

@@ -1,12 +1,17 @@
 """The periodic figure shows the ground where there is some, and that nothing was observed where nothing was."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from aef.data.batch import FrameBlock
 from aef.data.rendering import MISSING
 from aef.sources import BUILT_IN
-from aef.training.figures import FRAMES_SHOWN, STRETCH_SIGMA, _picture, _show, clearest_frames
+from aef.timecode import parse_time
+from aef.training.figures import FRAMES_SHOWN, STRETCH_SIGMA, _input_row, _picture, _show, clearest_frames
 
 OPTICAL, RADAR = BUILT_IN["sentinel2"], BUILT_IN["sentinel1"]
 
@@ -31,6 +36,19 @@ def test_of_each_part_of_the_support_the_frame_without_clouds_is_shown(source):
 def test_fewer_frames_than_fit_are_all_shown():
     z, seen = series(OPTICAL, FRAMES_SHOWN - 2)
     assert clearest_frames(OPTICAL, z, seen) == list(range(FRAMES_SHOWN - 2))
+
+
+def test_an_encoded_class_map_is_shown_in_shades_of_its_classes():
+    cover = dataclasses.replace(BUILT_IN["nlcd"], name="cover", role="input", classes=(7, -3, 200), frame_budget=2)
+    values = torch.tensor([[[7], [-3]], [[200], [7]]]).expand(2, 2, 2, 1).clone()
+    values[1, 0, 0], valid = 5, torch.ones(2, 2, 2, 1, dtype=torch.bool)
+    valid[1, 1, 1] = False
+    block = FrameBlock(values, valid, torch.tensor([0, 1]))
+    times = torch.tensor([parse_time("2019-01-01"), parse_time("2019-06-01")])
+    batch = SimpleNamespace(frames={"cover": block}, cu_frames=torch.tensor([0, 2]), frame_time_ms=times)
+    (_, first), (title, second) = _input_row(SimpleNamespace(registry={"cover": cover}), batch, "cover")
+    assert first.tolist() == [[0, 0.5], [1, 0]] and title == "cover, input\n2019-06-01"
+    assert np.array_equal(second, [[np.nan, 0.5], [1, np.nan]], equal_nan=True)  # of no class; not observed
 
 
 def test_pixels_that_were_not_observed_are_grey_and_a_white_picture_has_a_frame():
