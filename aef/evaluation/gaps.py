@@ -129,8 +129,10 @@ def judge_gaps(
         SyntheticError: the Earth cannot be made as asked.
     """
     if source not in SENSORS or source not in model.targets:
-        known = [name for name in SENSORS if name in model.targets]
-        raise ProofError(f"source {source}: expected one with a clear truth that the model decodes: {', '.join(known)}")
+        raise ProofError(
+            f"source {source}: expected one of {', '.join(SENSORS)}, of which the truth is known on a synthetic Earth, that "
+            f"the model decodes; it decodes {', '.join(model.targets)}"
+        )
     if places < 2:
         raise ProofError(f"expected at least two places, found {places}")
     _require_synthetic(model)

@@ -121,7 +121,7 @@ def test_persistence_is_the_last_clear_observation():
 
 
 def test_what_cannot_be_judged_is_refused_by_name():
-    with pytest.raises(ProofError, match=r"source sentinel1: expected one with a clear truth .*: sentinel2"):
+    with pytest.raises(ProofError, match=r"source sentinel1: expected one of sentinel2, .*; it decodes sentinel2"):
         judge_gaps(Seer(), "sentinel1", places=PLACES)
     with pytest.raises(ProofError, match="at least two places"):
         judge_gaps(Seer(), places=1)
