@@ -14,7 +14,9 @@ def find_device(device: str | torch.device) -> torch.device:
     try:
         named = torch.device(device)
     except RuntimeError:
-        raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
+        named = None
+    if named is None or named.type not in ("cpu", "cuda"):  # mps lacks the double precision of times
+        raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
     if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         why = "this PyTorch is built without CUDA" if not torch.backends.cuda.is_built() else "it has no such GPU"
         raise RunError(f"device {device}: this machine cannot use it ({why}): `--device cpu`, or see `aef doctor`")

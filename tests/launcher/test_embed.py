@@ -419,6 +419,7 @@ def test_a_device_that_is_not_there_is_one_line(call, monkeypatch):
         ("cuda", "this machine cannot use it"),
         ("cuda:3", "this machine"),
         ("tpu", "expected auto, cpu"),
+        ("mps", "expected auto, cpu"),
     ):
         code, said = call("--device", device)
         assert code == 1 and said.startswith("aef embed: error: device ") and reason in said and said.count("\n") == 0
