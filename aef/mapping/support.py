@@ -59,7 +59,7 @@ def as_period(value: PeriodLike) -> Period:
     if isinstance(value, str):
         return parse_period(value)
     if isinstance(value, tuple) and len(value) == 2 and all(map(_is_date, value)):
-        start, end = (str(one) if isinstance(one, str | np.datetime64) else one.isoformat() for one in value)
+        start, end = map(_as_text, value)
         return parse_period((start, end))
     raise EmbeddingError(f'expected a period like ("2018-01-01", "2019-01-01"), found {value!r}')
 
@@ -75,6 +75,13 @@ def as_periods(value: PeriodLike | Sequence[PeriodLike]) -> tuple[list[Period], 
     if isinstance(value, tuple) and all(isinstance(one, tuple) or "/" in str(one) for one in value):
         return [as_period(one) for one in value], False
     return [as_period(value)], True  # type: ignore[arg-type]
+
+
+def _as_text(value: str | date | np.datetime64) -> str:
+    """A date of any kind in ISO, NumPy's years and months by their first day."""
+    if isinstance(value, np.datetime64):
+        return str(value.astype("datetime64[ms]"))
+    return value if isinstance(value, str) else value.isoformat()
 
 
 def _is_date(value: object) -> bool:

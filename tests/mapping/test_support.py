@@ -206,6 +206,7 @@ def test_dates_of_python_and_numpy_make_periods():
     for start, end in (
         (date(2019, 1, 1), datetime(2020, 1, 1)),
         (np.datetime64("2019-01-01"), np.datetime64("2020-01-01T00:00:00.000000000")),
+        (np.datetime64("2019"), np.datetime64("2020-01")),
         ("2019-01-01", date(2020, 1, 1)),
     ):
         assert as_period((start, end)) == year
