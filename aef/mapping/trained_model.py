@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from aef.config import Config
 from aef.data.batch import Batch
 from aef.data.chips import Chip, read_chip
 from aef.data.collate import Collator
+from aef.data.contract_check import validate
 from aef.data.sample import Target
 from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
@@ -93,6 +94,7 @@ class TrainedModel:
             frames used; the model's version and the hash of its weights.
 
         Raises:
+            ChipError: the chip cannot be read, or breaks its contract (`aef.data.contract`).
             EmbeddingError: no frame lies in the support, or the period lies more than six months outside.
             ValueError: a period that is none, or does not end after it starts.
 
@@ -310,8 +312,13 @@ class TrainedModel:
         return read_chip(path, self.registry, sources=(*self.inputs, *self.targets))
 
     def open(self, chip: Chip | str | os.PathLike) -> Chip:
-        """A chip as it is, or read from its file."""
-        return chip if isinstance(chip, Chip) else self.read(chip)
+        """A chip whose structure is as it must be, or one read from its file. Raises ChipError."""
+        if not isinstance(chip, Chip):
+            return self.read(chip)
+        known = {name: series for name, series in chip.sources.items() if name in (*self.inputs, *self.targets)}
+        if known:  # else it is said what the model encodes
+            validate(replace(chip, sources=known, labels={}), self.registry, file=f"chip {chip.id}", values=False)
+        return chip
 
     def inputs_without(self, leave_out: Sequence[str]) -> tuple[str, ...]:
         """The sources that it encodes but for some. Raises EmbeddingError for one that it does not encode."""

@@ -10,7 +10,7 @@ import rasterio
 from safetensors.torch import load_file, save_file
 
 import aef
-from aef.data.chips import Chip, SourceSeries
+from aef.data.chips import Chip, ChipError, Label, SourceSeries
 from aef.mapping import dequantize, quantize
 from aef.mapping.errors import EmbeddingError
 from aef.mapping.files import read_field
@@ -166,3 +166,21 @@ def test_no_data_mixed_with_values_is_refused_in_arrays_and_in_files(tmp_path):
     ) as file:  # fmt: skip
         file.write(codes)
     one_line("mix no data", lambda: read_field(path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"bands": ("VH", "VV", "HH", "HV", "angle")}, r"field bands: expected VV, VH, HH, HV, angle in this order"),
+        ({"time_ms": START + np.arange(14)[::-1] * DAY_MS}, "field time_ms: expected strictly increasing times"),
+        ({"time_ms": (START + np.arange(14) * DAY_MS).astype("datetime64[ms]")}, "field time_ms: expected int64"),
+        ({"valid": np.ones((14, 16, 16), bool)}, r"field valid: expected shape \(14, 5, 16, 16\) or \(14, 1, 16, 16\)"),
+    ],
+)
+def test_a_chip_made_by_hand_is_checked_as_one_from_a_file_is(model, changed, reason):
+    good = a_year()
+    whole = a_chip(sentinel1=good)
+    whole.labels["crop"] = Label(np.zeros((8, 8), np.uint8))  # no business of an embedding
+    assert model.embed(whole, ("2018-01-01", "2019-01-01")).shape == (64, 16, 16)
+    bad = a_chip(sentinel1=dataclasses.replace(good, **changed))
+    one_line(f"chip c: source sentinel1: {reason}", lambda: model.embed(bad, ("2018-01-01", "2019-01-01")), ChipError)
