@@ -39,7 +39,7 @@ class ModelConfig:
     summary_heads: int = setting(8, "heads of the temporal attention pooling", least=1)
     summary_width: int = setting(128, "width of a summary, between pooling and embedding", "channels", least=1)
     period_bias: bool = setting(False, "learned pooling bias for where a frame lies relative to the valid period")
-    embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere", least=2)
+    embedding_dim: int = setting(64, "dimension of the embedding: points on the unit sphere", least=3)
     kappa: float = setting(8000.0, "fixed concentration of the von Mises-Fisher bottleneck")
     decoder_width: int = setting(512, "width of the two hidden layers of an implicit decoder", least=1)
     decoder_gate: bool = setting(False, "metadata and time also multiply a decoder's first layer (paper: no)")

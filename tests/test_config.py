@@ -125,6 +125,7 @@ def test_overrides_are_typed():
         ("train.steps=1.5", ("train.steps", "expected int")),
         ("train.steps=true", ("train.steps",)),
         ("train.steps=0", ("train.steps", "at least 1")),
+        ("model.embedding_dim=2", ("model.embedding_dim", "at least 3")),
         ("train.steps=-5", ("train.steps",)),
         ("train.peak_lr=.nan", ("train.peak_lr", "finite")),
         ("train.peak_lr=0", ("train.peak_lr",)),
