@@ -16,7 +16,7 @@ CORE = [
 ]
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.19,<0.20", "huggingface_hub"],
-    "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow"],
+    "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow", "shapely>=2"],
     "ee": ["earthengine-api>=1.6", "pyarrow", "pyproj>=3.6", "shapely>=2"],
     "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4", "pyproj>=3.6", "shapely>=2"],
     "vector": ["pyogrio>=0.10", "pyproj>=3.6", "shapely>=2"],

@@ -263,40 +263,18 @@ def _pixels(
 
 
 def _part_near(geometry: Mapping[str, Any], bounds: Bounds) -> Mapping[str, Any] | None:
-    """What a geometry has within a tenth around a field's bounds, areas cut there; None where it has nothing.
+    """What a geometry has within a tenth around a field's bounds; None where it has nothing.
 
     Its other parts and corners may lie where the field's projection does not reach, and long edges, straight in degrees,
     are curves there.
     """
-    kind, west, south, east, north = geometry["type"], *bounds
-    if kind == "GeometryCollection" or kind.startswith("Multi"):
-        alone = kind.removeprefix("Multi")
-        every = geometry.get("geometries") or [{"type": alone, "coordinates": one} for one in geometry["coordinates"]]
-        parts = [part for one in every if (part := _part_near(one, bounds))]
-        return {"type": "GeometryCollection", "geometries": parts} if parts else None
+    import shapely
+    from shapely.geometry import mapping, shape
+
+    west, south, east, north = bounds
     beside, above = 0.1 * ((east - west) % 360) + 1e-4, 0.1 * (north - south) + 1e-4  # 1e-4 degrees: 11 m
     ranges = [(west - beside, east + beside)] if west <= east else [(west - beside, 180.0), (-180.0, east + beside)]
-    boxes = [((left, south - above), (right, north + above)) for left, right in ranges]
-    if kind != "Polygon":
-        left, low, right, high = bounds_of(geometry)[:4]
-        met = (left <= box[1][0] and right >= box[0][0] and low <= box[1][1] and high >= box[0][1] for box in boxes)
-        return geometry if any(met) else None
-    kept = []
-    for box in boxes:
-        outline, *holes = (_cut_ring(ring, *box) for ring in geometry["coordinates"])
-        if outline:
-            kept.append([outline, *filter(None, holes)])
-    return {"type": "MultiPolygon", "coordinates": kept} if kept else None
-
-
-def _cut_ring(ring: Sequence[Sequence[float]], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
-    """The part of a ring within a rectangle, by Sutherland and Hodgman: cut along one side after the other."""
-    corners = np.array([corner[:2] for corner in ring[:-1]], np.float64).reshape(-1, 2)
-    for axis, limit, sign in ((0, low[0], 1), (0, high[0], -1), (1, low[1], 1), (1, high[1], -1)):
-        following = np.roll(corners, -1, axis=0)
-        within = sign * (corners[:, axis] - limit) >= 0
-        crosses = within != np.roll(within, -1)
-        length = np.where(crosses, following[:, axis] - corners[:, axis], 1.0)
-        crossing = corners + ((limit - corners[:, axis]) / length)[:, None] * (following - corners)
-        corners = np.stack((corners, crossing), axis=1)[np.stack((within, crosses), axis=1)]
-    return [*corners.tolist(), corners[0].tolist()] if len(corners) >= 3 else []
+    whole = shape(geometry)
+    parts = [shapely.clip_by_rect(whole, left, south - above, right, north + above) for left, right in ranges]
+    parts = [part for part in parts if not part.is_empty]
+    return mapping(shapely.GeometryCollection(parts)) if parts else None
