@@ -232,18 +232,19 @@ class Config:
         return max(1, min(self.train.warmup_steps, self.train.steps // 10))
 
 
-PAIRS = ObjectiveConfig(partner_chips=2)
-"""Chips that follow each other are partners of each other, so that passes of an accumulated step know nothing of each
-other: a quarter of its work less than rotating the whole batch."""
+FOURS = ObjectiveConfig(partner_chips=4)
+"""Four chips in a row are partners of each other, so that passes of an accumulated step know nothing of each other: a
+quarter of its work less than rotating the whole batch. Of pairs every two fields would meet twice
+(docs/results/learning.md)."""
 
-LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True), objective=PAIRS)
+LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True), objective=FOURS)
 """The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it
 is kept, and some are bad."""
 
 XLARGE = Config(
     preset="xlarge",
     model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
-    objective=PAIRS,
+    objective=FOURS,
 )
 """About a billion parameters, to shard over GPUs. Not in the paper."""
 
@@ -257,7 +258,7 @@ BASE = Config(
         blocks=8, precision_width=96, time_width=256, space_width=512, compute_dtype="bfloat16", period_bias=True
     ),
     data=DataConfig(targets_per_source=2),
-    objective=dataclasses.replace(PAIRS, unscored_bands=ANGLES),
+    objective=dataclasses.replace(FOURS, unscored_bands=ANGLES),
     train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
 )
 """Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Not in the paper."""
