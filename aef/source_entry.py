@@ -201,6 +201,8 @@ class Source:
     def _check_rules(self) -> None:
         if self.role == "input" and (self.grid != "chip" or self.time == "static" or self.frame_budget < 1):
             self._refuse("an input source lies on the chip grid, has times and a frame_budget of at least 1")
+        if self.grid == "points" and self.time == "static":
+            self._refuse("points are observed at a time each: expected time: instant or interval")
         if (self.loss == "cross_entropy") != bool(self.classes):
             self._refuse("classes go with loss cross_entropy, and only with it")
         if self.classes and len(self.bands) != 1:

@@ -148,6 +148,7 @@ def _plain(value):
         ({"native_resolution_m": 0}, ("native_resolution_m",)),
         ({"min_overlap": 2}, ("min_overlap must lie in [0, 1]",)),
         ({"classes": [1, 2]}, ("classes go with loss cross_entropy",)),
+        ({"role": "target", "grid": "points", "time": "static"}, ("points are observed at a time each",)),
         ({"classes": [1, 1], "loss": "cross_entropy"}, ("different integers",)),
         ({"shift_m": 20, "regrid_m": 30}, ("not both",)),
         ({"shift_m": -1}, ("shift_m must be a positive number",)),

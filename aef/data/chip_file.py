@@ -124,6 +124,8 @@ def _why(path: Path, error: BaseException) -> str:
     """What is wrong with a file, in our words where NumPy's would advise to unpickle it."""
     if isinstance(error, shards.ShardError):
         return str(error)
+    if path.is_dir():
+        return "a folder, not one file"
     with shards.open_chip(path) as stream:
         if not zipfile.is_zipfile(stream):
             return "not a whole .npz archive"

@@ -281,6 +281,10 @@ def test_a_file_that_is_no_archive_is_refused_in_our_words(tmp_path, content):
     assert refusal.value.reason == "is damaged or not a chip (not a whole .npz archive): make it again"
 
 
+def test_a_folder_in_place_of_a_chip_is_refused(tmp_path):
+    refused(lambda: read_chip(tmp_path, BUILT_IN), str(tmp_path), "a folder, not one file")
+
+
 def test_two_files_of_one_chip_are_refused_where_chips_are_listed(tmp_path, make_chip):
     write_chip(tmp_path / "a.npz", make_chip("a", sources=("sentinel2",)), BUILT_IN)
     shutil.copy(tmp_path / "a.npz", tmp_path / "a copy.npz")
