@@ -29,6 +29,7 @@ import torch
 
 from aef.config import Config
 from aef.data.batch import Batch
+from aef.data.chips import ChipError
 from aef.kernels.dispatch import requested
 from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
@@ -327,8 +328,19 @@ class Trainer:
         return ChipNames.of(chips.folder, chips.index)
 
     def draw_figure(self) -> None:
-        """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective."""
-        batch = self.loader.first_batch().to(self.ranks.device)
+        """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective.
+
+        A sample that cannot be read any more costs the figure, not the run.
+        """
+        batch, why = None, None
+        try:
+            batch = self.loader.first_batch().to(self.ranks.device)
+        except ChipError as error:
+            why = str(error)
+        missing = next(filter(None, self.ranks.gather(why)), None)
+        if batch is None or missing is not None:
+            self.display.say(f"no figure of step {self.position.step}: {missing}")
+            return
         self.engine.model.eval()
         with torch.no_grad():
             output = self.engine.model(batch)

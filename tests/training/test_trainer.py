@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import aef
 from aef.config import ConfigError
+from aef.data.chips import ChipError
 from aef.run import RunError, input_and_target_names
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
@@ -55,6 +56,17 @@ def stop_after(config, chips, run, steps, **options):
         for record in trainer.steps():
             if record["step"] == steps:
                 break
+
+
+def test_a_sample_that_can_no_longer_be_read_costs_the_figure_not_the_run(chips, tmp_path, make_config, capsys):
+    def gone():
+        raise ChipError("is damaged", file="a.npz")
+
+    with Trainer(make_config(), chips, tmp_path / "run") as trainer:
+        trainer.loader.first_batch = gone
+        assert trainer.fit()
+    assert "no figure of step 10: a.npz" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "figures").exists()
 
 
 def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_config):
