@@ -16,11 +16,18 @@ CORE = [
 ]
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.19,<0.20", "huggingface_hub"],
-    "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow", "shapely>=2"],
+    "geo": ["rasterio>=1.4", "rioxarray>=0.18", "xarray", "netCDF4", "zarr>=3", "pyarrow", "pyproj>=3.6", "shapely>=2"],
     "ee": ["earthengine-api>=1.6", "pyarrow", "pyproj>=3.6", "shapely>=2"],
     "stac": ["pystac-client>=0.8", "odc-stac>=0.4", "rasterio>=1.4", "pyproj>=3.6", "shapely>=2"],
     "vector": ["pyogrio>=0.10", "pyproj>=3.6", "shapely>=2"],
-    "text": ["open_clip_torch>=3.2", "torchvision>=0.24,<0.29", "mwparserfromhell", "python-dwca-reader", "pyarrow"],
+    "text": [
+        "open_clip_torch>=3.2",
+        "torchvision>=0.24,<0.29",
+        "mwparserfromhell",
+        "python-dwca-reader",
+        "pyarrow",
+        "rasterio>=1.4",
+    ],
     "eval": ["scikit-learn>=1.5", "matplotlib>=3.9"],
     "tensorboard": ["tensorboard>=2.17"],
     "dev": ["pytest>=8", "pytest-benchmark>=5", "pytest-timeout", "hypothesis", "ruff", "mypy"],

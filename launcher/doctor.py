@@ -34,7 +34,10 @@ PACKAGES = {
     "xarray": ("xarray", "geo"),
     "rioxarray": ("rioxarray", "geo"),
     "netCDF4": ("netCDF4", "geo"),
+    "zarr": ("zarr", "geo"),
     "pyarrow": ("pyarrow", "geo"),
+    "pyproj": ("pyproj", "geo"),
+    "shapely": ("shapely", "geo"),
     "ee": ("earthengine-api", "ee"),
     "pystac_client": ("pystac-client", "stac"),
     "odc.stac": ("odc-stac", "stac"),
@@ -48,24 +51,36 @@ PACKAGES = {
     "flash_attn": ("flash-attn", "flash"),
 }
 CORE = ("torch", "numpy", "safetensors", "yaml", "rich")
+FIELDS = ("rasterio", "xarray", "rioxarray", "netCDF4")
+"""What reads and writes fields of every format."""
 NEEDS = {
     # command: (needed, needed for a part of it: what)
-    "classify": (("rasterio", "xarray", "sklearn", "matplotlib"), {}),
+    "classify": (
+        (*FIELDS, "pyproj", "shapely", "sklearn", "matplotlib"),
+        {"pyogrio": "labels from vector files"},
+    ),
     "demo": (("deepspeed", "matplotlib", "sklearn"), {}),
     "download": (
-        ("rasterio", "pyarrow"),
-        {"ee": "Earth Engine", "pystac_client": "STAC", "odc.stac": "STAC", "pyogrio": "sites from vector files"},
+        ("pyproj",),
+        {
+            "ee": "Earth Engine",
+            "pystac_client": "STAC",
+            "odc.stac": "STAC",
+            "pyarrow": "Parquet",
+            "shapely": "areas",
+            "pyogrio": "sites from vector files",
+        },
     ),
-    "embed": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "matplotlib": "quicklooks"}),
+    "embed": (FIELDS, {"matplotlib": "quicklooks"}),
     "evaluate": (("sklearn",), {"matplotlib": "figures"}),
-    "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF recipes", "pyarrow": "tables"}),
+    "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "zarr": "Zarr"}),
     "gaps": (("sklearn",), {}),
     "leave-out": (("deepspeed", "sklearn"), {}),
     "prove": (("sklearn",), {}),
     "report": (("matplotlib", "sklearn"), {}),
-    "search": (("rasterio", "xarray"), {"open_clip": "search by words", "matplotlib": "pictures"}),
+    "search": ((*FIELDS, "pyproj"), {"open_clip": "search by words", "matplotlib": "pictures"}),
     "show": (("matplotlib",), {}),
-    "text": (("pyarrow", "mwparserfromhell", "dwca"), {"open_clip": "encoding"}),
+    "text": (("rasterio", "pyarrow", "mwparserfromhell", "dwca"), {"open_clip": "encoding"}),
     "throughput": (("deepspeed",), {"matplotlib": "the picture"}),
     "train": (
         ("deepspeed",),

@@ -1,10 +1,12 @@
 """Every command answers, installed from a wheel too, and no file of a scripts' folder hides a standard module."""
 
 import argparse
+import ast
 import importlib
 import logging
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +124,41 @@ def test_doctor_says_which_extra_brings_what_is_missing(capsys, monkeypatch):
         "aef train: needs deepspeed; without matplotlib no figures (pip install 'aef-engine[deepspeed,eval]')" in lines
     )
     assert "aef download: without earthengine-api no Earth Engine (pip install 'aef-engine[ee]')" in lines
+
+
+def test_doctor_names_every_package_that_is_imported_and_an_extra_that_brings_it(monkeypatch):
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **settings: given.update(settings))
+    runpy.run_path(str(ROOT / "setup.py"))
+    for module, (distribution, extra) in doctor.PACKAGES.items():
+        needs = given["extras_require"][extra] if extra else given["install_requires"]
+        assert distribution in {re.match(r"[\w-]+", need)[0] for need in needs}, module
+    imported = set()
+    for path in (*(ROOT / "aef").rglob("*.py"), *(ROOT / "launcher").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    others = imported - sys.stdlib_module_names - {"aef"}
+    along = {"scipy", "affine", "pystac", "requests", "httplib2", "google", "huggingface_hub"}  # with one of them
+    by_hand = {"planetary_computer"}  # docs/download.md
+    assert others <= {module.partition(".")[0] for module in doctor.PACKAGES} | along | by_hand
+
+
+def test_doctor_asks_of_a_download_and_of_fields_what_they_import(monkeypatch):
+    # What `pip install 'aef-engine[stac]'` leaves out, and what [text] alone does.
+    gone = {"ee", "netCDF4", "rioxarray", "pyarrow"}
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module not in gone)
+    lines = list(doctor.missing())
+    assert (
+        "aef download: without earthengine-api no Earth Engine; without pyarrow no Parquet (pip install 'aef-engine[ee,geo]')"
+        in lines
+    )
+    for name in ("embed", "classify", "search"):
+        assert f"aef {name}: needs rioxarray, netCDF4 (pip install 'aef-engine[geo]')" in lines
+    monkeypatch.setattr(doctor, "is_installed", lambda module: module != "rasterio")
+    assert "aef text: needs rasterio (pip install 'aef-engine[geo]')" in list(doctor.missing())
 
 
 def test_doctor_survives_a_broken_torch(monkeypatch):
