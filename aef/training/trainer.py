@@ -111,6 +111,10 @@ class Trainer:
         self.ranks: Ranks = start(config.train.timeout_s)
         self.display = Display(config.train.steps, quiet=quiet or not self.ranks.is_first)
         with self.ranks.watching(), ExitStack() as undone:
+            # What is not installed is said before the folder is taken.
+            import_module("deepspeed")
+            if tensorboard and self.ranks.is_first:
+                import_module("torch.utils.tensorboard")
             opened: Opening = open_run(
                 config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
             )

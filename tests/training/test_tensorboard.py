@@ -143,6 +143,16 @@ def test_a_run_that_cannot_validate_is_refused_before_it_begins(chips, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("missing", ["deepspeed", "torch.utils.tensorboard"])
+def test_a_run_that_lacks_a_package_leaves_its_folder_free(missing, chips, tmp_path, make_config, monkeypatch):
+    from aef.training import Trainer
+
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=missing):
+        Trainer(make_config(steps=4), chips, tmp_path / "run", tensorboard=True, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_validation_figures_are_valid_json(tmp_path):
     write(tmp_path, [], [(4, FIGURES)])
     (line,) = (tmp_path / "validation.jsonl").read_text().splitlines()
