@@ -64,6 +64,7 @@ def _write_maps(out: Path, files: list[Path], classifier, classes):
     import numpy as np
 
     from aef import classify
+    from aef.figure_file import NO_MATPLOTLIB
     from aef.mapping.files import read_field
     from aef.search import PANELS
 
@@ -80,7 +81,12 @@ def _write_maps(out: Path, files: list[Path], classifier, classes):
             if len(shown) < PANELS:
                 shown.append((field, codes))
             progress.advance(note=path.stem)
-    classify.write_picture(out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], classes)
+    try:
+        classify.write_picture(
+            out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], classes
+        )
+    except ImportError:
+        print(f"no picture: {NO_MATPLOTLIB}")
     return pixels, hectares
 
 

@@ -56,8 +56,8 @@ FIELDS = ("rasterio", "xarray", "rioxarray", "netCDF4")
 NEEDS = {
     # command: (needed, needed for a part of it: what)
     "classify": (
-        (*FIELDS, "pyproj", "shapely", "sklearn", "matplotlib"),
-        {"pyogrio": "labels from vector files"},
+        (*FIELDS, "pyproj", "shapely", "sklearn"),
+        {"matplotlib": "picture", "pyogrio": "labels from vector files"},
     ),
     "demo": (("deepspeed", "matplotlib", "sklearn"), {}),
     "download": (
@@ -72,16 +72,16 @@ NEEDS = {
         },
     ),
     "embed": (FIELDS, {"matplotlib": "quicklooks"}),
-    "evaluate": (("sklearn",), {"matplotlib": "figures"}),
+    "evaluate": (("sklearn",), {}),
     "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "zarr": "Zarr"}),
     "gaps": (("sklearn",), {}),
     "leave-out": (("deepspeed", "sklearn"), {}),
     "prove": (("sklearn",), {}),
     "report": (("matplotlib", "sklearn"), {}),
-    "search": ((*FIELDS, "pyproj"), {"open_clip": "search by words", "matplotlib": "pictures"}),
+    "search": ((*FIELDS, "pyproj"), {"open_clip": "search by words", "matplotlib": "picture"}),
     "show": (("matplotlib",), {}),
     "text": (("rasterio", "pyarrow", "mwparserfromhell", "dwca"), {"open_clip": "encoding"}),
-    "throughput": (("deepspeed",), {"matplotlib": "the picture"}),
+    "throughput": (("deepspeed",), {"matplotlib": "picture"}),
     "train": (
         ("deepspeed",),
         {"matplotlib": "figures", "sklearn": "validation", "tensorboard": "--tensorboard"},

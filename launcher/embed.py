@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from aef.data.chips import ChipFolder
     from aef.data.shards import is_chip
+    from aef.figure_file import NO_MATPLOTLIB
     from aef.mapping.chip_choice import periods_by_chip, times_of
     from aef.mapping.errors import EmbeddingError
     from aef.part import WHOLE
@@ -61,7 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     if part == WHOLE and not written and not there:
         raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
     if part == WHOLE and not given.no_quicklooks and not given.dry_run:
-        _quicklooks(sorted([*there, *written]))
+        try:
+            _quicklooks(sorted([*there, *written]))
+        except ImportError:
+            print(f"no quicklooks: {NO_MATPLOTLIB}")
     done = "would be written" if given.dry_run else "written"
     left = "".join(f", {len(found)} {what}s skipped: {', '.join(found)}" for what, found in skipped.items() if found)
     whose = "" if part == WHOLE else f"part {part}, {len(own)} of {len(files)} chips: "

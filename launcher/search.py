@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--checkpoint: words and chips need the run of a trained model")
 
     from aef import search
+    from aef.figure_file import NO_MATPLOTLIB
 
     model = load_model(__file__, given.checkpoint, given.device) if given.checkpoint else None
     fields, total, what = _fields(given, model)
@@ -59,11 +60,16 @@ def main(argv: list[str] | None = None) -> int:
 
         matches = search.search(fields(), direction, top=given.top, on_map=keep)
     search.write_matches(out / "places.csv", matches)
-    search.write_picture(out / "search.png", matches, query)
+    picture = out / "search.png"
+    try:
+        search.write_picture(picture, matches, query)
+        result = str(picture)
+    except ImportError:
+        result = f"{out}, no picture: {NO_MATPLOTLIB}"
     for rank, match in enumerate(matches, 1):
         where = search.at(match.lon, match.lat)
         print(f"{rank}. {match.place} over {match.period} at {where}: cosine {match.similarity:.3f}")
-    print(f"{query} in {what}: {out / 'search.png'}")
+    print(f"{query} in {what}: {result}")
     return 0
 
 

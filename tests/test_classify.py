@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -314,6 +315,13 @@ def test_a_class_map_is_one_command(folder, capsys):
         ("wood", "216", "2.16"),
     ]
     assert (folder / "maps" / "classes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_only_the_picture_is_missing(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert call(folder) == 0
+    assert "no picture: matplotlib is not installed" in capsys.readouterr().out
+    assert (folder / "maps" / "legend.csv").exists() and not (folder / "maps" / "classes.png").exists()
 
 
 def test_fields_of_several_periods_need_a_choice(folder, capsys):

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -229,6 +230,16 @@ def test_a_position_that_was_found_can_be_asked_for_as_it_is_printed(trained, tm
     assert (
         f"1. {printed[1]} over" in said and f"at {printed[2]}: cosine 1.000" in said and f"like {printed[2]} in" in said
     )
+
+
+def test_without_matplotlib_only_the_picture_is_missing(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run, chips = trained
+    options = ["--checkpoint", str(run), "--data", str(chips), "--out", str(tmp_path / "found")]
+    assert run_command(main, [*options, "--text", "a lake"]) == 0
+    said = capsys.readouterr().out
+    assert "1. " in said and "no picture: matplotlib is not installed" in said
+    assert not (tmp_path / "found" / "search.png").exists()
 
 
 def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):

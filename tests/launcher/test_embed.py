@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -170,6 +171,13 @@ def test_parts_make_every_field_once_and_the_whole_command_adds_the_quicklooks(c
     shutil.rmtree(fields)
     call("--no-quicklooks", data=five_chips)
     assert {path.name: path.read_bytes() for path in fields.iterdir()} == whole
+
+
+def test_without_matplotlib_only_the_quicklooks_are_missing(call, field, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.image", None)
+    code, said = call()
+    assert code == 0 and "no quicklooks: matplotlib is not installed" in said and "2 fields written" in said
+    assert field.exists() and not list(field.parent.glob("*.png"))
 
 
 def test_a_dry_run_of_a_part_names_its_own_fields_only(call, five_chips, field):
