@@ -6,6 +6,7 @@ The table is Markdown, the one of docs/data.md. A wrong entry is named in one li
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from aef.launcher.command import parser, run
 from aef.settings_file import registry_of
@@ -14,6 +15,8 @@ from aef.sources_table import sources_table
 
 def main(argv: list[str] | None = None) -> int:
     given = _options().parse_args(argv)
+    if given.data and not Path(given.data).is_dir():
+        raise ValueError(f"--data {given.data}: expected a folder of chips, found no folder")
     print(sources_table(registry_of(*([given.data] if given.data else []), files=given.sources_file).values()))
     return 0
 

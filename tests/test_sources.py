@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aef.config import ConfigError
+from aef.launcher import sources
+from aef.launcher.command import run
 from aef.settings_file import SOURCES_FILE, read_sources, registry_of, write_sources
 from aef.sources import BUILT_IN, INPUTS, Band, MetadataField, Registry, Source, SourceError, Transform
 
@@ -247,6 +249,12 @@ def test_sources_are_read_back_from_a_file_and_found_beside_chips(tmp_path):
     registry = registry_of(tmp_path)
     assert tuple(registry)[-2:] == ("modis_lst", "sentinel2_l2a") and isinstance(registry, Registry)
     assert registry_of(files=[tmp_path / SOURCES_FILE])["modis_lst"] == mine[0]
+
+
+def test_the_table_of_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+    assert run(sources.main, ["--data", str(tmp_path / "chpis")]) == 1
+    said = capsys.readouterr()
+    assert not said.out and "chpis: expected a folder of chips, found no folder" in said.err
 
 
 @pytest.mark.parametrize(
