@@ -173,6 +173,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise RunError(f"{path}: expected a file of weights, like {path / WEIGHTS}, found a folder")
     if not path.is_file():
         raise RunError(f"{path}: is missing: the run has not written its weights yet")
     try:

@@ -1,9 +1,10 @@
 """The weights of a run are known by what they are."""
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from aef.run import digest, read_weights, write_weights
+from aef.run import RunError, digest, read_weights, write_weights
 
 
 def some_weights(seed=0):
@@ -28,3 +29,8 @@ def test_weights_of_before_the_hash_are_read_and_have_one(tmp_path):
     state = some_weights()
     save_file(state, tmp_path / "old", {"format_version": "1", "step": "7"})
     assert read_weights(tmp_path / "old")[1:] == (7, digest(state))
+
+
+def test_a_run_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(RunError, match=r"expected a file of weights, like .*model\.safetensors, found a folder"):
+        read_weights(tmp_path)
