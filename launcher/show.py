@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aef.launcher.command import parser, run
+from aef.launcher.command import parser, require_number, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from aef.data.shards import is_chip, split
 
+    require_number("--dpi", given.dpi, 1)
     path = Path(given.chip)
     if not is_chip(path) and path.is_dir():
         raise ValueError(f"{path}: is a folder: name one of its chips, like {path}/NAME.npz")

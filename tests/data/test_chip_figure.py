@@ -207,3 +207,8 @@ def test_a_full_disk_names_the_picture(tmp_path, capsys, monkeypatch):
 def test_a_missing_chip_is_one_line(tmp_path, capsys):
     assert run(main, [str(tmp_path / "none.npz")]) == 1
     assert "no such chip" in capsys.readouterr().err
+
+
+def test_a_resolution_that_is_none_names_its_option(tmp_path, capsys):
+    assert run(main, [str(tmp_path / "a.npz"), "--dpi", "0"]) == 1
+    assert "--dpi: expected 1 or more, found 0" in capsys.readouterr().err
