@@ -10,6 +10,7 @@ fifth clear date of the first input source is withheld to judge reconstructions.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     held_out, dates = _hold_out(chips, out / "withheld.csv", given.unseen)
     settings = [] if any(s.startswith("train.steps=") for s in given.settings) else [f"train.steps={STEPS}"]
     if held_out:
-        settings.append(f"data.held_out_places=[{','.join(held_out)}]")
+        # Quoted, as a place may be called 001.
+        settings.append(f"data.held_out_places={json.dumps(held_out, ensure_ascii=False)}")
     if dates:
         settings.append(f"data.withheld={out / 'withheld.csv'}")
     settings += [*learning, f"train.seed={given.seed}", *given.settings]

@@ -8,6 +8,7 @@ import pytest
 from aef.launcher import demo, embed, evaluate
 from aef.launcher.command import run
 from aef.mapping.files import read_field
+from aef.settings_file import load_config
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,15 @@ def test_the_demo_leaves_chips_a_run_and_one_page(folder):
     assert "data.text_period=support data.texts_per_sample=4" in (folder / "commands.txt").read_text()
     assert json.loads((folder / "run" / "text_tower.json").read_text())["name"] == "tiny"
     assert (folder / "withheld.csv").read_text().startswith("place,source,time_utc\n")
+
+
+def test_places_may_be_called_by_numbers(tmp_path, monkeypatch):
+    calls = {}
+    monkeypatch.setattr(demo, "_hold_out", lambda *_: (["001", "no", "a, b", "é"], 0))
+    monkeypatch.setattr(demo._Session, "call", lambda self, name, *words: calls.update({name: words}))
+    assert run(demo.main, ["--out", str(tmp_path / "demo"), "--data", str(tmp_path)]) == 0
+    (setting,) = (word for word in calls["train"] if str(word).startswith("data.held_out_places="))
+    assert load_config("small", [setting]).data.held_out_places == ("001", "no", "a, b", "é")
 
 
 @pytest.mark.long
