@@ -59,7 +59,10 @@ NEEDS = {
         (*FIELDS, "pyproj", "shapely", "sklearn"),
         {"matplotlib": "picture", "pyogrio": "labels from vector files"},
     ),
-    "demo": (("deepspeed", "matplotlib", "sklearn"), {}),
+    "demo": (
+        ("deepspeed", "matplotlib", "sklearn"),
+        dict.fromkeys(("rasterio", "pyarrow", "open_clip"), "synthetic Earth"),
+    ),
     "download": (
         ("pyproj",),
         {

@@ -158,7 +158,9 @@ def test_doctor_asks_of_a_download_and_of_fields_what_they_import(monkeypatch):
     for name in ("embed", "classify", "search"):
         assert f"aef {name}: needs rioxarray, netCDF4 (pip install 'aef-engine[geo]')" in lines
     monkeypatch.setattr(doctor, "is_installed", lambda module: module != "rasterio")
-    assert "aef text: needs rasterio (pip install 'aef-engine[geo]')" in list(doctor.missing())
+    lines = list(doctor.missing())
+    assert "aef text: needs rasterio (pip install 'aef-engine[geo]')" in lines
+    assert "aef demo: without rasterio no synthetic Earth (pip install 'aef-engine[geo]')" in lines
 
 
 def test_doctor_survives_a_broken_torch(monkeypatch):
