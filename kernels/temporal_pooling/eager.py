@@ -73,17 +73,17 @@ def pooling_backward(
     With w the weights and δ = Σ_f w_f dw_f:  dw_f = ⟨dO, x_f⟩,  dℓ = w (dw − δ),  dx_f = Σ_k w_f dO + dℓ_f q,
     dq = Σ_{f,p} dℓ_f x_f,  dbias = Σ_p dℓ; the table's gradient sums the states' over the pixels.
     """
-    _, pixels, heads, channels = gradient.shape
+    *_, heads, channels = gradient.shape
     d_states, d_table = torch.zeros_like(states), states.new_zeros(states.shape[0], channels)
     d_query = states.new_zeros(query.shape)
     d_bias = None if bias is None else states.new_zeros(bias.shape)
     for one in pooled:
         length, rows = one.x.shape[0], one.rows
         absorbed = query[rows].to(states.dtype).flatten(0, 1)  # (K, C)
-        d_out = gradient[rows].transpose(0, 1).reshape(pixels, -1, channels)  # (P, K, C)
+        d_out = gradient[rows].transpose(0, 1).flatten(1, 2)  # (P, K, C)
         d_weights = torch.bmm(one.x.transpose(0, 1), d_out.mT).transpose(0, 1)  # (T, P, K)
         d_logits = torch._softmax_backward_data(d_weights.contiguous(), one.weights, 0, states.dtype)
-        flat = d_logits.view(length * pixels, -1)
+        flat = d_logits.flatten(0, 1)
         d_x = (flat @ absorbed).view_as(one.x)
         d_x += torch.bmm(one.weights.transpose(0, 1), d_out).transpose(0, 1)
         d_states[one.start : one.start + length] = d_x

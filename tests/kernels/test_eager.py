@@ -127,3 +127,29 @@ def test_sample_vmf_draws_the_reference_sample(kappa, dimension):
     cotangent = torch.randn_like(wanted)
     gradients = (torch.autograd.grad(out, mean, cotangent)[0] for out in (found, wanted))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=3e-5)  # ill-conditioned where the tangent is short
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_no_frames_go_up_and_down_the_pyramid(side):
+    fine, coarse = random(0, 4, 4, 8, dtype=torch.float32), random(0, 2, 2, 6, dtype=torch.float32)
+    down, up = random(6, side, side, 8, dtype=torch.float32), random(6, side, side, 8, dtype=torch.float32)
+    bias, scale = random(6, dtype=torch.float32), random(8, dtype=torch.float32)
+    outputs = (
+        kernels.exchange_down(fine, down, bias),
+        kernels.exchange_up_add(coarse, up, scale),
+        kernels.exchange_up_add(coarse, up, scale, fine),
+        *kernels.exchange_up_norm(coarse, up, scale, fine, scale, scale),
+    )
+    assert [out.shape for out in outputs] == [(0, 2, 2, 6), *[(0, 4, 4, 8)] * 4]
+    for gradient in torch.autograd.grad(sum(out.sum() for out in outputs), (down, up, bias, scale)):
+        assert not gradient.any()
+
+
+def test_no_pixels_pool_to_nothing_with_zero_gradients():
+    states, table = random(5, 0, 16, dtype=torch.float32), random(5, 16, dtype=torch.float32)
+    query, bias = random(2, 3, 16, dtype=torch.float32), random(10, 3, dtype=torch.float32)
+    period_segment = torch.zeros(2, dtype=torch.int32)
+    out = kernels.temporal_pooling(states, table, query, bias, period_segment, offsets([5]), 5)
+    assert out.shape == (2, 0, 3, 16)
+    for gradient in torch.autograd.grad(out.sum(), (table, query, bias)):
+        assert not gradient.any()
