@@ -73,6 +73,7 @@ def bias_residual(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     Raises:
         ValueError: wrong rank, shape, dtype or device.
     """
+    match_shape({}, "residual", residual, "... C")  # not None either
     check_arguments(x, bias, residual)
     if dispatch.backend("bias_residual", x, channels=x.shape[-1]) == "torch":
         return _add(x, bias, residual)
@@ -151,12 +152,17 @@ def _(x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
 def gelu_linear_backward(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `x`, `bias` and `weight`; the GELU's output is made again beside its slope."""
     d_x, d_bias, value = activation_gradients(gradient @ weight, x, bias)
-    return d_x, d_bias, gradient.flatten(0, -2).T @ value.flatten(0, -2)
+    return d_x, d_bias, weight_gradient(gradient, value)
 
 
 @gelu_linear_backward.register_fake
 def _(gradient: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), bias.new_empty(bias.shape), weight.new_empty(weight.shape)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Gradient of W (O, C) in `x W^T`: `gradient` (..., O), `x` (..., C), of one row also without leading dimensions."""
+    return torch.atleast_2d(gradient).flatten(0, -2).T @ torch.atleast_2d(x).flatten(0, -2)
 
 
 def activation_gradients(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

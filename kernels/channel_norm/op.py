@@ -59,6 +59,14 @@ class Normalized(NamedTuple):
     shift: Tensor
 
 
+def check_normalized(x: Normalized) -> None:
+    """Refuse a norm that cannot be the state's: backward makes it again from there."""
+    check_arguments(x.state, x.scale, x.shift)
+    if not isinstance(x.value, Tensor) or x.value.shape != x.state.shape:
+        found = tuple(x.value.shape) if isinstance(x.value, Tensor) else type(x.value).__name__
+        raise ValueError(f"x.value: expected shape {tuple(x.state.shape)} like x.state, found {found}")
+
+
 def norm_linear(x: Normalized, weight: Tensor) -> Tensor:
     """`x.value W^T`, a product that keeps the state for backward and not its norm: the state is kept anyway.
 
@@ -67,7 +75,9 @@ def norm_linear(x: Normalized, weight: Tensor) -> Tensor:
     Raises:
         ValueError: wrong rank, shape, dtype or device.
     """
-    check_arguments(x.state, x.scale, x.shift)
+    if not isinstance(x, Normalized):
+        raise ValueError(f"x: expected a Normalized, found {type(x).__name__}")
+    check_normalized(x)
     match_shape({"C": x.value.shape[-1]}, "weight", weight, "O C")
     if weight.dtype != x.value.dtype or weight.device != x.value.device:
         raise ValueError(
@@ -91,6 +101,7 @@ def residual_norm(x: Tensor, bias: Tensor, residual: Tensor, scale: Tensor, shif
     Raises:
         ValueError: wrong rank, shape, dtype or device.
     """
+    match_shape({}, "residual", residual, "... C")  # not None either
     activation.check_arguments(x, bias, residual)
     check_arguments(x, scale, shift)
     if dispatch.backend("residual_norm", x, channels=x.shape[-1]) == "torch":
@@ -185,7 +196,7 @@ def norm_linear_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the norm and of `weight`."""
     normal = channel_norm_operator(state, scale, shift)
-    return gradient @ weight, gradient.flatten(0, -2).T @ normal.flatten(0, -2)
+    return gradient @ weight, activation.weight_gradient(gradient, normal)
 
 
 @norm_linear_backward.register_fake
@@ -242,7 +253,7 @@ def residual_norm_backward(
         return merge_and_norm_backward(d_state, d_normal, state, scale, chosen.config)
     d_x, d_scale, d_shift = _layer_norm_backward(d_normal, state, scale)
     d_x = d_x + d_state
-    return d_x.to(state.dtype).contiguous(), d_x.flatten(0, -2).sum(dim=0), d_scale, d_shift
+    return d_x.to(state.dtype).contiguous(), torch.atleast_2d(d_x).flatten(0, -2).sum(dim=0), d_scale, d_shift
 
 
 @residual_norm_backward.register_fake

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import dispatch
 from ..activation.op import activation_gradients, bias_gelu_operator
 from ..arguments import check_float, match_shape
-from ..channel_norm.op import Normalized, channel_norm_operator, register_product_of_norm
+from ..channel_norm.op import Normalized, channel_norm_operator, check_normalized, register_product_of_norm
 from ..implicit_gemm import convolution_refusal, convolution_sizes, convolution_weight_gradient, convolve
 from .library import (
     bare_conv3x3,
@@ -89,6 +89,7 @@ def conv3x3(
         ValueError: wrong rank, shape, dtype or device.
     """
     if isinstance(x, Normalized):
+        check_normalized(x)
         check_arguments(x.value, weight, bias, residual)
         return end_by_passes(conv3x3_of_norm_operator(*x, weight.to(x.value.dtype)), bias, gelu, residual)
     x = x if isinstance(x, Activated) else Activated(x)
@@ -111,6 +112,7 @@ def conv3x3_gelu(
     either. PyTorch's path, where making the output again takes a pass of its own, keeps it unless told to `remake` it.
     """
     if isinstance(x, Normalized):
+        check_normalized(x)
         check_arguments(x.value, weight, bias, None)
         return _then_gelu(conv3x3_of_norm_operator(*x, weight.to(x.value.dtype)), bias)
     x = x if isinstance(x, Activated) else Activated(x)

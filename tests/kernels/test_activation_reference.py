@@ -49,6 +49,7 @@ def test_parameters_may_be_wider_than_the_activations():
         (lambda x, b, r: bias_gelu(x.long(), b), "x: expected a floating-point tensor"),
         (lambda x, b, r: bias_residual(x, b, r[1:]), "residual: expected torch.float64 of shape"),
         (lambda x, b, r: bias_residual(x, b, r.float()), "found torch.float32 of shape"),
+        (lambda x, b, r: bias_residual(x, b, None), "residual: expected a tensor, found NoneType"),
     ],
 )
 def test_bad_input_is_refused_with_a_clear_line(call, words):

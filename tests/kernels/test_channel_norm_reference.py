@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aef.kernels import channel_norm, residual_norm
+from aef.kernels import Normalized, channel_norm, conv3x3, norm_linear, residual_norm
 from aef.kernels.channel_norm.reference import channel_norm_reference, residual_norm_reference
 
 
@@ -67,3 +67,17 @@ def test_a_norm_of_another_width_than_the_state_is_refused():
         residual_norm(x, bias, x, torch.ones(7), bias)
     with pytest.raises(ValueError, match="residual: expected"):
         residual_norm(x, bias, x[:1], bias, bias)
+    with pytest.raises(ValueError, match="residual: expected a tensor, found NoneType"):
+        residual_norm(x, bias, None, bias, bias)
+
+
+def test_a_product_of_something_else_than_the_norm_of_the_state_is_refused():
+    x, bias, weight = torch.zeros(2, 4, 4, 8), torch.zeros(8), torch.zeros(8, 8)
+    with pytest.raises(ValueError, match="x: expected a Normalized, found Tensor"):
+        norm_linear(x, weight)
+    for product in (
+        lambda normal: norm_linear(normal, weight),
+        lambda normal: conv3x3(normal, weight[:, None, None].expand(8, 3, 3, 8), bias),
+    ):
+        with pytest.raises(ValueError, match=r"x\.value: expected shape \(1, 4, 4, 8\) like x\.state"):
+            product(Normalized(x, x[:1], bias, bias))

@@ -153,3 +153,17 @@ def test_no_pixels_pool_to_nothing_with_zero_gradients():
     assert out.shape == (2, 0, 3, 16)
     for gradient in torch.autograd.grad(out.sum(), (table, query, bias)):
         assert not gradient.any()
+
+
+def test_products_that_make_their_input_again_take_one_row_without_leading_dimensions():
+    x, bias, scale, weight = (random(*size, dtype=torch.float64) for size in ((16,), (16,), (16,), (5, 16)))
+
+    def products(x):
+        normal = kernels.Normalized(kernels.channel_norm(x, scale, bias), x, scale, bias)
+        return kernels.gelu_linear(x, bias, weight, remake=True) + kernels.norm_linear(normal, weight)
+
+    one, wanted = products(x), products(x[None])[0]
+    torch.testing.assert_close(one, wanted)
+    leaves = (x, bias, scale, weight)
+    for found, other in zip(torch.autograd.grad(one.sum(), leaves), torch.autograd.grad(wanted.sum(), leaves)):
+        torch.testing.assert_close(found, other)
