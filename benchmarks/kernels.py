@@ -14,6 +14,7 @@ import time
 import torch
 from torch import Tensor
 
+from aef.kernels.dispatch import requested
 from benchmarks.cases import cases, operators
 from benchmarks.cases.case import Arguments, Case, Contender, as_outputs, cotangents_of, run
 
@@ -67,6 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     unknown = sorted(set(options.only or ()) - set(operators("small")))
     if unknown:
         parser.error(f"--only: unknown operator {', '.join(unknown)}: expected some of {', '.join(operators('small'))}")
+    if options.repeats is not None and options.repeats < 1:
+        parser.error(f"--repeats: expected at least 1, found {options.repeats}")
+    try:
+        requested()
+    except ValueError as error:
+        parser.error(str(error))
     if options.device == "cuda":
         if options.dtype or options.repeats:
             parser.error(

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aef.config import PRESETS
 from benchmarks import block, decoding, roofline, timing
+from benchmarks import kernels as benchmark
 from benchmarks.cases import cases
 from benchmarks.cases.case import as_outputs, cotangents_of, leaves
 
@@ -137,3 +138,17 @@ def test_the_documents_ladder_of_a_block_has_every_rung_with_a_prediction():
     named = [name.strip() for row in rows[2:] for name in row[0].replace("…", "tuned eager, sdpa").split(";")]
     assert sorted(named) == sorted(block.RUNGS)
     assert all(row[2].strip() for row in rows)
+
+
+@pytest.mark.parametrize("repeats", ["0", "-1"])
+def test_a_benchmark_without_a_run_is_refused(repeats, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--repeats", repeats])
+    assert f"--repeats: expected at least 1, found {repeats}" in capsys.readouterr().err
+
+
+def test_a_benchmark_refuses_an_unknown_backend_before_it_measures(monkeypatch, capsys):
+    monkeypatch.setenv("AEF_KERNELS", "cuda")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only", "bias_gelu"])
+    assert "AEF_KERNELS: expected one of auto, torch, triton, flash, found 'cuda'" in capsys.readouterr().err
