@@ -16,6 +16,7 @@ from aef.data.ingest.places import find_places
 from aef.data.ingest.recipe import Recipe, parse_recipe, read_recipe
 from aef.data.ingest.report import Report
 from aef.settings_file import registry_of
+from tests.data.ingest.own_rasters import write_folder
 
 CHECKOUT = Path(__file__).parents[3]
 RECIPES = CHECKOUT / "launcher" / "configs" / "ingest"
@@ -135,3 +136,9 @@ class Altered:
 @pytest.fixture(scope="session")
 def altered() -> type[Altered]:
     return Altered
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's own rasters (`own_rasters`)."""
+    return write_folder(tmp_path / "in")
