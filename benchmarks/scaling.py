@@ -3,7 +3,8 @@
     step = operations / (MFU · peak) + max(0, bytes / link − overlap · backward)
 
 Operations, memory and bytes come from `aef.model.cost` and `aef.training.planner`; the micro-batch is the largest that
-is expected to fit; a batch beyond it is accumulated, with one more forward pass where its passes meet. Everything else
+is expected to fit; a batch beyond it is accumulated, with one more forward pass where its passes meet, or of the teachers
+of the samples with a text (a share --text-share) where there is a text head. Everything else
 is an input of this command and printed. Nothing here is a measurement unless --measured names one: a phases.json of
 `aef throughput` on such a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the
 prediction.
@@ -35,6 +36,9 @@ RESULTS = Path(__file__).parent / "results"
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BATCHES = (256, 512, 1024, 2048, 4096)
 STAGES = ("zero1", "zero2", "zero3")
+TEXT_SHARE = 1_200_099 / 5_145_244
+"""Of the paper's training sites, those with a text (supplement, training sites). Both samples of a site count here, though
+its texts may lie in one of them: more than it can be."""
 SECONDS_PER_DAY = 86_400
 SHARES = ("mfu", "overlap")
 FREE = ("overlap", "price_per_gpu_hour")
@@ -129,13 +133,15 @@ def largest_micro_batch(
     return best
 
 
-def predict(config: Config, gpus: int, batch: int, stage: str, machine: Machine, flops: float) -> Prediction:
+def predict(
+    config: Config, gpus: int, batch: int, stage: str, machine: Machine, flops: float, text_share: float
+) -> Prediction:
     """One row. A plan that does not fit is kept: its memory says so."""
     share = batch // gpus
     micro, found = largest_micro_batch(config, stage, gpus, machine, share)
-    replay = 1 if found.replays else 0
+    again = 1 if found.replays else text_share * found.texts_first
     forward_s = share * flops / (machine.mfu * machine.peak_tflops * 1e12)
-    compute = forward_s * (1 + BACKWARD_PER_FORWARD + replay)
+    compute = forward_s * (1 + BACKWARD_PER_FORWARD + again)
     moved = sum(found.traffic.values()) / machine.bandwidth(gpus)
     step = compute + max(0.0, moved - machine.overlap * BACKWARD_PER_FORWARD * forward_s)
     days = config.train.steps * step / SECONDS_PER_DAY
@@ -158,12 +164,12 @@ def predict(config: Config, gpus: int, batch: int, stage: str, machine: Machine,
     )
 
 
-def predictions(config: Config, machine: Machine) -> Iterator[Prediction]:
+def predictions(config: Config, machine: Machine, text_share: float = TEXT_SHARE) -> Iterator[Prediction]:
     flops = sample_flops(config)
     for stage in STAGES:
         for batch in BATCHES:
             for gpus in (count for count in GPUS if count <= batch):
-                yield predict(config, gpus, batch, stage, machine, flops)
+                yield predict(config, gpus, batch, stage, machine, flops, text_share)
 
 
 def draw(rows: list[Prediction], path: Path, title: str, memory_gb: float) -> None:
@@ -207,6 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--config", default="large", help="preset or YAML file")
     p.add_argument("--measured", type=Path, metavar="FILE", help="phases.json of `aef throughput` on one such GPU")
     p.add_argument("--out", type=Path, default=RESULTS, help="folder for scaling.csv and scaling.png")
+    p.add_argument(
+        "--text-share", type=float, default=TEXT_SHARE, help="samples with a text, of all (default: %(default).2f)"
+    )
     for item in dataclasses.fields(Machine):
         kind = int if item.type == "int" else float
         p.add_argument(
@@ -223,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         if not least <= value <= most:  # NaN is neither
             expected = f"{'0 or more' if least == 0 else 'more than 0'}{', at most 1' if name in SHARES else ''}"
             p.error(f"--{name.replace('_', '-')}: expected {expected}, found {value:g}")
+    if not 0 <= options.text_share <= 1:
+        p.error(f"--text-share: expected 0 to 1, found {options.text_share:g}")
     basis = "assumed, not measured"
     if options.measured:
         try:
@@ -234,10 +245,12 @@ def main(argv: list[str] | None = None) -> int:
                 f"{why}"
             )
     try:
-        rows = list(predictions(config, machine))
+        rows = list(predictions(config, machine, options.text_share))
     except (ConfigError, SourceError) as error:
         p.error(str(error))
     inputs = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(machine).items())
+    if config.model.text_dim:
+        inputs += f", text_share {options.text_share:.3g}"
     print(
         f"{options.config}: {config.train.steps:,} steps, {3 * sample_flops(config) / 1e12:.1f} TFLOP a sample and step"
     )

@@ -42,7 +42,7 @@ class _Movable:
 @dataclass
 class FrameBlock(_Movable):
     """Frames of one source: values (F_s, h, w, C), valid (F_s, h, w, C or 1), position (F_s,) int64 in the packed
-    sequence (-1: a dummy that no sample reads)."""
+    sequence (-1: a dummy that no sample reads). Those of a segment lie together, in the order of the segments."""
 
     values: Tensor
     valid: Tensor
@@ -139,6 +139,19 @@ class Batch(_Movable):
     @property
     def total_frames(self) -> int:
         return self.frame_time_ms.shape[0]
+
+    def samples_with_text(self) -> list[int]:
+        """In order; on the device it waits for what is queued there."""
+        known = zip(self.text.sample.tolist(), self.text.identity, strict=True)
+        return sorted({sample for sample, identity in known if identity is not None})
+
+
+def filler_frames(frames: int, bucket: int) -> int | None:
+    """Frames of the segment that no sample reads, after ``frames`` of samples: up to a multiple of ``bucket``. None: there
+    is no such segment. A batch without any frame gets one for the model to run on."""
+    if not bucket:
+        return None if frames else 1
+    return -frames % bucket or int(frames == 0)
 
 
 def bucket_frames(frames: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_frames
+from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_frames, filler_frames
 from aef.data.sample import Frames, Sample, Target, Text
 from aef.hashing import stable_hash
 from aef.sources import Registry, Source
@@ -99,10 +99,8 @@ class Collator:
             lengths.append(len(joined))
             offset += len(joined)
         supports = [s.support.start_ms for s in samples for _ in range(self.views)]
-        filler = -offset % self.frame_bucket if self.frame_bucket else 0
-        if self.frame_bucket or offset == 0:
-            # Filler frames are read by no sample; a batch without any frame needs one for the model to run on.
-            filler = filler or int(offset == 0)
+        filler = filler_frames(offset, self.frame_bucket)
+        if filler is not None:
             lengths.append(filler)
             times.append(np.full(filler, supports[-1], np.int64))
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -67,3 +68,37 @@ def info_nce(text: Tensor, place: Tensor, same: Tensor, scale: Tensor, world: Wo
         return F.cross_entropy((scale * (from_ @ to.T)).masked_fill(same, -torch.inf), row, reduction="none")
 
     return (cross_entropy(text, all_place) + cross_entropy(place, all_text)) / 2
+
+
+# --- the term --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a global batch: how many each rank holds, and ``same`` (K, texts of all ranks) bool, this rank's pairs
+    that are no negatives."""
+
+    world: World
+    counts: Sequence[int]
+    same: Tensor
+
+    def term(self, text: Tensor, place: Tensor, logit_scale: Tensor) -> Tensor:
+        """This rank's share, whose mean over the ranks is the mean over all texts; ``text``, ``place`` (K, D)."""
+        values = info_nce(text, place, self.same, logit_scale.exp(), self.world, self.counts)
+        return values.sum() * self.world.size / sum(self.counts)
+
+
+@dataclass(frozen=True)
+class TextGradients:
+    """What a share of the term, taken before a pass that holds some of its texts, has left for that pass: the pass's part
+    of its value, and its gradients with respect to the pass's ``text`` and ``place`` (K, D) and to ``logit_scale``."""
+
+    value: Tensor
+    text: Tensor
+    place: Tensor
+    logit_scale: Tensor
+
+    def term(self, text: Tensor, place: Tensor, logit_scale: Tensor) -> Tensor:
+        """The part, with the kept gradients."""
+        linear = (text * self.text).sum() + (place * self.place).sum() + (logit_scale * self.logit_scale).sum()
+        return self.value + linear - linear.detach()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aef.data.batch import Batch
-from aef.objective.contrastive import same_texts
+from aef.objective.contrastive import TextGradients, Texts, same_texts
 from aef.objective.uniformity import Partners, partners
 from aef.objective.world import World
 
@@ -25,16 +25,15 @@ class Coupling:
 
     world: the ranks whose samples meet; samples: over how many of theirs means are taken; partners: None where there is
     one place only.
-    texts: of each rank; text_rows (K,) int64, this rank's rows of ``Batch.text`` without the dummy; same_text (K, texts
-    of all ranks) bool, pairs that are no negatives: None where there are fewer than two different texts.
+    text_rows (K,) int64: rows of ``Batch.text`` without the dummy; texts: what they meet, None where the global batch has
+    fewer than two different ones.
     """
 
     world: World
     samples: float
     partners: Partners | None
-    texts: list[int]
     text_rows: Tensor
-    same_text: Tensor | None
+    texts: Texts | TextGradients | None
 
     @classmethod
     def of(cls, batch: Batch, world: World | None = None, *, ring: int = 0) -> Coupling:
@@ -45,43 +44,52 @@ class Coupling:
             ring: samples in a row of the global order that are partners of each other; 0: all of them.
         """
         world = world or World.current()
-        rows = [row for row, identity in enumerate(batch.text.identity) if identity is not None]
-        identities = [identity for identity in batch.text.identity if identity is not None]
+        identities = _identities(batch)
         device = batch.teacher_row.device
         known = world.share((batch.global_index, batch.places, identities), device)
-        samples, texts = [len(places) for _, places, _ in known], [len(texts) for _, _, texts in known]
-        index, places, everyone = ([one for rank in known for one in rank[which]] for which in range(3))
-        same = same_texts(everyone, sum(texts[: world.rank]), len(rows))
+        samples = [len(places) for _, places, _ in known]
+        index, places = ([one for rank in known for one in rank[which]] for which in range(2))
         found = Partners.of(index, places, world, samples, ring)
         return cls(
             world=world,
             samples=sum(samples),
             partners=None if found is None else found.to(device),
-            texts=texts,
-            text_rows=torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True),
-            same_text=None if same is None else same.to(device, non_blocking=True),
+            text_rows=_text_rows(batch),
+            texts=_texts([texts for _, _, texts in known], world, device),
         )
 
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of an accumulated step: a coupling for each, and the texts of all of them, which meet whatever pass
+    holds them: None where there are fewer than two different ones, otherwise the couplings wait for their gradients.
+
+    text_samples: samples with a text on the rank that has most of them.
+    """
+
+    couplings: list[Coupling]
+    texts: Texts | None
+    text_samples: int
+
     @classmethod
-    def of_passes(cls, batches: Sequence[Batch], world: World | None = None, *, ring: int = 0) -> list[Coupling] | None:
-        """Couplings of the passes of a step, if the samples of each meet nobody else: no partner, no text. Collective.
+    def of(cls, batches: Sequence[Batch], world: World | None = None, *, ring: int = 0) -> Passes | None:
+        """Settle it, if each sample's partner is in its own pass. Collective.
 
-        Each is of a world of its own, and its means are shares of this rank's mean; ranks take the mean of theirs.
+        Each coupling is of a world of its own, and its means are shares of this rank's mean; ranks take the mean of theirs.
 
-        Returns None, on every rank, where samples of two passes are coupled.
+        Returns None, on every rank, where partners are in two passes.
         """
         world = world or World.current()
         device = batches[0].teacher_row.device
         mine = (
             [index for batch in batches for index in batch.global_index],
             [place for batch in batches for place in batch.places],
-            [identity for batch in batches for identity in batch.text.identity if identity is not None],
+            [identity for batch in batches for identity in _identities(batch)],
             [batch.samples for batch in batches],
+            [sum(len(batch.samples_with_text()) for batch in batches)],
         )
         known = world.share(mine, device)
-        index, places, texts = ([one for rank in known for one in rank[which]] for which in range(3))
-        if len(set(texts)) > 1:
-            return None
+        index, places = ([one for rank in known for one in rank[which]] for which in range(2))
         homes = [
             (rank, at) for rank, lists in enumerate(known) for at, size in enumerate(lists[3]) for _ in range(size)
         ]
@@ -92,14 +100,30 @@ class Coupling:
         for batch in batches:
             own = None if partner is None else [j - first for j in partner[first : first + batch.samples]]
             couplings.append(
-                cls(
+                Coupling(
                     world=World(),
                     samples=len(index) / world.size,
                     partners=None if own is None else Partners.within(own).to(device),
-                    texts=[0],
-                    text_rows=torch.zeros(0, dtype=torch.int64, device=device),
-                    same_text=None,
+                    text_rows=_text_rows(batch),
+                    texts=None,
                 )
             )
             first += batch.samples
-        return couplings
+        return cls(couplings, _texts([lists[2] for lists in known], world, device), max(lists[4][0] for lists in known))
+
+
+def _identities(batch: Batch) -> list[int]:
+    return [identity for identity in batch.text.identity if identity is not None]
+
+
+def _text_rows(batch: Batch) -> Tensor:
+    rows = [row for row, identity in enumerate(batch.text.identity) if identity is not None]
+    return torch.tensor(rows, dtype=torch.int64).to(batch.teacher_row.device, non_blocking=True)
+
+
+def _texts(identities: Sequence[Sequence[int]], world: World, device: torch.device) -> Texts | None:
+    """Of the identities on each rank."""
+    counts = [len(of_rank) for of_rank in identities]
+    everyone = [identity for of_rank in identities for identity in of_rank]
+    same = same_texts(everyone, sum(counts[: world.rank]), counts[world.rank])
+    return None if same is None else Texts(world, counts, same.to(device, non_blocking=True))

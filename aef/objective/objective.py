@@ -2,8 +2,8 @@
 
 Every term is a per-sample value averaged over the global batch, so results depend neither on the number of ranks nor on
 how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks and, when gradients
-are accumulated, over all micro-batches of the step: the engine caches their embeddings and replays them, unless partners
-are in one micro-batch and there is no text (`Objective.couple_passes`).
+are accumulated, over all micro-batches of the step: the engine embeds texts ahead of them, and where partners are in two
+micro-batches it caches all embeddings and replays them (`Objective.couple_passes`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from aef.data.standardizer import Standardizer
 from aef.data.statistics import Statistics
 from aef.kernels.vmf.philox import WORD, philox4x32
 from aef.objective.consistency import consistency
-from aef.objective.contrastive import disc_mean, info_nce
-from aef.objective.coupling import Coupling
+from aef.objective.contrastive import disc_mean
+from aef.objective.coupling import Coupling, Passes
 from aef.objective.grid import expand_cells
 from aef.objective.reconstruction import cell_px, radius_px, reconstruction_error
 from aef.objective.uniformity import uniformity_channels, uniformity_pairs
@@ -161,12 +161,12 @@ class Objective:
         """What couples the samples of a global batch, settled before the forward pass; collective."""
         return Coupling.of(batch, world, ring=self.ring)
 
-    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> list[Coupling] | None:
+    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> Passes | None:
         """Couplings of the passes of an accumulated step, each for `share`, or None where their samples must meet:
-        partners or texts of two passes, or R2, a mean over all of them. Collective."""
+        partners in two passes, or R2, a mean over all of them. Collective."""
         if self.config.uniformity == "channels":
             return None
-        return Coupling.of_passes(batches, world, ring=self.ring)
+        return Passes.of(batches, world, ring=self.ring)
 
     def share(self, output: Predictions, batch: Batch, coupling: Coupling) -> Share:
         """What this batch adds to the losses. Raises ValueError as a call does."""
@@ -187,7 +187,7 @@ class Objective:
             "reconstruction": (c.reconstruction_weight, per_row.sum() * scale),
             "consistency": (c.consistency_weight, agreement.sum() * scale),
             "uniformity": (c.uniformity_weight, None if uniform is None else uniform * world.size),
-            "text": (c.text_weight, None if aligned is None else aligned.sum() * world.size / sum(coupling.texts)),
+            "text": (c.text_weight, aligned),
         }
         there = {name: (weight, value) for name, (weight, value) in parts.items() if value is not None}
         total = sum((weight * value for weight, value in there.values()), start=_idle(output))
@@ -298,13 +298,17 @@ class Objective:
         return uniformity_pairs(teacher, partner).sum() / samples
 
     def _text(self, output: Predictions, batch: Batch, coupling: Coupling) -> Tensor | None:
-        """InfoNCE of this rank's rows with text."""
-        if coupling.same_text is None:
+        """This rank's part of the alignment of the texts of the global batch."""
+        if coupling.texts is None:
             return None
-        rows, block = coupling.text_rows, batch.text
-        place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
-        scale = output.logit_scale.exp()
-        return info_nce(output.text[rows], place, coupling.same_text, scale, coupling.world, coupling.texts)
+        return coupling.texts.term(*text_pairs(output, batch, coupling.text_rows), output.logit_scale)
+
+
+def text_pairs(output: Predictions, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, D) unit vectors of the texts in ``rows`` and of their places: what the contrastive term aligns."""
+    block = batch.text
+    place = disc_mean(output.mean, block.period_row[rows], block.pixel[rows], block.radius_px[rows])
+    return output.text[rows], place
 
 
 # Tables built on the device at every step would stall it.

@@ -1,7 +1,8 @@
 """Gradient accumulation that keeps batch-coupled losses whole: cache and replay.
 
 Uniformity and the contrastive term couple samples of a whole batch, so adding up per-micro-batch losses would change
-them (but for partners that are in one micro-batch, see `Objective.couple_passes`). Instead (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"):
+them. Where partners are in one micro-batch, texts alone are aligned first (`aef.training.texts_first`). Otherwise (Gao et
+al. 2021, "Scaling deep contrastive learning batch size under memory limited setup"):
 
 1. every micro-batch runs forward without gradients, its outputs are kept;
 2. the objective sees all of them as one batch, and its gradient with respect to each output is kept;

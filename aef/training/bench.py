@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.profiler import record_function
 
 from aef.config import Config
 from aef.data.batch import Batch
@@ -23,7 +22,7 @@ from .devices import peak_flops, peak_memory_gb
 from .distributed import start
 from .loader import StepDataset
 from .new_run import describe_run, find_sources
-from .phases import PREFIX, Phases, profile_step
+from .phases import Phases, phase, profile_step
 from .step import take_step
 
 
@@ -83,7 +82,7 @@ class StepBench:
     def load(self) -> list[Batch]:
         if self.steps is None:
             return self._random
-        with record_function(PREFIX + "load"):
+        with phase("load"):
             loaded = self.steps.step(self._number)
         if loaded.error:
             raise ValueError(loaded.error)

@@ -156,10 +156,15 @@ def ring_of_a_pass(config: Config, ranks: int) -> int:
 
 def passes_meet(config: Config, ranks: int) -> bool:
     """Whether samples of several passes of a step meet in the objective, so that it needs one more forward pass: partners
-    of a ring that no pass holds, texts, or the reading R2 of uniformity, a mean over all samples."""
+    of a ring that no pass holds, or the reading R2 of uniformity, a mean over all samples."""
     _, count = micro_batches(config, ranks)
-    apart = ring_of_a_pass(config, ranks) and config.objective.uniformity == "pairs" and not config.model.text_dim
-    return count > 1 and not apart
+    return count > 1 and not (ring_of_a_pass(config, ranks) and config.objective.uniformity == "pairs")
+
+
+def texts_go_first(config: Config, ranks: int) -> bool:
+    """Whether the texts of several passes are embedded ahead of them (`aef.training.texts_first`)."""
+    _, count = micro_batches(config, ranks)
+    return count > 1 and config.model.text_dim > 0 and not passes_meet(config, ranks)
 
 
 def stage_of(configuration: Mapping[str, Any]) -> int:

@@ -44,6 +44,11 @@ COMMUNICATION = ("gloo:", "nccl:", "c10d::", "record_param_comms")
 BACKWARD = "autograd::engine::evaluate_function: "
 
 
+def phase(name: str) -> record_function:
+    """What runs within counts as the phase ``name``."""
+    return record_function(PREFIX + name)
+
+
 @dataclass
 class Phases:
     """Seconds of one step by phase, forward and backward; ``step_s`` is the wall clock without the profiler."""
@@ -76,7 +81,7 @@ def named_phases(model: nn.Module) -> Iterator[None]:
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, *_: Any) -> None:
-            opened = record_function(PREFIX + name)
+            opened = phase(name)
             opened.__enter__()
             open_ranges.append(opened)
 
@@ -101,7 +106,7 @@ def profile_step(
 ) -> Phases:
     """Run ``step`` unprofiled ``repeats`` times (after one to warm up), then once under the profiler.
 
-    ``step`` may name phases of its own with ``record_function(PREFIX + name)``. With ``trace`` a Chrome trace is written.
+    ``step`` may name phases of its own with `phase`. With ``trace`` a Chrome trace is written.
     """
     # Kineto announces its start and stop on standard error, above every other level; it reads this at the first profile.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

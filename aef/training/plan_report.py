@@ -43,6 +43,11 @@ def describe(plan: CostPlan) -> list[str]:
     )
     if plan.replays:
         lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
+    if plan.texts_first:
+        lines.append(
+            "texts first: teachers of the samples with a text run forward once more, "
+            f"{plan.texts_first / 3:.0%} more operations had every sample one"
+        )
     lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in plan.traffic.items()]
     return lines
 

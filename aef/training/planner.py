@@ -24,6 +24,7 @@ from .deepspeed_config import (
     resolve,
     ring_of_a_pass,
     stage_of,
+    texts_go_first,
 )
 from .workers import STEPS_AHEAD, UNITS_AHEAD
 
@@ -42,9 +43,9 @@ in units of their width: counted with saved-tensor hooks (tests/training/test_pl
 class CostPlan:
     """Predicted needs of one rank.
 
-    ``replays``: accumulated passes need one more forward pass, and ``outputs`` are cached for it. ``weights``,
-    ``gradients``, ``optimizer``, ``buckets``, ``activations``, ``outputs`` in
-    bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
+    ``replays``: accumulated passes need one more forward pass, and ``outputs`` are cached for it. ``texts_first``: the
+    share of a forward pass that texts need ahead of accumulated ones, had every sample one. ``weights``, ``gradients``,
+    ``optimizer``, ``buckets``, ``activations``, ``outputs`` in bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
     wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
     """
 
@@ -56,6 +57,7 @@ class CostPlan:
     micro_batch: int
     accumulation: int
     replays: bool
+    texts_first: float
     stage: int
     precision: str
     ranks: int
@@ -129,6 +131,7 @@ def plan(
         micro_batch=micro,
         accumulation=accumulation,
         replays=passes_meet(config, ranks),
+        texts_first=teacher / frames if texts_go_first(config, ranks) else 0.0,
         stage=stage,
         precision=precision,
         ranks=ranks,
@@ -240,7 +243,9 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
     reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
-    gathers = {0: 0, 1: 1, 2: 1, 3: (2 + passes_meet(config, ranks)) * accumulation}[stage]
+    # One more for the replay; texts go first in as many passes at most, where every sample has one.
+    again = passes_meet(config, ranks) or texts_go_first(config, ranks)
+    gathers = {0: 0, 1: 1, 2: 1, 3: (2 + again) * accumulation}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim
     traffic = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from aef.data.batch import Batch
 from aef.objective.coupling import Coupling
@@ -17,9 +16,8 @@ from aef.objective.world import World
 from .accumulation import CachedOutputs
 from .bad_chips import suspects
 from .deepspeed_engine import Engine
-from .phases import PREFIX
-
-OBJECTIVE, OPTIMIZER = PREFIX + "objective", PREFIX + "optimizer"
+from .phases import phase
+from .texts_first import align_texts
 
 
 @dataclass
@@ -38,11 +36,11 @@ def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr
     """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
     if len(batches) == 1:
         losses = _at_once(engine, objective, batches[0])
-    elif (couplings := objective.couple_passes(batches)) is not None:
-        losses = _one_by_one(engine, objective, batches, couplings)
+    elif (passes := objective.couple_passes(batches)) is not None:
+        losses = _one_by_one(engine, objective, batches, align_texts(engine, batches, passes))
     else:
         losses = _replayed(engine, objective, batches)
-    with record_function(OPTIMIZER):
+    with phase("optimizer"):
         norm = engine.step(lr)
     return Step(losses, lr, norm, [] if norm is not None else suspects(engine, batches))
 
@@ -50,7 +48,7 @@ def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr
 def _at_once(engine: Engine, objective: Objective, batch: Batch) -> Losses:
     coupling = objective.couple(batch)
     output = engine(batch)
-    with record_function(OBJECTIVE):
+    with phase("objective"):
         losses = objective(output, batch, coupling=coupling)
     engine.backward(_poisoned(losses.total, losses.loss), last=True)
     return losses
@@ -59,26 +57,26 @@ def _at_once(engine: Engine, objective: Objective, batch: Batch) -> Losses:
 def _one_by_one(
     engine: Engine, objective: Objective, batches: Sequence[Batch], couplings: Sequence[Coupling]
 ) -> Losses:
-    """Passes that know nothing of each other: gradients add up, and ranks meet at the last one only."""
+    """Passes that need nothing of each other: gradients add up, and ranks meet at the last one only."""
     shares = []
     for k, (batch, coupling) in enumerate(zip(batches, couplings, strict=True)):
         output = engine(batch)
-        with record_function(OBJECTIVE):
+        with phase("objective"):
             share = objective.share(output, batch, coupling)
         del output
         engine.backward(_poisoned(share.total, share.total.detach()), last=k == len(batches) - 1)
         shares.append(replace(share, total=share.total.detach()))
-    with record_function(OBJECTIVE):
+    with phase("objective"):
         return objective.report(shares, World.current())
 
 
 def _replayed(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
-    """Uniformity or text couple samples of several passes: cache outputs, take losses once, replay with their gradients."""
+    """Uniformity couples samples of several passes: cache outputs, take losses once, replay with their gradients."""
     cache = CachedOutputs(batches)
     coupling = objective.couple(cache.batch)
     with torch.no_grad():
         outputs = [engine(batch) for batch in batches]
-    with record_function(OBJECTIVE):
+    with phase("objective"):
         losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
     del outputs
     _poisoned(losses.total, losses.loss).backward()

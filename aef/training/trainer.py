@@ -47,7 +47,7 @@ from .checkpoint import (
     require_same_model,
     write_checkpoint,
 )
-from .deepspeed_config import passes_meet, resolve
+from .deepspeed_config import passes_meet, resolve, texts_go_first
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
@@ -410,7 +410,8 @@ class Trainer:
             f"{self.engine.precision}",
             f"batch {t.global_batch}"
             + (f" = {ranks.size} x {count} x {micro}" if count > 1 else "")
-            + (", cache and replay: one more forward" if passes_meet(self.config, ranks.size) else ""),
+            + (", cache and replay: one more forward" if passes_meet(self.config, ranks.size) else "")
+            + (", texts first" if texts_go_first(self.config, ranks.size) else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
         padding = filler(self.config, self.run.registry, self.run.inputs, ranks.size)

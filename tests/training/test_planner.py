@@ -161,9 +161,20 @@ def test_only_partner_fields_travel_for_uniformity():
         (["train.micro_batch=8", "data.crops_per_chip=2"], False),
         (["train.micro_batch=4", "objective.partner_chips=0"], True),
         (["train.micro_batch=4", "objective.uniformity=channels"], True),
-        (["train.micro_batch=4", "model.text_dim=8"], True),
+        (["train.micro_batch=4", "model.text_dim=8"], False),
         (["train.micro_batch=32", "objective.partner_chips=0"], False),  # one pass
     ],
 )
 def test_one_more_forward_is_planned_where_passes_meet(settings, meet):
     assert passes_meet(load_config("large", settings), 8) is meet
+
+
+def test_texts_go_first_where_passes_do_not_meet():
+    texts = plan("large", "train.micro_batch=4", "model.text_dim=8", on_gpu=True, ranks=8, deepspeed_config="zero3")
+    assert not texts.replays and texts.outputs == 0
+    assert texts.texts_first == pytest.approx(103 / (103 + 47), abs=0.01)
+    assert texts.traffic["weights"] == 6 * 8 * texts.parameters * 7 / 8
+    assert any("texts first" in line and "23% more" in line for line in plan_report.describe(texts))
+    for settings in (["train.micro_batch=32"], ["train.micro_batch=4", "objective.partner_chips=0"]):
+        found = plan("large", *settings, "model.text_dim=8", on_gpu=True, ranks=8)
+        assert found.texts_first == 0 and not any("texts first" in line for line in plan_report.describe(found))
