@@ -25,8 +25,8 @@ class Coupling:
 
     world: the ranks whose samples meet; samples: over how many of theirs means are taken; partners: None where there is
     one place only.
-    text_rows (K,) int64: rows of ``Batch.text`` without the dummy; texts: what they meet, None where the global batch has
-    fewer than two different ones.
+    text_rows: as `text_rows` gives them; texts: what they meet, None where the global batch has fewer than two different
+    ones.
     """
 
     world: World
@@ -54,7 +54,7 @@ class Coupling:
             world=world,
             samples=sum(samples),
             partners=None if found is None else found.to(device),
-            text_rows=_text_rows(batch),
+            text_rows=text_rows(batch),
             texts=_texts([texts for _, _, texts in known], world, device),
         )
 
@@ -104,7 +104,7 @@ class Passes:
                     world=World(),
                     samples=len(index) / world.size,
                     partners=None if own is None else Partners.within(own).to(device),
-                    text_rows=_text_rows(batch),
+                    text_rows=text_rows(batch),
                     texts=None,
                 )
             )
@@ -116,7 +116,8 @@ def _identities(batch: Batch) -> list[int]:
     return [identity for identity in batch.text.identity if identity is not None]
 
 
-def _text_rows(batch: Batch) -> Tensor:
+def text_rows(batch: Batch) -> Tensor:
+    """(K,) int64 rows of ``Batch.text`` without the dummy."""
     rows = [row for row, identity in enumerate(batch.text.identity) if identity is not None]
     return torch.tensor(rows, dtype=torch.int64).to(batch.teacher_row.device, non_blocking=True)
 

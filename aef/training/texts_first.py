@@ -18,7 +18,7 @@ import torch
 from aef.data.batch import Batch
 from aef.data.text_batch import text_batches
 from aef.objective.contrastive import TextGradients
-from aef.objective.coupling import Coupling, Passes
+from aef.objective.coupling import Coupling, Passes, text_rows
 from aef.objective.objective import text_pairs
 
 from .deepspeed_engine import Engine
@@ -31,12 +31,12 @@ def align_texts(engine: Engine, batches: Sequence[Batch], passes: Passes) -> lis
         return passes.couplings
     micro, _ = engine.micro_batches
     parts = text_batches(batches, math.ceil(passes.text_samples / micro), frame_bucket=engine.config.data.frame_bucket)
+    rows = [text_rows(part) for part in parts]  # before anything is queued that they would wait for
     texts, places = [], []
-    for part in parts:
+    for part, own in zip(parts, rows, strict=True):
         with torch.no_grad():
             output = engine(part)
-            rows = [row for row, identity in enumerate(part.text.identity) if identity is not None]
-            text, place = text_pairs(output, part, torch.tensor(rows, dtype=torch.int64, device=output.text.device))
+            text, place = text_pairs(output, part, own)
         texts.append(text)
         places.append(place)
     with phase("objective"):
