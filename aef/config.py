@@ -126,6 +126,25 @@ class ObjectiveConfig:
     unscored_bands: tuple[str, ...] = setting(
         (), "SOURCE.BAND: decoded, but not part of its source's error (paper: none)"
     )
+    source_weights: tuple[str, ...] = setting(
+        (), "SOURCE=WEIGHT: a source's w_i in place of that of its entry (v2.1: nlcd=0.25)"
+    )
+
+    def weights_by_source(self) -> dict[str, float]:
+        """What `source_weights` says. Raises ConfigError for an entry that states no weight, or a source's second."""
+        found: dict[str, float] = {}
+        for entry in self.source_weights:
+            name, _, text = entry.partition("=")
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = math.nan
+            if not (0 <= weight < math.inf) or name in found:
+                raise ConfigError(
+                    f"objective.source_weights: expected SOURCE=WEIGHT with a weight of at least 0, each source once, found {entry!r}"
+                )
+            found[name] = weight
+        return found
 
 
 @dataclass(frozen=True)
@@ -220,6 +239,7 @@ class Config:
         require(len(odds) == 3 and min(odds) >= 0 and sum(odds) > 0, "data.student_strategies", "three odds", odds)
         require(len(t.betas) == 2 and max(t.betas) < 1, "train.betas", "two numbers below 1", t.betas)
         require(t.peak_lr > 0, "train.peak_lr", "a positive number", t.peak_lr)
+        self.objective.weights_by_source()
         chips = self.objective.partner_chips
         require(chips != 1, "objective.partner_chips", "0, or at least 2 to have a partner", chips)
         # A parameter without a gradient, as of a source that no sample holds, would be updated by 0 / 0.

@@ -112,6 +112,7 @@ def test_overrides_are_typed():
     assert config.model.inputs == ("sentinel2",) and config.data.withheld is None
     assert isinstance(load_config("small", ["train.peak_lr=1"]).train.peak_lr, float)
     assert load_config("small", ["model.inputs=sentinel2"]).model.inputs == ("sentinel2",)
+    assert load_config("small", ["objective.source_weights=nlcd=0.25"]).objective.weights_by_source() == {"nlcd": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,9 @@ def test_overrides_are_typed():
         ("model.pyramid_kernel=2.0", ("model.pyramid_kernel", "2, 3, 4", "2.0")),
         ("model.inputs=[sentinel2, sentinel1, sentinel2]", ("model.inputs", "each source once")),
         ("model.targets=[sentinel2, sentinel2]", ("model.targets", "each source once")),
+        ("objective.source_weights=[nlcd]", ("objective.source_weights", "SOURCE=WEIGHT", "'nlcd'")),
+        ("objective.source_weights=[nlcd=-1]", ("objective.source_weights", "at least 0", "'nlcd=-1'")),
+        ("objective.source_weights=[nlcd=1, nlcd=2]", ("objective.source_weights", "each source once", "'nlcd=2'")),
         ("train.steps={a: 1", ("train.steps", "cannot read")),
     ],
 )

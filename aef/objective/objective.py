@@ -127,6 +127,8 @@ class Objective:
             raise ValueError("the objective needs at least one decoded source, found none")
         for source in self.sources.values():
             radius_px(source, 0), cell_px(source)
+        stated = config.weights_by_source()
+        self.weights = {name: stated.get(name, source.weight) for name, source in self.sources.items()}
         self.scored = {name: source.scored(config.unscored_bands) for name, source in self.sources.items()}
         for name, scored in self.scored.items():
             if not any(scored):
@@ -282,8 +284,8 @@ class Objective:
     def _weigh_sources(self, errors: Tensor, present: Tensor) -> Tensor:
         """(1/|M|) Σ_i w_i f_i of every sample: (B, sources) → (B,). |M| counts the sources present in the row."""
         total = torch.zeros_like(errors[:, 0])
-        for source, error in zip(self.sources.values(), errors.unbind(1)):
-            total = total + source.weight * error
+        for weight, error in zip(self.weights.values(), errors.unbind(1), strict=True):
+            total = total + weight * error
         return total / (present.sum(1).clamp(min=1) if self.config.normalize_by_present else len(self.sources))
 
     # --- the other terms ---------------------------------------------------------------------------------------------

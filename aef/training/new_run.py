@@ -84,7 +84,7 @@ def require_choices(config: Config, data: Path) -> None:
 
 def require_choices_of(config: Config, folder: ChipFolder) -> None:
     """As `require_choices`, of a folder that is open."""
-    require_bands(config, folder.registry)
+    require_names(config, folder.registry)
     folder.without(config.data.held_out_places)
     read_withheld(folder, config.data)
     if config.train.validate_set is not None:
@@ -96,8 +96,12 @@ def require_choices_of(config: Config, folder: ChipFolder) -> None:
         WithheldDates.read(config.data.withheld, config.train.validate_set)
 
 
-def require_bands(config: Config, registry: Registry) -> None:
-    """Refuse names of bands that no source has. Raises ConfigError."""
+def require_names(config: Config, registry: Registry) -> None:
+    """Refuse names of bands that no source has, and weights of unknown sources. Raises ConfigError."""
+    known_sources = f"known sources are {', '.join(registry)}"
+    for name in config.objective.weights_by_source():
+        if name not in registry:
+            raise ConfigError(f"objective.source_weights: found {name!r}; {known_sources}")
     known = {f"{source.name}.{band.name}" for source in registry.values() for band in source.bands}
     for name in config.objective.unscored_bands:
         if name not in known:
@@ -105,7 +109,7 @@ def require_bands(config: Config, registry: Registry) -> None:
             bands = ", ".join(sorted(one for one in known if one.startswith(f"{source}.")))
             raise ConfigError(
                 f"objective.unscored_bands: expected SOURCE.BAND, found {name!r}; "
-                + (f"of {source} there are {bands}" if bands else f"known sources are {', '.join(registry)}")
+                + (f"of {source} there are {bands}" if bands else known_sources)
             )
 
 

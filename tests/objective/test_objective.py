@@ -91,6 +91,16 @@ def test_reconstruction_divides_by_the_sources_present_in_each_row(make_samples,
     assert first["per_source"]["nlcd"] is None
 
 
+def test_a_source_weighs_what_the_settings_say_in_place_of_its_entry(make_samples, pack):
+    """Version 2.1 of the paper gives NLCD 0.25."""
+    batch = pack(make_samples(1, targets=TARGETS), targets=TARGETS)
+    output = output_for(batch)
+    found = objective(source_weights=("nlcd=0.25", "gedi=2"))(output, batch, world=ALONE).record()
+    f = found["per_source"]
+    expected = (f["sentinel2"] + f["landsat"] + f["era5_land"] + 0.25 * f["nlcd"]) / 4
+    assert found["reconstruction"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_several_targets_of_a_source_are_averaged_within_the_sample(make_samples, pack):
     batch = pack(make_samples(1, targets=("sentinel2",), targets_per_source=3), targets=("sentinel2",))
     output = output_for(batch)

@@ -53,6 +53,13 @@ def test_bands_that_no_source_has_are_refused(name, words, chips, tmp_path, conf
         describe_run(config, chips, tmp_path / "run", lambda words: None)
 
 
+def test_a_weight_of_an_unknown_source_is_refused(chips, tmp_path, configure):
+    config = configure({})
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, source_weights=("nlc=0.25",)))
+    with pytest.raises(ConfigError, match=r"objective\.source_weights: found 'nlc'; known sources are sentinel2"):
+        describe_run(config, chips, tmp_path / "run", lambda words: None)
+
+
 def scaled(chip, factor):
     """The same place as if its files had been read with another scale."""
     chip.sources["sentinel2"].values[:] *= factor

@@ -53,6 +53,21 @@ def test_a_gradient_reaches_as_far_as_its_clipped_norm(make_engine, choice, clip
     assert torch.allclose(moved, -gradient * reach / 10, rtol=5e-3)
 
 
+@pytest.mark.parametrize("choice", ["single", "zero1"])
+def test_updates_are_adams_by_its_formula(make_engine, choice):
+    """Kingma and Ba 2015, algorithm 1, without decay, at a rate that changes from step to step as the schedule's does."""
+    engine = make_engine(Weighing(), choice, betas=(0.9, 0.999), eps=1e-8, clip_norm=0.0)
+    gradients = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(0))
+    weight, first, second = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
+    for step, (gradient, lr) in enumerate(zip(gradients, (0.1, 0.2, 0.05, 0.3)), 1):
+        engine.backward(engine(gradient), last=True)
+        engine.step(lr=lr)
+        g = gradient.double()
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        weight = weight - lr * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+        assert torch.allclose(engine.weights()["weight"].double(), weight, rtol=1e-5, atol=1e-7)
+
+
 def test_matrices_decay_and_norms_and_biases_do_not(make_engine):
     model = nn.Sequential(Linear(4, 4), ChannelNorm(4))
     nn.init.ones_(model[0].bias)
