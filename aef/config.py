@@ -266,7 +266,7 @@ XLARGE = Config(
     model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
     objective=FOURS,
 )
-"""About a billion parameters, to shard over GPUs. Not in the paper."""
+"""1.2 billion parameters, to shard over GPUs. Not in the paper, whose variant of about a billion has no stated widths."""
 
 ANGLES = ("sentinel1.angle", "palsar2.LIN")
 """Angles of incidence tell the orbits that see a place, not its ground; what is decoded must be in the embedding, and on
