@@ -252,19 +252,13 @@ class Config:
         return max(1, min(self.train.warmup_steps, self.train.steps // 10))
 
 
-FOURS = ObjectiveConfig(partner_chips=4)
-"""Four chips in a row are partners of each other, so that passes of an accumulated step know nothing of each other: a
-quarter of its work less than rotating the whole batch. Of pairs every two fields would meet twice
-(docs/results/learning.md)."""
-
-LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True), objective=FOURS)
+LARGE = Config(preset="large", data=DataConfig(cache_chips=0, skip_bad=True))
 """The paper: 15 blocks, 128/512/1024, batch 256, 100,000 steps, 128 px. Of millions of chips none is met again while it
 is kept, and some are bad."""
 
 XLARGE = Config(
     preset="xlarge",
     model=dataclasses.replace(LARGE.model, blocks=24, time_width=768, space_width=1280),
-    objective=FOURS,
 )
 """1.2 billion parameters, to shard over GPUs. Not in the paper, whose variant of about a billion has no stated widths."""
 
@@ -278,10 +272,11 @@ BASE = Config(
         blocks=8, precision_width=96, time_width=256, space_width=512, compute_dtype="bfloat16", period_bias=True
     ),
     data=DataConfig(targets_per_source=2),
-    objective=dataclasses.replace(FOURS, unscored_bands=ANGLES),
+    objective=ObjectiveConfig(partner_chips=4, unscored_bands=ANGLES),
     train=TrainConfig(steps=50_000, global_batch=32, micro_batch=4, peak_lr=3e-4),
 )
-"""Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Not in the paper."""
+"""Half the paper's blocks and, but for the precision path, half its widths, for one GPU. Four chips in a row are partners
+of each other, so that passes of an accumulated step need nothing of each other. Not in the paper."""
 
 SMALL = Config(
     preset="small",

@@ -3,11 +3,10 @@
     step = operations / (MFU · peak) + max(0, bytes / link − overlap · backward)
 
 Operations, memory and bytes come from `aef.model.cost` and `aef.training.planner`; the micro-batch is the largest that
-is expected to fit; a batch beyond it is accumulated, with one more forward pass where its passes meet, or of the teachers
-of the samples with a text (a share --text-share) where there is a text head. Everything else
-is an input of this command and printed. Nothing here is a measurement unless --measured names one: a phases.json of
-`aef throughput` on such a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the
-prediction.
+is expected to fit; a batch beyond it is accumulated, with one more forward pass of the teachers whose partners are in
+another pass, and, where there is a text head, of a share --text-share of the others. Everything else is an input of this
+command and printed. Nothing here is a measurement unless --measured names one: a phases.json of `aef throughput` on such
+a GPU, whose MFU then replaces the assumed one and whose step time is printed beside the prediction.
 """
 
 from __future__ import annotations
@@ -108,8 +107,8 @@ def _parameters(config: Config) -> int:
 def largest_micro_batch(
     config: Config, stage: str, gpus: int, machine: Machine, share: int
 ) -> tuple[int, planner.CostPlan]:
-    """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two. One that spares
-    the second forward pass stands over larger ones that do not."""
+    """The largest micro-batch whose predicted memory fits, and its plan; up to 16, then powers of two. One that asks for
+    less ahead of the passes stands over larger ones that do not."""
     inputs, targets = sources_of(config, BUILT_IN)
     best: tuple[int, planner.CostPlan] | None = None
     sizes = sorted({min(size, share) for size in (*range(1, 17), 32, 64, 128)})
@@ -127,7 +126,7 @@ def largest_micro_batch(
             parameters=_parameters(config),
         )
         fits = found.device_bytes <= machine.memory_gb * 1e9 * (1 - planner.RESERVED)
-        if best is None or (fits and best[1].replays >= found.replays):
+        if best is None or (fits and best[1].ahead >= found.ahead):
             best = (size, found)
     assert best is not None
     return best
@@ -139,7 +138,7 @@ def predict(
     """One row. A plan that does not fit is kept: its memory says so."""
     share = batch // gpus
     micro, found = largest_micro_batch(config, stage, gpus, machine, share)
-    again = 1 if found.replays else text_share * found.texts_first
+    again = found.ahead + text_share * found.ahead_texts
     forward_s = share * flops / (machine.mfu * machine.peak_tflops * 1e12)
     compute = forward_s * (1 + BACKWARD_PER_FORWARD + again)
     moved = sum(found.traffic.values()) / machine.bandwidth(gpus)

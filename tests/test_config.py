@@ -67,7 +67,7 @@ def test_large_is_the_paper():
     assert (d.chip_px, d.frame_budget, d.targets_per_source, d.periods_per_sample) == (128, 1, 1, 0)
     assert (d.period_min_days, d.support_days) == (4, 365)
     assert (o.reconstruction_weight, o.uniformity_weight, o.consistency_weight, o.text_weight) == (1, 0.05, 0.02, 0.001)
-    assert o.clip_sigma == 6
+    assert (o.uniformity, o.partner_chips, o.clip_sigma) == ("pairs", 0, 6)
     assert (t.steps, t.global_batch, t.peak_lr, t.warmup_steps, t.weight_decay) == (100_000, 256, 1e-4, 1000, 0)
     assert (tuple(t.betas), t.eps, t.clip_norm) == ((0.9, 0.999), 1e-8, 1.0)
     assert not (d.teacher_frame_drop or d.regrid_offset)

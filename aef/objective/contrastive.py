@@ -86,19 +86,3 @@ class Texts:
         """This rank's share, whose mean over the ranks is the mean over all texts; ``text``, ``place`` (K, D)."""
         values = info_nce(text, place, self.same, logit_scale.exp(), self.world, self.counts)
         return values.sum() * self.world.size / sum(self.counts)
-
-
-@dataclass(frozen=True)
-class TextGradients:
-    """What a share of the term, taken before a pass that holds some of its texts, has left for that pass: the pass's part
-    of its value, and its gradients with respect to the pass's ``text`` and ``place`` (K, D) and to ``logit_scale``."""
-
-    value: Tensor
-    text: Tensor
-    place: Tensor
-    logit_scale: Tensor
-
-    def term(self, text: Tensor, place: Tensor, logit_scale: Tensor) -> Tensor:
-        """The part, with the kept gradients."""
-        linear = (text * self.text).sum() + (place * self.place).sum() + (logit_scale * self.logit_scale).sum()
-        return self.value + linear - linear.detach()

@@ -3,6 +3,9 @@
 Which sample is whose partner (uniformity) and which texts are negatives (contrastive term) depend on identities only,
 not on any output. Settled first, while nothing is queued on the device, they cost next to nothing; asked for between
 forward and backward, every answer would make the host wait until the whole forward pass is done.
+
+Passes of an accumulated step forget each other's outputs. What they need of each other, embeddings of teachers, is taken
+ahead of all of them, and each pass is left with the gradients of the terms that it meets others in.
 """
 
 from __future__ import annotations
@@ -14,26 +17,26 @@ import torch
 from torch import Tensor
 
 from aef.data.batch import Batch
-from aef.objective.contrastive import TextGradients, Texts, same_texts
+from aef.objective.contrastive import Texts, same_texts
 from aef.objective.uniformity import Partners, partners
 from aef.objective.world import World
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """One rank's view of what its samples meet, in the global batch or in one pass of an accumulated step.
+    """One rank's view of what its samples meet: in the global batch, in one pass of an accumulated step, or ahead of all.
 
-    world: the ranks whose samples meet; samples: over how many of theirs means are taken; partners: None where there is
-    one place only.
-    text_rows: as `text_rows` gives them; texts: what they meet, None where the global batch has fewer than two different
-    ones.
+    world: the ranks whose samples meet; samples: over how many of theirs means are taken; partners: None where the global
+    batch has one place only. text_rows: as `text_rows` gives them; texts: what they meet, None where the global batch has
+    fewer than two different ones, and where they have met already. kept: what is left of terms taken ahead.
     """
 
     world: World
     samples: float
     partners: Partners | None
     text_rows: Tensor
-    texts: Texts | TextGradients | None
+    texts: Texts | None
+    kept: Kept | None = None
 
     @classmethod
     def of(cls, batch: Batch, world: World | None = None, *, ring: int = 0) -> Coupling:
@@ -47,12 +50,12 @@ class Coupling:
         identities = _identities(batch)
         device = batch.teacher_row.device
         known = world.share((batch.global_index, batch.places, identities), device)
-        samples = [len(places) for _, places, _ in known]
         index, places = ([one for rank in known for one in rank[which]] for which in range(2))
-        found = Partners.of(index, places, world, samples, ring)
+        partner = partners(index, places, ring)
+        found = None if partner is None else Partners.of(partner, world, [len(places) for _, places, _ in known])
         return cls(
             world=world,
-            samples=sum(samples),
+            samples=len(index),
             partners=None if found is None else found.to(device),
             text_rows=text_rows(batch),
             texts=_texts([texts for _, _, texts in known], world, device),
@@ -60,56 +63,88 @@ class Coupling:
 
 
 @dataclass(frozen=True)
-class Passes:
-    """The passes of an accumulated step: a coupling for each, and the texts of all of them, which meet whatever pass
-    holds them: None where there are fewer than two different ones, otherwise the couplings wait for their gradients.
+class Kept:
+    """Gradients that terms taken ahead have with respect to what a pass will make again: ``fields`` of the teachers of its
+    samples ``rows``, ``text`` and ``place`` of its texts, and this pass's part of that of ``logit_scale``."""
 
-    text_samples: samples with a text on the rank that has most of them.
+    rows: Tensor
+    fields: Tensor
+    text: Tensor
+    place: Tensor
+    logit_scale: Tensor
+
+    def term(self, teacher: Tensor, text: Tensor, place: Tensor, logit_scale: Tensor) -> Tensor:
+        """A scalar of value 0 with these gradients."""
+        made = (teacher.index_select(0, self.rows), text, place, logit_scale)
+        kept = (self.fields, self.text, self.place, self.logit_scale)
+        linear = torch.stack([(again * gradient).sum() for again, gradient in zip(made, kept, strict=True)]).sum()
+        return linear - linear.detach()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of an accumulated step on one rank.
+
+    couplings: of each pass, of a world of its own; means are shares of this rank's mean, ranks take the mean of theirs.
+    ahead: of the samples ``chosen`` in each pass, whose teachers are embedded first; None where no pass of any rank needs
+    anything of another. most: of the rank with the most of them.
     """
 
     couplings: list[Coupling]
-    texts: Texts | None
-    text_samples: int
+    ahead: Coupling | None
+    chosen: list[list[int]]
+    most: int
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], world: World | None = None, *, ring: int = 0) -> Passes | None:
-        """Settle it, if each sample's partner is in its own pass. Collective.
+    def of(cls, batches: Sequence[Batch], world: World | None = None, *, ring: int = 0, whole: bool = False) -> Passes:
+        """Settle it. Collective.
 
-        Each coupling is of a world of its own, and its means are shares of this rank's mean; ranks take the mean of theirs.
-
-        Returns None, on every rank, where partners are in two passes.
+        Args:
+            ring: as of `Coupling.of`.
+            whole: all partners meet ahead, not only those that are in two passes (R2, a mean over all samples).
         """
         world = world or World.current()
         device = batches[0].teacher_row.device
+        first = [sum(batch.samples for batch in batches[:k]) for k in range(len(batches))]
         mine = (
             [index for batch in batches for index in batch.global_index],
             [place for batch in batches for place in batch.places],
             [identity for batch in batches for identity in _identities(batch)],
             [batch.samples for batch in batches],
-            [sum(len(batch.samples_with_text()) for batch in batches)],
+            [start + i for start, batch in zip(first, batches, strict=True) for i in batch.samples_with_text()],
         )
         known = world.share(mine, device)
         index, places = ([one for rank in known for one in rank[which]] for which in range(2))
-        homes = [
-            (rank, at) for rank, lists in enumerate(known) for at, size in enumerate(lists[3]) for _ in range(size)
-        ]
+        counts = [len(lists[0]) for lists in known]
+        homes = [(rank, k) for rank, lists in enumerate(known) for k, size in enumerate(lists[3]) for _ in range(size)]
         partner = partners(index, places, ring)
-        if partner is not None and any(homes[i] != homes[j] for i, j in enumerate(partner)):
-            return None
-        couplings, first = [], homes.index((world.rank, 0))
-        for batch in batches:
-            own = None if partner is None else [j - first for j in partner[first : first + batch.samples]]
-            couplings.append(
-                Coupling(
-                    world=World(),
-                    samples=len(index) / world.size,
-                    partners=None if own is None else Partners.within(own).to(device),
-                    text_rows=text_rows(batch),
-                    texts=None,
-                )
-            )
-            first += batch.samples
-        return cls(couplings, _texts([lists[2] for lists in known], world, device), max(lists[4][0] for lists in known))
+        texts = _texts([lists[2] for lists in known], world, device)
+
+        starts = [sum(counts[:rank]) for rank in range(world.size)]
+        asking = {i: j for i, j in enumerate(partner or ()) if whole or homes[i] != homes[j]}
+        wanted = {*asking, *asking.values()}
+        if texts is not None:
+            wanted |= {start + i for start, lists in zip(starts, known, strict=True) for i in lists[4]}
+        at = {position: row for row, position in enumerate(sorted(wanted))}
+        of_rank = [sum(homes[position][0] == rank for position in wanted) for rank in range(world.size)]
+        none, ahead = torch.zeros(0, dtype=torch.int64, device=device), None
+        if wanted:
+            met = None
+            if asking:
+                met = Partners.of([at[asking[i]] if i in asking else None for i in at], world, of_rank).to(device)
+            ahead = Coupling(world, len(index), met, none, texts)
+
+        couplings, chosen = [], []
+        for batch, start in zip(batches, (starts[world.rank] + one for one in first), strict=True):
+            rows = range(start, start + batch.samples)
+            inner = None
+            if partner is not None:
+                local = [None if i in asking else partner[i] - start for i in rows]
+                inner = Partners.of(local, World(), [batch.samples]).to(device)
+            own = none if texts is None else text_rows(batch)
+            couplings.append(Coupling(World(), len(index) / world.size, inner, own, None))
+            chosen.append([i - start for i in rows if i in wanted])
+        return cls(couplings, ahead, chosen, max(of_rank))
 
 
 def _identities(batch: Batch) -> list[int]:

@@ -2,15 +2,15 @@
 
 Every term is a per-sample value averaged over the global batch, so results depend neither on the number of ranks nor on
 how samples are spread over them. Rotation (uniformity) and negatives (text) reach over all ranks and, when gradients
-are accumulated, over all micro-batches of the step: the engine embeds texts ahead of them, and where partners are in two
-micro-batches it caches all embeddings and replays them (`Objective.couple_passes`).
+are accumulated, over all micro-batches of the step: what these need of each other is embedded ahead of them
+(`Objective.couple_passes`, `aef.training.ahead`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from aef.data.statistics import Statistics
 from aef.kernels.vmf.philox import WORD, philox4x32
 from aef.objective.consistency import consistency
 from aef.objective.contrastive import disc_mean
-from aef.objective.coupling import Coupling, Passes
+from aef.objective.coupling import Coupling, Kept, Passes
 from aef.objective.grid import expand_cells
 from aef.objective.reconstruction import cell_px, radius_px, reconstruction_error
 from aef.objective.uniformity import uniformity_channels, uniformity_pairs
@@ -163,12 +163,50 @@ class Objective:
         """What couples the samples of a global batch, settled before the forward pass; collective."""
         return Coupling.of(batch, world, ring=self.ring)
 
-    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> Passes | None:
-        """Couplings of the passes of an accumulated step, each for `share`, or None where their samples must meet:
-        partners in two passes, or R2, a mean over all of them. Collective."""
-        if self.config.uniformity == "channels":
-            return None
-        return Passes.of(batches, world, ring=self.ring)
+    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> Passes:
+        """Couplings of the passes of an accumulated step, each for `share`, and what must be embedded ahead of them, for
+        `share_ahead`: partners and texts of two passes; of R2, a mean over all samples, everything. Collective."""
+        return Passes.of(batches, world, ring=self.ring, whole=self.config.uniformity == "channels")
+
+    def share_ahead(
+        self, passes: Passes, fields: Tensor, text: Tensor, place: Tensor, logit_scale: Tensor
+    ) -> tuple[Share, list[Coupling]]:
+        """Terms in which samples of two passes meet: what they add to the losses, and the couplings of the passes with
+        the gradients that they keep of it. Collective.
+
+        Args:
+            fields: (K, H, W, D), the teachers' of the chosen samples, in order.
+            text, place: (K', D), of their texts.
+        """
+        assert passes.ahead is not None
+        leaves = [made.detach().requires_grad_() for made in (fields, text, place, logit_scale)]
+        terms = {
+            "uniformity": self._uniformity(leaves[0], passes.ahead),
+            "text": None if passes.ahead.texts is None else passes.ahead.texts.term(*leaves[1:]),
+        }
+        absent = fields.new_zeros(1, len(self.sources))
+        share = self._sum(terms, absent, absent, start=fields.new_zeros(()))
+        of_fields, of_text, of_place, of_scale = torch.autograd.grad(
+            share.total, leaves, allow_unused=True, materialize_grads=True
+        )
+        texts = [len(coupling.text_rows) for coupling in passes.couplings]
+        parts = zip(
+            passes.couplings,
+            passes.chosen,
+            of_fields.split([len(rows) for rows in passes.chosen]),
+            of_text.split(texts),
+            of_place.split(texts),
+            strict=True,
+        )
+        of_scale = of_scale / len(texts)
+        device = fields.device
+        couplings = [
+            replace(
+                coupling, kept=Kept(torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True), *of, of_scale)
+            )
+            for coupling, rows, *of in parts
+        ]
+        return replace(share, total=share.total.detach()), couplings
 
     def share(self, output: Predictions, batch: Batch, coupling: Coupling) -> Share:
         """What this batch adds to the losses. Raises ValueError as a call does."""
@@ -181,20 +219,28 @@ class Objective:
         teacher = output.mean.index_select(0, batch.teacher_row)
         student = output.mean.index_select(0, batch.student_row)
         agreement = consistency(teacher, student) * batch.consistency_weight
-        uniform = self._uniformity(teacher, coupling)
-        aligned = self._text(output, batch, coupling)
-
-        c = self.config
-        parts = {
-            "reconstruction": (c.reconstruction_weight, per_row.sum() * scale),
-            "consistency": (c.consistency_weight, agreement.sum() * scale),
-            "uniformity": (c.uniformity_weight, None if uniform is None else uniform * world.size),
-            "text": (c.text_weight, aligned),
+        aligned, start = None, _idle(output)
+        if coupling.texts or coupling.kept:
+            pairs = (*text_pairs(output, batch, coupling.text_rows), output.logit_scale)
+            aligned = coupling.texts.term(*pairs) if coupling.texts else None
+            start = start + coupling.kept.term(teacher, *pairs) if coupling.kept else start
+        terms = {
+            "reconstruction": per_row.sum() * scale,
+            "consistency": agreement.sum() * scale,
+            "uniformity": self._uniformity(teacher, coupling),
+            "text": aligned,
         }
-        there = {name: (weight, value) for name, (weight, value) in parts.items() if value is not None}
-        total = sum((weight * value for weight, value in there.values()), start=_idle(output))
+        return self._sum(terms, errors, present, start)
+
+    def _sum(self, terms: Mapping[str, Tensor | None], errors: Tensor, present: Tensor, start: Tensor) -> Share:
+        """Terms, those that there are, by their weights, and their numbers."""
+        c = self.config
+        weights = (c.reconstruction_weight, c.consistency_weight, c.uniformity_weight, c.text_weight)
+        weight = dict(zip(TERMS, weights, strict=True))
+        there = {name: value for name, value in terms.items() if value is not None}
+        total = sum((weight[name] * value for name, value in there.items()), start=start)
         zero = total.detach().new_zeros(())
-        means = [total, *(there[name][1] if name in there else zero for name in TERMS)]
+        means = [total, *(there.get(name, zero) for name in TERMS)]
         numbers = (
             torch.stack([mean.detach().double() for mean in means]),
             errors.detach().double().sum(0),
@@ -207,14 +253,15 @@ class Objective:
         everyone = world.sum(torch.stack([share.numbers for share in shares]).sum(0))
         loss, *means = (everyone[: 1 + len(TERMS)] / world.size).unbind()
         found = dict(zip(TERMS, means, strict=True))
+        there = frozenset().union(*(share.terms for share in shares))
         sums, rows = everyone[1 + len(TERMS) :].chunk(2)
         return Losses(
             total=torch.stack([share.total for share in shares]).sum(),
             loss=loss,
             reconstruction=found["reconstruction"],
-            uniformity=found["uniformity"] if "uniformity" in shares[0].terms else None,
+            uniformity=found["uniformity"] if "uniformity" in there else None,
             consistency=found["consistency"],
-            text=found["text"] if "text" in shares[0].terms else None,
+            text=found["text"] if "text" in there else None,
             per_source=dict(zip(self.sources, (sums / rows).unbind())),
         )
 
@@ -291,19 +338,14 @@ class Objective:
     # --- the other terms ---------------------------------------------------------------------------------------------
 
     def _uniformity(self, teacher: Tensor, coupling: Coupling) -> Tensor | None:
-        """This rank's part of the uniformity of the global batch."""
+        """This rank's part of the uniformity of the global batch, so that the mean over the ranks is its value."""
         if coupling.partners is None:
             return None
-        partner, samples = coupling.partners.fields(teacher, coupling.world), coupling.samples
+        world, samples = coupling.world, coupling.samples
+        own, partner = coupling.partners.fields(teacher, world)
         if self.config.uniformity == "channels":
-            return uniformity_channels(teacher, partner, coupling.world, samples)
-        return uniformity_pairs(teacher, partner).sum() / samples
-
-    def _text(self, output: Predictions, batch: Batch, coupling: Coupling) -> Tensor | None:
-        """This rank's part of the alignment of the texts of the global batch."""
-        if coupling.texts is None:
-            return None
-        return coupling.texts.term(*text_pairs(output, batch, coupling.text_rows), output.logit_scale)
+            return uniformity_channels(own, partner, world, samples) * world.size
+        return uniformity_pairs(own, partner).sum() * world.size / samples
 
 
 def text_pairs(output: Predictions, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,68 +71,59 @@ def _rotated(order: list[int], place: Sequence[Hashable]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Partners:
-    """Where each of this rank's samples finds its partner, and which fields travel for it, each once.
+    """Where the samples of this rank that ask for their partner find it, and which fields travel for it, each once.
 
-    rows (sent,) int64 of this rank's fields in the order in which they are sent, send[q] of them to rank q; receive[q]
-    rows come from rank q; index (B,) int64, each sample's partner among what came.
+    own (A,) int64 of the samples that ask; None: all, in order. rows (sent,) int64 of this rank's fields in the order in
+    which they are sent, send[q] of them to rank q; receive[q] rows come from rank q; index (A,) int64, each partner among
+    what came.
     """
 
+    own: Tensor | None
     rows: Tensor
     send: list[int]
     receive: list[int]
     index: Tensor
 
     @classmethod
-    def of(
-        cls,
-        global_index: Sequence[int],
-        place: Sequence[int],
-        world: World,
-        counts: Sequence[int],
-        length: int = 0,
-    ) -> Partners | None:
-        """Partners over all ranks' samples, in rank order, ``counts`` per rank, in rings of ``length``; None where there
-        is only one place."""
-        partner = partners(global_index, place, length)
-        if partner is None:
-            return None
+    def of(cls, partner: Sequence[int | None], world: World, counts: Sequence[int]) -> Partners:
+        """Of all ranks' samples in rank order, ``counts`` per rank: the position of each sample's partner, None where it
+        does not ask."""
         first = [sum(counts[:rank]) for rank in range(world.size)]
         owner = [rank for rank, count in enumerate(counts) for _ in range(count)]
 
         def wanted(asking: int, holding: int) -> list[int]:
             """Local rows of rank ``holding`` that rank ``asking`` needs, each once."""
-            rows = {partner[i] for i in range(first[asking], first[asking] + counts[asking])}
+            rows = {j for j in partner[first[asking] : first[asking] + counts[asking]] if j is not None}
             return sorted(row - first[holding] for row in rows if owner[row] == holding)
 
         incoming = [wanted(world.rank, rank) for rank in range(world.size)]
         outgoing = [wanted(rank, world.rank) for rank in range(world.size)]
-        arrived = [first[rank] + row for rank, rows in enumerate(incoming) for row in rows]
-        own = range(first[world.rank], first[world.rank] + counts[world.rank])
+        came = (first[rank] + row for rank, rows in enumerate(incoming) for row in rows)
+        arrived = {position: at for at, position in enumerate(came)}
+        mine = partner[first[world.rank] : first[world.rank] + counts[world.rank]]
+        own = [i for i, j in enumerate(mine) if j is not None]
         return cls(
+            own=None if len(own) == len(mine) else torch.tensor(own, dtype=torch.int64),
             rows=torch.tensor([row for rows in outgoing for row in rows], dtype=torch.int64),
             send=[len(rows) for rows in outgoing],
             receive=[len(rows) for rows in incoming],
-            index=torch.tensor([arrived.index(partner[i]) for i in own], dtype=torch.int64),
+            index=torch.tensor([arrived[j] for j in mine if j is not None], dtype=torch.int64),
         )
-
-    @classmethod
-    def within(cls, partner: Sequence[int]) -> Partners:
-        """Of samples that find their partners, at these positions, among themselves: nothing travels."""
-        count = [len(partner)]
-        return cls(torch.arange(len(partner)), count, count, torch.tensor(partner, dtype=torch.int64))
 
     def to(self, device: torch.device) -> Partners:
         """On a device, without waiting for it."""
+        own = None if self.own is None else self.own.to(device, non_blocking=True)
         rows, index = (one.to(device, non_blocking=True) for one in (self.rows, self.index))
-        return dataclasses.replace(self, rows=rows, index=index)
+        return dataclasses.replace(self, own=own, rows=rows, index=index)
 
-    def fields(self, mean: Tensor, world: World) -> Tensor:
-        """Each sample's partner field, from whichever rank holds it: (B, H, W, D) → (B, H, W, D), differentiable.
+    def fields(self, mean: Tensor, world: World) -> tuple[Tensor, Tensor]:
+        """The fields of the samples that ask, and of their partners, from whichever rank holds them: (B, H, W, D) →
+        twice (A, H, W, D), differentiable.
 
         The gradients of fields that travelled return and are added where they came from.
         """
         received = world.exchange(mean.index_select(0, self.rows), self.send, self.receive)
-        return received.index_select(0, self.index)
+        return mean if self.own is None else mean.index_select(0, self.own), received.index_select(0, self.index)
 
 
 def uniformity_pairs(mean: Tensor, partner: Tensor) -> Tensor:

@@ -147,24 +147,24 @@ def micro_batches(config: Config, ranks: int) -> tuple[int, int]:
     return micro, math.ceil(share / micro)
 
 
-def ring_of_a_pass(config: Config, ranks: int) -> int:
-    """Samples of a ring of uniformity partners (`objective.partner_chips`) where each fits into a pass; else 0."""
-    micro, _ = micro_batches(config, ranks)
-    ring = config.objective.partner_chips * config.data.crops_per_chip
-    return ring if ring and micro % ring == 0 and config.train.global_batch // ranks % ring == 0 else 0
+def row_of_a_pass(config: Config, ranks: int) -> int:
+    """How many samples that follow each other in the global order stay in one pass, so that few meet their uniformity
+    partners elsewhere: a ring (`objective.partner_chips`) where it fits, of the whole batch what an accumulated pass
+    holds; 0 where neither divides."""
+    micro, count = micro_batches(config, ranks)
+    crops, share = config.data.crops_per_chip, config.train.global_batch // ranks
+    row = config.objective.partner_chips * crops or (micro if count > 1 and micro % crops == 0 else 0)
+    return row if row and micro % row == 0 and share % row == 0 else 0
 
 
-def passes_meet(config: Config, ranks: int) -> bool:
-    """Whether samples of several passes of a step meet in the objective, so that it needs one more forward pass: partners
-    of a ring that no pass holds, or the reading R2 of uniformity, a mean over all samples."""
+def asking_ahead(config: Config, ranks: int) -> float:
+    """Share of the samples whose uniformity partner is in another pass of an accumulated step, so that both are embedded
+    ahead of them (`aef.training.ahead`); of the reading R2, a mean over all samples, all."""
     _, count = micro_batches(config, ranks)
-    return count > 1 and not (ring_of_a_pass(config, ranks) and config.objective.uniformity == "pairs")
-
-
-def texts_go_first(config: Config, ranks: int) -> bool:
-    """Whether the texts of several passes are embedded ahead of them (`aef.training.texts_first`)."""
-    _, count = micro_batches(config, ranks)
-    return count > 1 and config.model.text_dim > 0 and not passes_meet(config, ranks)
+    row, pairs = row_of_a_pass(config, ranks), config.objective.uniformity == "pairs"
+    if count == 1 or (pairs and row and config.objective.partner_chips):
+        return 0.0
+    return config.data.crops_per_chip / row if pairs and row else 1.0
 
 
 def stage_of(configuration: Mapping[str, Any]) -> int:

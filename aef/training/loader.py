@@ -29,7 +29,7 @@ from aef.objective.uniformity import rings
 from aef.run import Run
 
 from .costs import ExpectedFrames
-from .deepspeed_config import micro_batches, ring_of_a_pass
+from .deepspeed_config import micro_batches, row_of_a_pass
 from .distributed import Ranks
 from .new_run import text_vectors
 from .sharing import share
@@ -107,7 +107,8 @@ class StepDataset(Dataset[Loaded]):
         self.rank, self.ranks, self.global_batch = rank, ranks, config.train.global_batch
         self.micro, self.count = micro_batches(config, ranks)
         self.crops = config.data.crops_per_chip
-        self.ring = ring_of_a_pass(config, ranks)
+        self.row = row_of_a_pass(config, ranks)
+        self.rings = config.objective.partner_chips > 0
         self.order = GlobalOrder(len(self.chips), seed=config.train.seed, crops=self.crops)
         self.costs: Sequence[float] = ()
         per_rank = self.global_batch // ranks
@@ -139,21 +140,23 @@ class StepDataset(Dataset[Loaded]):
         """Positions in the global batch of each micro-batch of each unit of this rank.
 
         The crops of a chip stay on one rank and in one unit where that is possible; rings of partners that fit into a
-        micro-batch stay in one.
+        micro-batch stay in one, or as many samples in a row.
         """
         costs = [self.costs[draw.chip] if self.costs else 1.0 for draw in draws]
-        groups = self._rings(draws) if self.ring else [draw.global_index // self.crops for draw in draws]
+        groups = self._rings(draws) if self.row else [draw.global_index // self.crops for draw in draws]
         own = share(costs, [self.global_batch // self.ranks] * self.ranks, groups)[self.rank]
         sizes = [self._sizes[first : first + self._per_unit] for first in range(0, len(self._sizes), self._per_unit)]
         units = self._divide(own, [sum(unit) for unit in sizes], costs, groups)
-        within = groups if self.ring else None
+        within = groups if self.row else None
         return [self._divide(unit, parts, costs, within) for unit, parts in zip(units, sizes, strict=True)]
 
     def _rings(self, draws: Sequence[Draw]) -> list[int]:
-        """The ring of uniformity partners of each position."""
+        """The ring of uniformity partners of each position, or its row of samples."""
+        if not self.rings:
+            return [position // self.row for position in range(len(draws))]
         places = [self.chips.place(draw.chip) for draw in draws]
         found = [0] * len(draws)
-        for number, ring in enumerate(rings([draw.global_index for draw in draws], places, self.ring)):
+        for number, ring in enumerate(rings([draw.global_index for draw in draws], places, self.row)):
             for position in ring:
                 found[position] = number
         return found

@@ -28,7 +28,7 @@ def describe(plan: CostPlan) -> list[str]:
     """The plan in words: memory of one rank by kind, and bytes on the wire."""
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     batch = f"{ranks} x {plan.accumulation} x {plan.micro_batch} samples"
-    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "outputs", "host")
+    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "fields", "host")
     lines = [
         f"per step: {batch}, {plan.frames_per_sample:.0f} frames a sample (teacher and student), ZeRO stage {plan.stage}, "
         f"{plan.precision}",
@@ -41,12 +41,13 @@ def describe(plan: CostPlan) -> list[str]:
         f"samples that wait in host memory, per rank: {format_gb(plan.loader)}, {format_gb(plan.shared)} of it in /dev/shm"
         + f"; of the {plan.ranks} ranks: {format_gb(plan.ranks * plan.loader)}" * (plan.ranks > 1)
     )
-    if plan.replays:
-        lines.append(f"cache and replay: one more forward, {1 / 3:.0%} more operations than without accumulation")
-    if plan.texts_first:
+    if plan.ahead:
         lines.append(
-            "texts first: teachers of the samples with a text run forward once more, "
-            f"{plan.texts_first / 3:.0%} more operations had every sample one"
+            f"ahead of the passes, for uniformity: {plan.ahead / 3:.0%} more operations than without accumulation"
+        )
+    if plan.ahead_texts:
+        lines.append(
+            f"ahead of the passes, for texts: {plan.ahead_texts / 3:.0%} more operations, had every sample one"
         )
     lines += [f"sent per rank and step, {kind}: {format_gb(value)}" for kind, value in plan.traffic.items()]
     return lines

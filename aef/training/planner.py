@@ -7,6 +7,7 @@ All sizes are decimal: 1 GB = 1e9 bytes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +18,13 @@ from aef.model import cost
 from aef.sources import Registry
 
 from .deepspeed_config import (
+    asking_ahead,
     gradient_bytes,
     micro_batches,
-    passes_meet,
     precision_of,
     resolve,
-    ring_of_a_pass,
+    row_of_a_pass,
     stage_of,
-    texts_go_first,
 )
 from .workers import STEPS_AHEAD, UNITS_AHEAD
 
@@ -33,6 +33,9 @@ RESERVED = 0.1
 
 MOST_FILLER = 0.05
 """Share of filler among a micro-batch's frames, at most: they cost what frames cost, and nobody reads them."""
+
+AHEAD_FIELDS = 6
+"""Fields on the device for each that is taken ahead of accumulated passes: it, what travels, the partner, and gradients."""
 
 PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
 """Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target,
@@ -43,9 +46,9 @@ in units of their width: counted with saved-tensor hooks (tests/training/test_pl
 class CostPlan:
     """Predicted needs of one rank.
 
-    ``replays``: accumulated passes need one more forward pass, and ``outputs`` are cached for it. ``texts_first``: the
-    share of a forward pass that texts need ahead of accumulated ones, had every sample one. ``weights``, ``gradients``,
-    ``optimizer``, ``buckets``, ``activations``, ``outputs`` in bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
+    ``ahead``: the share of one more forward pass that accumulated passes need ahead of them (`aef.training.ahead`) for
+    uniformity, and ``ahead_texts`` that they need for texts had every sample one. ``weights``, ``gradients``,
+    ``optimizer``, ``buckets``, ``activations``, ``fields`` (kept from ahead) in bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
     wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
     """
 
@@ -56,8 +59,8 @@ class CostPlan:
     filler: str
     micro_batch: int
     accumulation: int
-    replays: bool
-    texts_first: float
+    ahead: float
+    ahead_texts: float
     stage: int
     precision: str
     ranks: int
@@ -66,7 +69,7 @@ class CostPlan:
     optimizer: float
     buckets: float
     activations: float
-    outputs: float
+    fields: float
     host: float
     loader: float
     shared: float
@@ -74,7 +77,7 @@ class CostPlan:
 
     @property
     def device_bytes(self) -> float:
-        return self.model_bytes + self.activations + self.outputs
+        return self.model_bytes + self.activations + self.fields
 
     @property
     def model_bytes(self) -> float:
@@ -119,7 +122,8 @@ def plan(
         * whole
         * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
-    outputs = micro * 4 * whole * (m.embedding_dim * fields + _channels(registry, targets) * d.targets_per_source)
+    ahead = min(1.0, 2 * asking_ahead(config, ranks))  # those that ask, and their partners
+    kept = ahead * micro * accumulation * 4 * whole * m.embedding_dim * AHEAD_FIELDS
     states = _states(count, stage, precision, ranks, settings)
     loader, shared = _loader(config, sample_bytes(config, registry, inputs, targets), ranks, on_gpu)
     return CostPlan(
@@ -130,14 +134,14 @@ def plan(
         filler=filler(config, registry, inputs, ranks),
         micro_batch=micro,
         accumulation=accumulation,
-        replays=passes_meet(config, ranks),
-        texts_first=teacher / frames if texts_go_first(config, ranks) else 0.0,
+        ahead=ahead * teacher / frames,
+        ahead_texts=(1 - ahead) * teacher / frames if m.text_dim and accumulation > 1 else 0.0,
         stage=stage,
         precision=precision,
         ranks=ranks,
         **states,
         activations=micro * per_sample,
-        outputs=2.0 * outputs * accumulation if passes_meet(config, ranks) else 0.0,
+        fields=kept,
         loader=loader,
         shared=shared,
         traffic=_traffic(config, count, settings, ranks),
@@ -198,8 +202,12 @@ def _fields_per_sample(config: Config, registry: Registry, targets: Sequence[str
     return 2.0 + periods, float(decoded)
 
 
-def _channels(registry: Registry, targets: Sequence[str]) -> int:
-    return sum(registry[name].decoded_channels for name in targets)
+def _travelling(config: Config, ranks: int) -> float:
+    """Share of the samples whose uniformity partner's field may be another rank's."""
+    _, accumulation = micro_batches(config, ranks)
+    if accumulation > 1:
+        return asking_ahead(config, ranks)
+    return 0.0 if row_of_a_pass(config, ranks) else 1.0
 
 
 def _states(count: int, stage: int, precision: str, ranks: int, settings: dict[str, Any]) -> dict[str, float]:
@@ -243,16 +251,16 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
     reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
-    # One more for the replay; texts go first in as many passes at most, where every sample has one.
-    again = passes_meet(config, ranks) or texts_go_first(config, ranks)
-    gathers = {0: 0, 1: 1, 2: 1, 3: (2 + again) * accumulation}[stage]
+    asking = asking_ahead(config, ranks)
+    ahead = accumulation if config.model.text_dim and accumulation > 1 else math.ceil(min(1, 2 * asking) * accumulation)
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation + ahead}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim
     traffic = {
         "gradients": reductions * gradient_bytes(settings) * count * away,
         "weights": gathers * element * count * away,
-        # Each sample's partner field, and its gradient on the way back; none where partners are in one pass.
-        "uniformity partners": 0.0 if ring_of_a_pass(config, ranks) else 2.0 * share * field,
+        # A partner's field where it is in another pass, or rank, and its gradient on the way back.
+        "uniformity partners": 2.0 * share * field * _travelling(config, ranks),
     }
     if config.model.text_dim:
         traffic["text vectors"] = 4.0 * share * 2 * config.model.embedding_dim * ranks * 2

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from aef.data.batch import Batch
-from aef.objective.coupling import Coupling
 from aef.objective.objective import Losses, Objective
 from aef.objective.world import World
 
-from .accumulation import CachedOutputs
+from .ahead import take_ahead
 from .bad_chips import suspects
 from .deepspeed_engine import Engine
 from .phases import phase
-from .texts_first import align_texts
 
 
 @dataclass
@@ -34,18 +31,14 @@ class Step:
 
 def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
     """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
-    if len(batches) == 1:
-        losses = _at_once(engine, objective, batches[0])
-    elif (passes := objective.couple_passes(batches)) is not None:
-        losses = _one_by_one(engine, objective, batches, align_texts(engine, batches, passes))
-    else:
-        losses = _replayed(engine, objective, batches)
+    losses = (_at_once if len(batches) == 1 else _one_by_one)(engine, objective, batches)
     with phase("optimizer"):
         norm = engine.step(lr)
     return Step(losses, lr, norm, [] if norm is not None else suspects(engine, batches))
 
 
-def _at_once(engine: Engine, objective: Objective, batch: Batch) -> Losses:
+def _at_once(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
+    (batch,) = batches
     coupling = objective.couple(batch)
     output = engine(batch)
     with phase("objective"):
@@ -54,35 +47,19 @@ def _at_once(engine: Engine, objective: Objective, batch: Batch) -> Losses:
     return losses
 
 
-def _one_by_one(
-    engine: Engine, objective: Objective, batches: Sequence[Batch], couplings: Sequence[Coupling]
-) -> Losses:
-    """Passes that need nothing of each other: gradients add up, and ranks meet at the last one only."""
-    shares = []
+def _one_by_one(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
+    """Passes that need nothing more of each other: gradients add up, and ranks meet at the last one only."""
+    shares, couplings = take_ahead(engine, objective, batches, objective.couple_passes(batches))
+    ahead = sum(share.total for share in shares)
     for k, (batch, coupling) in enumerate(zip(batches, couplings, strict=True)):
         output = engine(batch)
         with phase("objective"):
             share = objective.share(output, batch, coupling)
         del output
-        engine.backward(_poisoned(share.total, share.total.detach()), last=k == len(batches) - 1)
+        engine.backward(_poisoned(share.total, share.total.detach() + ahead), last=k == len(batches) - 1)
         shares.append(replace(share, total=share.total.detach()))
     with phase("objective"):
         return objective.report(shares, World.current())
-
-
-def _replayed(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
-    """Uniformity couples samples of several passes: cache outputs, take losses once, replay with their gradients."""
-    cache = CachedOutputs(batches)
-    coupling = objective.couple(cache.batch)
-    with torch.no_grad():
-        outputs = [engine(batch) for batch in batches]
-    with phase("objective"):
-        losses = objective(cache.join(outputs), cache.batch, coupling=coupling)
-    del outputs
-    _poisoned(losses.total, losses.loss).backward()
-    for k, batch in enumerate(batches):
-        engine.backward(cache.replay(k, engine(batch)), last=k == len(batches) - 1)
-    return losses
 
 
 def _poisoned(total: Tensor, loss: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from .checkpoint import (
     require_same_model,
     write_checkpoint,
 )
-from .deepspeed_config import passes_meet, resolve, texts_go_first
+from .deepspeed_config import asking_ahead, resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
@@ -403,6 +403,7 @@ class Trainer:
     def _announce(self, opened: Opening) -> None:
         t, ranks = self.config.train, self.ranks
         micro, count = self.engine.micro_batches
+        ahead = min(1, 2 * asking_ahead(self.config, ranks.size))
         words = [
             f"{self.parameters:,} parameters",
             f"{', '.join(self.run.inputs)} → {', '.join(self.run.targets)}",
@@ -410,8 +411,7 @@ class Trainer:
             f"{self.engine.precision}",
             f"batch {t.global_batch}"
             + (f" = {ranks.size} x {count} x {micro}" if count > 1 else "")
-            + (", cache and replay: one more forward" if passes_meet(self.config, ranks.size) else "")
-            + (", texts first" if texts_go_first(self.config, ranks.size) else ""),
+            + (f", {ahead:.0%} of the teachers ahead of them" if ahead else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
         padding = filler(self.config, self.run.registry, self.run.inputs, ranks.size)

@@ -1,7 +1,6 @@
 """The weighted sum of Eq. 3 over packed batches."""
 
 import dataclasses
-import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch.nn.functional as F
 
 from aef.config import ConfigError, DataConfig, ObjectiveConfig
 from aef.data.statistics import Statistics
-from aef.objective.contrastive import TextGradients, disc_mean
-from aef.objective.objective import Objective, text_pairs
+from aef.objective.contrastive import disc_mean
+from aef.objective.objective import Objective
 from aef.objective.reconstruction import reconstruction_error
 from aef.objective.world import World
 from aef.sources import BUILT_IN, SourceError
-from aef.training.accumulation import CachedOutputs
 
 TARGETS = ("sentinel2", "landsat", "nlcd", "era5_land")
 ALONE = World()
@@ -244,75 +242,26 @@ def test_uniformity_pulls_both_fields_of_a_pair(batch):
     torch.testing.assert_close(output.leaves[0].grad, leaf.grad)
 
 
-def test_passes_that_hold_whole_rings_add_up_to_the_batch(make_samples, pack):
-    samples = make_samples(6, targets=TARGETS, text_dim=4)
-    for number in (0, 3, 5):
-        del samples[number].targets["nlcd"]
-    samples[2].texts = samples[3].texts = samples[4].texts = ()
-    c = objective(partner_chips=2, text_weight=0.1)
-    # The second ring, which holds no text, goes first, the other two together.
-    parts = [pack([samples[i] for i in rows], targets=TARGETS, text_dim=4) for rows in ((2, 3), (0, 1, 4, 5))]
-    outputs = [output_for(part, seed) for seed, part in enumerate(parts)]
-    cache = CachedOutputs(parts)
-    expected = c(cache.join(outputs), cache.batch, world=ALONE)
-    expected.total.backward()
-
-    passes = c.couple_passes(parts, ALONE)
-    assert (passes.text_samples, [len(coupling.text_rows) for coupling in passes.couplings]) == (3, [0, 3])
-    couplings = with_gradients(passes, parts, outputs)
-    shares = [c.share(*each) for each in zip(outputs, parts, couplings, strict=True)]
-    found = c.report(shares, ALONE)
-    for name in ("total", "loss", "reconstruction", "uniformity", "consistency", "text"):
-        assert getattr(found, name).item() == pytest.approx(getattr(expected, name).item(), rel=1e-6), name
-    for name, value in expected.per_source.items():
-        assert found.per_source[name].item() == pytest.approx(value.item(), rel=1e-6), name
-    totals = [
-        torch.autograd.grad(share.total, output.leaves, retain_graph=True)
-        for share, output in zip(shares, outputs, strict=True)
-    ]
-    kept = [torch.autograd.grad(cache.replay(k, output), output.leaves) for k, output in enumerate(outputs)]
-    for ours, theirs in zip(itertools.chain(*totals), itertools.chain(*kept), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
-
-
-def with_gradients(passes, parts, outputs):
-    """Couplings of passes whose texts have met."""
-    pairs = [text_pairs(o, b, c.text_rows) for o, b, c in zip(outputs, parts, passes.couplings, strict=True)]
-    text, place = (torch.cat(vectors).detach().requires_grad_() for vectors in zip(*pairs, strict=True))
-    scale = outputs[0].logit_scale.detach().requires_grad_()
-    term = passes.texts.term(text, place, scale)
-    of_text, of_place, of_scale = torch.autograd.grad(term, (text, place, scale))
-    sizes, n = [len(coupling.text_rows) for coupling in passes.couplings], len(parts)
-    return [
-        dataclasses.replace(coupling, texts=TextGradients(term.detach() / n, a, b, of_scale / n))
-        for coupling, a, b in zip(passes.couplings, of_text.split(sizes), of_place.split(sizes), strict=True)
-    ]
-
-
-def test_passes_meet_where_a_ring_or_the_other_reading_joins_them(make_samples, pack):
-    samples = make_samples(4, targets=TARGETS, text_dim=4)
-
-    def packed(*parts):
-        return [pack([samples[i] for i in rows], targets=TARGETS, text_dim=4) for rows in parts]
-
-    parts, cut = packed((0, 1), (2, 3)), packed((0, 2), (1, 3))
-    passes = objective(partner_chips=2).couple_passes(parts, ALONE)
-    assert passes.texts.counts == [4] and all(coupling.texts is None for coupling in passes.couplings)
-    assert objective(partner_chips=2).couple_passes(cut, ALONE) is None
-    assert objective().couple_passes(parts, ALONE) is None
-    assert objective(partner_chips=2, uniformity="channels").couple_passes(parts, ALONE) is None
-
-
-def test_passes_with_one_text_between_them_have_no_text_term(make_samples, pack):
-    samples = make_samples(4, targets=TARGETS, text_dim=4)
-    for sample in samples[1:]:
+def test_only_samples_that_meet_those_of_another_pass_go_ahead(make_samples, pack):
+    samples = make_samples(8, targets=TARGETS, text_dim=4)
+    for sample in samples[:6]:
         sample.texts = ()
-    parts = [pack(samples[i : i + 2], targets=TARGETS, text_dim=4) for i in (0, 2)]
-    c = objective(partner_chips=2)
-    passes = c.couple_passes(parts, ALONE)
-    assert passes.texts is None
-    shares = [c.share(output_for(part), part, own) for part, own in zip(parts, passes.couplings, strict=True)]
-    assert c.report(shares, ALONE).text is None
+
+    def chosen(*parts, **settings):
+        batches = [pack([samples[i] for i in rows], targets=TARGETS, text_dim=4) for rows in parts]
+        passes = objective(**settings).couple_passes(batches, ALONE)
+        assert passes.most == sum(map(len, passes.chosen)) and (passes.ahead is None) == (passes.most == 0)
+        return [[rows[i] for i in found] for rows, found in zip(parts, passes.chosen, strict=True)]
+
+    # A row's last sample meets the first of the next row; the last two samples have the only texts.
+    assert chosen((0, 1, 2, 3), (4, 5, 6, 7)) == [[0, 3], [4, 6, 7]]
+    assert chosen((0, 1, 2, 3), (4, 5)) == [[0, 3], [4, 5]]
+    assert chosen((0, 1, 2, 3), (4, 5, 6, 7), partner_chips=4) == [[], [6, 7]]
+    assert chosen((0, 1), (2, 3), partner_chips=2) == [[], []]
+    assert chosen((0, 2), (1, 3), partner_chips=2) == [[0, 2], [1, 3]]
+    assert chosen((0, 1), (2, 3), partner_chips=2, uniformity="channels") == [[0, 1], [2, 3]]
+    # One text meets none.
+    assert chosen((0, 1, 2, 3), (4, 5, 6), partner_chips=4) == [[], []]
 
 
 def test_the_text_term_is_the_mean_over_texts_at_a_temperature_learnt_as_a_logarithm(make_samples, pack):

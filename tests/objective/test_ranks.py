@@ -1,4 +1,4 @@
-"""One rank and several gloo ranks with the same global batch give the same losses and gradients."""
+"""One rank, several gloo ranks, and passes of an accumulated step on either give the same losses and gradients."""
 
 import subprocess
 import sys
@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-SPLITS = {"even": "0,1|2,3", "uneven, out of order": "2|3,0,1", "three": "1|0,3|2"}
-CASES = ("everything", "unequal texts", "one text", "one place", "channels")
+SPLITS = {
+    "even": "0,1|2,3",
+    "uneven, out of order": "2|3,0,1",
+    "three": "1|0,3|2",
+    "passes of one rank": "0,1;2,3",
+    "passes of one sample": "2;0;3;1",
+    "passes out of order on two ranks": "3;1|0;2",
+}
+CASES = ("everything", "unequal texts", "one text", "one place", "pairs of chips", "channels")
 
 
 def run_ranks(split, folder):
@@ -69,5 +76,6 @@ def test_the_cases_are_what_they_say(one_rank):
         "unequal texts": [],
         "one text": ["text"],
         "one place": ["uniformity", "text"],
+        "pairs of chips": [],
         "channels": [],
     }

@@ -1,9 +1,8 @@
 """One rank of the equality tests: python ranks.py RANK SIZE STORE OUT CASE [CASE …]
 
 A case is STAGE[+checkpoint][+micro][+pairs][+sharded][+compile][+bf16][+large]: ZeRO stage; whole-block activation
-checkpointing; micro-batches of one sample (cache and replay); eight samples whose uniformity partners are pairs, the first
-four with texts, and micro-batches of two (texts first); ZeRO-3 that shards even the smallest parameter; blocks
-compiled; bf16 as on a GPU; one step of the preset `large` at 16 px instead of ten of `tiny`. Writes to OUT, as JSON,
+checkpointing; micro-batches of one sample; eight samples whose uniformity partners are pairs, the first four with texts,
+and micro-batches of two; ZeRO-3 that shards even the smallest parameter; blocks compiled; bf16 as on a GPU; one step of the preset `large` at 16 px instead of ten of `tiny`. Writes to OUT, as JSON,
 the losses of every step, whether the poisoned step left everything as it was, the sum of the final weights, and the
 share of averaged gradients that bf16 could not hold.
 """

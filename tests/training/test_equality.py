@@ -63,7 +63,8 @@ def same(found, expected):
         assert found["weights"] == pytest.approx(expected["weights"], rel=1e-3, abs=1e-3)
 
 
-# Micro-batches that hold their partners run forward once, after the teachers of the samples with texts.
+# Micro-batches that hold their partners run forward once, after the teachers of the samples with texts; in those of one
+# sample ("micro" alone) all partners and texts meet ahead.
 APART = ("0+micro+pairs", "2+micro+pairs", "3+micro+pairs+sharded")
 
 
@@ -94,7 +95,7 @@ def test_passes_that_hold_their_partners_run_forward_once_after_the_texts_and_eq
         same(result[case], alone["0+pairs"])
         # Two passes, after four samples with texts of the first rank in two; the second runs along.
         assert result[case]["first_forwards"] == 2 + 2
-        assert result["2+micro"]["first_forwards"] == 2 * 2  # two passes, which meet, twice
+        assert result["2+micro"]["first_forwards"] == 2 + 2
 
 
 def test_one_rank_takes_four_such_passes(alone):

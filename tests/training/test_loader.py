@@ -128,6 +128,19 @@ def test_partners_are_in_one_micro_batch(micro, crops, size, make_run, pristine_
     assert looked_at
 
 
+@pytest.mark.parametrize(("micro", "crops", "size"), [(4, 1, 2), (8, 2, 1)])
+def test_of_a_batch_that_is_rotated_whole_a_micro_batch_holds_samples_in_a_row(
+    micro, crops, size, make_run, pristine_chips
+):
+    run = make_run({"crops_per_chip": crops}, global_batch=32, micro_batch=micro)
+    ranks = [StepDataset(run, pristine_chips, rank, size) for rank in range(size)]
+    for steps in ranks:
+        steps.costs = [3.0, 1.0, 2.0, 5.0, 4.0]
+    draws = [ranks[0].order.draw(place) for place in range(32)]
+    parts = [part for steps in ranks for unit in steps.plan(draws) for part in unit]
+    assert sorted(parts) == [list(range(first, first + micro)) for first in range(0, 32, micro)]
+
+
 @pytest.mark.parametrize("micro", [1, 8])
 def test_a_chip_is_read_once_for_all_of_its_crops_on_any_number_of_ranks(micro, make_run, pristine_chips, monkeypatch):
     run = make_run({"crops_per_chip": 4, "cache_chips": 0}, global_batch=16, micro_batch=micro)

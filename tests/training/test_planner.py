@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from aef.config import ConfigError
-from aef.data.random_batch import random_batch, sources_of
+from aef.data.random_batch import frames_per_sample, random_batch, sources_of
 from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import plan_report, planner
-from aef.training.deepspeed_config import passes_meet
+from aef.training.deepspeed_config import asking_ahead
 from aef.training.transport import Packed
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
@@ -98,10 +98,14 @@ def test_accumulation_and_checkpointing_are_counted():
     parts = plan("base", "train.micro_batch=4", on_gpu=True)
     whole = plan("base", "train.micro_batch=4", "objective.partner_chips=0", on_gpu=True)
     assert (direct.accumulation, parts.accumulation, whole.accumulation) == (1, 8, 8)
-    assert (direct.replays, parts.replays, whole.replays) == (False, False, True)
-    assert direct.outputs == parts.outputs == 0 and whole.outputs > 0
-    assert any("one more forward" in line for line in plan_report.describe(whole))
-    assert not any("one more forward" in line for line in plan_report.describe(parts))
+    assert direct.ahead == parts.ahead == direct.fields == parts.fields == 0
+    # Of four chips in a row the first and the last meet others: half of all teachers.
+    base = load_config("base")
+    teacher, student = frames_per_sample(base, BUILT_IN, sources_of(base, BUILT_IN)[0])
+    assert whole.ahead == pytest.approx(0.5 * teacher / (teacher + student))
+    assert whole.fields == 0.5 * 32 * 6 * 4 * 128 * 128 * 64
+    assert any("ahead of the passes" in line for line in plan_report.describe(whole))
+    assert not any("ahead of the passes" in line for line in plan_report.describe(parts))
     assert parts.activations == pytest.approx(direct.activations / 8)
     full = plan("base", "train.micro_batch=4", "model.checkpointing=full", on_gpu=True)
     assert full.activations < 0.7 * parts.activations
@@ -124,14 +128,19 @@ def test_waiting_samples_are_counted():
 @pytest.mark.parametrize(("stage", "gradients", "weights"), [(1, 8, 2), (2, 8 * 8, 2), (3, 4 * 8, 4 * 8)])
 def test_gradients_travel_in_fp32_and_weights_in_bf16(stage, gradients, weights):
     """Bytes of a parameter in a step of 8 micro-batches; gradients go there and back where all ranks get them."""
-    found = plan("large", "train.micro_batch=4", on_gpu=True, ranks=8, deepspeed_config=f"zero{stage}")
+    settings = ("train.micro_batch=4", "objective.partner_chips=4")
+    found = plan("large", *settings, on_gpu=True, ranks=8, deepspeed_config=f"zero{stage}")
     away = found.parameters * 7 / 8
     assert found.traffic["gradients"] == gradients * away and found.traffic["weights"] == weights * away
 
 
-def test_sharded_weights_are_gathered_once_more_for_one_more_forward():
-    found = plan("large", "train.micro_batch=1", on_gpu=True, ranks=8, deepspeed_config="zero3")
-    assert found.replays and found.traffic["weights"] == 6 * 32 * found.parameters * 7 / 8
+def test_sharded_weights_are_gathered_once_more_for_what_goes_ahead():
+    settings = {"on_gpu": True, "ranks": 8, "deepspeed_config": "zero3"}
+    for micro, passes, ahead in ((1, 32, 32), (4, 8, 4)):
+        found = plan("large", f"train.micro_batch={micro}", **settings)
+        assert found.traffic["weights"] == 2 * (2 * passes + ahead) * found.parameters * 7 / 8
+    texts = plan("large", "train.micro_batch=4", "objective.partner_chips=4", "model.text_dim=8", **settings)
+    assert texts.traffic["weights"] == 2 * 3 * 8 * texts.parameters * 7 / 8
 
 
 def test_gradients_travel_as_a_configuration_of_ones_own_says(tmp_path):
@@ -142,39 +151,44 @@ def test_gradients_travel_as_a_configuration_of_ones_own_says(tmp_path):
 
 
 def test_only_partner_fields_travel_for_uniformity():
-    found = plan("large", "objective.partner_chips=0", on_gpu=True, ranks=8)
-    # 32 samples a rank, one field of 128 x 128 x 64 fp32 each, there and back.
-    assert found.traffic["uniformity partners"] == 2 * 32 * 128 * 128 * 64 * 4
-    assert "uniformity partners" not in plan("large", "train.micro_batch=4", on_gpu=True, ranks=8).traffic
+    # 32 samples a rank, one field of 128 x 128 x 64 fp32 each, there and back; of four in a row the last one's.
+    for micro, share in ((32, 1), (4, 1 / 4), (1, 1)):
+        found = plan("large", f"train.micro_batch={micro}", on_gpu=True, ranks=8)
+        assert found.traffic["uniformity partners"] == 2 * share * 32 * 128 * 128 * 64 * 4
+    fours = plan("large", "train.micro_batch=4", "objective.partner_chips=4", on_gpu=True, ranks=8)
+    assert "uniformity partners" not in fours.traffic
     assert plan("large", on_gpu=True).traffic == {}
 
 
 @pytest.mark.parametrize(
-    ("settings", "meet"),
+    ("settings", "share"),
     [
-        (["train.micro_batch=4"], False),
-        (["train.micro_batch=8"], False),
-        (["train.micro_batch=6"], True),  # a ring would be cut
-        (["train.micro_batch=2"], True),
-        (["train.micro_batch=2", "objective.partner_chips=2"], False),
-        (["train.micro_batch=4", "data.crops_per_chip=2"], True),
-        (["train.micro_batch=8", "data.crops_per_chip=2"], False),
-        (["train.micro_batch=4", "objective.partner_chips=0"], True),
-        (["train.micro_batch=4", "objective.uniformity=channels"], True),
-        (["train.micro_batch=4", "model.text_dim=8"], False),
-        (["train.micro_batch=32", "objective.partner_chips=0"], False),  # one pass
+        (["train.micro_batch=4"], 1 / 4),
+        (["train.micro_batch=16"], 1 / 16),
+        (["train.micro_batch=1"], 1),
+        (["train.micro_batch=6"], 1),  # 32 samples of a rank are no multiple
+        (["train.micro_batch=8", "data.crops_per_chip=2"], 1 / 4),
+        (["train.micro_batch=8", "data.crops_per_chip=16"], 1),
+        (["train.micro_batch=32"], 0),  # one pass
+        (["train.micro_batch=4", "objective.uniformity=channels"], 1),
+        (["train.micro_batch=4", "objective.partner_chips=4"], 0),
+        (["train.micro_batch=8", "objective.partner_chips=4"], 0),
+        (["train.micro_batch=6", "objective.partner_chips=4"], 1),  # a ring would be cut
+        (["train.micro_batch=2", "objective.partner_chips=4"], 1),
+        (["train.micro_batch=2", "objective.partner_chips=2"], 0),
+        (["train.micro_batch=4", "objective.partner_chips=4", "data.crops_per_chip=2"], 1),
+        (["train.micro_batch=8", "objective.partner_chips=4", "data.crops_per_chip=2"], 0),
     ],
 )
-def test_one_more_forward_is_planned_where_passes_meet(settings, meet):
-    assert passes_meet(load_config("large", settings), 8) is meet
+def test_partners_in_other_passes_are_counted(settings, share):
+    assert asking_ahead(load_config("large", settings), 8) == share
 
 
-def test_texts_go_first_where_passes_do_not_meet():
-    texts = plan("large", "train.micro_batch=4", "model.text_dim=8", on_gpu=True, ranks=8, deepspeed_config="zero3")
-    assert not texts.replays and texts.outputs == 0
-    assert texts.texts_first == pytest.approx(103 / (103 + 47), abs=0.01)
-    assert texts.traffic["weights"] == 6 * 8 * texts.parameters * 7 / 8
-    assert any("texts first" in line and "23% more" in line for line in plan_report.describe(texts))
-    for settings in (["train.micro_batch=32"], ["train.micro_batch=4", "objective.partner_chips=0"]):
-        found = plan("large", *settings, "model.text_dim=8", on_gpu=True, ranks=8)
-        assert found.texts_first == 0 and not any("texts first" in line for line in plan_report.describe(found))
+def test_teachers_of_samples_with_a_text_go_ahead():
+    eight = {"on_gpu": True, "ranks": 8}
+    texts = plan("large", "train.micro_batch=4", "objective.partner_chips=4", "model.text_dim=8", **eight)
+    assert texts.ahead == 0 and texts.ahead_texts == pytest.approx(103 / (103 + 47), abs=0.01)
+    assert any("for texts: 23% more" in line for line in plan_report.describe(texts))
+    both = plan("large", "train.micro_batch=4", "model.text_dim=8", **eight)
+    assert both.ahead == both.ahead_texts == pytest.approx(texts.ahead_texts / 2)
+    assert plan("large", "train.micro_batch=32", "model.text_dim=8", **eight).ahead_texts == 0

@@ -1,10 +1,9 @@
-"""Only what texts need of micro-batches: the teachers of their samples and a summary of each text's period."""
+"""Only what passes of an accumulated step need of each other: teachers of some samples, their shared period and texts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,17 +11,23 @@ from torch import Tensor
 from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_frames, filler_frames
 
 
-def text_batches(batches: Sequence[Batch], count: int, *, frame_bucket: int = 0) -> list[Batch]:
-    """``count`` batches that together hold all samples with texts, in order and about equally many each.
+def teacher_batches(
+    batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int, *, frame_bucket: int = 0
+) -> list[Batch]:
+    """``count`` batches that together hold the samples ``chosen`` in each micro-batch, in order and about equally many each.
 
-    Their segments are teachers only, their summaries those of the texts, their targets dummies: no loss but the contrastive
-    term can be taken of them. Where there are fewer samples than batches, the rest hold one sample without a text, since
-    every rank must run as often as the others. Waits once for what is queued on the device.
+    Their segments are teachers only; their summaries the period that teacher and student share, of every sample, and those of
+    texts; their targets dummies: no reconstruction or consistency can be taken of them. Where fewer samples are chosen
+    than there are batches, the last ones hold one that was not, since every rank must run as often as the others. Waits
+    once for what is queued on the device.
     """
     micro = [_Micro(batch) for batch in batches]
-    chosen = [(part, sample) for part in micro for sample in part.batch.samples_with_text()]
-    bounds = [number * len(chosen) // count for number in range(count + 1)]
-    parts = [chosen[start:end] for start, end in pairwise(bounds)]
+    flat = [(part, sample) for part, samples in zip(micro, chosen, strict=True) for sample in samples]
+    parts, start = [], 0
+    for number in range(count):
+        size = len(flat) // count + (number < len(flat) % count)
+        parts.append(flat[start : start + size])
+        start += size
     return [_pack(part, frame_bucket) if part else _pack([(micro[0], 0)], frame_bucket, silent=True) for part in parts]
 
 
@@ -53,43 +58,43 @@ class _Micro:
 
 
 def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bool = False) -> Batch:
-    """Chosen samples as one batch; ``silent``: with the first text of the first one's micro-batch as a dummy."""
+    """Chosen samples as one batch, with their texts; ``silent``: without."""
     first = chosen[0][0].batch
     device = first.frame_time_ms.device
     teachers = [part.teacher(sample) for part, sample in chosen]
     lengths = [frames.stop - frames.start for frames in teachers]
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
 
+    periods = [part.batch.periods[part.batch.teacher_row[sample]] for part, sample in chosen]
+    segments = list(range(len(chosen)))
     texts: list[tuple[Batch, int, int]] = []  # micro-batch, row, row of the new periods
-    periods: list[Tensor] = []
-    segments: list[int] = []
     for segment, (part, sample) in enumerate(chosen):
         rows: dict[int, int] = {}
-        for text in part.texts(sample):
+        for text in () if silent else part.texts(sample):
             row = rows.setdefault(part.text_period[text], len(periods))
             if row == len(periods):
                 periods.append(part.batch.periods[part.text_period[text]])
                 segments.append(segment)
             texts.append((part.batch, text, row))
-    if silent:
-        texts, periods, segments = [(first, 0, 0)], [first.periods[first.text.period_row[0]]], [0]
+    identity: list[int | None] = [batch.text.identity[row] for batch, row, _ in texts] or [None]
+    texts = texts or [(first, 0, 0)]
 
     times = [part.batch.frame_time_ms[frames] for (part, _), frames in zip(chosen, teachers, strict=True)]
     supports = torch.stack([part.batch.support_start_ms[sample * part.views] for part, sample in chosen])
-    total, spans = sum(lengths), list(lengths)
-    filler = filler_frames(total, frame_bucket)
+    spans = list(lengths)
+    filler = filler_frames(sum(lengths), frame_bucket)
     if filler is not None:
         times.append(supports[-1].expand(filler))
         spans.append(filler)
-    offsets = [sum(spans[:number]) for number in range(len(spans) + 1)]
 
     def numbers(values: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
+    rows_of_samples = numbers(range(len(chosen)))
     return Batch(
         side_px=first.side_px,
         frames={name: _frames(name, chosen, teachers, starts) for name in first.frames},
-        cu_frames=numbers(offsets, torch.int32),
+        cu_frames=numbers([sum(spans[:number]) for number in range(len(spans) + 1)], torch.int32),
         max_frames=bucket_frames(max(spans)),
         frame_time_ms=torch.cat(times),
         frame_segment=numbers([segment for segment, span in enumerate(spans) for _ in range(span)]),
@@ -98,8 +103,8 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bo
         period_segment=numbers(segments, torch.int32),
         pairs=sum(lengths[segment] for segment in segments),
         targets={name: _dummy(block) for name, block in first.targets.items()},
-        teacher_row=numbers([0] * len(chosen)),
-        student_row=numbers([0] * len(chosen)),
+        teacher_row=rows_of_samples,
+        student_row=rows_of_samples,
         consistency_weight=torch.zeros(len(chosen), device=device),
         text=TextBlock(
             vector=torch.stack([batch.text.vector[row] for batch, row, _ in texts]),
@@ -107,7 +112,7 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bo
             radius_px=torch.stack([batch.text.radius_px[row] for batch, row, _ in texts]),
             period_row=numbers([row for _, _, row in texts]),
             sample=numbers([segments[row] for _, _, row in texts]),
-            identity=[None if silent else batch.text.identity[row] for batch, row, _ in texts],
+            identity=identity,
         ),
         sample_hash=torch.stack([part.batch.sample_hash[sample] for part, sample in chosen]),
         places=[part.batch.places[sample] for part, sample in chosen],
