@@ -190,22 +190,14 @@ class Objective:
             share.total, leaves, allow_unused=True, materialize_grads=True
         )
         texts = [len(coupling.text_rows) for coupling in passes.couplings]
-        parts = zip(
-            passes.couplings,
-            passes.chosen,
-            of_fields.split([len(rows) for rows in passes.chosen]),
-            of_text.split(texts),
-            of_place.split(texts),
-            strict=True,
-        )
-        of_scale = of_scale / len(texts)
+        fields_of = of_fields.split([len(rows) for rows in passes.chosen])
+        texts_of, places_of = of_text.split(texts), of_place.split(texts)
         device = fields.device
-        couplings = [
-            replace(
-                coupling, kept=Kept(torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True), *of, of_scale)
-            )
-            for coupling, rows, *of in parts
-        ]
+        couplings = []
+        for k, (coupling, rows) in enumerate(zip(passes.couplings, passes.chosen, strict=True)):
+            chosen = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+            kept = Kept(chosen, fields_of[k], texts_of[k], places_of[k], of_scale / len(texts))
+            couplings.append(replace(coupling, kept=kept))
         return replace(share, total=share.total.detach()), couplings
 
     def share(self, output: Predictions, batch: Batch, coupling: Coupling) -> Share:
