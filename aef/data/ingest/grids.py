@@ -176,6 +176,12 @@ def _offset(source: Grid, target: Grid) -> tuple[int, int, int] | None:
     return round(row), round(col), round(factor)
 
 
+def copies(source: Grid, target: Grid, method: Method) -> bool:
+    """Whether bringing planes to another grid gives their values as they are, in their own type."""
+    aligned = _offset(source, target)
+    return method == "nearest" or (aligned is not None and aligned[2] == 1)
+
+
 def resample(
     values: np.ndarray, observed: np.ndarray, source: Grid, target: Grid, method: Method
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,14 +191,14 @@ def resample(
         values: (B, h, w), any type.
         observed: (B, h, w) bool; what is False takes no part.
         source, target: their grid and the wanted one.
-        method: nearest keeps values as they are; bilinear and area give float32.
+        method: nearest keeps values as they are; bilinear and area give float32, unless the pixels are the same.
 
     Returns:
         (B, H, W) values, 0 where nothing was observed, and (B, H, W) bool. With bilinear a pixel is observed if its
         nearest source pixel is, with area if half of it that lies on the raster is.
     """
     aligned = _offset(source, target)
-    if aligned and (aligned[2] == 1 or method == "nearest"):
+    if aligned and copies(source, target, method):
         return _copy(values, observed, target, *aligned)
     if method == "nearest":
         found = _warp(values, source, target, Resampling.nearest, 0)

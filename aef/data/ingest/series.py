@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 from aef.data.chips import SourceSeries
 from aef.data.contract import METRES_PER_DEGREE
 from aef.data.ingest.collapse import collapse_space, require_constant_in_time
-from aef.data.ingest.grids import Grid, cell_grid, cut, joined, resample, same_crs
+from aef.data.ingest.grids import Grid, cell_grid, copies, cut, joined, resample, same_crs
 from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
@@ -77,10 +77,16 @@ class SeriesBuilder:
         """The types that hold a file's bands once they are converted."""
         found = set()
         for rule in bands.values():
-            plain = item.resample == "nearest" and (rule.transform or item.transform).plain
+            plain = (rule.transform or item.transform).plain and self._copies(item, raster)
             for kind in {raster.dtype(rule.var, step) for step in range(raster.steps)}:
                 found.add(kind if plain and kind.kind in "iu" else np.dtype(np.float32))
         return found
+
+    def _copies(self, item: Input, raster: Raster) -> bool:
+        """Whether a file's pixels become the series' as they are."""
+        if item.resample == "nearest" or "space" in item.collapse:
+            return True
+        return raster.grid is not None and copies(raster.grid, self.grid, item.resample)
 
     def _times(self, item: Input, raster: Raster, path: Path) -> tuple[list[int], list[int] | None]:
         if item.role == "static":

@@ -57,6 +57,17 @@ def test_a_users_own_rasters_become_chips(folder, tmp_path):
     assert "B11" in reports[0].text() and reports[0].unused == []
 
 
+@pytest.mark.parametrize(("left", "kind"), [(LEFT, np.uint16), (LEFT + 5, np.float32)])
+def test_whole_numbers_stay_what_they_are_where_bilinear_has_nothing_to_interpolate(tmp_path, left, kind):
+    stored = scene(np.random.default_rng(0))
+    write_scene(tmp_path / "north" / "S2_20200105.tif", stored, left=left)
+    rule = parse_recipe(entries(resample="bilinear"))
+    chip, _ = convert_place(rule, find_places(rule, tmp_path)[0][0])
+    values = chip.sources["sentinel2"].values
+    assert values.dtype == kind
+    assert np.array_equal(values[0, :4, :, :32], stored[:4]) == (kind == np.uint16)
+
+
 def test_a_source_of_the_users_own_travels_with_the_chips(folder, tmp_path):
     own = entries() | {"sources": [VEGETATION]}
     own["inputs"].append(
