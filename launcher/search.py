@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         result = f"{out}, no picture: {NO_MATPLOTLIB}"
     for rank, match in enumerate(matches, 1):
         where = search.at(match.lon, match.lat)
-        print(f"{rank}. {match.place} over {match.period} at {where}: cosine {match.similarity:.3f}")
+        over = f" over {match.period}" if match.period else ""
+        print(f"{rank}. {match.place}{over} at {where}: cosine {match.similarity:.3f}")
     print(f"{query} in {what}: {result}")
     return 0
 

@@ -301,6 +301,16 @@ def test_periods_are_kept_apart(searched, tmp_path):
     assert code == 1 and "no field of the period 2019-01-01/2019-08-01: there are fields of 2019-01-01/2019-07" in said
 
 
+def test_a_field_that_states_no_period_is_found_without_one(searched, tmp_path):
+    fields, call = searched
+    one = next(iter(read_fields(sorted(fields.glob("*.tif")))))
+    (tmp_path / "others").mkdir()
+    one.attrs = {}
+    path = write_field(tmp_path / "others" / "tile.tif", one)
+    code, said = call("--fields", path.parent, "--at", a_pixel_of(path), checkpoint=None)
+    assert code == 0 and "1. tile at " in said
+
+
 def test_fields_of_another_model_are_not_searched(searched, tmp_path):
     fields, call = searched
     at, year = a_pixel_of(fields / "a_2020-01-01.tif"), str(YEAR)

@@ -225,7 +225,9 @@ def _as_netcdf(field: xarray.DataArray) -> memoryview:
 
 
 def read_field(path: str | os.PathLike) -> xarray.DataArray:
-    """Read a field that `write_field` wrote, int8 codes dequantised, as (band, y, x) float32.
+    """Read a field that `write_field` wrote, or one of the published product, as (band, y, x) float32 with north up.
+
+    int8 codes are dequantised; float vectors of other programs (Earth Engine writes 64 bits) may have a no-data value.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -238,11 +240,16 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
             field = (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"].load()
             field.attrs = {key: value for key, value in field.attrs.items() if key not in FILE_TAGS}
             return field
-        values, tags = file.read(), file.tags()
+        values, tags, nodata = file.read(), file.tags(), file.nodata
         names = [name or f"A{band:02d}" for band, name in enumerate(file.descriptions)]
         affine, crs = file.transform, file.crs
     if values.dtype == np.int8:
         values = dequantize(values)
+    else:
+        values[values == nodata] = np.nan
+        values = values.astype(np.float32, copy=False)
+    if affine.e > 0:  # the published files begin in the south
+        values, affine = values[:, ::-1], affine @ Affine(1, 0, 0, 0, -1, values.shape[1])
     rows, columns = np.arange(values.shape[1]) + 0.5, np.arange(values.shape[2]) + 0.5
     field = xarray.DataArray(
         values,
@@ -324,8 +331,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 yield dataset
         else:
             with rasterio.open(path) as file:
-                if file.dtypes[0] not in ("int8", "float32"):
-                    difference = f"expected int8 codes or float32 vectors, found {file.dtypes[0]}"
+                if file.dtypes[0] not in ("int8", "float32", "float64"):
+                    difference = f"expected int8 codes or floating-point vectors, found {file.dtypes[0]}"
                     raise ValueError(f"{path}: {difference}: not an embedding field")
                 if file.count < 2:  # such as a map of similarity
                     raise ValueError(f"{path}: expected a band per component, found one band: not an embedding field")

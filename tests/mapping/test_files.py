@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray
+from rasterio.transform import Affine
 
 from aef.data.chips import Chip
 from aef.mapping.files import (
@@ -24,6 +25,7 @@ from aef.mapping.files import (
 )
 from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
+from aef.mapping.quantize import quantize
 from aef.timecode import parse_period
 
 YEAR = parse_period("2018-01-01/2019-01-01")
@@ -220,6 +222,30 @@ def test_a_file_that_is_cut_short_is_damaged(tmp_path, form, suffix, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(DamagedFieldError, match=r"f\.\w+: is damaged or not an embedding field .*: make it again"):
         read_field(path)
+
+
+def published(path, field, dtype, nodata):
+    """A file as the published product has them: no tags, and the first row is the southernmost."""
+    values = field.values[:, ::-1].astype(np.float64)
+    values = quantize(values) if dtype == "int8" else np.where(np.isnan(values), nodata, values)
+    affine = Affine(10, 0, 500_000, 0, 10, 5_700_000 - 10 * values.shape[1])
+    shape = dict(zip(("count", "height", "width"), values.shape))
+    with rasterio.open(
+        path, "w", driver="GTiff", crs="EPSG:32631", transform=affine, nodata=nodata, dtype=dtype, **shape
+    ) as file:
+        file.write(values.astype(dtype))
+    return path
+
+
+@pytest.mark.parametrize(("dtype", "nodata", "error"), [("int8", -128, 0.006), ("float64", -1e6, 1e-7)])
+def test_a_published_file_lies_with_north_up_where_ours_does(tmp_path, dtype, nodata, error):
+    field = a_field()
+    field.values[:, 0, 0] = np.nan
+    back = read_field(published(tmp_path / "f.tif", field, dtype, nodata))
+    assert back.dtype == np.float32 and back.rio.transform() == field.rio.transform()
+    assert np.array_equal(back.x, field.x) and np.array_equal(back.y, field.y) and back.band.values[3] == "A03"
+    assert np.allclose(back.values, field.values, rtol=0, atol=error, equal_nan=True)
+    assert read_tags(tmp_path / "f.tif")[0] == ("int8" if dtype == "int8" else "float")
 
 
 @pytest.mark.parametrize(("name", "form"), [("y.nc", "int8"), ("y.nc", "float"), ("y.tif", "netcdf"), ("y", "int8")])
