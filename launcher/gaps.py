@@ -4,7 +4,7 @@
 
 Judged on places of a synthetic Earth that the run never saw, rendered here, because only there the truth is known;
 against persistence (the last clear observation), linear interpolation and a harmonic fit. Writes PATH.md and PATH.json.
-A run that trained on places other than the synthetic Earth's is refused: that world is foreign to it.
+A run that trained on no place of the synthetic Earth is refused: that world is foreign to it.
 """
 
 from __future__ import annotations
