@@ -27,7 +27,7 @@ from aef.atomic import writing
 from aef.evaluation.tables import markdown_table
 from aef.figure_file import new_figure, save_png
 from aef.mapping.cog import writing_cog
-from aef.mapping.files import read_tags, transform_of
+from aef.mapping.files import origin_tags, read_tags, transform_of
 from aef.mapping.labels import LabelError, Samples
 from aef.search import choose_fields
 
@@ -223,11 +223,7 @@ def write_maps(
     (255: no data), atomically. Raises OSError."""
     names = {f"class_{code}": name for code, name in enumerate(classes, 1)}
     palette = {code: (*colour, 255) for code, colour in enumerate(colours(len(classes)), 1)}
-    tags = {
-        key: str(field.attrs[key])
-        for key in ("place", "period", "support", "model_version", "model_weights")
-        if key in field.attrs
-    }
+    tags = origin_tags(field)
     _write(stem.with_name(f"{stem.name}_classes.tif"), codes + 1, field, "class", 0, tags | names, palette)
     held = np.isfinite(confidence)
     percent = np.where(held, np.round(100 * np.where(held, confidence, 0)), 255)

@@ -32,7 +32,7 @@ from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.figure_file import new_figure, save_png
 from aef.mapping.chip_choice import periods_by_chip, read_times
-from aef.mapping.files import SUFFIX, read_field, read_tags, transform_of, write_geotiff
+from aef.mapping.files import SUFFIX, origin_tags, read_field, read_tags, transform_of, write_geotiff
 from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
@@ -328,9 +328,13 @@ def map_name(field: xarray.DataArray) -> str:
     return "_".join(word for word in (_name(field), period, "similarity.tif") if word)
 
 
-def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray) -> None:
-    """A similarity map as a float32 GeoTIFF, atomically. Raises OSError where it cannot be written."""
-    write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"])
+def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray, query: str) -> None:
+    """A similarity map as a float32 GeoTIFF that says to what, when and by which model, atomically.
+
+    Raises OSError where it cannot be written.
+    """
+    tags = origin_tags(field) | {"query": query}
+    write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"], tags=tags)
 
 
 def write_matches(path: Path, matches: Sequence[Match]) -> None:

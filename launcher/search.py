@@ -4,8 +4,8 @@
     aef search --fields FIELDS --at 4.35,50.85 --period 2019-01-01/2020-01-01 --out DIR
 
 Writes DIR/search.png (the best places and their similarity), DIR/places.csv, and a GeoTIFF of the similarity of every
-field. Words need a run that learnt from texts (`aef text`), and the text tower that it learnt with. Fields must be of
-one model, which need not be there to search them by a pixel.
+field, whose tags name query, period and model. Words need a run that learnt from texts (`aef text`), and the text tower
+that it learnt with. Fields must be of one model, which need not be there to search them by a pixel.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     with Progress("search", total, "field") as progress:
 
         def keep(field, map_) -> None:
-            search.write_map(out / search.map_name(field), field, map_)
+            search.write_map(out / search.map_name(field), field, map_, query)
             progress.advance(note=field.attrs["chip"])
 
         matches = search.search(fields(), direction, top=given.top, on_map=keep)

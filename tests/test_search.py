@@ -187,6 +187,9 @@ def test_the_command_writes_a_picture_a_table_and_maps(trained, tmp_path, capsys
             float(rows[0]["similarity"]), abs=1e-4
         )
         assert file.crs.to_string() == CRS
+        said = file.tags()
+        assert said["query"] == "“a lake”" and said["period"] == rows[0]["period"]
+        assert said["model_weights"] == aef.load(run).weights
     assert rows[0]["lat"][:5] in capsys.readouterr().out
 
 

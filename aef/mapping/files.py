@@ -204,8 +204,19 @@ def _first_and_step(centres: np.ndarray, size: float) -> tuple[float, float]:
     return first, (last - first) / (len(centres) - 1) if len(centres) > 1 else size
 
 
+def origin_tags(field: xarray.DataArray) -> dict[str, str]:
+    """What a map that is made of one field says of it: its place, time and model, as far as the field states them."""
+    names = ("place", "period", "support", "model_version", "model_weights")
+    return {name: str(field.attrs[name]) for name in names if name in field.attrs}
+
+
 def write_geotiff(
-    path: str | os.PathLike, values: np.ndarray, field: xarray.DataArray, *, bands: Sequence[str]
+    path: str | os.PathLike,
+    values: np.ndarray,
+    field: xarray.DataArray,
+    *,
+    bands: Sequence[str],
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Write (band, y, x) float32 values on the grid of a field as a GeoTIFF, atomically.
 
@@ -215,6 +226,7 @@ def write_geotiff(
     grid = {"crs": field.rio.crs, "transform": transform_of(field)}
     with writing_cog(path, shape=values.shape, dtype=values.dtype, bands=bands, **grid) as file:  # type: ignore[arg-type]
         file.write(values)
+        file.update_tags(**(tags or {}))
 
 
 def _as_netcdf(field: xarray.DataArray) -> memoryview:
