@@ -36,7 +36,7 @@ def draw_maps(part: SubFigure, chip: Chip, registry: Registry) -> None:
     for name, label in list(chip.labels.items())[:MAX_LABELS]:
         drawers.append((4.1, partial(_draw_label, part, name, label)))
     if chip.texts:
-        drawers.append((3.2, partial(_draw_texts, part, chip)))
+        drawers.append((4.1, partial(_draw_texts, part, chip)))
     unit = min(0.94 / max(sum(width for width, _ in drawers), 1e-9), 0.068)
     left = 0.03
     for width, draw in drawers:

@@ -224,7 +224,9 @@ def embedding_pictures(
         if label is not None:
             _draw_label(row[2], chip, label, legend_title)
     if shown is not None:
-        bar = figure.colorbar(shown, ax=rows[:, 1].tolist(), location="bottom", aspect=25, pad=0.01, extend="min")
+        column = rows[:, 1].tolist()
+        # Without panchor the images of its column would sink towards it.
+        bar = figure.colorbar(shown, ax=column, location="bottom", aspect=25, pad=0.01, extend="min", panchor=False)
         bar.set_label("cosine", fontsize=8)
         bar.ax.tick_params(labelsize=8)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,19 @@ def test_maps_show_classes_footprints_and_fields_as_they_are():
     assert (picture[:, 0] == 0.85).all() and len(np.unique(picture.reshape(-1, 3), axis=0)) == 3
     assert maps["gedi"].collections[0].get_array().tolist() == [10, 20, 30]
     assert any("1 fields" in text.get_text() for text in maps["cover"].texts)
+
+
+def test_nothing_that_is_written_runs_off_the_page():
+    soil = {"name": "soil", "title": "Soil", "bands": [{"name": "c", "unit": "1", "valid_min": 0, "valid_max": 9}]}
+    soil |= {"role": "target", "time": "static", "native_resolution_m": 10}
+    ones = np.ones((1, 1, 16, 16))
+    chip = chip_of(soil=SourceSeries(ones, ones > 0, bands=("c",)), gedi=footprints())
+    chip.labels["crop"] = chip.labels["cover"]
+    chip.texts = [replace(chip.texts[0], text="Rolling land at 129 m with winter barley and woods")]
+    figure = draw_chip(chip, BUILT_IN.extended([Source.from_dict(soil)]))
+    written = [text for part in figure.subfigs for axes in part.axes for text in axes.texts]
+    assert any(text.get_text().startswith("1  Rolling land") for text in written)
+    assert max(text.get_window_extent().x1 for text in written) < figure.bbox.width
 
 
 def test_a_packed_chip_is_drawn_beside_its_shard(tmp_path, capsys):

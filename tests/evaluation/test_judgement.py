@@ -399,6 +399,16 @@ def test_pictures_of_similarity_share_a_scale(chips):
     assert len(figure.axes) == 2 * 2 + 1 and scale.get_xlabel() == "cosine" and scale.get_xlim() == (0, 1)
 
 
+def test_pictures_of_a_place_that_is_no_square_stand_side_by_side(chips):
+    from aef.evaluation.report import embedding_pictures
+
+    fields = [np.random.default_rng(number).normal(size=(8, SIDE // 2, SIDE)) for number in range(3)]
+    figure = embedding_pictures(chips[:3], fields, None, "")
+    figure.draw_without_rendering()
+    for left, right in zip(figure.axes[0:6:2], figure.axes[1:6:2]):
+        assert left.get_window_extent().y1 == pytest.approx(right.get_window_extent().y1, abs=1)
+
+
 def test_runs_are_averaged_beside_their_spread_and_over_linear_interpolation():
     def figures(error):
         table = {REFERENCE: {"mean": 0.5, "p": 0.5}, "model, 120 d": {"mean": error, "p": error}}
