@@ -161,6 +161,32 @@ class Ranks:
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, 1.0)
 
+    def first_trouble(self, own: str | None) -> str | None:
+        """What went wrong on the first rank on which something did, on every rank; None: on none.
+
+        The ranks meet in the group's store and in no collective: one that failed must not enter another collective than
+        its companions are in.
+
+        Raises:
+            RankError: a rank did not come within ``timeout_s``.
+        """
+        if self.size == 1:
+            return own
+        store, turn = _store(), f"aef/trouble/{next(_alone)}"
+        keys = [f"{turn}/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], json.dumps(own))
+        over = time.monotonic() + self.timeout_s
+        while not store.check(keys):
+            if time.monotonic() > over:
+                itself = "" if own is None else f" after it failed ({own})"
+                raise RankError(
+                    f"rank {self.rank} has waited {self.timeout_s:g} s for its companions{itself}: go on from the last "
+                    "checkpoint with --resume auto"
+                )
+            time.sleep(0.01)
+        troubles = [json.loads(store.get(key)) for key in keys]
+        return next((f"rank {rank}: {text}" for rank, text in enumerate(troubles) if text is not None), None)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

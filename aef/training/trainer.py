@@ -16,12 +16,13 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from aef.kernels.dispatch import requested
 from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
 from aef.objective.objective import Objective
+from aef.one_line import one_line
 from aef.run import Run, build_model, load_state, read_weights
 
 from .bad_chips import BadChips
@@ -222,7 +224,7 @@ class Trainer:
         if shared.errors:
             messages = self.ranks.gather(loaded.error)
             rank, message = next((rank, text) for rank, text in enumerate(messages) if text is not None)
-            raise self._end_of_data(message if self.ranks.size == 1 else f"rank {rank}: {message}")
+            raise self._ended(message if self.ranks.size == 1 else f"rank {rank}: {message}")
         batches = [batch.to(self.ranks.device, non_blocking=True) for batch in loaded.batches]
         return batches, shared
 
@@ -241,13 +243,15 @@ class Trainer:
                 self.log.event("bad_chip", step=self.position.step + 1, chip=name, reason=reason)
                 self.display.say(f"passed over: {reason}")
         if new and (why := self.bad_chips.too_many):
-            raise self._end_of_data(why)
+            raise self._ended(why)
 
-    def _end_of_data(self, why: str) -> TrainingError:
-        """The error that ends the run for want of good data, with a checkpoint of the steps so far. Collective."""
-        if self.position.step and self._saved_step != self.position.step:
+    def _ended(self, why: str) -> TrainingError:
+        """The error that ends the run early, with a checkpoint of the steps so far. Collective."""
+        if self.position.step:
             try:
-                self.save_checkpoint()
+                if self._saved_step != self.position.step:
+                    self.save_checkpoint()
+                why += f"; a checkpoint is written, {GO_ON}"
             except CheckpointError as error:
                 why += f"; {error}"
         return TrainingError(why)
@@ -334,7 +338,7 @@ class Trainer:
     def draw_figure(self) -> None:
         """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective.
 
-        A sample that cannot be read any more costs the figure, not the run.
+        A sample that cannot be read any more, or drawn, costs the figure, not the run.
         """
         batch, why = None, None
         try:
@@ -350,23 +354,44 @@ class Trainer:
             output = self.engine.model(batch)
         self.engine.model.train()
         if self.ranks.is_first:
-            said = write_figure(self.run, batch, output, self.position.step)
-            if said:
-                self.display.say(said)
+            step = self.position.step
+            self._draw(f"step {step}", lambda: write_figure(self.run, batch, output, step))
 
     def validate(self) -> dict[str, Any]:
         """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as
-        ``RUN/figures/validation.png``. Collective."""
+        ``RUN/figures/validation.png``. Collective.
+
+        Raises:
+            TrainingError: on every rank, where it failed; a checkpoint of the steps so far is written.
+        """
+        failure: Exception | None = None
+
+        def attempt(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
+            nonlocal failure
+            try:
+                return action(), None
+            except Exception as error:
+                clear_frames(error.__traceback__)  # they hold what filled the memory
+                failure = error
+                return {}, _in_words(error)
+
+        def measure() -> dict[str, Any]:
+            return self.validation.measure(self.engine.model, self.position.step)
+
         if self.engine.stage == 3:
             # From here on a forward pass needs every rank.
-            figures = self.validation.measure(self.engine.model, self.position.step)
-            self.ranks.on_first(lambda: self._log_validation(figures))
-            return figures
-        return self.ranks.on_first(
-            lambda: self._log_validation(self.validation.measure(self.engine.model, self.position.step)),
-            "validating",
-            self.display.say,
-        )
+            figures, why = attempt(measure)
+            why = self.ranks.first_trouble(why)
+            if why is None:
+                _, why = self.ranks.on_first(lambda: attempt(lambda: self._log_validation(figures)))
+        else:
+            figures, why = self.ranks.on_first(
+                lambda: attempt(lambda: self._log_validation(measure())), "validating", self.display.say
+            )
+        if why is not None:
+            words = f"the validation of step {self.position.step} failed: {why}; train.validate_every=0 goes on without"
+            raise self._ended(words) from failure
+        return figures
 
     def _log_validation(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Log, say and draw what a validation measured. Rank 0 only."""
@@ -376,10 +401,17 @@ class Trainer:
         self.log.validation(self.position.step, figures)
         words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if OF not in name)
         self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
-        said = write_validation_figure(self.run, read_validations(self.run.path))
+        self._draw("validation", lambda: write_validation_figure(self.run, read_validations(self.run.path)))
+        return figures
+
+    def _draw(self, what: str, write: Callable[[], str | None]) -> None:
+        """Write a figure, or say why not: it costs no run."""
+        try:
+            said = write()
+        except Exception as error:
+            said = f"no figure of {what}: {_in_words(error)}"
         if said:
             self.display.say(said)
-        return figures
 
     @cached_property
     def validation(self) -> Validation:
@@ -439,6 +471,11 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _in_words(error: Exception) -> str:
+    """An error in one line, with its type where the message alone is seldom one."""
+    return one_line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 @dataclass(frozen=True)

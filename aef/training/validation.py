@@ -10,6 +10,7 @@ Everything is measured by `aef.evaluation.judgement`, as in the report, only wit
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class Validation:
             for label in dict.fromkeys(name for chip in self.looked_at for name in chip.labels):
                 figures.update(self._probes(model, label))
         figures.update(judge_health(model, self.looked_at))
-        return {name: round(value, 5) for name, value in figures.items()}
+        # Of a series that nothing varies in, or that hardly holds a frame, some are no numbers, which JSON does not know.
+        return {name: round(value, 5) for name, value in figures.items() if math.isfinite(value)}
 
     def _withheld(self, model: TrainedModel, task: WithheldTask) -> dict[str, float]:
         """The model's error, its share of the linear interpolation's, and the errors of naive predictors."""
@@ -87,7 +89,8 @@ class Validation:
             self._naive[source] = naive_table(task)
         naive = self._naive[source]
         error = model_table(task, model, period_days=[MAIN_PERIOD_DAYS]).mean(f"model, {MAIN_PERIOD_DAYS:g} d")
-        ours = {name: error, name + PER_LINEAR: error / naive.mean(REFERENCE)}
+        linear = naive.mean(REFERENCE)
+        ours = {name: error, name + PER_LINEAR: error / linear if linear else math.nan}
         return ours | {f"{name}{OF}{rival}": naive.mean(rival) for rival in RIVALS}
 
     def _probes(self, model: TrainedModel, label: str) -> dict[str, float]:

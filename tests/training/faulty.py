@@ -2,8 +2,8 @@
 
 Faults, at or after STEP: ``anywhere`` kills the process (SIGKILL) at a random moment of a step, ``writing`` in the
 middle of a file of a checkpoint, ``publishing`` between its manifest and its name, ``rotating`` while an old one is
-removed; ``dies`` kills this rank between two steps, ``stalls`` stops it there (SIGSTOP); ``none`` has none. Resumes
-where RUN stands.
+removed; ``dies`` kills this rank between two steps, ``stalls`` stops it there (SIGSTOP); ``validating`` and
+``validating3`` lack memory within a validation at STEP, at ZeRO stage 1 and 3; ``none`` has none. Resumes where RUN stands.
 """
 
 import os
@@ -70,6 +70,16 @@ def arm_anywhere(step_s):
     threading.Timer(delay, die).start()
 
 
+def arm_validating(model):
+    """Where a validation begins to embed, with weights gathered for the blocks before."""
+
+    def fail(module, inputs):
+        if not model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    model.summary.register_forward_pre_hook(fail)
+
+
 def main():
     run, chips, fault, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     random.seed(f"{run}{fault}{at}")
@@ -84,9 +94,13 @@ def main():
             world_size=size,
             timeout=timedelta(seconds=timeout_s),
         )
-    config = tiny(timeout_s=timeout_s, figure_every=10**6)
+    validates = fault.startswith("validating")
+    config = tiny(timeout_s=timeout_s, figure_every=10**6, validate_every=at if validates else 0)
     started = time.monotonic()
-    with Trainer(config, chips, run, resume="auto", quiet=True) as trainer:
+    deepspeed = "zero3" if fault == "validating3" else None
+    with Trainer(config, chips, run, resume="auto", deepspeed_config=deepspeed, quiet=True) as trainer:
+        if validates:
+            arm_validating(trainer.engine.model)
         for record in trainer.steps():
             step_s, started = time.monotonic() - started, time.monotonic()
             if record["step"] != at:

@@ -106,6 +106,15 @@ def test_a_rank_that_dies_or_stalls_ends_the_run_with_one_line_in_time(fault, ch
     assert checkpointed(run) == 3
 
 
+@pytest.mark.parametrize("fault", ["validating", "validating3"])
+def test_a_validation_that_fails_ends_all_ranks_with_a_checkpoint(fault, chips, tmp_path):
+    run = tmp_path / "run"
+    code, text, _ = run_two(run, chips, fault, tmp_path, timeout_s=60)
+    assert code == 1, text[-3000:]
+    assert "validation of step 4 failed" in text and "CUDA out of memory. Tried to allocate 2 GiB" in text
+    assert checkpointed(run) == 4
+
+
 def test_a_port_in_use_is_one_line(chips, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
