@@ -194,14 +194,19 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
 
 def load_state(module: Any, state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Load weights into a module. Raises RunError naming the first few that are missing, foreign or of another shape."""
+    """Load weights into a module. Raises RunError as `require_fitting` does."""
+    require_fitting(module, state, path)
+    module.load_state_dict(state)
+
+
+def require_fitting(module: Any, state: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Raises RunError naming the first few weights that a module would miss, or not know, or have of another shape."""
     expected = module.state_dict()
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     for what, names in (("lacks", missing), ("holds foreign", foreign), ("holds other shapes of", sorted(shapes))):
         if names:
             raise RunError(f"{path}: {what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}: of another model")
-    module.load_state_dict(state)
 
 
 def build_model(run: Run):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
@@ -12,7 +15,8 @@ from aef.data.dataset import read_withheld
 from aef.data.random_batch import sources_of
 from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
-from aef.run import TEXT_TOWER, WITHHELD, Run, input_and_target_names
+from aef.model.aef import AEF
+from aef.run import TEXT_TOWER, WITHHELD, Run, build_model, input_and_target_names
 from aef.settings_file import registry_of
 from aef.sources import BUILT_IN, Registry
 from aef.text.cache import FOLDER, VectorCache, find_vectors
@@ -21,11 +25,18 @@ from aef.text.tower import TowerError, TowerIdentity
 from .log import Say
 from .planner import filler
 
+Accept = Callable[[AEF], None]
+"""Raises where a model, of which nothing but the names and shapes of its weights is known, is not one to train."""
 
-def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1) -> Run:
+
+def accept_any(model: AEF) -> None:
+    pass
+
+
+def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1, accept: Accept = accept_any) -> Run:
     """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
     a copy of the dates that it withholds."""
-    run = describe_run(config, data, out, say)
+    run = describe_run(config, data, out, say, accept)
     filler(run.config, run.registry, run.inputs, ranks)  # too much of it is said before anything is written
     if config.data.withheld is not None:
         keep_list(config.data.withheld, out)
@@ -52,13 +63,19 @@ def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tu
     return tuple(inputs), tuple(targets)
 
 
-def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
-    """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent."""
+def describe_run(config: Config, data: Path, out: Path, say: Say, accept: Accept = accept_any) -> Run:
+    """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent,
+    once its model is found to be one to ``accept``."""
     registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
     folder.build_index(say)
     inputs, targets = _sources_of(config, folder)
     require_choices_of(config, folder)
+    model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
+    config = dataclasses.replace(config, model=model)
+    with torch.device("meta"):
+        scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
+        accept(build_model(Run(out, config, registry, scales, inputs, targets)))
     withheld = read_withheld(folder, config.data)
     if withheld is not None and (idle := withheld.describe_unmatched(folder)):
         say(f"{config.data.withheld}: {idle}")
@@ -71,8 +88,7 @@ def describe_run(config: Config, data: Path, out: Path, say: Say) -> Run:
                     f"{name}: no pixel of it is {statistics.weighting} in any chip of the statistics: its values stay unscaled and "
                     "nothing of it is scored; look at its validity and cloud weights (`aef show`)"
                 )
-    model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
-    return Run(out, dataclasses.replace(config, model=model), registry, statistics, inputs, targets)
+    return Run(out, config, registry, statistics, inputs, targets)
 
 
 def require_choices(config: Config, data: Path) -> None:

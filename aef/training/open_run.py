@@ -17,7 +17,7 @@ from .deepspeed_config import precision_of, read_configuration, resolve, stage_o
 from .deepspeed_engine import Engine
 from .distributed import Ranks
 from .log import Say
-from .new_run import create_run
+from .new_run import Accept, accept_any, create_run
 from .resume import reopen
 from .run_lock import RunLock
 
@@ -50,9 +50,16 @@ class Opening:
 
 
 def open_run(
-    config: Config, data: Path, out: Path, resume: str | None, deepspeed_config: str | None, ranks: Ranks, say: Say
+    config: Config,
+    data: Path,
+    out: Path,
+    resume: str | None,
+    deepspeed_config: str | None,
+    ranks: Ranks,
+    say: Say,
+    accept: Accept = accept_any,
 ) -> Opening:
-    """Open ``out``: new, or with ``resume`` where it stands. Collective.
+    """Open ``out``: new, if its model is one to ``accept``, or with ``resume`` where it stands. Collective.
 
     Raises:
         RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named; another
@@ -73,7 +80,7 @@ def open_run(
             return reopen(config, data, out, resume, State(RunPosition(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
             raise RunError(f"--resume {resume}: {out} holds no run")
-        create_run(config, data, out, say, ranks.size)
+        create_run(config, data, out, say, ranks.size, accept)
         return [None, None]
 
     try:

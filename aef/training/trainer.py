@@ -36,7 +36,7 @@ from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
 from aef.objective.objective import Objective
 from aef.one_line import one_line
-from aef.run import Run, build_model, load_state, read_weights
+from aef.run import DESCRIPTION, Run, build_model, load_state, read_weights, require_fitting
 
 from .bad_chips import BadChips
 from .checkpoint import (
@@ -106,8 +106,14 @@ class Trainer:
             raise TrainingError(f"a loader's process came to train: {GUARD}")
         config.validate()
         requested()  # a wrong AEF_KERNELS is said before anything is written
-        # So is a wrong path; a resumed run no longer needs it.
-        initial = read_weights(init_from) if init_from is not None and resume is None else None
+        # So are weights that cannot be read or do not fit; a resumed run no longer needs them.
+        resumes = resume is not None and (Path(out) / DESCRIPTION).exists()
+        initial = read_weights(init_from) if init_from is not None and not resumes else None
+
+        def accept(model: AEF) -> None:
+            if initial is not None:
+                require_fitting(model, initial.state, init_from)
+
         if config.train.validate_every:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
@@ -118,7 +124,7 @@ class Trainer:
             if tensorboard and self.ranks.is_first:
                 import_module("torch.utils.tensorboard")
             opened: Opening = open_run(
-                config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say
+                config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say, accept
             )
             self._release = opened.release
             undone.callback(self._release)

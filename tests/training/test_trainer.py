@@ -273,6 +273,23 @@ def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_c
     assert not (tmp_path / "third").exists()  # so that the corrected command finds no run there
 
 
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_weights_of_another_shape_are_refused_before_anything_is_written(resume, chips, tmp_path, make_config):
+    other = dataclasses.replace(make_config(), model=dataclasses.replace(make_config().model, blocks=3, time_width=48))
+    stop_after(other, chips, tmp_path / "first", steps=3)
+    (chips / "stats.json").unlink()
+    with pytest.raises(RunError, match=r"model\.safetensors: holds (foreign|other shapes).*: of another model"):
+        Trainer(
+            make_config(),
+            chips,
+            tmp_path / "second",
+            init_from=tmp_path / "first" / "model.safetensors",
+            resume=resume,
+            quiet=True,
+        )
+    assert not (tmp_path / "second").exists() and not (chips / "stats.json").exists()
+
+
 def test_a_script_that_loaders_processes_run_anew_is_told_what_it_lacks(tmp_path, make_config, monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(TrainingError, match=r'process came to train: .*below `if __name__ == "__main__":`'):
