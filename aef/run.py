@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aef import __version__
 from aef.atomic import writing
 from aef.config import Config
+from aef.path import as_path
 from aef.settings_file import SOURCES_FILE, dump_config, read_resolved, read_sources, write_sources
 from aef.sources import Registry
 
@@ -85,7 +86,7 @@ class Run:
         """
         from aef.data.statistics import Statistics
 
-        path = Path(path)
+        path = as_path(path, "run")
         entries = _description(path)
         for name in (SETTINGS, SOURCES_FILE, STATISTICS):
             if not (path / name).is_file():
@@ -112,6 +113,8 @@ def with_own_list(config: Config, run: Path) -> Config:
 
 def _description(path: Path) -> Mapping[str, Any]:
     file = path / DESCRIPTION
+    if path.is_file():
+        raise RunError(f"{path}: expected a run folder, found a file: give the folder that `aef train --out` made")
     if not path.is_dir():
         raise RunError(f"{path}: no such run folder")
     if not file.is_file():

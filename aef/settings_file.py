@@ -19,7 +19,7 @@ import yaml
 
 from aef import atomic
 from aef import config as presets
-from aef.config import Config, ConfigError
+from aef.config import Config, ConfigError, hints_of, require_type
 from aef.sources import BUILT_IN, Registry, Source, SourceError
 
 SOURCES_FILE = "sources.yaml"
@@ -44,13 +44,18 @@ def load_yaml(path: str | os.PathLike) -> Any:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def load_config(name_or_file: str, overrides: Iterable[str] = ()) -> Config:
+def load_config(name_or_file: str | os.PathLike, overrides: Iterable[str] = ()) -> Config:
     """A preset by name, or a YAML file (which may name its ``preset``), with ``section.key=value`` overrides.
 
     Raises:
         ConfigError: an unknown preset, section or key, or a value of the wrong type.
         FileNotFoundError: no preset of that name and no such file.
     """
+    if not isinstance(name_or_file, str | os.PathLike):
+        raise ConfigError(f"expected {', '.join(presets.PRESETS)} or a .yaml file, found {name_or_file!r}")
+    name_or_file = os.fspath(name_or_file)
+    if isinstance(overrides, str | Mapping):
+        raise ConfigError(f"overrides: expected a list like ['train.steps=100'], found {overrides!r}")
     if name_or_file in presets.PRESETS:
         config = presets.PRESETS[name_or_file]
     elif name_or_file.endswith((".yaml", ".yml")):
@@ -125,7 +130,7 @@ def _merge(config: Config, entries: Mapping[str, Any], where: str) -> Config:
         current = getattr(config, section)
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: section {section} must be a mapping, found {type(values).__name__}")
-        hints = typing.get_type_hints(type(current))
+        hints = hints_of(type(current))
         updates = {}
         for key, value in values.items():
             _require_known(key, list(hints), where, "setting", f"{section}.")
@@ -166,16 +171,12 @@ def names_of(listed: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """Check a YAML value against a dataclass field's type, widening int to float and list to tuple."""
+    """A YAML value as a dataclass field's type wants it, int widened to float and list to tuple. Raises ConfigError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is typing.Literal:
-        if not any(type(value) is type(choice) and value == choice for choice in arguments):  # 2.0 is no 2
-            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}")
-        return value
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
@@ -190,8 +191,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    require_type(value, hint, where)
     return value
 
 

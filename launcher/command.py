@@ -108,8 +108,10 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     hidden. Warnings of `aef` become one line each, said once.
     """
     name = name_of(sys.modules[main.__module__].__file__ or main.__module__)
+    given = sys.argv[1:] if argv is None else argv
     replace_unknown_letters()
     try:
+        _refuse_empty(given)
         with warnings.catch_warnings():
             warnings.showwarning = _warnings_as_lines(name, warnings.showwarning)
             code = main(argv) or 0
@@ -123,9 +125,17 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        given = sys.argv[1:] if argv is None else argv
         print(f"aef {name}: error: {_describe(error, given)}", file=sys.stderr)
         return FAILED
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Refuse an empty word, as an unset variable of the shell leaves it: as a path it would be the current folder."""
+    for before, word in zip(["", *given], given):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            option = word[:-1] or before
+            where = f"after {option}" if option.startswith("--") else "on the command line"
+            raise ValueError(f"expected a value {where}, found an empty word: is a variable of the shell unset?")
 
 
 def replace_unknown_letters() -> None:

@@ -9,6 +9,7 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -153,10 +154,56 @@ def test_overrides_are_typed():
         ("objective.source_weights=[nlcd=-1]", ("objective.source_weights", "at least 0", "'nlcd=-1'")),
         ("objective.source_weights=[nlcd=1, nlcd=2]", ("objective.source_weights", "each source once", "'nlcd=2'")),
         ("train.steps={a: 1", ("train.steps", "cannot read")),
+        ("data.time_jitter_days=1e9", ("data.time_jitter_days", "at most 3,660")),
+        ("data.periods_per_sample=1000000000", ("data.periods_per_sample", "at most 1,000")),
+        ("data.period_min_days=1e-9", ("data.period_min_days", "0.001")),
+        ("data.chip_px=1000000", ("data.chip_px", "at most 8,192")),
+        ("data.workers=100000", ("data.workers", "at most 1,000")),
+        ("model.space_width=1000000000", ("model.space_width", "at most 65,536")),
+        ("objective.clip_sigma=0", ("objective.clip_sigma", "positive")),
+        ("objective.clip_sigma=1e300", ("objective.clip_sigma", "at most 1,000,000")),
+        ("train.timeout_s=0", ("train.timeout_s", "at least 1")),
+        ("train.timeout_s=1e12", ("train.timeout_s", "at most 2,592,000")),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, words):
     refused(lambda: load_config("small", [override]), *words)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "words"),
+    [
+        ("train", {"steps": "10"}, ("train.steps: expected int, found '10'",)),
+        ("train", {"steps": 1.0}, ("train.steps: expected int, found 1.0",)),
+        ("train", {"steps": None}, ("train.steps: expected int, found None",)),
+        ("train", {"steps": np.int64(3)}, ("train.steps: expected int, found np.int64(3)",)),
+        ("train", {"betas": [0.9, 0.99]}, ("train.betas: expected a tuple, found [0.9, 0.99]",)),
+        ("data", {"held_out_places": "place0"}, ("data.held_out_places: expected a tuple",)),
+        ("data", {"withheld": Path("dates.csv")}, ("data.withheld: expected str",)),
+        ("data", {"crop_jitter": "no"}, ("data.crop_jitter: expected bool, found 'no'",)),
+        ("model", {"compute_dtype": "float16"}, ("model.compute_dtype: expected one of float32, bfloat16",)),
+    ],
+)
+def test_a_setting_of_another_type_made_in_python_is_refused_as_from_yaml(section, settings, words):
+    config = PRESETS["tiny"]
+    own = dataclasses.replace(getattr(config, section), **settings)
+    refused(dataclasses.replace(config, **{section: own}).validate, *words)
+    refused(dataclasses.replace(config, **{section: settings}).validate, section, "Config, found {")
+
+
+def test_whole_numbers_pass_for_numbers():
+    config = PRESETS["tiny"]
+    dataclasses.replace(config, train=dataclasses.replace(config.train, peak_lr=1)).validate()
+
+
+@pytest.mark.parametrize("arguments", [(None,), (3,), ("tiny", "train.steps=3"), ("tiny", {"train.steps": 3})])
+def test_settings_that_are_not_asked_for_as_expected_are_one_line(arguments):
+    refused(lambda: load_config(*arguments), "expected", "found")
+
+
+def test_a_file_of_settings_may_be_a_path(tmp_path):
+    (tmp_path / "mine.yaml").write_text("preset: tiny")
+    assert load_config(tmp_path / "mine.yaml") == PRESETS["tiny"]
 
 
 def test_a_file_builds_on_its_preset(tmp_path):

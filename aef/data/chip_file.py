@@ -31,6 +31,7 @@ from aef.data import shards
 from aef.data.chip_index import ChipEntry
 from aef.data.contract import ARRAYS, Chip, ChipError, Label, SourceSeries, TextPoint
 from aef.data.contract_check import validate
+from aef.path import as_path
 from aef.sources import Registry
 
 FORMAT_VERSION = 1
@@ -149,7 +150,7 @@ def read_chip(
         ChipError: the file is damaged, of a newer format or breaks the contract.
     """
     wanted = None if sources is None else set(sources)
-    with _opened(Path(path)) as archive:
+    with _opened(as_path(path, "chip")) as archive:
         header = _read_header(archive)
         series = {
             name: _read_series(archive, name, fields)

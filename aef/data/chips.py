@@ -29,6 +29,7 @@ from aef.data.chip_index import ChipIndex, find_duplicate
 from aef.data.contract import PIXEL_M, Chip, ChipError, Label, SourceSeries, TextPoint
 from aef.data.contract_check import RULES_VERSION, validate
 from aef.data.folder_scan import LEAST_CHIPS, list_names, up_to_date_index
+from aef.path import as_path
 from aef.sources import Registry
 
 __all__ = [
@@ -96,7 +97,7 @@ class ChipFolder:
     """
 
     def __init__(self, path: str | os.PathLike, registry: Registry) -> None:
-        self.path, self.registry = Path(path), registry
+        self.path, self.registry = as_path(path, "folder of chips"), registry
         if self.path.is_file() or shards.split(self.path):
             raise NotADirectoryError(
                 f"{self.path}: expected a folder of chips, found a file: give the folder it lies in"

@@ -13,7 +13,7 @@ def find_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         named = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         named = None
     if named is None or named.type not in ("cpu", "cuda"):  # mps lacks the double precision of times
         raise RunError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")

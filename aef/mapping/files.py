@@ -110,6 +110,8 @@ def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format =
     Warns:
         NotUnitWarning: as codes of unit vectors, vectors of another length (means, or only some of the bands).
     """
+    if not isinstance(field, xarray.DataArray):
+        raise TypeError(f"field: expected an embedding field as `embed` gives it, found {type(field).__name__}")
     if field.dims != ("band", "y", "x"):
         raise ValueError(f"expected a field of one period (band, y, x), found {field.dims}: select a period first")
     path = _named_for(path, form)

@@ -183,8 +183,10 @@ def sample(
         seed: of the draw.
 
     Raises:
-        LabelError: fewer than two classes lie on the fields.
+        LabelError: fewer than two classes lie on the fields, or there are no labels.
     """
+    if not areas:
+        raise LabelError("expected labels of at least two classes, found an empty list")
     classes = tuple(sorted({area.label for area in areas}))
     code_of = {label: code for code, label in enumerate(classes)}
     boxes = np.array([area.bounds for area in areas])

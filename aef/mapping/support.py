@@ -19,14 +19,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
+from numbers import Real
 
 import numpy as np
 
 from aef.data.chips import Chip
 from aef.mapping.errors import EmbeddingError
-from aef.timecode import DAY_MS, Period, format_time, parse_period
+from aef.timecode import DAY_MS, Period, format_time, parse_period, parse_time
 
-PeriodLike = str | tuple[str | date | np.datetime64, str | date | np.datetime64] | Period
+DateLike = str | date | np.datetime64
+PeriodLike = str | tuple[DateLike, DateLike] | Period
+TimeLike = int | DateLike
+"""Epoch milliseconds, or a date."""
+
+RequestLike = tuple[TimeLike, PeriodLike]
+"""A time to decode, and the valid period that holds it."""
+
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999, which dates can tell."""
 
 BEYOND_MS = 183 * DAY_MS
 """How far a valid period may lie outside the observations, or outside a support that is named (paper: 6 months)."""
@@ -53,9 +63,10 @@ class SparseSupportWarning(UserWarning):
 def as_period(value: PeriodLike) -> Period:
     """A period, or what stands for one: START/END, or a pair of dates (text, `datetime`, NumPy or pandas). Raises ValueError."""
     if isinstance(value, Period):
-        if value.length_ms <= 0:
-            raise EmbeddingError(f"the period {value} must end after it starts")
-        return value
+        period = Period(as_time(value.start_ms), as_time(value.end_ms))
+        if period.length_ms <= 0:
+            raise EmbeddingError(f"the period {period} must end after it starts")
+        return period
     if isinstance(value, str):
         return parse_period(value)
     if isinstance(value, tuple) and len(value) == 2 and all(map(_is_date, value)):
@@ -77,7 +88,30 @@ def as_periods(value: PeriodLike | Sequence[PeriodLike]) -> tuple[list[Period], 
     return [as_period(value)], True  # type: ignore[arg-type]
 
 
-def _as_text(value: str | date | np.datetime64) -> str:
+def as_time(value: TimeLike) -> int:
+    """Epoch milliseconds of a time: a whole number of them, or a date as in `as_period`. Raises ValueError."""
+    if _is_date(value):
+        return parse_time(_as_text(value))  # type: ignore[arg-type]
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, Real) or value != value // 1:
+        raise EmbeddingError(f'expected a time like "2018-06-01" or whole epoch milliseconds, found {value!r}')
+    if not FIRST_MS <= value <= LAST_MS:
+        raise EmbeddingError(f"expected a time in epoch milliseconds, found {value}, which lies beyond the year 9999")
+    return int(value)
+
+
+def as_requests(value: RequestLike | Sequence[RequestLike]) -> tuple[list[tuple[int, Period]], bool]:
+    """One request, or a list or tuple of them; and whether it is one. Raises ValueError."""
+    if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[0], tuple | list):
+        return [(as_time(value[0]), as_period(value[1]))], True  # type: ignore[arg-type]
+    found = []
+    for one in value if isinstance(value, tuple | list) else [value]:
+        if not isinstance(one, tuple | list) or len(one) != 2:
+            raise EmbeddingError(f'expected requests (TIME, PERIOD), like ("2018-06-01", PERIOD), found {one!r}')
+        found.append((as_time(one[0]), as_period(one[1])))
+    return found, False
+
+
+def _as_text(value: DateLike) -> str:
     """A date of any kind in ISO, NumPy's years and months by their first day."""
     if isinstance(value, np.datetime64):
         return str(value.astype("datetime64[ms]"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,10 @@ from aef.mapping.made_by import MadeBy
 from aef.mapping.passes import Pass
 from aef.mapping.support import (
     PeriodLike,
+    RequestLike,
     as_period,
     as_periods,
+    as_requests,
     group_requests,
     observed_span,
     require_support,
@@ -35,6 +37,7 @@ from aef.mapping.support import (
 )
 from aef.mapping.windows import Window, keep_inner, window_batches, windows_along
 from aef.model.aef import AEF
+from aef.one_line import one_line
 from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
 from aef.sources import Registry
 from aef.timecode import DAY_MS, Period, format_time
@@ -233,9 +236,9 @@ class TrainedModel:
 
     def reconstruct(
         self,
-        chip: Chip,
+        chip: Chip | str | os.PathLike,
         source: str,
-        requests: Sequence[tuple[int, Period]],
+        requests: RequestLike | Sequence[RequestLike],
         *,
         leave_out: Sequence[str] = (),
         without_ms: Mapping[str, Sequence[int]] | None = None,
@@ -244,31 +247,37 @@ class TrainedModel:
         """Decode a source at given times, each from the mean direction over its own valid period.
 
         Args:
-            chip: where.
+            chip: a chip or the file of one.
             source: one of the model's decoded sources.
-            requests: (time_ms, valid period that contains it) pairs.
+            requests: (time, valid period that holds it), or a list of them: a time is a date or epoch milliseconds, a
+                period as for `embed`.
             leave_out: input sources to ignore.
             without_ms: per source, frames that the encoder must not see.
             standardized: give z-scores (logits of a categorical source) rather than the source's stored units.
 
         Returns:
-            (request, channel, y, x) float32 on the chip's 10 m grid. Bands that training did not score are NaN.
+            (request, channel, y, x) float32 on the chip's 10 m grid, (channel, y, x) of one request that is in no list.
+            Bands that training did not score are NaN.
 
         Raises:
+            ChipError: as `embed`.
             EmbeddingError: the source is not decoded by this model, or a time lies outside its period.
+            ValueError: a time or a period that is none.
         """
         if source not in self.targets:
             raise EmbeddingError(f"source {source}: this model decodes {', '.join(self.targets)}")
-        for time_ms, period in requests:
+        chip = self.open(chip)
+        asked, single = as_requests(requests)
+        for time_ms, period in asked:
             if not period.contains(time_ms):
                 raise EmbeddingError(f"source {source}: {format_time(time_ms)} lies outside its period {period}")
         entry = self.registry[source]
-        out = np.zeros((len(requests), entry.decoded_channels, chip.height, chip.width), np.float32)
+        out = np.zeros((len(asked), entry.decoded_channels, chip.height, chip.width), np.float32)
         inputs = self.inputs_without(leave_out)
         span = observed_span(chip, inputs)
-        groups = group_requests([period for _, period in requests], span, self.support_ms, chip.id)
+        groups = group_requests([period for _, period in asked], span, self.support_ms, chip.id)
         for support, indices in groups.items():
-            wanted = [self._target(chip, source, *requests[i]) for i in indices]
+            wanted = [self._target(chip, source, *asked[i]) for i in indices]
             for batch, seen in self._batches(chip, support, inputs, without_ms, targets={source: wanted}):
                 with torch.inference_mode():
                     decoded = self.network(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
@@ -279,7 +288,7 @@ class TrainedModel:
                     sample, number = divmod(item, len(indices))
                     keep_inner(out[indices[number]], picture, *seen[sample])
         out[:, ~self.scored(source)] = np.nan
-        return out
+        return out[0] if single else out
 
     def scored(self, source: str) -> np.ndarray:
         """Which channels of a decoded source training scored, (C,) bool: only those mean something when decoded."""
@@ -312,8 +321,10 @@ class TrainedModel:
         return read_chip(path, self.registry, sources=(*self.inputs, *self.targets))
 
     def open(self, chip: Chip | str | os.PathLike) -> Chip:
-        """A chip whose structure is as it must be, or one read from its file. Raises ChipError."""
+        """A chip whose structure is as it must be, or one read from its file. Raises ChipError, TypeError."""
         if not isinstance(chip, Chip):
+            if not isinstance(chip, str | os.PathLike):
+                raise TypeError(f"chip: expected a Chip or the file of one, found {one_line(repr(chip), 60)}")
             return self.read(chip)
         known = {name: series for name, series in chip.sources.items() if name in (*self.inputs, *self.targets)}
         if known:  # else it is said what the model encodes
@@ -322,7 +333,9 @@ class TrainedModel:
 
     def inputs_without(self, leave_out: Sequence[str]) -> tuple[str, ...]:
         """The sources that it encodes but for some. Raises EmbeddingError for one that it does not encode."""
-        left = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
+        left = (leave_out,) if isinstance(leave_out, str) else leave_out
+        if not isinstance(left, Collection):
+            raise EmbeddingError(f"leave_out: expected names of sources, found {leave_out!r}")
         for name in left:
             if name not in self.inputs:
                 raise EmbeddingError(f"cannot leave out {name!r}: the model encodes {', '.join(self.inputs)}")

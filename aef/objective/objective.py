@@ -121,7 +121,7 @@ class Objective:
         data: DataConfig,
     ) -> None:
         self.config, self.random_offset = config, data.regrid_offset
-        self.ring = config.partner_chips * data.crops_per_chip
+        self.ring = config.ring(data)
         self.sources = {name: registry[name] for name in targets}
         if not self.sources:
             raise ValueError("the objective needs at least one decoded source, found none")

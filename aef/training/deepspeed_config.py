@@ -10,11 +10,13 @@ import functools
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aef.config import Config, ConfigError
+from aef.path import as_path
 
 from .devices import gpu_without_bf16
 
@@ -30,13 +32,16 @@ def shipped_names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
-def read_configuration(choice: str | None, ranks: int, on_gpu: bool) -> dict[str, Any]:
+def read_configuration(choice: str | os.PathLike | None, ranks: int, on_gpu: bool) -> dict[str, Any]:
     """A DeepSpeed configuration by shipped name or from a JSON file; by default stage 0 on one CPU rank, else ZeRO-1.
 
     Raises:
         ConfigError: no such name or file, not JSON, or a key that training sets itself.
+        TypeError, ValueError: neither a name nor a path.
     """
-    choice = choice or ("single" if ranks == 1 and not on_gpu else "zero1")
+    if choice is None:
+        choice = "single" if ranks == 1 and not on_gpu else "zero1"
+    choice = str(as_path(choice, "deepspeed_config"))
     path = SHIPPED / f"{choice}.json" if choice in shipped_names() else Path(choice)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +59,13 @@ def read_configuration(choice: str | None, ranks: int, on_gpu: bool) -> dict[str
 
 
 def resolve(
-    choice: str | None, config: Config, *, ranks: int, on_gpu: bool, parameters: int, universal: bool = False
+    choice: str | os.PathLike | None,
+    config: Config,
+    *,
+    ranks: int,
+    on_gpu: bool,
+    parameters: int,
+    universal: bool = False,
 ) -> dict[str, Any]:
     """The complete DeepSpeed configuration of a run: "auto" entries filled in, batch sizes and clipping added.
 
@@ -153,7 +164,7 @@ def row_of_a_pass(config: Config, ranks: int) -> int:
     holds; 0 where neither divides."""
     micro, count = micro_batches(config, ranks)
     crops, share = config.data.crops_per_chip, config.train.global_batch // ranks
-    row = config.objective.partner_chips * crops or (micro if count > 1 and micro % crops == 0 else 0)
+    row = config.objective.ring(config.data) or (micro if count > 1 and micro % crops == 0 else 0)
     return row if row and micro % row == 0 and share % row == 0 else 0
 
 

@@ -5,6 +5,7 @@ Rank 0 looks, decides and writes; the others read what it wrote.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ def open_run(
     config: Config,
     data: Path,
     out: Path,
-    resume: str | None,
-    deepspeed_config: str | None,
+    resume: str | os.PathLike | None,
+    deepspeed_config: str | os.PathLike | None,
     ranks: Ranks,
     say: Say,
     accept: Accept = accept_any,

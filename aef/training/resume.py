@@ -6,6 +6,7 @@ Rank 0 alone does all of this.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,9 @@ stretches the rest of the schedule, which is said."""
 UNIVERSAL = ".universal"
 
 
-def reopen(config: Config, data: Path, out: Path, resume: str | None, now: State, say: Say) -> list[str | None]:
+def reopen(
+    config: Config, data: Path, out: Path, resume: str | os.PathLike | None, now: State, say: Say
+) -> list[str | None]:
     """Choose the checkpoint, refuse what cannot be continued, cut the log back. Rank 0 only."""
     if resume is None:
         raise RunError(f"{out} already holds a run: go on with --resume auto, or choose another --out")
@@ -83,7 +86,7 @@ def reopen(config: Config, data: Path, out: Path, resume: str | None, now: State
     return [str(path) if path is not None else None for path in (checkpoint, universal)]
 
 
-def _choose(checkpoints: Checkpoints, resume: str, say: Say) -> Path | None:
+def _choose(checkpoints: Checkpoints, resume: str | os.PathLike, say: Say) -> Path | None:
     if resume == "auto":
         checkpoint, refused = checkpoints.newest()
         for line in refused:

@@ -36,6 +36,7 @@ from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
 from aef.objective.objective import Objective
 from aef.one_line import one_line
+from aef.path import as_path
 from aef.run import DESCRIPTION, Run, build_model, load_state, read_weights, require_fitting
 
 from .bad_chips import BadChips
@@ -86,6 +87,7 @@ class Trainer:
 
     Raises:
         ConfigError, ChipError, StatisticsError, RunError, CheckpointError: bad input, one line each.
+        TypeError: an argument of another kind.
         TrainingError: the script is run once more by a loader's process.
         ModuleNotFoundError: DeepSpeed is not installed, or what TensorBoard or validation needs where they are wanted.
     """
@@ -96,18 +98,27 @@ class Trainer:
         data: str | os.PathLike,
         out: str | os.PathLike,
         *,
-        resume: str | None = None,
+        resume: str | os.PathLike | None = None,
         init_from: str | os.PathLike | None = None,
-        deepspeed_config: str | None = None,
+        deepspeed_config: str | os.PathLike | None = None,
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise TrainingError(f"a loader's process came to train: {GUARD}")
+        if not isinstance(config, Config):
+            found = one_line(repr(config), 60)
+            raise TypeError(
+                f"config: expected aef.config.Config, like PRESETS['small'] or load_config(…), found {found}"
+            )
         config.validate()
+        data, out = as_path(data, "data"), as_path(out, "out")
+        if not isinstance(resume, str | os.PathLike | None):
+            raise TypeError(f"resume: expected None, 'auto' or a folder of {out / 'checkpoints'}, found {resume!r}")
+        init_from = None if init_from is None else as_path(init_from, "init_from")
         requested()  # a wrong AEF_KERNELS is said before anything is written
         # So are weights that cannot be read or do not fit; a resumed run no longer needs them.
-        resumes = resume is not None and (Path(out) / DESCRIPTION).exists()
+        resumes = resume is not None and (out / DESCRIPTION).exists()
         initial = read_weights(init_from) if init_from is not None and not resumes else None
 
         def accept(model: AEF) -> None:
@@ -124,12 +135,12 @@ class Trainer:
             if tensorboard and self.ranks.is_first:
                 import_module("torch.utils.tensorboard")
             opened: Opening = open_run(
-                config, Path(data), Path(out), resume, deepspeed_config, self.ranks, self.display.say, accept
+                config, data, out, resume, deepspeed_config, self.ranks, self.display.say, accept
             )
             self._release = opened.release
             undone.callback(self._release)
             self.run: Run = opened.run
-            self.config, self.data = self.run.config, Path(data)
+            self.config, self.data = self.run.config, data
             self.position = opened.position
             self.log = StepLog(self.run.path, tensorboard=tensorboard and self.ranks.is_first)
             self.checkpoints = Checkpoints(
@@ -158,7 +169,7 @@ class Trainer:
             require_same_model(opened.checkpoint, model)
         return model
 
-    def _build_engine(self, model: AEF, opened: Opening, deepspeed_config: str | None) -> Engine:
+    def _build_engine(self, model: AEF, opened: Opening, deepspeed_config: str | os.PathLike | None) -> Engine:
         configuration = resolve(
             deepspeed_config,
             self.config,

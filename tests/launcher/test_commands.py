@@ -33,6 +33,12 @@ def test_every_command_answers_help(name, capsys):
     assert f"usage: aef {name}" in text and len(text.splitlines()) > 4
 
 
+@pytest.mark.parametrize("words", [["--data", ""], ["--data="]])
+def test_an_empty_word_is_refused_as_it_would_be_the_current_folder(words, capsys):
+    assert main(["train", *words, "--out", "run"]) == 1
+    assert "error: expected a value after --data, found an empty word" in capsys.readouterr().err
+
+
 def test_a_default_of_several_words_is_shown_as_it_would_be_typed(capsys):
     for name in sorted(commands()):
         with pytest.raises(SystemExit):

@@ -15,7 +15,7 @@ from aef.mapping.errors import EmbeddingError
 from aef.mapping.support import LongPeriodWarning, group_requests
 from aef.run import RunError, read_weights
 from aef.sources import BUILT_IN
-from aef.timecode import DAY_MS, Period, parse_period, parse_time
+from aef.timecode import DAY_MS, Period, format_time, parse_period, parse_time
 
 START = parse_time("2018-01-01")
 YEAR = ("2018-01-01", "2019-01-01")
@@ -178,6 +178,53 @@ def test_reconstructions_come_in_stored_units_one_per_request(model):
         model.reconstruct(chip, "landsat", requests)
     with pytest.raises(EmbeddingError, match="outside its period"):
         model.reconstruct(chip, "sentinel2", [(day, Period(day + 1, day + DAY_MS))])
+
+
+def test_a_request_comes_in_every_form_in_which_a_period_does(model, tmp_path):
+    chip = a_chip(24)
+    day, period = START + 100 * DAY_MS, Period(START, START + 200 * DAY_MS)
+    expected = model.reconstruct(chip, "sentinel2", [(day, period)])
+    start, end = (format_time(time_ms) for time_ms in period)
+    moment = np.datetime64(day, "ms")
+    path = write_chip(tmp_path / "c.npz", chip, BUILT_IN)
+    for request in (
+        (format_time(day), (start, end)),
+        (moment, f"{start}/{end}"),
+        (moment.item(), (np.datetime64(start), end)),
+        (np.int64(day), period),
+    ):
+        assert np.array_equal(model.reconstruct(path, "sentinel2", [request]), expected)
+        assert np.array_equal(model.reconstruct(chip, "sentinel2", request), expected[0])
+    assert len(model.reconstruct(chip, "sentinel2", [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("requests", "words"),
+    [
+        (["2018-04-01", YEAR], "expected requests .*found '2018-04-01'"),
+        ([(1.5, YEAR)], "whole epoch milliseconds, found 1.5"),
+        ([(True, YEAR)], "found True"),
+        ([(np.timedelta64(3, "D"), YEAR)], "expected a time"),
+        ([("April", YEAR)], "expected an ISO date"),
+        ([(START, 2018)], "expected a period"),
+        ([(10**18, YEAR)], "beyond the year 9999"),
+        (3, "expected requests .*found 3"),
+    ],
+)
+def test_requests_that_are_none_are_one_line(model, requests, words):
+    with pytest.raises(ValueError, match=words):
+        model.reconstruct(a_chip(16), "sentinel2", requests)
+
+
+def test_what_is_no_chip_no_period_and_no_source_is_said(model):
+    chip = a_chip(16)
+    for wrong in (None, 3, [chip]):
+        with pytest.raises(TypeError, match="chip: expected a Chip or the file of one, found"):
+            model.embed(wrong, YEAR)
+    with pytest.raises(EmbeddingError, match="beyond the year 9999"):
+        model.embed(chip, Period(0, 10**18))
+    with pytest.raises(EmbeddingError, match="leave_out: expected names of sources, found None"):
+        model.embed(chip, YEAR, leave_out=None)
 
 
 def test_a_band_that_training_did_not_score_is_not_reconstructed(model):

@@ -290,6 +290,27 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(resume,
     assert not (tmp_path / "second").exists() and not (chips / "stats.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "words"),
+    [
+        ("config", "tiny", TypeError, r"config: expected aef.config.Config, .*found 'tiny'"),
+        ("data", None, TypeError, "data: expected a path, found None"),
+        ("data", "", ValueError, "data: expected a path, found an empty one"),
+        ("out", ["run"], TypeError, r"out: expected a path, found \['run'\]"),
+        ("resume", True, TypeError, "resume: expected None, 'auto' or a folder of .*found True"),
+        ("init_from", {}, TypeError, r"init_from: expected a path, found \{\}"),
+        ("deepspeed_config", {}, TypeError, r"deepspeed_config: expected a path, found \{\}"),
+    ],
+)
+def test_an_argument_of_another_kind_is_one_line_that_names_it(
+    argument, value, error, words, chips, tmp_path, make_config
+):
+    given = {"config": make_config(), "data": chips, "out": tmp_path / "run", argument: value}
+    with pytest.raises(error, match=words) as caught:
+        Trainer(**given, quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
 def test_a_script_that_loaders_processes_run_anew_is_told_what_it_lacks(tmp_path, make_config, monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(TrainingError, match=r'process came to train: .*below `if __name__ == "__main__":`'):
