@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from aef.data.shards import is_chip, split
 
-    require_number("--dpi", given.dpi, 1)
+    require_number("--dpi", given.dpi, 20, 600)
     path = Path(given.chip)
     if not is_chip(path) and path.is_dir():
         raise ValueError(f"{path}: is a folder: name one of its chips, like {path}/NAME.npz")
@@ -57,7 +57,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--sources-file", nargs="*", default=[], metavar="YAML", help="files with further source entries"
     )
-    options.add_argument("--dpi", type=int, default=110, help="resolution of the picture")
+    options.add_argument("--dpi", type=int, default=110, help="resolution of the picture, 20 to 600")
     return options
 
 

@@ -16,10 +16,11 @@ from aef.progress import Progress
 def main(argv: list[str] | None = None) -> int:
     # Read when NumPy is first imported: places are rendered in parallel, so a matrix product needs one thread only.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from aef.data.synthetic import Earth, write_earth
+    from aef.data.synthetic import Earth, require_counts, write_earth
 
     given = _options().parse_args(argv)
     earth = Earth(given.seed, given.chip_px, given.years, tuple(given.sources), given.first_year)
+    require_counts(given.places, given.workers)
     if given.dry_run:
         print(f"{given.places} chips of {given.chip_px} px and {given.years} years: {', '.join(given.sources)}")
         return 0

@@ -124,11 +124,15 @@ def _run(config: Config, given) -> int:
 
 
 def _dry_run(config: Config, given) -> int:
-    from aef.training.new_run import require_choices
+    from aef.run import read_weights, require_fitting
+    from aef.training.new_run import require_choices, sketch_model
     from aef.training.plan_report import describe_plan
 
+    initial = None if given.init_from is None else read_weights(given.init_from)
     if given.data:
         require_choices(config, Path(given.data))
+        if initial is not None:
+            require_fitting(sketch_model(config, Path(given.data)), initial.state, given.init_from)
     print(dump_config(config).rstrip())
     print(describe_plan(config, given.data, given.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
     return 0

@@ -58,6 +58,19 @@ def find_sources(config: Config, data: str | Path | None) -> tuple[Registry, tup
     return folder.registry, _sources_of(config, folder)
 
 
+def sketch_model(config: Config, data: Path) -> AEF:
+    """The network of a run over ``data``, of which nothing but the names and shapes of its weights is known."""
+    registry, (inputs, targets) = find_sources(config, data)
+    model = dataclasses.replace(config.model, text_dim=_text_dim(config, data))
+    return _sketch(dataclasses.replace(config, model=model), registry, inputs, targets)
+
+
+def _sketch(config: Config, registry: Registry, inputs: tuple[str, ...], targets: tuple[str, ...]) -> AEF:
+    scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
+    with torch.device("meta"):
+        return build_model(Run(Path(), config, registry, scales, inputs, targets))
+
+
 def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
     inputs, targets = input_and_target_names(config, folder.sources(skip_bad=config.data.skip_bad), folder.registry)
     return tuple(inputs), tuple(targets)
@@ -73,9 +86,7 @@ def describe_run(config: Config, data: Path, out: Path, say: Say, accept: Accept
     require_choices_of(config, folder)
     model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
     config = dataclasses.replace(config, model=model)
-    with torch.device("meta"):
-        scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
-        accept(build_model(Run(out, config, registry, scales, inputs, targets)))
+    accept(_sketch(config, registry, inputs, targets))
     withheld = read_withheld(folder, config.data)
     if withheld is not None and (idle := withheld.describe_unmatched(folder)):
         say(f"{config.data.withheld}: {idle}")

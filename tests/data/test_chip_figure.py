@@ -224,5 +224,6 @@ def test_a_missing_chip_is_one_line(tmp_path, capsys):
 
 
 def test_a_resolution_that_is_none_names_its_option(tmp_path, capsys):
-    assert run(main, [str(tmp_path / "a.npz"), "--dpi", "0"]) == 1
-    assert "--dpi: expected 1 or more, found 0" in capsys.readouterr().err
+    for dpi in ("0", "5", "100000"):  # of 5, letters would have no pixel; of 100000, the picture tens of gigabytes
+        assert run(main, [str(tmp_path / "a.npz"), "--dpi", dpi]) == 1
+        assert f"--dpi: expected 20 to 600, found {dpi}" in capsys.readouterr().err.replace("1e+05", "100000")

@@ -147,6 +147,22 @@ def test_a_dry_run_refuses_what_the_run_would(setting, words, chips, tmp_path, c
     assert call(train, *given[:-1], "--dry-run") == 0 and not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_refuses_weights_that_the_run_would(chips, tmp_path, capsys):
+    given = ["--config", "tiny", "--data", chips, "--out", tmp_path / "run", "train.steps=1"]
+    assert call(train, *given) == 0
+    capsys.readouterr()
+    start = ["--config", "tiny", "--data", chips, "--out", tmp_path / "next", "--init-from"]
+    assert call(train, *start, tmp_path / "run" / "model.safetensors", "--dry-run") == 0
+    capsys.readouterr()
+    for file, settings, words in (
+        (tmp_path / "run" / "model.safetensors", ["model.blocks=1"], "holds foreign encoder.blocks.1"),
+        (tmp_path / "none.safetensors", [], "none.safetensors: is missing"),
+    ):
+        line = error_of(capsys, train, *start, file, *settings, "--dry-run")
+        assert words in line and line == error_of(capsys, train, *start, file, *settings)
+    assert not (tmp_path / "next").exists()
+
+
 def test_statistics_of_another_source_are_refused(chips, tmp_path, capsys):
     entries = json.loads((chips / "stats.json").read_text())
     entries["sources"]["landsat"] = entries["sources"]["sentinel2"]

@@ -4,6 +4,14 @@ One latent scene per place (`landscape.Scene`) is seen by every source, so that 
 labels are exact. Properties and figures: docs/synthetic.md.
 """
 
-from aef.data.synthetic.earth import FIRST_YEAR, SOURCES, Earth, SyntheticError, generate, write_earth
+from aef.data.synthetic.earth import (
+    FIRST_YEAR,
+    SOURCES,
+    Earth,
+    SyntheticError,
+    generate,
+    require_counts,
+    write_earth,
+)
 
-__all__ = ["FIRST_YEAR", "SOURCES", "Earth", "SyntheticError", "generate", "write_earth"]
+__all__ = ["FIRST_YEAR", "SOURCES", "Earth", "SyntheticError", "generate", "require_counts", "write_earth"]

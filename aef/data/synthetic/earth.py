@@ -24,7 +24,8 @@ from aef.sources import BUILT_IN
 LICENCE = "CC0-1.0"
 PREFIX = "synthetic_"
 FIRST_YEAR = 2019
-LEAST_PX = 16
+LEAST_PX, MOST_PX = 16, 4096
+MOST_PLACES = 10**8
 SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
     "sentinel2": optical.sentinel2,
     "sentinel1": radar.sentinel1,
@@ -38,6 +39,9 @@ SOURCES: dict[str, Callable[[Scene], SourceSeries | None]] = {
 }
 """How each source of the registry is rendered from a scene; None where it does not exist at that place."""
 
+NOT_EVERYWHERE = ("nlcd",)
+"""Sources that exist at some places only."""
+
 
 class SyntheticError(ValueError):
     """The synthetic Earth cannot be made as asked; one line."""
@@ -49,7 +53,7 @@ class Earth:
 
     Attributes:
         seed: of everything; with the number of a place it decides that place wholly.
-        chip_px: side of a chip, at least 16.
+        chip_px: side of a chip, 16 to 4096.
         years: calendar years of observations, the same at every place, so that one period embeds a whole folder.
         first_year: the first of them.
         sources: names out of `SOURCES`.
@@ -67,10 +71,15 @@ class Earth:
             raise SyntheticError(
                 f"sources: expected some of {', '.join(SOURCES)}, found {', '.join(unknown) or 'none'}"
             )
-        least = {"chip_px": LEAST_PX, "years": 1, "seed": 0, "first_year": 1970}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise SyntheticError(f"{name}: expected at least {bound}, found {getattr(self, name)}")
+        if set(self.sources) <= set(NOT_EVERYWHERE):
+            raise SyntheticError(
+                f"sources: {', '.join(self.sources)} exists in America only: name another one beside it, which the other "
+                "places hold"
+            )
+        limits = {"chip_px": (LEAST_PX, MOST_PX), "years": (1, 100), "seed": (0, 10**9), "first_year": (1970, 2900)}
+        for name, (least, most) in limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise SyntheticError(f"{name}: expected {least} to {most}, found {getattr(self, name)}")
 
     def scene(self, place: int) -> Scene:
         """The latent truth of a place."""
@@ -165,8 +174,7 @@ def write_earth(
         SyntheticError: fewer than one place, or a negative number of workers.
         ChipError: the folder holds some of these chips already.
     """
-    if places < 1 or workers < 0:
-        raise SyntheticError(f"expected at least one place and no negative workers, found {places} and {workers}")
+    require_counts(places, workers)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names = [place_name(earth.seed, place) for place in range(places)]
@@ -174,6 +182,14 @@ def write_earth(
         yield from (folder / f"{name}.npz" for name in names if name in kept)
         yield from _write_all(
             [(earth, i, folder, compress) for i, name in enumerate(names) if name not in kept], workers
+        )
+
+
+def require_counts(places: int, workers: int) -> None:
+    """Refuse numbers of places and of processes that cannot be. Raises SyntheticError."""
+    if not 1 <= places <= MOST_PLACES or workers < 0:
+        raise SyntheticError(
+            f"expected at least one place, at most {MOST_PLACES:,}, and no negative workers, found {places} and {workers}"
         )
 
 

@@ -222,10 +222,14 @@ def test_a_sensor_only_averages(cell_m, shift_m):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"chip_px": 8}, "chip_px: expected at least 16, found 8"),
-        ({"years": 0}, "years: expected at least 1"),
-        ({"first_year": 1000}, "first_year: expected at least 1970"),
-        ({"seed": -1}, "seed: expected at least 0"),
+        ({"chip_px": 8}, "chip_px: expected 16 to 4096, found 8"),
+        ({"chip_px": 1_000_000}, "chip_px: expected 16 to 4096, found 1000000"),
+        ({"years": 0}, "years: expected 1 to 100"),
+        ({"years": 100_000}, "years: expected 1 to 100"),
+        ({"first_year": 1000}, "first_year: expected 1970 to"),
+        ({"first_year": 9999}, "first_year: expected 1970 to"),
+        ({"seed": -1}, "seed: expected 0 to"),
+        ({"sources": ("nlcd",)}, "sources: nlcd exists in America only: name another one beside it"),
         ({"sources": ("modis",)}, "sources: expected some of sentinel2"),
         ({"sources": ()}, "found none"),
     ],
@@ -246,3 +250,5 @@ def test_the_command_writes_a_folder_of_chips(tmp_path, capsys):
     assert len(folder) == 2 and len(set(folder.places())) == 2
     with pytest.raises(SyntheticError, match="at least one place"):
         main(["--out", str(out), "--places", "0"])
+    with pytest.raises(SyntheticError, match="at least one place"):
+        main(["--out", str(out), "--places", "-1", "--dry-run"])
