@@ -158,6 +158,9 @@ class Checkpoints:
 
     def trusted(self, path: Path) -> Path:
         """The checkpoint itself, if it passes its manifest. Raises CheckpointError."""
+        if not path.is_dir():
+            known = ", ".join(one.name for one in self.all()) or "none"
+            raise CheckpointError(f"{path}: no such checkpoint; the run holds {known}")
         reason = damage(path)
         if reason is not None:
             raise CheckpointError(f"{path}: {reason}: it is not loaded")

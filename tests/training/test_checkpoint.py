@@ -44,6 +44,11 @@ def test_the_newest_complete_one_is_chosen(checkpoints):
     assert State.read(path / STATE).position == RunPosition(9, 18)
 
 
+def test_one_that_is_not_there_is_not_said_to_be_damaged(checkpoints):
+    with pytest.raises(CheckpointError, match="no such checkpoint; the run holds step-00000009, step-00000006"):
+        checkpoints.trusted(checkpoints.folder / "step-00000099")
+
+
 def test_only_the_last_few_are_kept(checkpoints):
     write(checkpoints, 12)
     assert [path.name for path in checkpoints.all()] == ["step-00000012", "step-00000009", "step-00000006"]

@@ -76,7 +76,7 @@ class Earth:
                 f"sources: {', '.join(self.sources)} exists in America only: name another one beside it, which the other "
                 "places hold"
             )
-        limits = {"chip_px": (LEAST_PX, MOST_PX), "years": (1, 100), "seed": (0, 10**9), "first_year": (1970, 2900)}
+        limits = {"chip_px": (LEAST_PX, MOST_PX), "years": (1, 100), "seed": (0, 10**18), "first_year": (1970, 2900)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise SyntheticError(f"{name}: expected {least} to {most}, found {getattr(self, name)}")
