@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -25,6 +26,7 @@ from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.patience import Patience
 from aef.one_line import one_line
 from aef.sources import Source
+from aef.stac.outlines import located, outline_of, reaches, within_180
 from aef.stac.products import PREFIX, PRODUCTS, Product, product_of
 
 OVERPASS_MS = 10 * 60_000
@@ -113,15 +115,21 @@ class StacFetcher:
         return sorted((_latest(group, product.version) for group in groups), key=lambda g: acquired_ms(g[0]))
 
     def _items(self, chip: PlannedChip, name: str, product: Product) -> list[Any]:
-        lons, lats = chip.grid.outline_degrees()
-        box = (float(lons.min()), float(lats.min()), float(lons.max()), float(lats.max()))
-        period = None if product.static else (chip.period.start_ms, chip.period.end_ms)
+        box, collection = outline_of(chip.grid), self.collections[name]
+        period = None if product.static else chip.period
+        found: dict[str, Any] = {}
         if self._searchable:
             # The API's end is inclusive, a period's is not.
-            span = None if period is None else f"{_iso(period[0])}/{_iso(period[1] - 1)}"
-            search = {"collections": [self.collections[name]], "bbox": box, "datetime": span}
-            return self._patiently(lambda: list(self._client.search(**search).items()))
-        return [i for i in self._all_items() if i.collection_id == self.collections[name] and _touches(i, box, period)]
+            span = None if period is None else f"{_iso(period.start_ms)}/{_iso(period.end_ms - 1)}"
+            for part in within_180(box):
+                search = self._client.search(collections=[collection], bbox=part, datetime=span)
+                found |= {i.id: i for i in self._patiently(partial(_all_of, search))}
+        else:
+            for i in self._all_items():
+                inside = i.collection_id == collection and reaches(i, box)
+                if inside and (period is None or period.contains(acquired_ms(i))):
+                    found[i.id] = i
+        return [located(item, box) for item in found.values()]
 
     def _all_items(self) -> list[Any]:
         with self._reading:
@@ -273,16 +281,21 @@ def _platform(item: Any) -> str:
 
 
 def _latest(items: list[Any], version: str) -> list[Any]:
-    """Of items of one tile, the one of the latest processing."""
+    """Of items of one tile, those of the latest processing: several where the overpass was received in parts."""
     if not version:
         return items
-    kept: dict[str, Any] = {}
+
+    def tile(item: Any) -> str:
+        return str(item.properties.get("grid:code") or item.properties.get("s2:mgrs_tile") or item.bbox)
+
+    def made(item: Any) -> str:
+        return str(item.properties.get(version, ""))
+
+    latest: dict[str, str] = {}
     for item in items:
-        tile = str(item.properties.get("grid:code") or item.properties.get("s2:mgrs_tile") or item.bbox)
-        best = kept.get(tile)
-        if best is None or str(item.properties.get(version, "")) > str(best.properties.get(version, "")):
-            kept[tile] = item
-    return sorted(kept.values(), key=lambda i: (acquired_ms(i), i.id))
+        latest[tile(item)] = max(made(item), latest.get(tile(item), ""))
+    kept = (item for item in items if made(item) == latest[tile(item)])
+    return sorted(kept, key=lambda i: (acquired_ms(i), i.id))
 
 
 def _key(item: Any, keys: Sequence[str]) -> str:
@@ -306,12 +319,6 @@ def _metadata(source: Source, item: Any) -> np.ndarray:
     return np.array([np.nan if value is None else float(value) for value in found], np.float32)
 
 
-def _touches(item: Any, box: tuple[float, float, float, float], period: tuple[int, int] | None) -> bool:
-    west, south, east, north = item.bbox
-    inside = west <= box[2] and east >= box[0] and south <= box[3] and north >= box[1]
-    return inside and (period is None or period[0] <= acquired_ms(item) < period[1])
-
-
 # --- catalogues ------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +338,10 @@ def _open(catalog: str) -> Any:
     if "://" not in catalog and not Path(catalog).exists():
         raise AccessError(f"{catalog}: no such catalogue (expected a URL or the path of a catalog.json)")
     return _asking(lambda: pystac_client.Client.open(catalog, timeout=60, **options), catalog)
+
+
+def _all_of(search: Any) -> list[Any]:
+    return list(search.items())
 
 
 def _read_whole(client: Any) -> list[Any]:
