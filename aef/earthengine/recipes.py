@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from aef.clock import DAY_MS, SUPPORT_MS, Period
+from aef.clock import SUPPORT_MS, Period
 from aef.earthengine.grid import NativeGrid
 from aef.sources import Source
 
@@ -29,6 +29,10 @@ WEIGHT = "weight"
 
 FOOTPRINT_LON, FOOTPRINT_LAT = "lon_highestreturn", "lat_highestreturn"
 """Bands that say where in its 25 m cell a footprint lies."""
+
+PASS_MS = 10 * 60_000
+"""Images of one satellite over one place within ten minutes belong to one pass: it comes back after an orbit, 98 minutes, at
+the earliest. Neither days nor numbers of orbits and paths say so: midnight UTC and the equator lie inside passes."""
 
 CLOUD_SCORE = "GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED"
 CLEAR_SCORE = 0.5
@@ -133,6 +137,18 @@ def _grouped(scenes: Iterable[Scene], key: Callable[[Scene], Any]) -> list[list[
     return list(groups.values())
 
 
+def _passes(scenes: Iterable[Scene], key: Callable[[Scene], Any]) -> list[list[Scene]]:
+    """Scenes of one key within `PASS_MS` of the first, in order of time."""
+    passes: list[list[Scene]] = []
+    for group in _grouped(scenes, key):
+        passes.append([])
+        for scene in group:
+            if passes[-1] and scene.time_ms - passes[-1][0].time_ms > PASS_MS:
+                passes.append([])
+            passes[-1].append(scene)
+    return passes
+
+
 def _in_order(frames: Iterable[Frame]) -> list[Frame]:
     """Frames by time; those of one millisecond become one mosaic, as the chip contract asks."""
     merged: dict[int, Frame] = {}
@@ -157,71 +173,74 @@ def every_image(scenes: Sequence[Scene], around: Surrounding, source: Source) ->
 def sentinel2_datatakes(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
     """One frame per datatake: granules that overlap at tile edges are merged, a reprocessed granule replaces the older.
 
+    Where a datatake was received in parts, a tile has a granule of each; of one baseline they are parts, the latest on top.
     Granules in the chip's own UTM zone lie on top, so that pixels are in the source projection wherever they can be.
     """
-    newest: dict[tuple[str, str], Scene] = {}
-    for scene in sorted(scenes, key=lambda s: (s.properties.get("GENERATION_TIME") or 0, s.index)):
-        newest[_datatake(scene), str(scene.properties.get("MGRS_TILE"))] = scene
 
-    def rank(scene: Scene) -> tuple[bool, str]:
-        return (str(scene.properties.get("MGRS_TILE", ""))[:2].lstrip("0") == str(around.zone), scene.index)
+    def made(scene: Scene) -> tuple[float, str]:
+        return (scene.properties.get("GENERATION_TIME") or 0, scene.index)
 
-    groups = _grouped(newest.values(), _datatake)
+    newest: dict[tuple[str, str], list[Scene]] = {}
+    for scene in sorted(scenes, key=made):
+        take, baseline = _datatake(scene)
+        parts = newest.setdefault((take, str(scene.properties.get("MGRS_TILE"))), [])
+        parts[:] = [part for part in parts if _datatake(part)[1] == baseline] + [scene]
+
+    def rank(scene: Scene) -> tuple[Any, ...]:
+        own = str(scene.properties.get("MGRS_TILE", ""))[:2].lstrip("0") == str(around.zone)
+        return (own, *made(scene))
+
+    groups = _grouped((part for parts in newest.values() for part in parts), lambda scene: _datatake(scene)[0])
     return _in_order(Frame(tuple(sorted(g, key=rank)), g[0].time_ms, None, source.band_names) for g in groups)
 
 
-def _datatake(scene: Scene) -> str:
-    """GS2A_20180105T102421_013256_N02.06 without its processing baseline."""
-    identifier = str(scene.properties.get("DATATAKE_IDENTIFIER") or scene.index)
-    return identifier.rsplit("_N", 1)[0]
+def _datatake(scene: Scene) -> tuple[str, str]:
+    """GS2A_20180105T102421_013256_N02.06 as the datatake and its processing baseline."""
+    take, _, baseline = str(scene.properties.get("DATATAKE_IDENTIFIER") or scene.index).partition("_N")
+    return take, baseline
 
 
 def sentinel1_passes(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """One frame per pass: consecutive slices of one orbit are merged. Polarisations that it lacks are not fetched."""
+    """One frame per pass: consecutive slices are merged, also where the orbit's number changes between them (it counts
+    from the equator, northwards). Polarisations that it lacks are not fetched."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
-        return (
-            p.get("platform_number"),
-            p.get("orbitNumber_start"),
-            tuple(p.get("transmitterReceiverPolarisation") or ()),
-        )
+        # Near the southern turn of its orbit a satellite sees a place going down and, minutes later, coming up.
+        return (p.get("platform_number"), p.get("orbitProperties_pass"), tuple(sorted(_polarisations(scene))))
 
     def frame(group: list[Scene]) -> Frame:
-        held = {*(group[0].properties.get("transmitterReceiverPolarisation") or ()), "angle"}
+        held = {*_polarisations(group[0]), "angle"}
         heading = group[0].properties.get("platformHeading")
         metadata = (math.nan if heading is None else float(heading), SENTINEL1_INCLINATION_DEG)
         return Frame(tuple(group), group[0].time_ms, None, tuple(b for b in source.band_names if b in held), metadata)
 
-    return _in_order(frame(group) for group in _grouped(scenes, key))
+    return _in_order(frame(group) for group in _passes(scenes, key))
+
+
+def _polarisations(scene: Scene) -> Sequence[str]:
+    return scene.properties.get("transmitterReceiverPolarisation") or ()
 
 
 def landsat_rows(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """At row overlaps of one path and day, keep the image whose UTM zone's central longitude is closest, then the
-    latest."""
+    """One frame per pass: where rows overlap, the image whose UTM zone's central longitude is closest, then the latest,
+    lies on top; where it ends, the other row goes on."""
 
-    def key(scene: Scene) -> tuple[Any, ...]:
-        return (scene.collection, scene.properties.get("WRS_PATH"), scene.time_ms // DAY_MS)
-
-    def distance(scene: Scene) -> float:
+    def rank(scene: Scene) -> tuple[float, int]:
         zone = scene.properties.get("UTM_ZONE")
-        return abs((int(zone) * 6 - 183 - around.lon + 180) % 360 - 180) if zone else 360.0
+        distance = abs((int(zone) * 6 - 183 - around.lon + 180) % 360 - 180) if zone else 360.0
+        return (-distance, scene.time_ms)
 
-    kept = (min(group, key=lambda s: (distance(s), -s.time_ms)) for group in _grouped(scenes, key))
-    return _in_order(Frame((scene,), scene.time_ms, None, source.band_names) for scene in kept)
+    mosaics = (sorted(group, key=rank) for group in _passes(scenes, lambda scene: scene.collection))
+    return _in_order(Frame(tuple(m), m[-1].time_ms, None, source.band_names) for m in mosaics)
 
 
 def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) -> list[Frame]:
-    """One frame per path and day; the few images without HH are left out, HV is absent where it was not recorded."""
+    """One frame per pass; the few images without HH are left out, HV is absent where it was not recorded."""
 
     def key(scene: Scene) -> tuple[Any, ...]:
         p = scene.properties
-        return (
-            p.get("RSP_Path_Number"),
-            scene.time_ms // DAY_MS,
-            p.get("PassDirection"),
-            "HV" in p.get("Polarizations", ()),
-        )
+        return (p.get("PassDirection"), "HV" in p.get("Polarizations", ()))
 
     def flag(value: Any, one: str) -> float:
         return math.nan if value is None else float(str(value).lower().startswith(one))
@@ -233,7 +252,7 @@ def palsar2_paths(scenes: Sequence[Scene], around: Surrounding, source: Source) 
         return Frame(tuple(group), group[0].time_ms, None, tuple(b for b in source.band_names if b in held), metadata)
 
     return _in_order(
-        frame(g) for g in _grouped((s for s in scenes if "HH" in s.properties.get("Polarizations", ())), key)
+        frame(g) for g in _passes((s for s in scenes if "HH" in s.properties.get("Polarizations", ())), key)
     )
 
 
@@ -286,7 +305,7 @@ def month_end_ms(time_ms: int) -> int:
 RECIPES: dict[str, Recipe] = {
     "sentinel2": Recipe(
         frames=sentinel2_datatakes,
-        properties=("DATATAKE_IDENTIFIER", "MGRS_TILE", "GENERATION_TIME", "PROCESSING_BASELINE"),
+        properties=("DATATAKE_IDENTIFIER", "MGRS_TILE", "GENERATION_TIME"),
         dtype="uint16",
         fill=65535,
         weight="cloud_score",
@@ -296,7 +315,6 @@ RECIPES: dict[str, Recipe] = {
         properties=(
             "transmitterReceiverPolarisation",
             "platform_number",
-            "orbitNumber_start",
             "orbitProperties_pass",
             "platformHeading",
         ),
@@ -305,13 +323,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "landsat": Recipe(
         frames=landsat_rows,
-        properties=("WRS_PATH", "WRS_ROW", "UTM_ZONE", "SUN_ELEVATION"),
+        properties=("UTM_ZONE",),
         filters=(("gt", "SUN_ELEVATION", 0),),
         weight="qa_pixel",
     ),
     "palsar2": Recipe(
         frames=palsar2_paths,
-        properties=("Polarizations", "PassDirection", "AntennaPointing", "RSP_Path_Number", "RSP_Frame_Number"),
+        properties=("Polarizations", "PassDirection", "AntennaPointing"),
         filters=(("listContains", "Polarizations", "HH"),),
         dtype="uint16",
         fill=65535,

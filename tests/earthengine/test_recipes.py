@@ -45,6 +45,15 @@ def test_a_reprocessed_granule_replaces_the_older_one():
         assert [s.index for s in frame.scenes] == ["new"]
 
 
+def test_a_tile_that_was_received_in_two_parts_keeps_both():
+    parts = granule("late", "32TMT", 9, made=20), granule("early", "32TMT", 1, made=10)
+    (frame,) = frames("sentinel2", *parts)
+    assert frame.time_ms == 1 and [s.index for s in frame.scenes] == ["early", "late"]
+    again = granule("again", "32TMT", 9, take="GS2A_20180701T102021_015780_N05.00", made=30)
+    (frame,) = frames("sentinel2", *parts, again)
+    assert [s.index for s in frame.scenes] == ["again"]
+
+
 def test_different_datatakes_stay_apart():
     other = "GS2B_20180701T102021_006870_N02.06"
     assert [f.time_ms for f in frames("sentinel2", granule("a", "32TMT", 5), granule("b", "32TMT", 3, take=other))] == [
@@ -53,57 +62,76 @@ def test_different_datatakes_stay_apart():
     ]
 
 
-def slice_(index, time, orbit=100, held=("VV", "VH"), heading=190.5):
+ORBIT_MS = 5_925_000
+
+
+def slice_(index, time, held=("VV", "VH"), heading=190.5, direction="ASCENDING"):
     properties = {
         "platform_number": "A",
-        "orbitNumber_start": orbit,
+        "orbitProperties_pass": direction,
         "transmitterReceiverPolarisation": list(held),
         "platformHeading": heading,
     }
     return Scene("S1", index, time, None, properties)
 
 
-def test_slices_of_one_orbit_are_one_frame_with_the_bands_that_it_has():
-    one, other = frames("sentinel1", slice_("a", 10), slice_("b", 20), slice_("c", 30, 101, ("HH",), None))
+def test_slices_of_one_pass_are_one_frame_with_the_bands_that_it_has():
+    # The orbit's number changes at the equator, which may lie between two slices: nothing here depends on it.
+    later = slice_("c", 10 + ORBIT_MS, ("HH",), None)
+    one, other = frames("sentinel1", slice_("a", 10), slice_("b", 25_010, ("VH", "VV")), later)
     assert one.bands == ("VV", "VH", "angle") and len(one.scenes) == 2 and one.time_ms == 10
     assert np.allclose(one.metadata, (190.5, 98.18))
     assert other.bands == ("HH", "angle") and math.isnan(other.metadata[0])
 
 
-def row(index, time, zone, path=195, collection="LC08"):
-    return Scene(collection, index, time, None, {"WRS_PATH": path, "UTM_ZONE": zone})
+def test_passes_of_other_orbits_and_directions_stay_apart():
+    passes = slice_("a", 0), slice_("b", ORBIT_MS), slice_("c", 180_000, direction="DESCENDING")
+    assert [[s.index for s in f.scenes] for f in frames("sentinel1", *passes)] == [["a"], ["c"], ["b"]]
 
 
-def test_of_overlapping_rows_the_nearest_zone_is_kept_then_the_latest():
-    assert [f.scenes[0].index for f in frames("landsat", row("far", 20, 33), row("near", 10, 32))] == ["near"]
-    assert [f.scenes[0].index for f in frames("landsat", row("early", 10, 32), row("late", 20, 32))] == ["late"]
-    assert (
-        len(frames("landsat", row("a", 10, 32), row("b", 20, 32, collection="LC09"), row("c", 30, 32, path=196))) == 3
-    )
+MIDNIGHT_MS = parse_time("2018-07-02")
+
+
+def row(index, time, zone, collection="LC08"):
+    return Scene(collection, index, time, None, {"UTM_ZONE": zone})
+
+
+def test_of_overlapping_rows_the_nearest_zone_lies_on_top_then_the_latest():
+    for rows, top in (
+        ((row("far", 20, 33), row("near", 10, 32)), "near"),
+        ((row("early", 10, 32), row("late", 20, 32)), "late"),
+    ):
+        (frame,) = frames("landsat", *rows)
+        assert len(frame.scenes) == 2 and frame.scenes[-1].index == top
+        assert frame.time_ms == frame.scenes[-1].time_ms
+    rows = row("a", 10, 32), row("b", 20, 32, "LC09"), row("c", 10 + ORBIT_MS, 32)
+    assert len(frames("landsat", *rows)) == 3
+
+
+def test_rows_of_a_pass_over_midnight_are_one_frame():
+    rows = row("before", MIDNIGHT_MS - 12_000, 32), row("after", MIDNIGHT_MS + 12_000, 32)
+    assert [[s.index for s in f.scenes] for f in frames("landsat", *rows)] == [["before", "after"]]
 
 
 def test_zones_are_compared_across_the_antimeridian():
     fiji = Surrounding("EPSG:32601", -179.5, AROUND.period)
-    assert [f.scenes[0].index for f in frames("landsat", row("z60", 20, 60), row("z02", 10, 2), around=fiji)] == ["z60"]
+    (frame,) = frames("landsat", row("z60", 20, 60), row("z02", 10, 2), around=fiji)
+    assert [s.index for s in frame.scenes] == ["z02", "z60"]
 
 
-def palsar(index, time, held, path=1, direction="Ascending", antenna="Right"):
-    properties = {
-        "Polarizations": held,
-        "PassDirection": direction,
-        "AntennaPointing": antenna,
-        "RSP_Path_Number": path,
-    }
+def palsar(index, time, held, direction="Ascending", antenna="Right"):
+    properties = {"Polarizations": held, "PassDirection": direction, "AntennaPointing": antenna}
     return Scene("P2", index, time, None, properties)
 
 
-def test_palsar_paths_of_a_day_are_merged_and_flags_are_kept():
+def test_palsar_images_of_a_pass_are_merged_and_flags_are_kept():
+    # Local noon and midnight, when it passes, are midnight UTC near 180 and 0 degrees.
     one, other = frames(
         "palsar2",
-        palsar("a", 10, ["HH", "HV"]),
-        palsar("b", 20, ["HH", "HV"]),
-        palsar("c", 30, ["HH"], 2, "Descending", "Left"),
-        palsar("d", 40, ["VV", "VH"], 3),
+        palsar("a", MIDNIGHT_MS - 30_000, ["HH", "HV"]),
+        palsar("b", MIDNIGHT_MS + 30_000, ["HH", "HV"]),
+        palsar("c", MIDNIGHT_MS + ORBIT_MS, ["HH"], "Descending", "Left"),
+        palsar("d", MIDNIGHT_MS + 2 * ORBIT_MS, ["VV", "VH"]),
     )
     assert one.bands == ("HH", "HV", "LIN") and one.metadata == (1.0, 1.0) and len(one.scenes) == 2
     assert other.bands == ("HH", "LIN") and other.metadata == (0.0, 0.0)

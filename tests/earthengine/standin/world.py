@@ -125,7 +125,6 @@ class World:
                         "DATATAKE_IDENTIFIER": take.replace("N02.06", f"N05.0{version}") if version else take,
                         "MGRS_TILE": f"{zone}{tile}",
                         "GENERATION_TIME": start + 10_000_000 * (version + 1),
-                        "PROCESSING_BASELINE": "05.00" if version else "02.06",
                     }
                     scenes.append(SceneInfo(S2, index + chip.suffix, start + later, None, properties))
         return scenes
@@ -139,7 +138,6 @@ class World:
                 properties = {
                     "transmitterReceiverPolarisation": held,
                     "platform_number": "A",
-                    "orbitNumber_start": 20000 + number,
                     "orbitProperties_pass": ("ASCENDING", "DESCENDING")[number % 2],
                     "platformHeading": 347.5 if number % 2 else 192.25,
                     "instrumentMode": "EW" if number % 7 == 6 else "IW",
@@ -156,8 +154,6 @@ class World:
                 continue
             for row, later in ((27, 0), (28, 24_000)):
                 properties = {
-                    "WRS_PATH": 195,
-                    "WRS_ROW": row,
                     # The first row lies in the neighbouring zone every other time.
                     "UTM_ZONE": zone + 1 if row == 27 and number % 2 else zone,
                     "SUN_ELEVATION": -12.0 if number % 5 == 4 else 40.0,
@@ -173,8 +169,6 @@ class World:
                 "Polarizations": (["HH", "HV"], ["HH", "HV"], ["HH"], ["VV", "VH"])[number % 4],
                 "PassDirection": ("Ascending", "Descending")[number % 2],
                 "AntennaPointing": "Right",
-                "RSP_Path_Number": 40 + number % 2,
-                "RSP_Frame_Number": 690,
             }
             scenes.append(SceneInfo(PALSAR, f"ALOS2{number:03d}{chip.suffix}", day + 7_000_000, None, properties))
         return scenes
@@ -238,6 +232,8 @@ class World:
     def _footprint(self, collection, index, u, v, generator) -> np.ndarray:
         if collection == S2:  # the two granules overlap in the middle of the chip
             return v > -150 if "TMT" in index else v < 150
+        if collection in (L8, L9):  # the northern row ends in the south, and the southern one in the north
+            return v > -100 if "_195027_" in index else v < 100
         if collection == S1:
             return v > 0 if "_1_X" in index else v <= 0
         if collection == GEDI:
