@@ -80,6 +80,7 @@ def series_of(
             a, b, c, d, e, f = affine
             affine = (a, b, c + recipe.margin_px * a, d, e, f + recipe.margin_px * e)
     mask_impossible(source, values, valid, expected=recipe.outside_is_masked)
+    mask_beside(source, values, valid, recipe.beside)
     kept = np.flatnonzero(valid.any(axis=(1, 2, 3)))
     if not kept.size:
         return None
@@ -126,6 +127,18 @@ def mask_impossible(source: Source, values: np.ndarray, valid: np.ndarray, *, ex
             )
         observed &= ~impossible
         values[:, channel][impossible] = 0
+
+
+def mask_beside(source: Source, values: np.ndarray, valid: np.ndarray, beside: Sequence[str]) -> None:
+    """Mark bands ``beside`` the others as not observed where none of the others is, in place: the angle of incidence is
+    known over the swath's edge and black water too, where nothing was seen."""
+    names = source.band_names
+    extra = [names.index(name) for name in beside]
+    if extra:
+        unseen = ~np.delete(valid, extra, axis=1).any(axis=1)
+        for channel in extra:
+            valid[:, channel] &= ~unseen
+            values[:, channel][unseen] = 0
 
 
 def times_of(source: Source, frames: Sequence[Frame]) -> dict[str, Any]:

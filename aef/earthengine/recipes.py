@@ -110,6 +110,7 @@ class Recipe:
         fetched: bands that are fetched where they differ from the stored ones.
         outside_is_masked: values beyond the registry's valid range are part of the product's nature (radar noise), not
             a sign of a wrong unit.
+        beside: bands that say how the others were seen, like angles: where none of these is observed, nor are they.
     """
 
     frames: FrameRule
@@ -125,6 +126,7 @@ class Recipe:
     finish: str | None = None
     fetched: tuple[str, ...] = ()
     outside_is_masked: bool = False
+    beside: tuple[str, ...] = ()
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -320,6 +322,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         filters=(("eq", "instrumentMode", "IW"),),
         outside_is_masked=True,
+        beside=("angle",),
     ),
     "landsat": Recipe(
         frames=landsat_rows,
@@ -335,10 +338,9 @@ RECIPES: dict[str, Recipe] = {
         fill=65535,
         mask="palsar_msk",
         outside_is_masked=True,
+        beside=("LIN",),
     ),
-    "glo30": Recipe(
-        frames=one_mosaic, listed=None, margin_px=1, finish="terrain", fetched=("DEM",), outside_is_masked=False
-    ),
+    "glo30": Recipe(frames=one_mosaic, listed=None, margin_px=1, finish="terrain", fetched=("DEM",)),
     "gedi": Recipe(frames=every_image, listed=31.0, mask="gedi_quality"),
     "era5_land": Recipe(frames=every_image, listed=31.0, native=NativeGrid(0.1, -180.05, 90.05)),
     "grace": Recipe(

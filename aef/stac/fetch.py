@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from aef.data.chips import SourceSeries
-from aef.earthengine.decode import mask_impossible
+from aef.earthengine.decode import mask_beside, mask_impossible
 from aef.earthengine.download import Fetched
 from aef.earthengine.errors import AccessError, RequestError, UnavailableError
 from aef.earthengine.grid import ChipGrid
@@ -84,10 +84,11 @@ class StacFetcher:
         if not overpasses:
             return Fetched(None, requests=1, reason="no image")
         frames = [frame for frame in (self._frame(chip, source, product, items) for items in overpasses) if frame]
-        if not frames:
+        made = _series(source, product, frames, f"{PREFIX}{self.collections[source.name]}") if frames else None
+        if made is None:
             return Fetched(None, requests=1 + len(overpasses), reason="nothing observed")
-        series = _series(source, product, frames, f"{PREFIX}{self.collections[source.name]}")
-        products = [[item.id for item in frame.items] for frame in frames]
+        series, kept = made
+        products = [[item.id for item in frame.items] for frame in kept]
         return Fetched(series, products, 1 + len(overpasses), series.values.nbytes)
 
     # --- items -------------------------------------------------------------------------------------------------------
@@ -240,14 +241,22 @@ class _Frame:
     metadata: np.ndarray
 
 
-def _series(source: Source, product: Product, frames: Sequence[_Frame], collection: str) -> SourceSeries:
+def _series(
+    source: Source, product: Product, frames: Sequence[_Frame], collection: str
+) -> tuple[SourceSeries, list[_Frame]] | None:
+    """The series of a source and the frames that it holds: those with an observation. None where there is none."""
     merged: dict[int, _Frame] = {frame.time_ms: frame for frame in frames}
     if len(merged) != len(frames):
         raise RequestError("two overpasses carry the same millisecond: the catalogue's times are wrong")
     values, valid = np.stack([f.values for f in frames]), np.stack([f.valid for f in frames])
     mask_impossible(source, values, valid, expected=product.outside_is_masked)
+    mask_beside(source, values, valid, product.beside)
+    observed = valid.any(axis=(1, 2, 3))
+    if not observed.any():
+        return None
+    values, valid, frames = values[observed], valid[observed], [f for f, kept in zip(frames, observed) if kept]
     weights = [f.weight for f in frames if f.weight is not None]
-    return SourceSeries(
+    series = SourceSeries(
         values=values,
         valid=valid[:, :1] if (valid == valid[:, :1]).all() else valid,
         weight=np.stack(weights)[:, None].astype(np.uint8) if weights else None,
@@ -262,6 +271,7 @@ def _series(source: Source, product: Product, frames: Sequence[_Frame], collecti
         if product.quality or product.static
         else f"{source.attribution}; no cloud mask in this catalogue",
     )
+    return series, frames
 
 
 # --- items -----------------------------------------------------------------------------------------------------------

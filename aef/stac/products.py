@@ -55,6 +55,7 @@ class Product:
         finish: what is computed of neighbouring pixels once they are on the grid, as `aef.earthengine.decode.terrain`.
         static: without times; its items are one frame.
         outside_is_masked: values beyond the registry's range are part of the product's nature (noise around black).
+        beside: bands that are observed only where another is (`aef.earthengine.decode.mask_beside`).
         platforms: ids of platforms that count (None: all).
     """
 
@@ -72,6 +73,7 @@ class Product:
     finish: Callable[[np.ndarray, np.ndarray, tuple[int, int]], tuple[np.ndarray, np.ndarray]] | None = None
     static: bool = False
     outside_is_masked: bool = False
+    beside: tuple[str, ...] = ()
     platforms: tuple[str, ...] | None = None
 
 
@@ -205,6 +207,7 @@ PRODUCTS: tuple[Product, ...] = (
         stored="float32",
         scaling=declared_db,
         outside_is_masked=True,
+        beside=("angle",),
     ),
     Product(
         collections=("landsat-c2-l2",),

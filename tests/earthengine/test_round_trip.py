@@ -79,11 +79,13 @@ def test_images_arrive_as_they_are(standin, fetch, name):
     assert series.values.shape[1:] == (source.channels, PX, PX) and series.frames >= 2
     valid = np.broadcast_to(series.valid, series.values.shape)
     raw = np.zeros(series.values.shape)
+    others = np.delete(valid, 4, axis=1).any(axis=1) if name == "sentinel1" else True
     for channel, band in enumerate(source.band_names):
         held = [bool(valid[t, channel].any()) for t in range(series.frames)]
         values, seen = expected(fetched, band, grid, order=1)
         if name == "sentinel1":
             seen &= (values >= source.bands[channel].valid_min) & (values <= source.bands[channel].valid_max)
+            seen &= others | (band != "angle")
         if series.values.dtype.kind == "u":
             values = np.round(values)
         for frame in np.flatnonzero(held):
@@ -117,6 +119,25 @@ def test_backscatter_below_30_and_above_10_db_is_not_observed(standin, fetch):
     assert values[seen].min() >= -30 and values[seen].max() <= 10
     lost = (expected & ~seen).mean() / expected.mean()
     assert 0.2 < lost < 0.8 and not values[expected & ~seen].any()
+
+
+class Calm(World):
+    """Radar images of black water, in some of which a strip of land lies in the north."""
+
+    def _band(self, collection, index, band):
+        raster = super()._band(collection, index, band)
+        if collection.endswith("S1_GRD") and band != "angle":
+            water = len(raster.values) // 2 * (index[12:15] in ("012", "013", "014"))
+            raster.values[water:] = -35
+        return raster
+
+
+def test_where_no_backscatter_is_observed_nor_is_its_angle(standin, fetch):
+    found, usual = (fetch(standin(world), "sentinel1", px=PX) for world in (Calm(), WORLD))
+    seen = np.broadcast_to(found.series.valid, found.series.values.shape)
+    assert 0 < found.series.frames < usual.series.frames
+    assert not (seen[:, 4] & ~seen[:, :4].any(axis=1)).any() and seen[:, 4].any(axis=(1, 2)).all()
+    assert not found.series.values[:, 4][~seen[:, 4]].any() and seen[:, 4].mean() < 0.9
 
 
 def test_sentinel1_holds_only_the_polarisations_of_each_scene(standin, fetch):

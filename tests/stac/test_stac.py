@@ -254,6 +254,24 @@ def test_backscatter_power_becomes_db(tmp_path):
     assert np.allclose(series.values[0, 0][seen], expected[seen], atol=1e-4)
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_image_of_black_water_is_no_frame_and_its_angle_no_observation(tmp_path, everywhere):
+    made = []
+    for name, land in (("water", PX + 4 if everywhere else 8), ("land", 0)):
+        planes = {key: np.full((PX + 4, PX + 4), -12, np.float32) for key in ("vv", "vh")}
+        for plane in planes.values():
+            plane[:land] = -40
+        planes["angle"] = np.full((PX + 4, PX + 4), 38, np.float32)
+        where = {"left": LEFT - 20, "top": TOP + 20}
+        paths = {k: write_raster(tmp_path / f"{k}_{name}.tif", v, **where) for k, v in planes.items()}
+        when = f"2019-05-0{1 if land else 7}T05:20:21"
+        made.append(item("sentinel-1-grd", name, when, paths, bands={"unit": "dB"}))
+    fetched = fetch(static_catalog(tmp_path / "c", *made), "sentinel1")
+    assert fetched.products == ([["land"]] if everywhere else [["water"], ["land"]])
+    assert fetched.series.frames == len(fetched.products) and fetched.series.valid[-1, 4].all()
+    assert everywhere or not fetched.series.valid[0, 4, :6].any()
+
+
 def test_uncalibrated_amplitudes_are_refused(tmp_path):
     paths = {"vv": write_raster(tmp_path / "vv.tif", np.full((20, 20), 300, np.uint16), left=LEFT - 20, top=TOP + 20)}
     catalog = static_catalog(tmp_path / "c", item("sentinel-1-grd", "a", "2019-05-01T05:20:21", paths))
