@@ -12,6 +12,7 @@ from aef.atomic import writing
 from aef.config import Config, ConfigError
 from aef.data.chips import ChipFolder
 from aef.data.dataset import read_withheld
+from aef.data.ground import describe_shared_ground
 from aef.data.random_batch import sources_of
 from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
@@ -90,6 +91,9 @@ def describe_run(config: Config, data: Path, out: Path, say: Say, accept: Accept
     withheld = read_withheld(folder, config.data)
     if withheld is not None and (idle := withheld.describe_unmatched(folder)):
         say(f"{config.data.withheld}: {idle}")
+    seen = describe_shared_ground(folder, config.data.held_out_places, () if withheld is None else withheld.places)
+    if seen is not None:
+        say(f"{data}: {seen}")
     statistics = _statistics(config, folder, say)
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
