@@ -16,12 +16,15 @@ import numpy as np
 
 from aef.atomic import writing
 from aef.data.chips import Chip
-from aef.data.withheld import WithheldDates
+from aef.data.withheld import MINUTE_MS, WithheldDates, near
 from aef.evaluation.predictors import PREDICTORS, linear
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_pixels, clear_series, to_scale
 from aef.mapping.trained_model import TrainedModel
 from aef.sources import Registry, Source
 from aef.timecode import DAY_MS, Period, format_time
+
+SAME_SCENE_MS = MINUTE_MS
+"""Frames of two sources so close in time are products of one acquisition, as Sentinel-2 at levels 1C and 2A."""
 
 ORACLE = "linear + the frame's true offset (oracle)"
 
@@ -149,6 +152,7 @@ def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -
     """Dates worth withholding: of each place's first input source, every fifth frame that is more than half clear.
 
     A date is withheld from all chips of its place, so the first of them chooses: together they could withhold every date.
+    Frames of other sources within `SAME_SCENE_MS` are withheld too: another product of the scene would show it.
 
     Returns (place, source, time in epoch ms) rows.
     """
@@ -165,7 +169,12 @@ def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -
         bands = np.flatnonzero(np.broadcast_to(series.valid.any(axis=(0, 2, 3)), series.values.shape[1])).tolist()
         clear = np.flatnonzero(clear_pixels(series, bands).mean(axis=(1, 2)) > 0.5)
         assert series.time_ms is not None
-        rows += [(chip.place, names[0], int(series.time_ms[index])) for index in clear[every // 2 :: every]]
+        chosen = series.time_ms[clear[every // 2 :: every]]
+        rows += [(chip.place, names[0], int(time_ms)) for time_ms in chosen]
+        for name, other in chip.sources.items():
+            if name != names[0] and registry[name].time == "instant" and other.time_ms is not None:
+                shown = other.time_ms[near(other.time_ms, chosen, SAME_SCENE_MS)]
+                rows += [(chip.place, name, int(time_ms)) for time_ms in shown]
     return rows
 
 

@@ -1,5 +1,6 @@
 """Withheld dates: predictors on series of known truth, and the published table on the real sample."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 from aef.data.chips import Chip, SourceSeries
 from aef.data.withheld import WithheldDates
 from aef.evaluation.predictors import PREDICTORS, harmonic, linear, place_mean, temporal_mean
-from aef.evaluation.reconstruction import ORACLE, WithheldTable, WithheldTask, l1, model_table, naive_table
+from aef.evaluation.reconstruction import (
+    ORACLE,
+    WithheldTable,
+    WithheldTask,
+    choose_dates,
+    l1,
+    model_table,
+    naive_table,
+)
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_series
 from aef.sources import Band, Source, Transform
 from aef.timecode import DAY_MS, YEAR_MS
@@ -30,6 +39,28 @@ def series_of(values: np.ndarray, days, clear=None, place="p") -> ClearSeries:
     values = np.asarray(values, np.float32)
     clear = np.ones((len(values), *values.shape[2:]), bool) if clear is None else clear
     return ClearSeries(place, np.asarray(days, np.int64) * DAY_MS, values, clear)
+
+
+def test_another_product_of_a_withheld_scene_is_withheld_and_a_later_pass_is_not():
+    products = (
+        SURFACE,
+        dataclasses.replace(SURFACE, name="s2_l1c"),
+        dataclasses.replace(SURFACE, name="ndvi", role="target"),
+    )
+    monthly = dataclasses.replace(SURFACE, name="monthly", role="target", time="interval")
+    registry = {source.name: source for source in (*products, monthly)}
+    times = np.arange(10, dtype=np.int64) * DAY_MS
+    values = np.ones((10, len(BANDS), 2, 2), np.uint16)
+
+    def series(later_s):
+        return SourceSeries(values, np.ones((10, 1, 2, 2), bool), times + 1000 * later_s)
+
+    held = {"s2_l2a": series(0), "s2_l1c": series(40), "ndvi": series(300), "monthly": series(0)}
+    chip = Chip("a", "EPSG:32632", (10, 0, 0, 0, -10, 0), 2, 2, 9.0, 0.0, held)
+    rows = choose_dates([chip], registry)
+    assert rows == [("a", "s2_l2a", 2 * DAY_MS), ("a", "s2_l2a", 7 * DAY_MS)] + [
+        ("a", "s2_l1c", day * DAY_MS + 40_000) for day in (2, 7)
+    ]
 
 
 def test_linear_interpolation_is_exact_on_a_line_and_skips_clouds():
