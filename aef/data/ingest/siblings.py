@@ -31,16 +31,26 @@ class Siblings:
         """(input, variable) → its plane at a time; None where there is none."""
 
         def read(name: str, variable: str) -> np.ndarray | None:
+            timeless: np.ndarray | None = None
             for raster, steps in self._files(name):
-                if time_ms in steps or not steps:
-                    plane = raster.read(variable, steps.get(time_ms, 0))
-                    assert raster.grid is not None and self._raster.grid is not None
-                    moved, seen = resample(
-                        plane[None], np.ones((1, *plane.shape), np.bool_), raster.grid, self._raster.grid, "nearest"
+                if steps and time_ms not in steps:
+                    continue
+                plane = raster.read(variable, steps.get(time_ms, 0))
+                assert raster.grid is not None and self._raster.grid is not None
+                moved, seen = resample(
+                    plane[None], np.ones((1, *plane.shape), np.bool_), raster.grid, self._raster.grid, "nearest"
+                )
+                if not seen.all():  # it may be the mask of a neighbouring tile of the same time
+                    continue
+                if steps:
+                    return moved[0]
+                if timeless is not None and not np.array_equal(moved[0], timeless, equal_nan=moved.dtype.kind == "f"):
+                    raise raster.refuse(
+                        f"{variable}: input {name} has other files that say otherwise, and no time that tells which one is meant: "
+                        "add its time"
                     )
-                    if seen.all():  # else it may be the mask of a neighbouring tile of the same time
-                        return moved[0]
-            return None
+                timeless = moved[0]
+            return timeless
 
         return read
 
@@ -56,6 +66,8 @@ class Siblings:
                     rule = FrameTimes(item, place.name, self._interval)
                     starts, _ = rule.of(raster, path, place.relative(path), place.root)
                     steps = {start: step for step, start in reversed(list(enumerate(starts)))}
+                elif raster.steps > 1:
+                    raise raster.refuse(f"holds {raster.steps} steps of input {name}, which has no time: add it")
                 opened.append((raster, steps))
             self._open[name] = opened
         return self._open[name]
