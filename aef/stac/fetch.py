@@ -95,11 +95,7 @@ class StacFetcher:
 
     def _overpasses(self, chip: PlannedChip, name: str, product: Product) -> Iterable[list[Any]]:
         """Items grouped to frames, in order of time; of a tile's reprocessings the latest."""
-        items = [
-            i
-            for i in self._items(chip, name, product)
-            if product.platforms is None or _platform(i) in product.platforms
-        ]
+        items = [item for item in self._items(chip, name, product) if product.takes(item)]
         if product.static:
             return [items] if items else []
         groups: list[list[Any]] = []

@@ -8,7 +8,7 @@ source of its own unless it truly is the same one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Product:
         static: without times; its items are one frame.
         outside_is_masked: values beyond the registry's range are part of the product's nature (noise around black).
         beside: bands that are observed only where another is (`aef.earthengine.decode.mask_beside`).
-        platforms: ids of platforms that count (None: all).
+        only: item property → its values that count; an item that does not state it counts.
     """
 
     collections: tuple[str, ...]
@@ -74,7 +74,12 @@ class Product:
     static: bool = False
     outside_is_masked: bool = False
     beside: tuple[str, ...] = ()
-    platforms: tuple[str, ...] | None = None
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def takes(self, item: Any) -> bool:
+        """Whether an item is of the platforms, modes and categories that count."""
+        stated = ((item.properties.get(name), values) for name, values in self.only.items())
+        return all(value is None or str(value).lower() in values for value, values in stated)
 
 
 def raster_band(item: Any, key: str) -> dict[str, Any]:
@@ -191,6 +196,7 @@ PRODUCTS: tuple[Product, ...] = (
         collections=("sentinel-1-rtc",),
         source="sentinel1_rtc",
         assets={"VV": ("vv", "VV"), "VH": ("vh", "VH")},
+        only={"sar:instrument_mode": ("iw",)},
         dtype="float32",
         nodata=float("nan"),
         stored="float32",
@@ -202,6 +208,7 @@ PRODUCTS: tuple[Product, ...] = (
         collections=("sentinel-1-grd",),
         source="sentinel1",
         assets={"VV": ("vv", "VV"), "VH": ("vh", "VH"), "HH": ("hh", "HH"), "HV": ("hv", "HV"), "angle": ("angle",)},
+        only={"sar:instrument_mode": ("iw",)},
         dtype="float32",
         nodata=float("nan"),
         stored="float32",
@@ -226,7 +233,8 @@ PRODUCTS: tuple[Product, ...] = (
         scaling=stated_scaling,
         quality=(("qa_pixel",), lambda codes: (codes & LANDSAT_NOT_CLEAR) == 0, LANDSAT_FILL),
         outside_is_masked=True,
-        platforms=("landsat-8", "landsat-9"),
+        # Tier 2 is not registered well enough for a series.
+        only={"platform": ("landsat-8", "landsat-9"), "landsat:collection_category": ("t1",)},
     ),
     Product(
         collections=("cop-dem-glo-30",),

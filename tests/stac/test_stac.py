@@ -254,6 +254,22 @@ def test_backscatter_power_becomes_db(tmp_path):
     assert np.allclose(series.values[0, 0][seen], expected[seen], atol=1e-4)
 
 
+def test_images_of_another_mode_are_left_out(tmp_path):
+    paths = {
+        k: write_raster(tmp_path / f"{k}.tif", np.full((20, 20), 0.1, np.float32), left=LEFT - 20, top=TOP + 20)
+        for k in ("vv", "vh")
+    }
+    made = [
+        item("sentinel-1-rtc", name, f"2019-05-0{day}T05:20:21", paths, **stated)
+        for day, (name, stated) in enumerate(
+            {"wide": {"sar:instrument_mode": "IW"}, "extra": {"sar:instrument_mode": "EW"}, "silent": {}}.items(),
+            start=1,
+        )
+    ]
+    fetched = fetch(static_catalog(tmp_path / "c", *made), "sentinel1_rtc")
+    assert fetched.products == [["wide"], ["silent"]]
+
+
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_an_image_of_black_water_is_no_frame_and_its_angle_no_observation(tmp_path, everywhere):
     made = []
@@ -293,8 +309,14 @@ def test_landsat_is_scaled_as_stated_and_weighted_by_two_bits(tmp_path):
     where = {"left": LEFT - 60, "top": TOP + 60, "step": 30.0}
     paths = {k: write_raster(tmp_path / f"{k}.tif", v, **where) for k, v in numbers.items()}
     paths["qa_pixel"] = write_raster(tmp_path / "qa.tif", flags, **where)
-    for name, platform in (("nine", "landsat-9"), ("seven", "landsat-7")):
-        one = item("landsat-c2-l2", name, "2019-05-01T10:00:00", paths, platform=platform)
+    for name, platform, tier, hour in (
+        ("nine", "landsat-9", "T1", 10),
+        ("seven", "landsat-7", "T1", 10),
+        ("adrift", "landsat-8", "T2", 9),
+        ("early", "landsat-8", "RT", 8),
+    ):
+        properties = {"platform": platform, "landsat:collection_category": tier}
+        one = item("landsat-c2-l2", name, f"2019-05-01T{hour:02d}:00:00", paths, **properties)
         for key, asset in one.assets.items():
             temperature = (
                 {"scale": 0.00341802, "offset": 149.0} if key == "lwir11" else {"scale": 2.75e-05, "offset": -0.2}
