@@ -4,8 +4,8 @@
     aef train --data CHIPS --out RUN data.withheld=dates.csv
 
 Of each place, every fifth frame of its first input source that is more than half clear. A date is withheld from every
-chip of its place, with all frames of the source within an hour. The list is an ordinary CSV: add, change or delete
-rows.
+chip of its place, with all frames of the source within an hour; other sources' frames of the same minute are listed with
+it. The list is an ordinary CSV: add, change or delete rows.
 """
 
 from __future__ import annotations
