@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,13 +113,8 @@ class SeriesBuilder:
         rule = self.items[0].dedupe
         if rule is None or rule.keep != "mosaic" or self.source.time != "instant":
             return {}
-        found: dict[int, int] = {}
-        first = None
-        for time in sorted({frame.start_ms for frame in self.frames}):
-            if first is None or time - first > rule.within_s * 1000:
-                first = time
-            found[time] = first
-        return found
+        times = sorted({frame.start_ms for frame in self.frames})
+        return dict(zip(times, _firsts(times, rule.within_s)))
 
     # -- geometry and type
 
@@ -390,10 +385,9 @@ class SeriesBuilder:
         rule = self.items[0].dedupe
         if rule is None or rule.keep in ("all", "mosaic") or self.source.time == "static":
             return keep
-        times = np.array([start for start, _ in self.slots])
-        group = np.concatenate([[0], np.cumsum(np.diff(times) > rule.within_s * 1000)])
-        for number in np.unique(group):
-            members = np.flatnonzero((group == number) & keep)
+        group = np.array(_firsts([start for start, _ in self.slots], rule.within_s))
+        for first in np.unique(group):
+            members = np.flatnonzero((group == first) & keep)
             if len(members) > 1:
                 best = members[np.argmax(counts[members])] if rule.keep == "most_valid" else members[0]
                 keep[members[members != best]] = False
@@ -406,6 +400,14 @@ class SeriesBuilder:
         if any(item.time and item.time.precision == "day" for item in self.items) and self.source.time == "instant":
             notes.append("times are known to the day; noon UTC stands in")
         return "; ".join(dict.fromkeys(notes))
+
+
+def _firsts(times_ms: Sequence[int], within_s: float) -> list[int]:
+    """For each of some sorted times the first of its group, none of which lies more than ``within_s`` after its first."""
+    firsts: list[int] = []
+    for time in times_ms:
+        firsts.append(firsts[-1] if firsts and time - firsts[-1] <= within_s * 1000 else time)
+    return firsts
 
 
 def _stack(planes: list[np.ndarray]) -> np.ndarray:

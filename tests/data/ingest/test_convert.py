@@ -294,6 +294,18 @@ def test_twins_follow_the_rule(folder, tmp_path, keep, frames):
     assert kept_whole == (keep == "most_valid")
 
 
+def test_of_frames_that_follow_each_other_all_day_one_an_hour_is_kept(folder):
+    rng = np.random.default_rng(2)
+    for path in (folder / "north").iterdir():
+        path.unlink()
+    for minute in range(0, 150, 10):
+        write_scene(folder / "north" / f"S2_20200105T{10 + minute // 60:02d}{minute % 60:02d}00.tif", scene(rng))
+    rule = parse_recipe(entries(dedupe={"within_s": 3600, "keep": "first"}))
+    chip, _ = convert_place(rule, find_places(rule, folder, ["north"])[0][0])
+    start = parse_time("2020-01-05T10:00:00")
+    assert ((chip.sources["sentinel2"].time_ms - start) // 60_000).tolist() == [0, 70, 140]
+
+
 def test_a_mosaic_is_filled_from_the_next_file_and_overwritten_by_none(folder):
     rng = np.random.default_rng(2)
     upper, whole = scene(rng), scene(rng)
