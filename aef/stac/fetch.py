@@ -24,13 +24,11 @@ from aef.earthengine.errors import AccessError, RequestError, UnavailableError
 from aef.earthengine.grid import ChipGrid
 from aef.earthengine.manifest import PlannedChip
 from aef.earthengine.patience import Patience
+from aef.earthengine.recipes import PASS_MS
 from aef.one_line import one_line
 from aef.sources import Source
 from aef.stac.outlines import located, outline_of, reaches, within_180
 from aef.stac.products import PREFIX, PRODUCTS, Product, product_of
-
-OVERPASS_MS = 10 * 60_000
-"""Images of one platform within ten minutes are one overpass: neighbouring tiles become one frame."""
 
 TRIES = 4
 _GONE = re.compile(r"HTTP response code: (404|410)\b|No such file or directory")
@@ -94,22 +92,20 @@ class StacFetcher:
     # --- items -------------------------------------------------------------------------------------------------------
 
     def _overpasses(self, chip: PlannedChip, name: str, product: Product) -> Iterable[list[Any]]:
-        """Items grouped to frames, in order of time; of a tile's reprocessings the latest."""
+        """Items grouped to frames, in order of time: neighbouring tiles of one pass; of a tile's reprocessings the latest."""
         items = [item for item in self._items(chip, name, product) if product.takes(item)]
         if product.static:
             return [items] if items else []
         groups: list[list[Any]] = []
         for item in sorted(items, key=lambda i: (_platform(i), acquired_ms(i), i.id)):
             last = groups[-1] if groups else None
-            if (
-                last
-                and _platform(last[0]) == _platform(item)
-                and acquired_ms(item) - acquired_ms(last[0]) <= OVERPASS_MS
-            ):
+            if last and _platform(last[0]) == _platform(item) and acquired_ms(item) - acquired_ms(last[0]) <= PASS_MS:
                 last.append(item)
             else:
                 groups.append([item])
-        return sorted((_latest(group, product.version) for group in groups), key=lambda g: acquired_ms(g[0]))
+        latest = sorted((_latest(group, product.version) for group in groups), key=lambda g: acquired_ms(g[0]))
+        # Images in the chip's own projection lie on top: their pixels are copied, not resampled. Others stay in order.
+        return [sorted(group, key=lambda item: _zone(item) != chip.grid.crs[-2:]) for group in latest]
 
     def _items(self, chip: PlannedChip, name: str, product: Product) -> list[Any]:
         box, collection = outline_of(chip.grid), self.collections[name]
@@ -155,7 +151,7 @@ class StacFetcher:
             weight = (
                 np.full(valid.shape[1:], 255, np.uint8) if codes is None else np.where(seen & counts(codes), 255, 0)
             )
-        return _Frame(items, acquired_ms(items[0]), values, valid, weight, _metadata(source, items[0]))
+        return _Frame(items, min(map(acquired_ms, items)), values, valid, weight, _metadata(source, items[0]))
 
     def _band(
         self, items: list[Any], product: Product, keys: Sequence[str], grid: ChipGrid
@@ -192,7 +188,13 @@ class StacFetcher:
         rule = {held[0].collection_id: {"assets": {"*": {"nodata": nodata, "data_type": dtype}}}}
         loaded = self._patiently(
             lambda: odc.stac.load(
-                held, bands=[key], geobox=box, resampling=resampling, groupby=lambda *_: 0, stac_cfg=rule
+                held,
+                bands=[key],
+                geobox=box,
+                resampling=resampling,
+                groupby=lambda *_: 0,
+                preserve_original_order=True,
+                stac_cfg=rule,
             )
         )
         values = loaded[key].values[0]
@@ -284,6 +286,12 @@ def acquired_ms(item: Any) -> int:
 
 def _platform(item: Any) -> str:
     return str(item.properties.get("platform", "")).lower()
+
+
+def _zone(item: Any) -> str:
+    """Number of an item's UTM zone as two digits; empty where it states none."""
+    code = str(item.properties.get("proj:code") or f"EPSG:{item.properties.get('proj:epsg')}")
+    return code[-2:] if re.fullmatch(r"EPSG:32[67]\d\d", code) else ""
 
 
 def _latest(items: list[Any], version: str) -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 pytest.importorskip("pystac_client", reason="pystac-client is not installed (extra [stac])")
 pytest.importorskip("odc.stac", reason="odc-stac is not installed (extra [stac])")
@@ -139,6 +140,26 @@ def test_tiles_of_one_overpass_are_merged_and_the_latest_processing_is_kept(tmp_
     assert fetched.products == [["i0", "i2"], ["i3"]]
     valid = np.broadcast_to(fetched.series.valid, fetched.series.values.shape)
     assert valid[0].all() and valid[1, 0, :, :8].all() and not valid[1, 0, :, 8:].any()
+
+
+def test_tiles_of_the_chip_s_own_zone_lie_on_top_at_the_time_of_the_first(tmp_path):
+    _, near = optical(tmp_path, seed=1)
+    neighbour = ChipGrid.around(CHIP.lon, CHIP.lat, 200, "EPSG:32631")
+    values = np.full((200, 200), 1500, np.uint16)
+    where = {"left": neighbour.left, "top": neighbour.top, "crs": neighbour.crs}
+    far = dict.fromkeys(near, write_raster(tmp_path / "far.tif", values, **where))
+    made = [
+        item("sentinel-2-l1c", name, when, paths, **{"s2:processing_baseline": "02.14", "grid:code": name, **stated})
+        for name, when, paths, stated in (
+            ("31TGN", "2019-05-01T10:20:21", far, {"proj:epsg": 32631}),
+            ("32TLT", "2019-05-01T10:20:35", near, {"proj:code": "EPSG:32632"}),
+        )
+    ]
+    fetched = fetch(static_catalog(tmp_path / "c", *made), "sentinel2")
+    with rasterio.open(near["blue"]) as file:
+        assert (fetched.series.values[0, 0] == inner(file.read(1))).all()
+    assert fetched.products == [["32TLT", "31TGN"]]
+    assert fetched.series.time_ms.tolist() == [parse_time("2019-05-01T10:20:21")]
 
 
 def test_a_tile_that_was_received_in_two_parts_is_whole(tmp_path):
