@@ -136,7 +136,7 @@ def _scene_values(source: Source, recipe: Recipe, image_id: str, names: list[str
     values = call("Image.select", input=image, bandSelectors=names)
     if recipe.mask:  # before resampling, so that no masked value leaks into its neighbours
         values = call("Image.updateMask", image=values, mask=MASKS[recipe.mask](image))
-    if source.resampling == "bilinear" and source.grid == "chip":
+    if source.resampling == "bilinear" and source.grid == "chip" and not source.classes:
         values = call("Image.resample", image=values, mode="bilinear")
     return values
 

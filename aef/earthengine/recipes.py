@@ -355,7 +355,8 @@ def recipe_of(source: Source) -> Recipe:
     """The recipe of a source; the plain one for a user's own.
 
     Raises:
-        ValueError: the source has no collection, or keeps a native grid that only a recipe could state.
+        ValueError: the source has no collection, keeps a native grid that only a recipe could state, or has codes that do
+            not fit 16 bits.
     """
     if not source.collections:
         raise ValueError(f"source {source.name} names no Earth Engine collection: add `collections` to its entry")
@@ -366,10 +367,15 @@ def recipe_of(source: Source) -> Recipe:
             f"source {source.name} keeps a {source.grid} grid: Earth Engine download needs a recipe for it "
             "(aef/earthengine/recipes.py); sources on the chip grid need none"
         )
+    # Codes that are no class of the source must not become one of them in a type too narrow.
+    dtype, fill = ("uint16", 65535.0) if source.classes else ("float32", -9999.0)
+    if source.classes and not 0 <= min(source.classes) <= max(source.classes) < fill:
+        raise ValueError(
+            f"source {source.name}: expected codes of 0 to 65534, found {min(source.classes)} to {max(source.classes)}"
+        )
     if source.time == "static":
-        return Recipe(frames=one_mosaic, listed=None)
-    categorical = dict(dtype="uint8", fill=255.0) if source.classes else {}
-    return Recipe(frames=every_image, listed=31.0 if source.time == "interval" else 0.0, **categorical)  # type: ignore[arg-type]
+        return Recipe(frames=one_mosaic, listed=None, dtype=dtype, fill=fill)
+    return Recipe(frames=every_image, listed=31.0 if source.time == "interval" else 0.0, dtype=dtype, fill=fill)
 
 
 def deprecated(collections: Iterable[str]) -> list[str]:

@@ -249,10 +249,10 @@ def _series(
     values, valid = np.stack([f.values for f in frames]), np.stack([f.valid for f in frames])
     mask_impossible(source, values, valid, expected=product.outside_is_masked)
     mask_beside(source, values, valid, product.beside)
-    observed = valid.any(axis=(1, 2, 3))
-    if not observed.any():
+    kept = np.flatnonzero(valid.any(axis=(1, 2, 3)))
+    if not kept.size:
         return None
-    values, valid, frames = values[observed], valid[observed], [f for f, kept in zip(frames, observed) if kept]
+    values, valid, frames = values[kept], valid[kept], [frames[index] for index in kept.tolist()]
     weights = [f.weight for f in frames if f.weight is not None]
     series = SourceSeries(
         values=values,

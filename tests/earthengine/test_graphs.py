@@ -1,9 +1,10 @@
 """Earth Engine graphs per source: equal to their golden copies, and saying what the registry says."""
 
+import dataclasses
 import json
 
 import pytest
-from readable import GOLDEN, graphs
+from readable import GOLDEN, graphs, readable
 
 from aef.earthengine import recipes
 from aef.earthengine.recipes import RECIPES, deprecated, in_use
@@ -108,6 +109,22 @@ def test_a_source_of_one_s_own_needs_no_recipe_on_the_chip_grid():
         recipes.recipe_of(Source("coarse", "a", ("X/Y",), (Band("b1", "1", 0, 1),), "target", 1000, grid="native"))
     with pytest.raises(ValueError, match="names no Earth Engine collection"):
         recipes.recipe_of(Source("none", "a", (), (Band("b1", "1", 0, 1),), "target", 10))
+
+
+@pytest.mark.parametrize("time", ["interval", "static"])
+def test_codes_of_a_class_map_of_one_s_own_are_neither_averaged_nor_cut(offline, time):
+    from aef.earthengine import expressions
+
+    codes = (111, 112, 523)
+    band = Band("landcover", "class", 0, 1000)
+    rules = {"classes": codes, "loss": "cross_entropy", "time": time}
+    corine = Source("corine", "CORINE", ("COPERNICUS/CORINE/V20/100m",), (band,), "target", 100, **rules)
+    recipe = recipes.recipe_of(corine)
+    frame = recipes.Frame((recipes.Scene(corine.collections[0], "2018", 0),), 0, 1, corine.band_names)
+    graph = readable(expressions.pixels(corine, recipe, [frame]))
+    assert "bilinear" not in graph and "round" not in graph and "toUint16" in graph and "value=65535" in graph
+    with pytest.raises(ValueError, match="source corine: expected codes of 0 to 65534, found -1 to 523"):
+        recipes.recipe_of(dataclasses.replace(corine, classes=(-1, *codes)))
 
 
 def test_version_2_1_sources_are_entries_that_are_off():
