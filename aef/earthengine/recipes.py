@@ -375,7 +375,8 @@ def recipe_of(source: Source) -> Recipe:
         )
     if source.time == "static":
         return Recipe(frames=one_mosaic, listed=None, dtype=dtype, fill=fill)
-    return Recipe(frames=every_image, listed=31.0 if source.time == "interval" else 0.0, dtype=dtype, fill=fill)
+    # A year's image that began up to a year before the support lasts into it; `every_image` leaves out what ended.
+    return Recipe(frames=every_image, listed=366.0 if source.time == "interval" else 0.0, dtype=dtype, fill=fill)
 
 
 def deprecated(collections: Iterable[str]) -> list[str]:

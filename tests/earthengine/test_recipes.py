@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from aef.earthengine.recipes import RECIPES, Scene, Surrounding, month_end_ms, year_ms
-from aef.sources import BUILT_IN
-from aef.timecode import parse_period, parse_time
+from aef.earthengine.recipes import RECIPES, Scene, Surrounding, month_end_ms, recipe_of, year_ms
+from aef.sources import BUILT_IN, Band, Source
+from aef.timecode import DAY_MS, parse_period, parse_time
 
 AROUND = Surrounding("EPSG:32632", 8.9, parse_period("2018-06-01/2019-06-01"))
 
@@ -163,6 +163,15 @@ def test_months_carry_their_end_and_the_one_that_ended_before_the_period_is_left
     kept = frames("era5_land", *months, around=Surrounding("EPSG:32632", 8.9, parse_period("2018-05-15/2019-05-15")))
     assert [f.scenes[0].index for f in kept] == ["201805", "201806", "201812"]
     assert kept[-1].end_ms == parse_time("2019-01-01") == month_end_ms(parse_time("2018-12-01"))
+
+
+def test_a_yearly_image_of_one_s_own_that_began_before_the_period_lasts_into_it():
+    yearly = Source("cover", "a", ("X/Y",), (Band("b", "1", 0, 1),), "target", 500, time="interval")
+    recipe, period = recipe_of(yearly), parse_period("2018-12-15/2019-12-15")
+    scenes = [Scene("X/Y", str(y), year_ms(y), year_ms(y + 1)) for y in (2017, 2018, 2019)]
+    listed = [s for s in scenes if s.time_ms >= period.start_ms - recipe.listed * DAY_MS]
+    kept = recipe.frames(listed, Surrounding("EPSG:32632", 8.9, period), yearly)
+    assert [f.scenes[0].index for f in kept] == ["2018", "2019"]
 
 
 def test_tiles_of_a_static_source_are_one_frame():
