@@ -127,10 +127,10 @@ def _merge(config: Config, entries: Mapping[str, Any], where: str) -> Config:
             changes["preset"] = values
             continue
         _require_known(section, [f.name for f in dataclasses.fields(config)], where, "section")
-        current = getattr(config, section)
+        current: Any = getattr(config, section)
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: section {section} must be a mapping, found {type(values).__name__}")
-        hints = hints_of(type(current))
+        hints = hints_of(current.__class__)
         updates = {}
         for key, value in values.items():
             _require_known(key, list(hints), where, "setting", f"{section}.")

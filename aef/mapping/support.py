@@ -107,7 +107,8 @@ def as_requests(value: RequestLike | Sequence[RequestLike]) -> tuple[list[tuple[
     for one in value if isinstance(value, tuple | list) else [value]:
         if not isinstance(one, tuple | list) or len(one) != 2:
             raise EmbeddingError(f'expected requests (TIME, PERIOD), like ("2018-06-01", PERIOD), found {one!r}')
-        found.append((as_time(one[0]), as_period(one[1])))
+        time, period = one
+        found.append((as_time(time), as_period(period)))  # type: ignore[arg-type]
     return found, False
 
 

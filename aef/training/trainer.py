@@ -122,7 +122,7 @@ class Trainer:
         initial = read_weights(init_from) if init_from is not None and not resumes else None
 
         def accept(model: AEF) -> None:
-            if initial is not None:
+            if initial is not None and init_from is not None:
                 require_fitting(model, initial.state, init_from)
 
         if config.train.validate_every:
