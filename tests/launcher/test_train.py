@@ -50,8 +50,9 @@ def test_the_plan_shards_states_over_ranks_and_counts_what_travels(capsys):
         text[stage] = capsys.readouterr().out
     assert "8 ranks x 16 x 2 samples" in text["zero1"] and "bfloat16" in text["zero1"]
     assert "weights: 0.89 GB" in text["zero1"] and "weights: 0.11 GB" in text["zero3"]
-    # 32 partner fields of 128 x 128 x 64 fp32 and their gradients.
-    assert "uniformity partners: 0.27 GB" in text["zero1"]
+    # Partner fields of 128 x 128 x 64 fp32 and their gradients, of every second of 32 samples.
+    assert "uniformity partners: 0.13 GB" in text["zero1"]
+    assert "ahead of the passes, for uniformity: 23% more operations" in text["zero1"]
     assert "fits on H200 in bfloat16: micro-batch" in text["zero1"]
 
 
