@@ -17,13 +17,17 @@ from aef.data import shards
 from aef.data.chips import ChipError, ChipFolder, TextPoint, read_chip, write_chip
 from aef.data.contract import grid_position
 from aef.sources import Registry
-from aef.text.points import open_points
+from aef.text.points import TextError, open_points
 
 CELL_DEG = 0.1
 """Side of the coarse cells by which points find chips."""
 
+COLUMNS = round(360 / CELL_DEG)
+EDGE_POINTS = 9
+"""Points on each edge of a chip that bound it: in degrees an edge is no straight line."""
+
 GEOGRAPHIC = "EPSG:4326"
-BATCH_POINTS = 50_000
+TEXT_FIELDS = ["uncertainty_m", "time_ms", "time_end_ms", "text", "source", "licence"]
 CORPORA = ("wikipedia:", "gbif:")
 """Beginnings of ``source`` of the texts that attaching owns: it replaces them and leaves others alone."""
 
@@ -39,13 +43,22 @@ class _Footprint:
     width: int
 
     def bounds_deg(self) -> tuple[float, float, float, float]:
-        """(west, south, east, north) of its corners."""
+        """(west, south, east, north) of its outline; the east of one across the antimeridian lies beyond 180."""
         a, b, c, d, e, f = self.transform
-        corners = [(0, 0), (0, self.width), (self.height, 0), (self.height, self.width)]
-        x = [a * col + b * row + c for row, col in corners]
-        y = [d * col + e * row + f for row, col in corners]
-        lon, lat = warp(self.crs, GEOGRAPHIC, x, y)
-        return min(lon), min(lat), max(lon), max(lat)
+        share = np.linspace(0, 1, EDGE_POINTS)
+        zero, one = np.zeros(EDGE_POINTS), np.ones(EDGE_POINTS)
+        row = np.concatenate((zero, one, share, share)) * self.height
+        col = np.concatenate((share, share, zero, one)) * self.width
+        lon, lat = map(np.asarray, warp(self.crs, GEOGRAPHIC, a * col + b * row + c, d * col + e * row + f))
+        south, north = lat.min(), lat.max()
+        # The pole of its hemisphere; a projection's other one may lie nowhere.
+        pole = 90.0 if north > 0 else -90.0
+        x, y = (np.asarray(one) for one in warp(GEOGRAPHIC, self.crs, [0.0], [pole]))
+        if self.inside(x, y).any():
+            return -180.0, min(south, pole), 180.0, max(north, pole)
+        if lon.max() - lon.min() > 180:  # it lies across the antimeridian
+            lon = np.where(lon < 0, lon + 360, lon)
+        return lon.min(), south, lon.max(), north
 
     def inside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         row, col = grid_position(self.transform, x, y)
@@ -67,7 +80,7 @@ def attach_points(
         Counts: chips, chips with texts, texts written, points that lie on no chip.
 
     Raises:
-        TextError: not text points. ChipError, FileNotFoundError: no chips, a damaged one, or one in a shard.
+        TextError: not text points, or damaged ones. ChipError, FileNotFoundError: no chips, a damaged one, or one in a shard.
     """
     folder = ChipFolder(chips, registry)
     require_unpacked(folder)
@@ -107,27 +120,37 @@ def _footprint(folder: ChipFolder, index: int) -> _Footprint:
 def _assign(points: str | os.PathLike, footprints: Sequence[_Footprint]) -> tuple[dict[int, list[TextPoint]], int, int]:
     """Texts of every chip, the number of points read, and of those on no chip. One point may lie on several chips."""
     chips_of = _index(footprints)
+    cells = np.sort(np.fromiter(chips_of, np.int64, len(chips_of)))
     found: dict[int, list[TextPoint]] = defaultdict(list)
     total = lost = 0
-    for batch in open_points(points).iter_batches(BATCH_POINTS):
-        lon, lat = (batch.column(name).to_numpy() for name in ("lon", "lat"))
-        total += len(lon)
-        used = np.zeros(len(lon), bool)
-        for number, rows in _candidates(chips_of, lon, lat):
-            footprint = footprints[number]
-            x, y = (np.asarray(one) for one in warp(GEOGRAPHIC, footprint.crs, lon[rows], lat[rows]))
-            inside = footprint.inside(x, y)
-            used[rows[inside]] = True
-            found[number] += _text_points(batch, rows[inside], x[inside], y[inside])
-        lost += int((~used).sum())
+    file = open_points(points)
+    try:
+        for group in range(file.num_row_groups):
+            position = file.read_row_group(group, columns=["lon", "lat"])
+            lon, lat = (position.column(name).to_numpy() for name in ("lon", "lat"))
+            total += len(lon)
+            used = np.zeros(len(lon), bool)
+            on_chips = []
+            for number, rows in _candidates(chips_of, cells, lon, lat):
+                footprint = footprints[number]
+                x, y = (np.asarray(one) for one in warp(GEOGRAPHIC, footprint.crs, lon[rows], lat[rows]))
+                inside = footprint.inside(x, y)
+                used[rows[inside]] = True
+                on_chips.append((number, rows[inside], x[inside], y[inside]))
+            lost += int((~used).sum())
+            if used.any():  # texts are long, and most lie on no chip
+                texts = file.read_row_group(group, columns=TEXT_FIELDS)
+                for number, rows, x, y in on_chips:
+                    found[number] += _text_points(texts, rows, x, y)
+    except (pa.ArrowException, OSError) as error:
+        raise TextError(f"{points}: damaged ({error}): write the text points again") from error
     return found, total, lost
 
 
 def _cell(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
-    columns = round(360 / CELL_DEG)
-    return np.floor((lat + 90) / CELL_DEG).astype(np.int64) * columns + np.floor((lon + 180) / CELL_DEG).astype(
-        np.int64
-    )
+    """Number of the cell that holds a position; longitudes 360 degrees apart are one."""
+    row, column = (np.floor(degrees / CELL_DEG).astype(np.int64) for degrees in (lat + 90, lon + 180))
+    return row * COLUMNS + column % COLUMNS
 
 
 def _index(footprints: Sequence[_Footprint]) -> dict[int, list[int]]:
@@ -137,23 +160,24 @@ def _index(footprints: Sequence[_Footprint]) -> dict[int, list[int]]:
         west, south, east, north = footprint.bounds_deg()
         lon = np.arange(np.floor(west / CELL_DEG), np.floor(east / CELL_DEG) + 1) * CELL_DEG + CELL_DEG / 2
         lat = np.arange(np.floor(south / CELL_DEG), np.floor(north / CELL_DEG) + 1) * CELL_DEG + CELL_DEG / 2
-        for cell in _cell(*(grid.ravel() for grid in np.meshgrid(lon, lat))).tolist():
+        for cell in np.unique(_cell(*(grid.ravel() for grid in np.meshgrid(lon, lat)))).tolist():
             chips_of[cell].append(number)
     return chips_of
 
 
-def _candidates(chips_of: dict[int, list[int]], lon: np.ndarray, lat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(chip, rows of the batch that may lie on it)."""
-    cells = _cell(lon, lat)
-    near = np.flatnonzero(np.isin(cells, np.fromiter(chips_of, np.int64, len(chips_of))))
+def _candidates(
+    chips_of: dict[int, list[int]], cells: np.ndarray, lon: np.ndarray, lat: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(chip, rows of the points that may lie on it); ``cells`` are those of ``chips_of``, sorted."""
+    found = _cell(lon, lat)
+    near = np.flatnonzero(cells.searchsorted(found, side="right") > cells.searchsorted(found))
     rows_of: dict[int, list[int]] = defaultdict(list)
     for row in near.tolist():
-        for number in chips_of[int(cells[row])]:
+        for number in chips_of[int(found[row])]:
             rows_of[number].append(row)
     return ((number, np.array(rows)) for number, rows in rows_of.items())
 
 
-def _text_points(batch: pa.RecordBatch, rows: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[TextPoint]:
-    names = ("uncertainty_m", "time_ms", "time_end_ms", "text", "source", "licence")
-    taken = batch.take(pa.array(rows)).select(list(names)).to_pylist()
+def _text_points(texts: pa.Table, rows: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[TextPoint]:
+    taken = texts.take(pa.array(rows)).to_pylist()
     return [TextPoint(float(px), float(py), **fields) for px, py, fields in zip(x, y, taken)]

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from aef.data.chips import Chip, SourceSeries, TextPoint, read_chip, write_chip
 from aef.data.sampling import Sampler
 from aef.sources import BUILT_IN
 from aef.text import points as module
-from aef.text.attach import attach_points
+from aef.text.attach import _assign, _Footprint, _index, attach_points
 from aef.text.coordinates import coordinate_fault
 from aef.text.points import GeoText, TextError, open_points, write_points
 from aef.timecode import DAY_MS, parse_time
@@ -221,6 +222,60 @@ def test_each_chip_gets_the_texts_that_lie_on_it(tmp_path, chips):
     assert counts == {"chips": 2, "points": 6, "on_no_chip": 3, "texts": 3, "chips_with_texts": 2}
     assert (a[1].x, a[1].y) == pytest.approx((CORNER[0] + 315, CORNER[1] - 315), abs=1e-3)
     assert (a[0].text, a[0].uncertainty_m, a[0].licence, a[0].time_ms) == ("text 1", 30.0, "CC0 1.0", START)
+
+
+def chip_around(lon, lat, crs, side=32):
+    """Its footprint alone: a position is the corner in the middle of the chip."""
+    (x,), (y,) = warp("EPSG:4326", crs, [lon], [lat])
+    return _Footprint(Path("a.npz"), crs, (10.0, 0.0, x - side * 5, 0.0, -10.0, y + side * 5), side, side)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32660", "EPSG:32601"])
+def test_the_antimeridian_runs_through_a_chip(tmp_path, crs):
+    """Longitudes 180 and −180 are one, and only the cells that the chip touches are its."""
+    footprint = chip_around(180.0, 51.05, crs)
+    lons = (180.0, -180.0, 179.999, -179.999, 179.99, 0.0)
+    found, total, lost = _assign(
+        points_file(tmp_path / "p.parquet", [text(i, lon, 51.05) for i, lon in enumerate(lons)]), [footprint]
+    )
+    assert [one.source for one in found[0]] == [f"gbif:{i}" for i in range(4)] and (total, lost) == (6, 2)
+    assert len(_index([footprint])) == 2
+
+
+@pytest.mark.parametrize(("crs", "pole"), [("EPSG:3413", 90.0), ("EPSG:3031", -90.0)])
+def test_a_chip_holds_a_pole(tmp_path, crs, pole):
+    near = pole * (1 - 1e-6)
+    texts = [text(0, 0.0, pole), *(text(1 + i, lon, near) for i, lon in enumerate((-100.0, -10.0, 80.0, 170.0)))]
+    found, _, lost = _assign(points_file(tmp_path / "p.parquet", texts), [chip_around(0.0, pole, crs)])
+    assert len(found[0]) == 5 and lost == 0
+
+
+def test_texts_that_lie_on_no_chip_are_never_read(tmp_path, chips, monkeypatch):
+    """Of the parts of a large file only positions; memory holds the texts of one part."""
+    path, read = tmp_path / "p.parquet", []
+    with pq.ParquetWriter(path, module.SCHEMA) as writer:
+        for one in (text(1, -70, 10), at_pixel(2, 3, 3), text(3, 100, 10)):
+            writer.write_table(module.pa.Table.from_pylist([vars(one)], module.SCHEMA))
+    whole = pq.ParquetFile.read_row_group
+
+    def spy(file, group, columns):
+        read.append((group, "text" in columns))
+        return whole(file, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("the file was read whole"))
+    assert attach_points(path, chips, BUILT_IN)["texts"] == 1
+    assert read == [(0, False), (1, False), (1, True), (2, False)]
+
+
+def test_text_points_that_are_damaged_inside_are_named(tmp_path, chips):
+    path = points_file(tmp_path / "p.parquet", [at_pixel(i, 3, 3) for i in range(500)])
+    noise = bytearray(path.read_bytes())
+    noise[4:4000] = bytes(3996)
+    path.write_bytes(noise)
+    with pytest.raises(TextError, match=r"p\.parquet: damaged"):
+        attach_points(path, chips, BUILT_IN)
+    assert not read_chip(chips / "a.npz", BUILT_IN).texts
 
 
 @pytest.mark.parametrize("compress", [True, False])
