@@ -4,8 +4,8 @@ Two forms are read, plain, .gz or .bz2:
 
 * the JSON entity dump (``latest-all.json``: one entity a line), or any part of it;
 * a table (.csv, .tsv) with a header: ``title`` (of the English article), ``article`` (its address) or ``page_id``; and
-  ``coord`` (``Point(lon lat)``) or ``lon`` and ``lat``; optionally ``globe``, ``precision`` (degrees) and ``taxon``. It
-  is what the query in docs/text.md returns.
+  ``coord`` (``Point(lon lat)``, elsewhere than on Earth after ``<globe>``) or ``lon`` and ``lat``; optionally ``globe``,
+  ``precision`` (degrees) and ``taxon``. It is what the query in docs/text.md returns. An article may have several rows.
 """
 
 from __future__ import annotations
@@ -74,20 +74,21 @@ class Articles:
         return digest.hexdigest()
 
     def find(self, page_id: int, title: str) -> Entry | None:
-        """The entry of a page, by id or by title."""
+        """The entry of a page, by id or by title: its first position and its first taxon, which may stand on two rows."""
         if self._sorted is None:
             found = np.frombuffer(self._key, np.uint64) if self._key else np.zeros(0, np.uint64)
             order = np.argsort(found, kind="stable")
             self._sorted = found[order], order
         keys, rows = self._sorted
+        found: list[int] = []
         for key in (page_id, title):
-            wanted = _hash(key)
-            at = int(keys.searchsorted(np.uint64(wanted)))
-            if at < len(keys) and keys[at] == wanted:
-                row = int(rows[at])
-                lon, lat, uncertainty_m = self._position[3 * row : 3 * row + 3]
-                return Entry(lon, lat, uncertainty_m, self._taxon[row])
-        return None
+            wanted = np.uint64(_hash(key))
+            found += rows[keys.searchsorted(wanted) : keys.searchsorted(wanted, side="right")].tolist()
+        if not found:
+            return None
+        located = next((row for row in found if not np.isnan(self._position[3 * row])), found[0])
+        lon, lat, uncertainty_m = self._position[3 * located : 3 * located + 3]
+        return Entry(lon, lat, uncertainty_m, next((self._taxon[row] for row in found if self._taxon[row]), 0))
 
 
 def _hash(key: str | int) -> int:
@@ -200,7 +201,8 @@ def _from_table(path: Path, stream: IO[bytes]) -> Iterator[tuple[str | int, Entr
         for row in rows:
             key = _table_key(row)
             if key:
-                yield key, _table_entry(row), row.get("globe") or ""
+                entry, globe = _table_entry(row)
+                yield key, entry, row.get("globe") or globe
     except (ValueError, TypeError, csv.Error, UnicodeDecodeError) as error:
         raise TextError(f"{path}: line {rows.line_num}: {error}") from error
 
@@ -214,13 +216,16 @@ def _table_key(row: Mapping[str, str]) -> str | int | None:
     return unquote(title) if found else None
 
 
-def _table_entry(row: Mapping[str, str]) -> Entry:
-    lon, lat = row.get("lon") or "", row.get("lat") or ""
+def _table_entry(row: Mapping[str, str]) -> tuple[Entry, str]:
+    """The entry of a row, and the globe that its coordinates name: ``<http://www.wikidata.org/entity/Q405> Point(1 2)``."""
+    lon, lat, globe = row.get("lon") or "", row.get("lat") or "", ""
     if row.get("coord"):
-        inside = row["coord"].strip().upper().removeprefix("POINT").strip(" ()").split()
+        globe, _, point = row["coord"].strip().rpartition(">")
+        inside = point.strip().upper().removeprefix("POINT").strip(" ()").split()
         if len(inside) != 2:
             raise ValueError(f"expected coordinates like Point(4.35 50.85), found {row['coord']!r}")
         lon, lat = inside
     position = (float(lon), float(lat)) if lon and lat else (np.nan, np.nan)
     taxon = (row.get("taxon") or "").strip()
-    return Entry(*position, float(row.get("precision") or 0) * METRES_PER_DEGREE, int(taxon) if taxon.isdigit() else 0)
+    precision = float(row.get("precision") or 0) * METRES_PER_DEGREE
+    return Entry(*position, precision, int(taxon) if taxon.isdigit() else 0), globe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import mwparserfromhell as mw
@@ -40,9 +41,18 @@ REMOVED_TAGS = {
     "style",
     "script",
 }
+BETWEEN_NAMES = re.compile(r"\s*(?:,|&|/|\band\b)\s*")
+"""Between the names of a section of two: "Notes and references"."""
+
+NOT_TEXT = re.compile(r"__[A-Z]+__|[\ud800-\udfff]")
+"""Switches (``__NOTOC__``), and halves of characters, which no file can hold (``&#xD800;``)."""
+
 LIST_TAGS = {"li", "dt", "dd"}
 PROSE_TEMPLATES = {"lang": 2, "nowrap": 1, "transl": 2, "abbr": 1}
 """Templates whose named argument is part of the sentence."""
+
+RANGES = {"-", "–", "and", "by", "or", "to", "x", "×", "+/-", "±"}
+"""What stands between the two numbers of ``{{convert|10|to|20|km}}``."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,8 @@ def plain_text(wikitext: str) -> PlainText:
     for node in mw.parse(wikitext).nodes:
         if isinstance(node, Heading):
             if not removed_level or node.level <= removed_level:
-                title = node.title.strip_code().strip().lower()
-                removed_level = node.level if title in REMOVED_SECTIONS else 0
+                names = BETWEEN_NAMES.split(node.title.strip_code().strip().lower())
+                removed_level = node.level if REMOVED_SECTIONS.issuperset(names) else 0
             lines.end()
         elif not removed_level:
             _add(lines, node)
@@ -93,7 +103,7 @@ class _Lines:
             self._open.append(line)
 
     def end(self) -> None:
-        line = " ".join("".join(self._open).split())
+        line = " ".join(NOT_TEXT.sub("", "".join(self._open)).split())
         count = len(line.split())
         self.words += count
         self.list_words += count if self.in_list else 0
@@ -127,7 +137,8 @@ def _add_link(lines: _Lines, link: Wikilink) -> None:
     space, colon, _ = str(link.title).strip().partition(":")
     if colon and space.strip().lower() in REMOVED_NAMESPACES:
         return
-    _add_all(lines, link.text if link.text is not None else link.title)
+    # A leading colon makes a link of what would otherwise be shown or filed: [[:Category:Lakes]].
+    _add_all(lines, link.text if link.text is not None else mw.parse(str(link.title).strip().removeprefix(":")))
 
 
 def _add_tag(lines: _Lines, tag: Tag) -> None:
@@ -151,6 +162,7 @@ def _add_tag(lines: _Lines, tag: Tag) -> None:
 def _add_template(lines: _Lines, template: Template) -> None:
     name = str(template.name).strip().lower()
     if name in ("convert", "cvt") and template.has(1) and template.has(2):
-        lines.add(f"{template.get(1).value.strip_code().strip()} {template.get(2).value.strip_code().strip()}")
+        words = [template.get(at).value.strip_code().strip() for at in range(1, 5) if template.has(at)]
+        lines.add(" ".join(words if len(words) == 4 and words[1] in RANGES else words[:2]))
     elif name in PROSE_TEMPLATES and template.has(PROSE_TEMPLATES[name]):
         _add_all(lines, template.get(PROSE_TEMPLATES[name]).value)

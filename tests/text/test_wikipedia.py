@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from aef.text.points import TextError
+from aef.text.points import TextError, write_points
 from aef.text.wikidata import read_wikidata
 from aef.text.wikipedia import TaxonArticles, WikipediaDump, read_article
 from aef.text.wikitext import plain_text
@@ -149,6 +149,34 @@ It is protected.
     ]
 
 
+@pytest.mark.parametrize("title", ["Notes and references", "References & notes", "Footnotes, citations and sources"])
+def test_sections_of_two_names_are_removed_too(title):
+    assert plain_text(f"One.\n== {title} ==\nA book.\n== Sources of the river ==\nTwo.").text == "One.\nTwo."
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{{convert|10|to|20|km|mi}} long", "10 to 20 km long"),
+        ("{{convert|10|km|mi|abbr=on}} long", "10 km long"),
+        ("{{cvt|3|ft|6|in}} long", "3 ft long"),
+        ("of [[:Category:Lakes]]", "of Category:Lakes"),
+        ("__NOTOC__ A lake __FORCETOC__", "A lake"),
+        ("half a letter &#xD800;here", "half a letter here"),
+    ],
+)
+def test_what_stands_in_a_sentence(wikitext, text):
+    assert plain_text(wikitext).text == text
+
+
+def test_an_article_with_half_a_character_is_written(tmp_path):
+    """A reference that names no character, which no file can hold, would have ended every run at this page."""
+    extract = read_wikidata(wikidata(tmp_path / "x.json", entity(1, "T1", 1.0, 2.0)))
+    path = dump(tmp_path / "enwiki.xml.bz2", page(1, "T1", words(100) + " &#xDC00;"))
+    counts = write_points(tmp_path / "out.parquet", [WikipediaDump(path, extract, VALID)])
+    assert counts["wikipedia"]["kept"] == 1
+
+
 def test_only_english_articles_with_a_place_on_earth_are_kept(tmp_path):
     extract = wikidata(
         tmp_path / "extract.json",
@@ -213,6 +241,29 @@ def test_titles_are_matched_as_mediawiki_does_and_page_ids_come_first(tmp_path):
     path = dump(tmp_path / "enwiki.xml.bz2", page(3, "Château d'If", words(100)), page(7, "Other & more", words(100)))
     texts, _, _ = read(path, articles)
     assert [(t.title, t.lon, t.lat) for t in texts] == [("Château d'If", 5.32, 43.28), ("Other & more", -70.5, -33.4)]
+
+
+def test_place_and_taxon_of_an_article_may_stand_on_two_rows(tmp_path):
+    """As the query of docs/text.md returns them: a union has one row of each."""
+    where, which = "Reef,Point(4.5 50.25),0.01,", "Reef,,,77"
+    for rows in ((where, which), (which, where)):
+        (tmp_path / "x.csv").write_text("\n".join(("title,coord,precision,taxon", *rows)) + "\n")
+        found = read_wikidata(tmp_path / "x.csv").find(1, "Reef")
+        assert (found.lon, found.lat, found.taxon) == (4.5, 50.25, 77)
+        assert found.uncertainty_m == pytest.approx(1113.2)
+
+
+@pytest.mark.parametrize("column", ["http://www.wikidata.org/entity/Q405", ""])
+def test_coordinates_that_name_another_globe_are_not_on_earth(tmp_path, column):
+    """So the query service writes what does not lie on Earth."""
+    (tmp_path / "x.csv").write_text(
+        "title,coord,globe\n"
+        f"Tycho,<http://www.wikidata.org/entity/Q405> Point(-11.36 -43.31),{column}\n"
+        "Mill,Point(4.35 50.85),\n"
+    )
+    counts = Counter()
+    articles = read_wikidata(tmp_path / "x.csv", counts)
+    assert counts == {"items": 2, "not_on_earth": 1, "kept": 1} and articles.find(1, "Tycho") is None
 
 
 def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
