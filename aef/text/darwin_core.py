@@ -7,7 +7,7 @@ import io
 import sys
 import xml.etree.ElementTree as ET
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,20 +71,18 @@ def _from_archive(path: Path, archive: zipfile.ZipFile) -> Table:
         constants = {name: item["default"] for name, item in fields.items() if item["index"] is None}
         if core.id_index is not None:
             columns.setdefault("gbifID", core.id_index)
-    except (ET.ParseError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ET.ParseError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise TextError(f"{path}: meta.xml does not describe a Darwin Core archive ({error})") from error
     if core.file_location not in names:
         raise TextError(f"{path}: its meta.xml names {core.file_location}, which the archive lacks")
-    lines = io.TextIOWrapper(
-        archive.open(core.file_location), encoding=core.file_encoding, newline=core.lines_terminated_by
-    )
-    quote = core.fields_enclosed_by
-    rows = csv.reader(
-        lines,
-        delimiter=core.fields_terminated_by,
-        quotechar=quote or None,
-        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
-    )
+    try:
+        lines = io.TextIOWrapper(
+            archive.open(core.file_location), encoding=core.file_encoding, newline=core.lines_terminated_by
+        )
+    except ValueError as error:
+        raise TextError(f"{path}: its meta.xml ends lines in a way that cannot be read ({error})") from error
+    quote, between = core.fields_enclosed_by, core.fields_terminated_by
+    rows = csv.reader(lines, delimiter=between, quotechar=quote) if quote else _split(lines, between)
     for _ in range(core.lines_to_ignore):
         next(rows, None)
     return Table(columns, rows, constants)
@@ -92,9 +90,14 @@ def _from_archive(path: Path, archive: zipfile.ZipFile) -> Table:
 
 def _with_header(path: Path, stream: IO[bytes], *, tabs: bool) -> Table:
     """GBIF's tables are tab-separated whatever their suffix; a comma in the header and no tab says otherwise."""
-    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
     header = lines.readline().rstrip("\r\n")
     tabs = "\t" in header or (tabs and "," not in header)
     names = header.split("\t") if tabs else next(csv.reader([header]))
-    rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
+    rows = _split(lines, "\t") if tabs else csv.reader(lines)
     return Table({name.strip().lstrip("\ufeff").rpartition(":")[2]: index for index, name in enumerate(names)}, rows)
+
+
+def _split(lines: Iterable[str], between: str) -> Iterator[list[str]]:
+    """Rows without quotes. A lone carriage return within a field ends no row, as it would for the csv module."""
+    return (line.rstrip("\r\n").split(between) for line in lines)

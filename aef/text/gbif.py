@@ -219,7 +219,7 @@ def observation_period(text: str) -> Period | None:
     first, _, last = text.partition("/")
     try:
         start, end = _days(first)[0], _days(last or first)[1]
-    except ValueError:
+    except (ValueError, OverflowError):  # a number too long for any calendar
         return None
     if not timedelta() < end - start <= timedelta(days=LONGEST_DATE_DAYS):
         return None

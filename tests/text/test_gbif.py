@@ -112,6 +112,7 @@ def outcome(tmp_path, **changes):
         ({"issue": "TAXON_MATCH_FUZZY"}, "taxon_suspicious"),
         ({"species": ""}, "taxon_incomplete"),
         ({"eventDate": ""}, "date_missing"),
+        ({"eventDate": "99999999999"}, "date_missing"),
         ({"eventDate": "2017-01-01"}, None),
         ({"eventDate": "2016-12-31"}, "outside_the_years"),
         ({"eventDate": "2023-12-31T23:59:59"}, None),
@@ -166,6 +167,13 @@ def test_archives_and_tables_give_the_same(tmp_path):
     assert read(commas)[0] == expected[:1]
 
 
+def test_a_carriage_return_within_a_field_ends_no_row(tmp_path):
+    rows = [{**GOOD, "occurrenceStatus": "PRE\rSENT"}, {**GOOD, "gbifID": "101"}]
+    for path in (simple_table(tmp_path / "rows.csv", rows), archive(tmp_path / "archive.zip", rows)):
+        texts, counts, _ = read(path)
+        assert [text.source for text in texts] == ["gbif:100", "gbif:101"] and counts["occurrences"] == 2
+
+
 def test_a_value_that_all_rows_of_an_archive_share_is_used(tmp_path):
     path = archive(tmp_path / "a.zip", [{**GOOD, "license": "CC_BY_NC_4_0"}])
     with zipfile.ZipFile(path) as file:
@@ -213,6 +221,12 @@ def test_broken_archives_are_refused_by_name(tmp_path):
         read(archive(tmp_path / "other.zip", [GOOD], location="elsewhere.txt"))
     with pytest.raises(TextError, match=r"meta.xml does not describe a Darwin Core archive"):
         read(archive(tmp_path / "meta.zip", [GOOD], meta="<archive"))
+    with zipfile.ZipFile(tmp_path / "good.zip") as file:
+        meta = file.read("meta.xml").decode()
+    with pytest.raises(TextError, match=r"meta.xml does not describe .* \(unknown encoding: nonsense"):
+        read(archive(tmp_path / "encoding.zip", [GOOD], meta=meta.replace("utf-8", "nonsense")))
+    with pytest.raises(TextError, match=r"its meta.xml ends lines in a way that cannot be read \(illegal newline"):
+        read(archive(tmp_path / "lines.zip", [GOOD], meta=meta.replace("\\n", "|")))
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
         file.writestr("a.csv", "x")
         file.writestr("b.csv", "x")
