@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from aef.launcher.command import add_device, parser, require_number, run
@@ -67,6 +68,12 @@ def _steps(given: argparse.Namespace) -> list:
     corpora = given.wikipedia or given.gbif
     if given.wikipedia and not given.wikidata:
         raise ValueError("--wikipedia needs --wikidata FILE: articles get their coordinates from it")
+    if given.wikidata and not given.wikipedia:
+        raise ValueError("--wikidata locates articles: it needs --wikipedia FILE")
+    if given.out and not corpora:
+        raise ValueError("--out is where the corpora's text points go: it needs --wikipedia or --gbif")
+    if given.weights and not given.tower:
+        raise ValueError("--weights are those of a tower: it needs --tower NAME")
     if corpora and given.points:
         raise ValueError("--points is an earlier result: give either it or the corpora")
     if corpora and not (given.out or given.attach):
@@ -163,19 +170,24 @@ def _encode(given: argparse.Namespace) -> None:
     from aef.data.chips import ChipFolder
     from aef.mapping.device import find_device
     from aef.settings_file import registry_of
-    from aef.text.cache import FOLDER, VectorCache, encode_missing
+    from aef.text.cache import FOLDER, VectorCache, encode_missing, text_key
     from aef.text.tower import TextTower
 
     folder = ChipFolder(given.encode, registry_of(given.encode, files=given.sources_file))
-    texts = {point["text"]: None for index in range(len(folder)) for point in folder.header(index)["texts"]}
-    if not texts:
+
+    def texts() -> Iterator[str]:
+        """Read anew each time: together they may not fit into memory."""
+        return (point["text"] for index in range(len(folder)) for point in folder.header(index)["texts"])
+
+    keys = {text_key(text) for text in texts()}
+    if not keys:
         raise ValueError(f"{given.encode}: its chips hold no texts: attach some, or synthesise chips, first")
     tower = TextTower(given.tower, given.weights, device=str(find_device(given.device)))
     cache = VectorCache.of(given.encode / FOLDER, tower.identity)
-    missing = sum(text not in cache for text in texts)
+    missing = sum(not cache.holds(key) for key in keys)
     with Progress("encode", missing, "text") as progress:
-        encode_missing(cache, tower, texts, on_texts=progress.advance)
-    print(f"{missing} texts encoded, {len(texts) - missing} were there already: {cache.folder}")
+        encode_missing(cache, tower, texts(), on_texts=progress.advance)
+    print(f"{missing} texts encoded, {len(keys) - missing} were there already: {cache.folder}")
 
 
 def _print_counts(name: str, counts) -> None:

@@ -65,10 +65,14 @@ class VectorCache:
         return len(self._first)
 
     def __contains__(self, text: str) -> bool:
-        return self._row(text) is not None
+        return self.holds(text_key(text))
+
+    def holds(self, key: tuple[int, int]) -> bool:
+        """Whether it has the vector of the text with this `text_key`."""
+        return self._row(key) is not None
 
     def __call__(self, text: str) -> np.ndarray | None:
-        row = self._row(text)
+        row = self._row(text_key(text))
         if row is None:
             return None
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -78,9 +82,15 @@ class VectorCache:
         return type(self), (self.folder,)
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep vectors (n, D) float32. Raises ValueError if shapes do not fit, OSError when the disk is full."""
+        """Keep vectors (n, D) float32.
+
+        Raises:
+            ValueError: shapes do not fit, or a vector is not finite. OSError: the disk is full.
+        """
         if vectors.shape != (len(texts), self.dim):
             raise ValueError(f"{self.folder}: expected vectors {(len(texts), self.dim)}, found {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{self.folder}: the tower gives vectors that are not finite: its weights are damaged")
         number = f"{len(list(self.folder.glob('vectors-*.npy'))):06d}-{uuid.uuid4().hex[:8]}"
         for name, array in (
             (f"vectors-{number}.npy", vectors.astype(np.float32)),
@@ -107,8 +117,8 @@ class VectorCache:
         self._order = np.lexsort((joined[:, 1], joined[:, 0]))
         self._first, self._second = joined[self._order, 0], joined[self._order, 1]
 
-    def _row(self, text: str) -> int | None:
-        first, second = text_key(text)
+    def _row(self, key: tuple[int, int]) -> int | None:
+        first, second = key
         at = int(np.searchsorted(self._first, np.uint64(first)))
         while at < len(self._first) and self._first[at] == first:
             if self._second[at] == second:
@@ -122,17 +132,28 @@ def encode_missing(
 ) -> int:
     """Encode the texts that the cache lacks, each once, and return how many they were. What is done stays done.
 
+    Memory holds the texts of one part, and a key of each that was met.
+
     Raises:
         TowerError: the cache belongs to another tower.
     """
     tower.identity.require(cache.identity, str(cache.folder))
     done = 0
-    for group in _groups((text for text in dict.fromkeys(texts) if text not in cache), PART_TEXTS):
+    for group in _groups(_lacking(cache, texts), PART_TEXTS):
         cache.add(group, tower.encode(group))
         done += len(group)
         if on_texts:
             on_texts(len(group))
     return done
+
+
+def _lacking(cache: VectorCache, texts: Iterable[str]) -> Iterator[str]:
+    met: set[tuple[int, int]] = set()
+    for text in texts:
+        key = text_key(text)
+        if key not in met and not cache.holds(key):
+            met.add(key)
+            yield text
 
 
 def _groups(items: Iterator[str], size: int) -> Iterator[list[str]]:

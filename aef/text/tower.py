@@ -35,6 +35,9 @@ BATCH = 64
 PROBE_S = 3.0
 """How long to look for the network before saying that there is none: the hub's own retries take 45 s."""
 
+QUICK_GELU = "-quickgelu"
+"""How open_clip's names end where OpenAI's approximate GELU is meant."""
+
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -88,7 +91,8 @@ class TextTower:
     Args:
         name: an open_clip architecture with CLIP's tokenizer (``ViT-B-32``, …), or ``tiny``.
         weights: a local file (.pt, .bin, .safetensors; of the whole model or of its text tower) or a tag that
-            open_clip knows, which is downloaded once. None: `DEFAULT_WEIGHTS` of `DEFAULT_TOWER`; ``tiny`` has its own.
+            open_clip knows, which is downloaded once. A tag that was trained with OpenAI's approximate GELU makes of
+            ``ViT-B-32`` the tower ``ViT-B-32-quickgelu``; for a file the name has to say so. None: `DEFAULT_WEIGHTS` of `DEFAULT_TOWER`; ``tiny`` has its own.
         device: where it runs.
 
     Raises:
@@ -106,9 +110,10 @@ class TextTower:
             architecture, label = _Architecture(TINY_DIM, _TINY_CONFIG), "fixed random"
             self._model = _build(open_clip, *architecture)
         else:
-            architecture = _architecture(open_clip, name)
             if weights is None and name == DEFAULT_TOWER:
                 weights = DEFAULT_WEIGHTS
+            name = _with_activation(open_clip, name, weights)
+            architecture = _architecture(open_clip, name)
             if weights is None:
                 raise TowerError(f"tower {name}: name its weights: a file, or one of {_tags(open_clip, name)}")
             label = Path(weights).name if _is_file(weights) else weights
@@ -221,6 +226,17 @@ def _architecture(open_clip, name: str) -> _Architecture:
     return _Architecture(config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False))
 
 
+def _with_activation(open_clip, name: str, weights: str | None) -> str:
+    """The architecture that says with which activation a tag was trained: ``openai`` of ViT-B-32 is ViT-B-32-quickgelu.
+
+    The weights do not tell, and a file of them read with the other activation gives other vectors.
+    """
+    told = f"{name}{QUICK_GELU}"
+    if weights is None or _is_file(weights) or open_clip.get_model_config(told) is None:
+        return name
+    return told if _tag(open_clip, name, weights).get("quick_gelu", False) else name
+
+
 def _build(open_clip, dim: int, config: Mapping[str, Any], quick_gelu: bool):
     from open_clip.model import _build_text_tower
 
@@ -328,10 +344,8 @@ def _text_state(path: Path) -> dict[str, Tensor]:
 
 
 def _trained(open_clip, name: str, weights: str, architecture: _Architecture):
-    """A tower with its weights. Some tags of an architecture were trained with another activation than it names."""
+    """A tower with its weights."""
     state = _text_state(find_weights(name, weights))
-    if not _is_file(weights) and _tag(open_clip, name, weights).get("quick_gelu", False):
-        architecture = architecture._replace(quick_gelu=True)
     model = _build(open_clip, *architecture)
     _load(model, state, f"tower {name}: {weights}")
     return model

@@ -91,6 +91,9 @@ def test_a_dry_run_does_nothing(corpora, capsys):
         (["--gbif", "x.zip"], "name what to write"),
         (["--attach", "chips"], "--attach needs texts"),
         (["--encode", "chips"], "--encode needs --tower NAME"),
+        (["--gbif", "x.zip", "--wikidata", "x.csv", "--out", "o.parquet"], "--wikidata locates articles"),
+        (["--points", "p.parquet", "--out", "o.parquet", "--attach", "chips"], "--out is where the corpora's"),
+        (["--points", "p.parquet", "--attach", "chips", "--weights", "w.pt"], "--weights are those of a tower"),
         (["--gbif", "absent.zip", "--out", "o.parquet"], "absent.zip"),
     ],
 )

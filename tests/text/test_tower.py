@@ -90,6 +90,24 @@ def test_both_kinds_of_state_dicts_give_the_same_weights(tmp_path, tiny):
         assert _hash(_text_state(tmp_path / name)) == tiny.identity.weights_hash
 
 
+def test_weights_read_with_another_activation_are_another_tower(tmp_path, monkeypatch):
+    """OpenAI's weights ask for the approximate GELU; their file does not say so, the tower's name does."""
+    open_clip = import_open_clip()
+    config = {"embed_dim": 16, "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1}}
+    config["text_cfg"]["layers"] = 1
+    known = {"ViT-B-32": config, "ViT-B-32-quickgelu": {**config, "quick_gelu": True}}
+    monkeypatch.setattr(open_clip, "get_model_config", known.get)
+    path = tmp_path / "openai.pt"
+    torch.save(_build(open_clip, *_architecture(open_clip, "ViT-B-32")).state_dict(), path)
+    monkeypatch.setattr("aef.text.tower._cached", lambda entry: path)
+    tag, named = TextTower("ViT-B-32", "openai"), TextTower("ViT-B-32-quickgelu", str(path))
+    plain = TextTower("ViT-B-32", str(path))
+    assert tag.identity.key == named.identity.key != plain.identity.key
+    assert np.array_equal(tag.encode(TEXTS), named.encode(TEXTS))
+    assert not np.allclose(tag.encode(TEXTS), plain.encode(TEXTS), atol=1e-4)
+    assert TextTower("ViT-B-32", DEFAULT_WEIGHTS).identity.key == plain.identity.key
+
+
 def test_no_weights_and_no_network_is_one_sentence_at_once(offline):
     started = time.monotonic()
     with pytest.raises(
@@ -185,6 +203,24 @@ def test_two_processes_that_encode_at_once_mix_no_vectors(tmp_path, tiny, monkey
     monkeypatch.setattr(cache_module, "writing", meanwhile)
     one.add(["a"], np.ones((1, tiny.dim), np.float32))
     assert VectorCache(one.folder)("a")[0] == 1 and VectorCache(one.folder)("b")[0] == 2
+
+
+def test_vectors_that_are_not_finite_are_never_kept(tmp_path, tiny, monkeypatch):
+    cache = VectorCache.of(tmp_path, tiny.identity)
+    monkeypatch.setattr(TextTower, "encode", lambda self, texts: np.full((len(texts), self.dim), np.nan, np.float32))
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        encode_missing(cache, tiny, TEXTS)
+    assert not list(cache.folder.glob("*.npy"))
+
+
+def test_texts_are_taken_from_the_stream_a_part_at_a_time(tmp_path, tiny, monkeypatch):
+    """Those of a large corpus do not fit into memory."""
+    monkeypatch.setattr(cache_module, "PART_TEXTS", 2)
+    taken, seen = [], []
+    stream = (taken.append(text) or text for text in (*TEXTS, *TEXTS, "a lake"))
+    cache = VectorCache.of(tmp_path, tiny.identity)
+    assert encode_missing(cache, tiny, stream, on_texts=lambda n: seen.append((n, len(taken)))) == 4
+    assert seen == [(2, 2), (2, 7)]
 
 
 def test_a_damaged_cache_is_refused(tmp_path, tiny):
