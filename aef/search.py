@@ -37,7 +37,7 @@ from aef.mapping.made_by import MadeBy
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER
-from aef.text.tower import TextTower, TowerIdentity
+from aef.text.tower import TextTower, TowerIdentity, is_file
 from aef.timecode import Period, format_time, parse_period
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ def run_tower(run: str | os.PathLike, weights: str | None = None, *, device: str
         raise SearchError(f"{run}: this run learnt from no text: train on chips with texts and `aef text --encode`")
     identity = TowerIdentity.read(path)
     fixed = identity.weights == "fixed random"
+    if weights is None and is_file(identity.weights) and not Path(identity.weights).is_file():
+        raise SearchError(f"{run}: its text tower was read from a file {identity.weights}: name it by --weights FILE")
     tower = TextTower(identity.name, None if fixed else weights or identity.weights, device=device)
     tower.identity.require(identity, str(path))
     return tower

@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("give either --text WORDS or --at LON,LAT")
     if (given.data is None) == (given.fields is None):
         raise ValueError("give either --data CHIPS or --fields DIR")
+    if given.text is not None and not given.text.strip():
+        raise ValueError("--text: expected words, found none")
     if given.top < 1:
         raise ValueError(f"--top: expected at least 1, found {given.top}")
 

@@ -164,6 +164,8 @@ def _attach(given: argparse.Namespace) -> None:
     with Progress("attach", len(ChipFolder(given.attach, registry)), "chip") as progress:
         counts = attach_points(given.out, given.attach, registry, on_chip=lambda path: progress.advance(note=path.stem))
     _print_counts("chips", counts)
+    if counts["texts"] and not given.encode:
+        print(f"training passes over texts without a vector: next, aef text --encode {given.attach} --tower NAME")
 
 
 def _encode(given: argparse.Namespace) -> None:

@@ -164,6 +164,9 @@ def test_another_tower_is_refused(trained, tmp_path, tower):
     (tmp_path / TEXT_TOWER).write_text(TowerIdentity("tiny", "fixed random", "0" * 64, 64, 77).to_json())
     with pytest.raises(TowerError, match=r"expected text vectors of tower tiny .* found tiny"):
         run_tower(tmp_path)
+    (tmp_path / TEXT_TOWER).write_text(TowerIdentity("ViT-B-32", "absent.safetensors", "0" * 64, 512, 77).to_json())
+    with pytest.raises(SearchError, match=r"read from a file absent\.safetensors: name it by --weights FILE"):
+        run_tower(tmp_path)
     with pytest.raises(SearchError, match="this run learnt from no text"):
         run_tower(tmp_path / "elsewhere")
 
@@ -385,6 +388,7 @@ def test_a_pixel_may_lie_west_of_greenwich(trained, tmp_path, capsys):
     [
         ([], "give either --text WORDS or --at LON,LAT"),
         (["--text", "a", "--at", "1,2"], "give either --text WORDS or --at LON,LAT"),
+        (["--text", " "], "--text: expected words, found none"),
         (["--at", "91"], "expected LON,LAT like 4.35,50.85, found '91'"),
         (["--at", "50,120"], "expected degrees, longitude first, found '50,120'"),
         (["--text", "a", "--top", "0"], "--top: expected at least 1, found 0"),

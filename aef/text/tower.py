@@ -116,7 +116,7 @@ class TextTower:
             architecture = _architecture(open_clip, name)
             if weights is None:
                 raise TowerError(f"tower {name}: name its weights: a file, or one of {_tags(open_clip, name)}")
-            label = Path(weights).name if _is_file(weights) else weights
+            label = Path(weights).name if is_file(weights) else weights
             self._model = _trained(open_clip, name, weights, architecture)
         self.device = torch.device(device)
         self._model.eval().requires_grad_(False).to(self.device)
@@ -232,7 +232,7 @@ def _with_activation(open_clip, name: str, weights: str | None) -> str:
     The weights do not tell, and a file of them read with the other activation gives other vectors.
     """
     told = f"{name}{QUICK_GELU}"
-    if weights is None or _is_file(weights) or open_clip.get_model_config(told) is None:
+    if weights is None or is_file(weights) or open_clip.get_model_config(told) is None:
         return name
     return told if _tag(open_clip, name, weights).get("quick_gelu", False) else name
 
@@ -256,7 +256,8 @@ def _hash(state: Mapping[str, Tensor]) -> str:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _is_file(weights: str) -> bool:
+def is_file(weights: str) -> bool:
+    """Whether weights name a file rather than a tag."""
     return Path(weights).suffix in WEIGHT_FILES or os.sep in weights
 
 
@@ -278,7 +279,7 @@ def find_weights(name: str, weights: str) -> Path:
         TowerError: no such file or tag; or it is not here and there is no network, said at once.
     """
     open_clip = import_open_clip()
-    if _is_file(weights):
+    if is_file(weights):
         if not Path(weights).is_file():
             raise TowerError(f"tower {name}: {weights}: no such file of weights")
         return Path(weights)

@@ -192,7 +192,10 @@ def _taxon(claims: Mapping) -> int:
 def _from_table(path: Path, stream: IO[bytes]) -> Iterator[tuple[str | int, Entry, str]]:
     lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     rows = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",")
-    names = rows.fieldnames or []
+    try:
+        names = rows.fieldnames or []
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise TextError(f"{path}: line {rows.line_num}: {error}") from error
     if not set(names) & {"title", "article", "page_id"}:
         raise TextError(f"{path}: expected a column title, article or page_id, found {', '.join(names) or 'nothing'}")
     if "coord" not in names and not {"lon", "lat"} <= set(names):

@@ -29,6 +29,7 @@ REMOVED_TAGS = {
     "gallery",
     "math",
     "chem",
+    "ce",
     "timeline",
     "score",
     "syntaxhighlight",
@@ -37,6 +38,10 @@ REMOVED_TAGS = {
     "pre",
     "imagemap",
     "mapframe",
+    "maplink",
+    "inputbox",
+    "hiero",
+    "phonos",
     "graph",
     "style",
     "script",
@@ -48,8 +53,32 @@ NOT_TEXT = re.compile(r"__[A-Z]+__|[\ud800-\udfff]")
 """Switches (``__NOTOC__``), and halves of characters, which no file can hold (``&#xD800;``)."""
 
 LIST_TAGS = {"li", "dt", "dd"}
-PROSE_TEMPLATES = {"lang": 2, "nowrap": 1, "transl": 2, "abbr": 1}
+PROSE_TEMPLATES = {
+    "lang": 2,
+    "langx": 2,
+    "transl": 2,
+    "transliteration": 2,
+    "nowrap": 1,
+    "nobr": 1,
+    "nobold": 1,
+    "small": 1,
+    "abbr": 1,
+}
 """Templates whose named argument is part of the sentence."""
+
+MARKS = {
+    "nbsp": " ",
+    "spaces": " ",
+    "ndash": "–",
+    "en dash": "–",
+    "mdash": "—",
+    "em dash": "—",
+    "snd": " – ",
+    "spnd": " – ",
+    "spaced ndash": " – ",
+    "spaced en dash": " – ",
+}
+"""Templates that stand for a mark between words or numbers, which would be one without it: ``1914{{snd}}1918``."""
 
 RANGES = {"-", "–", "and", "by", "or", "to", "x", "×", "+/-", "±"}
 """What stands between the two numbers of ``{{convert|10|to|20|km}}``."""
@@ -163,6 +192,10 @@ def _add_template(lines: _Lines, template: Template) -> None:
     name = str(template.name).strip().lower()
     if name in ("convert", "cvt") and template.has(1) and template.has(2):
         words = [template.get(at).value.strip_code().strip() for at in range(1, 5) if template.has(at)]
-        lines.add(" ".join(words if len(words) == 4 and words[1] in RANGES else words[:2]))
+        # Two numbers of one range, or of two units: {{convert|6|ft|2|in|m}}.
+        two = len(words) == 4 and (words[1] in RANGES or words[2].replace(".", "", 1).isdecimal())
+        lines.add(" ".join(words if two else words[:2]))
+    elif name in MARKS:
+        lines.add(MARKS[name])
     elif name in PROSE_TEMPLATES and template.has(PROSE_TEMPLATES[name]):
         _add_all(lines, template.get(PROSE_TEMPLATES[name]).value)

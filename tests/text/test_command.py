@@ -75,6 +75,12 @@ def test_from_corpora_to_vectors_by_one_command(corpora, capsys):
     assert "0 texts encoded, 2 were there already" in capsys.readouterr().out
 
 
+def test_who_attaches_without_a_tower_is_told_what_is_missing(corpora, capsys):
+    folder, chips = corpora
+    assert main(options(folder, chips)) == 0
+    assert f"next, aef text --encode {chips} --tower NAME" in capsys.readouterr().out
+
+
 def test_a_dry_run_does_nothing(corpora, capsys):
     folder, chips = corpora
     assert main(options(folder, chips, "--tower", "tiny", "--dry-run")) == 0

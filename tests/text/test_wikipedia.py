@@ -159,7 +159,11 @@ def test_sections_of_two_names_are_removed_too(title):
     [
         ("{{convert|10|to|20|km|mi}} long", "10 to 20 km long"),
         ("{{convert|10|km|mi|abbr=on}} long", "10 km long"),
-        ("{{cvt|3|ft|6|in}} long", "3 ft long"),
+        ("{{cvt|6|ft|2|in|m}} tall", "6 ft 2 in tall"),
+        ("{{convert|6|ft|m|1|abbr=on}} tall", "6 ft tall"),
+        ("10{{ndash}}20 of 1914{{snd}}1918, 5{{nbsp}}km", "10–20 of 1914 – 1918, 5 km"),
+        ("at {{small|high}} {{nobr|5 m}}", "at high 5 m"),
+        ('here <maplink zoom=3>{"type": "Feature"}</maplink> and <ce>H2O</ce> there', "here and there"),
         ("of [[:Category:Lakes]]", "of Category:Lakes"),
         ("__NOTOC__ A lake __FORCETOC__", "A lake"),
         ("half a letter &#xD800;here", "half a letter here"),
@@ -269,6 +273,12 @@ def test_coordinates_that_name_another_globe_are_not_on_earth(tmp_path, column):
 def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
     (tmp_path / "x.csv").write_text("title,coord\r\nMill,Point(4.35 50.85)\r\n", encoding="utf-8-sig")
     assert read_wikidata(tmp_path / "x.csv").find(1, "Mill").lon == 4.35
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("title,coord\nMill,Point(4.35 50.85)\n", encoding="utf-16")
+    with pytest.raises(TextError, match=r"x\.csv: line 0: 'utf-8' codec can't decode"):
+        read_wikidata(tmp_path / "x.csv")
 
 
 def test_another_extract_is_another_setting(tmp_path):
