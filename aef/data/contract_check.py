@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,6 +52,7 @@ def validate(chip: Chip, registry: Registry, *, file: object = None, values: boo
     with _named(file):
         _check_common_support(chip, registry)
         _check_labels(chip)
+        _check_texts(chip)
 
 
 @contextmanager
@@ -81,6 +83,21 @@ def _check_place(chip: Chip) -> None:
         raise ChipError(f"expected 10 m pixels, found {chip.transform[0]} x {chip.transform[4]}", field="transform")
     if not (-180 <= chip.lon <= 180 and -90 <= chip.lat <= 90):
         raise ChipError(f"expected degrees, found lon {chip.lon}, lat {chip.lat}", field="lon")
+
+
+def _check_texts(chip: Chip) -> None:
+    for number, point in enumerate(chip.texts):
+        what = None
+        if not isinstance(point.text, str) or not point.text:
+            what = f"a text, found {point.text!r}"
+        elif not (math.isfinite(point.x) and math.isfinite(point.y)):
+            what = f"a finite position, found x {point.x}, y {point.y}"
+        elif not (math.isfinite(point.uncertainty_m) and point.uncertainty_m >= 0):
+            what = f"an uncertainty of 0 m or more, found {point.uncertainty_m}"
+        elif not point.time_ms < point.time_end_ms:
+            what = f"a period that ends after it starts, found {point.time_ms} to {point.time_end_ms}"
+        if what:
+            raise ChipError(f"text {number} ({point.source}): expected {what}", field="texts")
 
 
 def _expect_shape(name: str, array: np.ndarray | None, *shapes: tuple[int, ...]) -> None:

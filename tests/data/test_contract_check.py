@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aef.data.chips import ChipError, validate
+from aef.data.chips import ChipError, TextPoint, validate
 from aef.data.contract import ARRAYS
 from aef.sources import BUILT_IN, INPUTS
 from aef.timecode import DAY_MS
@@ -180,6 +180,27 @@ def test_a_place_that_is_none_is_refused(chip, changes, word):
     refused(dataclasses.replace(chip, **changes), word)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"text": ""}, "expected a text, found ''"),
+        ({"text": None}, "expected a text, found None"),
+        ({"x": float("nan")}, "expected a finite position"),
+        ({"uncertainty_m": float("nan")}, "expected an uncertainty of 0 m or more, found nan"),
+        ({"uncertainty_m": -1.0}, "expected an uncertainty of 0 m or more, found -1.0"),
+        ({"time_end_ms": 0}, "expected a period that ends after it starts, found 0 to 0"),
+        ({"time_ms": "2019"}, "a field is not of its type"),
+    ],
+)
+def test_a_text_that_nothing_could_be_learnt_from_is_refused(chip, changes, words):
+    """A position that is no number ended training, at whatever epoch drew the chip, without a word of the file."""
+    good = TextPoint(5.0, 5.0, 0.0, 0, DAY_MS, "a mill", "gbif:7", "CC0 1.0")
+    chip.texts = [good]
+    validate(chip, BUILT_IN)
+    chip.texts = [good, dataclasses.replace(good, **changes)]
+    refused(chip, words, *(() if "type" in words else ("field texts", "text 1 (gbif:7)")))
+
+
 def test_labels_are_integers_on_the_chips_grid(chip):
     chip.labels["crop"].values = chip.labels["crop"].values.astype(np.float32)
     refused(chip, "labels/crop", "expected integers")
@@ -213,7 +234,9 @@ def test_whatever_stands_in_a_field_is_lawful_or_a_named_line(make_chip, source,
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    field=st.sampled_from(("id", "place", "crs", "transform", "height", "width", "lon", "lat", "sources", "labels")),
+    field=st.sampled_from(
+        ("id", "place", "crs", "transform", "height", "width", "lon", "lat", "sources", "labels", "texts")
+    ),
     junk=JUNK,
 )
 def test_whatever_a_chip_says_of_itself_is_lawful_or_a_named_line(make_chip, field, junk):
