@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -177,8 +178,15 @@ def _coordinates(claims: Mapping) -> tuple[tuple[float, float, float], str]:
     value = _best(claims, "P625")
     if value is None:
         return (np.nan, np.nan, 0.0), ""
-    precision = float(value.get("precision") or 0) * METRES_PER_DEGREE
-    return (float(value["longitude"]), float(value["latitude"]), precision), value.get("globe", "")
+    return (float(value["longitude"]), float(value["latitude"]), _metres(value.get("precision"))), value.get(
+        "globe", ""
+    )
+
+
+def _metres(precision: str | float | None) -> float:
+    """Degrees → metres; 0, the pixel alone, where none is stated, or one that can be none."""
+    degrees = float(precision or 0)
+    return degrees * METRES_PER_DEGREE if 0 < degrees < math.inf else 0.0
 
 
 def _taxon(claims: Mapping) -> int:
@@ -230,5 +238,4 @@ def _table_entry(row: Mapping[str, str]) -> tuple[Entry, str]:
         lon, lat = inside
     position = (float(lon), float(lat)) if lon and lat else (np.nan, np.nan)
     taxon = (row.get("taxon") or "").strip()
-    precision = float(row.get("precision") or 0) * METRES_PER_DEGREE
-    return Entry(*position, precision, int(taxon) if taxon.isdigit() else 0), globe
+    return Entry(*position, _metres(row.get("precision")), int(taxon) if taxon.isdigit() else 0), globe

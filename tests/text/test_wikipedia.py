@@ -270,6 +270,17 @@ def test_coordinates_that_name_another_globe_are_not_on_earth(tmp_path, column):
     assert counts == {"items": 2, "not_on_earth": 1, "kept": 1} and articles.find(1, "Tycho") is None
 
 
+@pytest.mark.parametrize(
+    ("precision", "metres"), [("0.01", 1113.2), ("", 0), ("0", 0), ("-0.01", 0), ("NaN", 0), ("inf", 0)]
+)
+def test_a_precision_that_can_be_none_is_none(tmp_path, precision, metres):
+    (tmp_path / "x.csv").write_text(f"title,coord,precision\nMill,Point(4.35 50.85),{precision}\n")
+    stated = float(precision) if precision else None
+    entities = wikidata(tmp_path / "x.json", entity(1, "Mill", 4.35, 50.85, precision=stated))
+    for path in (tmp_path / "x.csv", entities):
+        assert read_wikidata(path).find(1, "Mill").uncertainty_m == pytest.approx(metres)
+
+
 def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
     (tmp_path / "x.csv").write_text("title,coord\r\nMill,Point(4.35 50.85)\r\n", encoding="utf-8-sig")
     assert read_wikidata(tmp_path / "x.csv").find(1, "Mill").lon == 4.35
