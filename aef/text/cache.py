@@ -42,7 +42,7 @@ class VectorCache:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         self.identity = TowerIdentity.read(self.folder / IDENTITY)
-        self._open()
+        self.reopen()
 
     @classmethod
     def of(cls, root: str | os.PathLike, identity: TowerIdentity) -> VectorCache:
@@ -82,7 +82,12 @@ class VectorCache:
         return type(self), (self.folder,)
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep vectors (n, D) float32.
+        """`write`, and find them from now on."""
+        self.write(texts, vectors)
+        self.reopen()
+
+    def write(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Keep vectors (n, D) float32, to be found after `reopen`, which takes longer the more there are.
 
         Raises:
             ValueError: shapes do not fit, or a vector is not finite. OSError: the disk is full.
@@ -98,9 +103,9 @@ class VectorCache:
         ):
             with writing(self.folder / name) as stream:
                 np.save(stream, array, allow_pickle=False)
-        self._open()
 
-    def _open(self) -> None:
+    def reopen(self) -> None:
+        """Find what was written since, by any process. Raises TowerError: a file is damaged."""
         self._vectors, keys = [], []
         for path in sorted(self.folder.glob("texts-*.npy")):
             try:
@@ -139,11 +144,15 @@ def encode_missing(
     """
     tower.identity.require(cache.identity, str(cache.folder))
     done = 0
-    for group in _groups(_lacking(cache, texts), PART_TEXTS):
-        cache.add(group, tower.encode(group))
-        done += len(group)
-        if on_texts:
-            on_texts(len(group))
+    try:
+        for group in _groups(_lacking(cache, texts), PART_TEXTS):
+            cache.write(group, tower.encode(group))
+            done += len(group)
+            if on_texts:
+                on_texts(len(group))
+    finally:
+        if done:
+            cache.reopen()
     return done
 
 

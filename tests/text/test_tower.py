@@ -223,6 +223,16 @@ def test_texts_are_taken_from_the_stream_a_part_at_a_time(tmp_path, tiny, monkey
     assert seen == [(2, 2), (2, 7)]
 
 
+def test_each_part_is_opened_once_however_many_there_are(tmp_path, tiny, monkeypatch):
+    """Opened after each part, they would take hours of a large corpus."""
+    monkeypatch.setattr(cache_module, "PART_TEXTS", 1)
+    monkeypatch.setattr(TextTower, "encode", lambda self, texts: np.ones((len(texts), self.dim), np.float32))
+    cache, opened, load = VectorCache.of(tmp_path, tiny.identity), [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: opened.append(path) or load(path, **options))
+    assert encode_missing(cache, tiny, [f"t{i}" for i in range(6)]) == 6
+    assert len(opened) == len(set(opened)) == 12 and all(f"t{i}" in cache for i in range(6))
+
+
 def test_a_damaged_cache_is_refused(tmp_path, tiny):
     cache = VectorCache.of(tmp_path, tiny.identity)
     cache.add(["a"], np.ones((1, tiny.dim), np.float32))
