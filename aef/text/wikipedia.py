@@ -94,6 +94,8 @@ class WikipediaDump:
 
     def _begin(self, page: Page, parse: Parse) -> _Waiting:
         """Drop a page that nobody asked for at once, have the others parsed."""
+        if not page.id.isdigit() or not page.title:
+            return _Waiting(page.end, fault="damaged_page")
         if page.namespace != b"0":
             return _Waiting(page.end, fault="other_namespace")
         title = html.unescape(page.title.decode())
@@ -222,9 +224,9 @@ def scan_pages(path: Path, stream: IO[bytes], start: int = 0) -> Iterator[Page]:
 
 def _page(buffer: bytes, begin: int, stop: int, end: int) -> Page:
     def field(name: bytes, start: int) -> tuple[bytes, int]:
-        opened = buffer.find(b"<" + name + b">", start, stop) + len(name) + 2
-        closed = buffer.find(b"</" + name + b">", opened, stop)
-        return buffer[opened:closed], closed
+        opened = buffer.find(b"<" + name + b">", start, stop)
+        closed = buffer.find(b"</" + name + b">", opened, stop) if opened >= 0 else -1
+        return (buffer[opened + len(name) + 2 : closed], closed) if closed >= 0 else (b"", start)
 
     title, after = field(b"title", begin)
     namespace, after = field(b"ns", after)

@@ -234,6 +234,14 @@ def test_redirects_other_namespaces_and_other_contents_are_counted(tmp_path):
     }
 
 
+@pytest.mark.parametrize("inside", ["", "<title>T2</title><ns>0</ns>", "<ns>0</ns><id>2</id>", "<title>T2</title><id>"])
+def test_a_page_without_a_title_or_an_id_is_counted(tmp_path, inside):
+    extract = wikidata(tmp_path / "x.json", *(entity(i, f"T{i}", 1.0, 2.0) for i in (1, 3)))
+    pages = (page(1, "T1", words(100)), f"<page>{inside}</page>\n", page(3, "T3", words(100)))
+    texts, counts, _ = read(dump(tmp_path / "enwiki.xml.bz2", *pages), read_wikidata(extract))
+    assert [text.title for text in texts] == ["T1", "T3"] and counts["damaged_page"] == 1
+
+
 def test_titles_are_matched_as_mediawiki_does_and_page_ids_come_first(tmp_path):
     table = tmp_path / "extract.csv"
     table.write_text(
