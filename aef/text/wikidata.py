@@ -77,9 +77,9 @@ class Articles:
     def find(self, page_id: int, title: str) -> Entry | None:
         """The entry of a page, by id or by title: its first position and its first taxon, which may stand on two rows."""
         if self._sorted is None:
-            found = np.frombuffer(self._key, np.uint64) if self._key else np.zeros(0, np.uint64)
-            order = np.argsort(found, kind="stable")
-            self._sorted = found[order], order
+            unsorted = np.frombuffer(self._key, np.uint64) if self._key else np.zeros(0, np.uint64)
+            order = np.argsort(unsorted, kind="stable")
+            self._sorted = unsorted[order], order
         keys, rows = self._sorted
         found: list[int] = []
         for key in (page_id, title):
