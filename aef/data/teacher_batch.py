@@ -11,15 +11,13 @@ from torch import Tensor
 from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_frames, filler_frames
 
 
-def teacher_batches(
-    batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int, *, frame_bucket: int = 0
-) -> list[Batch]:
+def teacher_batches(batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int) -> list[Batch]:
     """``count`` batches that together hold the samples ``chosen`` in each micro-batch, in order and about equally many each.
 
     Their segments are teachers only; their summaries the period that teacher and student share, of every sample, and those of
     texts; their targets dummies: no reconstruction or consistency can be taken of them. Where fewer samples are chosen
-    than there are batches, the last ones hold one that was not, since every rank must run as often as the others. Waits
-    once for what is queued on the device.
+    than there are batches, the last ones hold one that was not, since every rank must run as often as the others. Not
+    padded: without gradients nothing runs compiled. Waits once for what is queued on the device.
     """
     micro = [_Micro(batch) for batch in batches]
     flat = [(part, sample) for part, samples in zip(micro, chosen, strict=True) for sample in samples]
@@ -28,17 +26,18 @@ def teacher_batches(
         size = len(flat) // count + (number < len(flat) % count)
         parts.append(flat[start : start + size])
         start += size
-    return [_pack(part, frame_bucket) if part else _pack([(micro[0], 0)], frame_bucket, silent=True) for part in parts]
+    return [_pack(part) if part else _pack([(micro[0], 0)], silent=True) for part in parts]
 
 
 class _Micro:
-    """A micro-batch, and on the host where its frames and texts lie."""
+    """A micro-batch, and on the host where its frames, texts and summaries lie."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.views = len(batch.support_start_ms) // batch.samples
         self.offsets: list[int] = batch.cu_frames.tolist()
         self.positions: dict[str, list[int]] = {name: block.position.tolist() for name, block in batch.frames.items()}
+        self.teacher_row: list[int] = batch.teacher_row.tolist()
         self.text_sample: list[int] = batch.text.sample.tolist()
         self.text_period: list[int] = batch.text.period_row.tolist()
 
@@ -57,7 +56,7 @@ class _Micro:
         return [row for row, of in enumerate(self.text_sample) if of == sample and identities[row] is not None]
 
 
-def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bool = False) -> Batch:
+def _pack(chosen: Sequence[tuple[_Micro, int]], *, silent: bool = False) -> Batch:
     """Chosen samples as one batch, with their texts; ``silent``: without."""
     first = chosen[0][0].batch
     device = first.frame_time_ms.device
@@ -65,11 +64,11 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bo
     lengths = [frames.stop - frames.start for frames in teachers]
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
 
-    periods = [part.batch.periods[part.batch.teacher_row[sample]] for part, sample in chosen]
+    periods = [part.batch.periods[part.teacher_row[sample]] for part, sample in chosen]
     segments = list(range(len(chosen)))
     texts: list[tuple[Batch, int, int]] = []  # micro-batch, row, row of the new periods
     for segment, (part, sample) in enumerate(chosen):
-        rows: dict[int, int] = {}
+        rows = {part.teacher_row[sample]: segment}
         for text in () if silent else part.texts(sample):
             row = rows.setdefault(part.text_period[text], len(periods))
             if row == len(periods):
@@ -82,8 +81,7 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], frame_bucket: int, *, silent: bo
     times = [part.batch.frame_time_ms[frames] for (part, _), frames in zip(chosen, teachers, strict=True)]
     supports = torch.stack([part.batch.support_start_ms[sample * part.views] for part, sample in chosen])
     spans = list(lengths)
-    filler = filler_frames(sum(lengths), frame_bucket)
-    if filler is not None:
+    if filler := filler_frames(sum(lengths), 0):
         times.append(supports[-1].expand(filler))
         spans.append(filler)
 

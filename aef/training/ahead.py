@@ -37,8 +37,7 @@ def take_ahead(
     if passes.ahead is None:
         return [], passes.couplings
     micro, _ = engine.micro_batches
-    bucket = engine.config.data.frame_bucket
-    parts = teacher_batches(batches, passes.chosen, math.ceil(passes.most / micro), frame_bucket=bucket)
+    parts = teacher_batches(batches, passes.chosen, math.ceil(passes.most / micro))
     # Before anything is queued that they would wait for; of texts that meet nobody nothing is read.
     rows = [text_rows(part)[: None if passes.ahead.texts else 0] for part in parts]
     fields, texts, places = [], [], []

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aef.config import PRESETS
 from aef.data.sample import Frames
@@ -60,12 +61,11 @@ def embedded(model, batches, chosen):
     return torch.cat(fields), torch.cat(pairs), identities
 
 
-@pytest.mark.parametrize(("count", "bucket", "sizes"), [(1, 0, [4]), (3, 16, [2, 1, 1]), (5, 0, [1, 1, 1, 1, 1])])
-def test_embeddings_are_those_of_the_micro_batches_that_hold_them(micro_batches, model, count, bucket, sizes):
+@pytest.mark.parametrize(("count", "sizes"), [(1, [4]), (3, [2, 1, 1]), (5, [1, 1, 1, 1, 1])])
+def test_embeddings_are_those_of_the_micro_batches_that_hold_them(micro_batches, model, count, sizes):
     fields, pairs, identities = embedded(model, micro_batches, CHOSEN)
-    batches = teacher_batches(micro_batches, CHOSEN, count, frame_bucket=bucket)
+    batches = teacher_batches(micro_batches, CHOSEN, count)
     assert [batch.samples for batch in batches] == sizes
-    assert all(batch.total_frames % (bucket or 1) == 0 for batch in batches)
     real = batches[:4]
     found = embedded(model, real, [range(batch.samples) for batch in real])
     torch.testing.assert_close(found[0], fields, rtol=1e-4, atol=1e-5)
@@ -95,3 +95,40 @@ def test_a_source_without_a_frame_is_a_dummy(micro_batches, model):
     batch = teacher_batches(micro_batches[3:], [[1]], 1)[0]
     assert batch.frames["sentinel1"].position.tolist() == [-1] and not batch.frames["sentinel1"].valid.any()
     assert model(batch).text.isfinite().all()
+
+
+def test_padded_micro_batches_give_teachers_without_filler(make_samples, pack):
+    padded = pack(make_samples(2, targets=TARGETS), inputs=INPUTS, targets=TARGETS, frame_bucket=16)
+    assert padded.total_frames == 32 and len(padded.cu_frames) == 6
+    (batch,) = teacher_batches([padded], [[0, 1]], 1)
+    assert batch.cu_frames.tolist() == [0, 10, 20] and batch.total_frames == 20
+
+
+def test_samples_without_any_frame_run_on_one_of_filler(make_samples, pack, model):
+    (sample,) = make_samples(1, targets=TARGETS, text_dim=TEXT_DIM)
+    sample.teacher, sample.student = {}, {}
+    (batch,) = teacher_batches([pack([sample], **OPTIONS)], [[0]], 1)
+    assert batch.cu_frames.tolist() == [0, 0, 1] and model(batch).mean.isfinite().all()
+
+
+def test_a_text_of_the_shared_period_is_pooled_with_it(make_samples, pack):
+    (sample,) = make_samples(1, targets=TARGETS, text_dim=TEXT_DIM)
+    sample.texts = (*sample.texts, dataclasses.replace(sample.texts[0], period=sample.consistency_period))
+    (batch,) = teacher_batches([pack([sample], **OPTIONS)], [[0]], 1)
+    assert batch.text.period_row.tolist() == [1, 0] and batch.pairs == 2 * 10
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that the host reads of a tensor one by one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_value_is_read_after_the_first_copy_is_queued(micro_batches):
+    with Reads() as reads:
+        teacher_batches(micro_batches, CHOSEN, 3)
+    assert reads.count == 0
