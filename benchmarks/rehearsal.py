@@ -5,6 +5,7 @@
 steps  Two training steps of each preset in bf16 for an H200, with every way of recomputation, by PyTorch's kernels
        (`AEF_KERNELS=torch`, "tuned eager") and by what the H200's table chooses. Where the host waits for the GPU within
        the second step, and the bytes of tensors alive: kept per frame between forward and backward, and at the peak.
+       And where it waits within a step of two passes whose partners and texts meet ahead of them.
 gpu    `python -m benchmarks.gpu` from end to end: every case, contender and mode, the blocks, the steps, and the files. Only
        the values are not compared, and what torch.compile would make is left out.
 
@@ -25,6 +26,8 @@ from unittest import mock
 import torch
 
 from aef.config import PRESETS, Config
+from aef.data.batch import Batch
+from aef.model.aef import Output
 from benchmarks import gpu, gpu_tasks, standin_gpu, timing
 from benchmarks import steps as step_rows
 from benchmarks.block import kernels_from
@@ -66,6 +69,52 @@ def steps(preset: str) -> Iterator[Found]:
                 kept, peak = _bytes(step, device)
                 frames, waits = step.batch.total_frames, dict(device.waits)
                 yield Found(preset, checkpointing, backend, frames, kept, peak, _planned(config), waits)
+
+
+class _Passes:
+    """The engine of an accumulated step around a plain one. What the host waits for before the first pass is no wait
+    between two kernels."""
+
+    micro_batches = (3, 2)
+
+    def __init__(self, step: PlainStep, device: standin_gpu.StandInGpu) -> None:
+        self.plain, self.device, self.begun = step, device, False
+
+    def __call__(self, batch: Batch) -> Output:
+        if not self.begun:
+            self.device.waits.clear()
+        self.begun = True
+        return self.plain.model(batch)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        self.plain.update()
+        return 0.0
+
+
+def waits_of_passes(preset: str) -> dict[str, int]:
+    """Waits, by line of the project, within a step of five samples in two passes, two of them with a text."""
+    from aef.data.random_batch import random_batch
+    from aef.sources import BUILT_IN
+    from aef.training.step import take_step
+
+    whole = PRESETS[preset]
+    config = dataclasses.replace(
+        whole,
+        model=dataclasses.replace(whole.model, compute_dtype="bfloat16", text_dim=8),
+        objective=dataclasses.replace(whole.objective, partner_chips=0),
+    )
+    with standin_gpu.standin_gpu() as device, kernels_from("auto"), _without_initial_weights():
+        plain = PlainStep(config, "cuda", torch.bfloat16)
+        batches = [
+            random_batch(config, BUILT_IN, plain.inputs, plain.targets, samples, first=first).to("cuda")
+            for first, samples in ((0, 3), (3, 2))
+        ]
+        for _ in range(2):  # tables are made in the first
+            take_step(_Passes(plain, device), plain.objective, batches, lr=0.0)  # type: ignore[arg-type]
+        return dict(device.waits)
 
 
 def _bytes(step: PlainStep, device: standin_gpu.StandInGpu) -> tuple[int, int]:
@@ -178,6 +227,9 @@ def main(argv: list[str] | None = None) -> int:
                     f"waits {one.waits or 'nowhere'}",
                     flush=True,
                 )
+            waits = waits_of_passes(preset)
+            failed |= bool(waits)
+            print(f"{preset}, two passes of a step: waits {waits or 'nowhere'}", flush=True)
         if options.write:
             options.write.write_text(report(found), encoding="utf-8")
     if "gpu" in parts:
