@@ -178,6 +178,11 @@ def asking_ahead(config: Config, ranks: int) -> float:
     return config.data.crops_per_chip / row if pairs and row else 1.0
 
 
+def teachers_ahead(config: Config, ranks: int) -> float:
+    """Share of the teachers that go ahead for uniformity: of the samples that ask, and of their partners."""
+    return min(1.0, 2 * asking_ahead(config, ranks))
+
+
 def stage_of(configuration: Mapping[str, Any]) -> int:
     return int(configuration.get("zero_optimization", {}).get("stage", 0))
 

@@ -25,6 +25,7 @@ from .deepspeed_config import (
     resolve,
     row_of_a_pass,
     stage_of,
+    teachers_ahead,
 )
 from .workers import STEPS_AHEAD, UNITS_AHEAD
 
@@ -122,7 +123,7 @@ def plan(
         * whole
         * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
-    ahead = min(1.0, 2 * asking_ahead(config, ranks))  # those that ask, and their partners
+    ahead = teachers_ahead(config, ranks)
     kept = ahead * micro * accumulation * 4 * whole * m.embedding_dim * AHEAD_FIELDS
     states = _states(count, stage, precision, ranks, settings)
     loader, shared = _loader(config, sample_bytes(config, registry, inputs, targets), ranks, on_gpu)
@@ -146,6 +147,16 @@ def plan(
         shared=shared,
         traffic=_traffic(config, count, settings, ranks),
     )
+
+
+def goes_ahead(config: Config, ranks: int) -> str:
+    """What is embedded ahead of accumulated passes, in words; empty where nothing is."""
+    _, accumulation = micro_batches(config, ranks)
+    share = teachers_ahead(config, ranks)
+    found = [f"{share:.0%} of the teachers"] if share else []
+    if config.model.text_dim and accumulation > 1 and share < 1:
+        found.append("the teachers of samples with a text")
+    return f"ahead of the passes: {' and '.join(found)}" if found else ""
 
 
 def filler(config: Config, registry: Registry, inputs: Sequence[str], ranks: int) -> str:
@@ -251,9 +262,8 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
     reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
-    asking = asking_ahead(config, ranks)
-    ahead = accumulation if config.model.text_dim and accumulation > 1 else math.ceil(min(1, 2 * asking) * accumulation)
-    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation + ahead}[stage]
+    ahead = 1.0 if config.model.text_dim and accumulation > 1 else teachers_ahead(config, ranks)
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation + math.ceil(ahead * accumulation)}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim
     traffic = {

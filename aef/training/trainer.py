@@ -50,7 +50,7 @@ from .checkpoint import (
     require_same_model,
     write_checkpoint,
 )
-from .deepspeed_config import asking_ahead, resolve
+from .deepspeed_config import resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import Ranks, start
@@ -58,7 +58,7 @@ from .figures import write_figure
 from .loader import GUARD, StepLoader
 from .log import Display, StepLog, read_validations
 from .open_run import Opening, open_run
-from .planner import filler
+from .planner import filler, goes_ahead
 from .schedule import learning_rate
 from .signals import StopSignals
 from .step import Step, take_step
@@ -452,20 +452,17 @@ class Trainer:
     def _announce(self, opened: Opening) -> None:
         t, ranks = self.config.train, self.ranks
         micro, count = self.engine.micro_batches
-        ahead = min(1, 2 * asking_ahead(self.config, ranks.size))
         words = [
             f"{self.parameters:,} parameters",
             f"{', '.join(self.run.inputs)} → {', '.join(self.run.targets)}",
             f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, ZeRO stage {self.engine.stage}, "
             f"{self.engine.precision}",
-            f"batch {t.global_batch}"
-            + (f" = {ranks.size} x {count} x {micro}" if count > 1 else "")
-            + (f", {ahead:.0%} of the teachers ahead of them" if ahead else ""),
+            f"batch {t.global_batch}" + (f" = {ranks.size} x {count} x {micro}" if count > 1 else ""),
             f"learning rate 0 → {t.peak_lr:g} over {self.config.warmup_steps} steps → 0 at step {t.steps}",
         ]
+        ahead = goes_ahead(self.config, ranks.size)
         padding = filler(self.config, self.run.registry, self.run.inputs, ranks.size)
-        if padding:
-            words.append(padding)
+        words += [line for line in (ahead, padding) if line]
         if opened.checkpoint and opened.position.step >= t.steps:
             words.append(f"already at step {opened.position.step}, nothing is left of train.steps={t.steps}")
         self.display.say("\n".join(words))

@@ -184,6 +184,22 @@ def test_partners_in_other_passes_are_counted(settings, share):
     assert asking_ahead(load_config("large", settings), 8) == share
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ((), "50% of the teachers"),
+        (("model.text_dim=8",), "50% of the teachers and the teachers of samples with a text"),
+        (("model.text_dim=8", "objective.partner_chips=4"), "the teachers of samples with a text"),
+        (("model.text_dim=8", "train.micro_batch=1"), "100% of the teachers"),
+        (("model.text_dim=8", "train.micro_batch=32"), ""),
+        (("objective.partner_chips=4",), ""),
+    ],
+)
+def test_a_run_says_what_goes_ahead(settings, words):
+    config = load_config("large", ("train.micro_batch=4", *settings))
+    assert planner.goes_ahead(config, 8) == (f"ahead of the passes: {words}" if words else "")
+
+
 def test_teachers_of_samples_with_a_text_go_ahead():
     eight = {"on_gpu": True, "ranks": 8}
     texts = plan("large", "train.micro_batch=4", "objective.partner_chips=4", "model.text_dim=8", **eight)
