@@ -28,7 +28,7 @@ def describe(plan: CostPlan) -> list[str]:
     """The plan in words: memory of one rank by kind, and bytes on the wire."""
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     batch = f"{ranks} x {plan.accumulation} x {plan.micro_batch} samples"
-    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "fields", "host")
+    parts = ("weights", "gradients", "optimizer", "buckets", "activations", "fields", "samples", "host")
     lines = [
         f"per step: {batch}, {plan.frames_per_sample:.0f} frames a sample (teacher and student), ZeRO stage {plan.stage}, "
         f"{plan.precision}",
@@ -69,7 +69,8 @@ def what_fits(
             fitted = planner.plan(
                 one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice, parameters=count
             )
-            room = gigabytes * 1e9 * (1 - planner.RESERVED) - fitted.model_bytes
+            step = fitted.samples * (config.train.global_batch // ranks)
+            room = gigabytes * 1e9 * (1 - planner.RESERVED) - fitted.model_bytes - step
             sizes[way] = int(room // fitted.activations) if room > 0 else 0
         words = [f"{size} with checkpointing {way}" for way, size in sizes.items() if size]
         too_large = [way for way, size in sizes.items() if not size]

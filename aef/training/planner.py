@@ -36,7 +36,8 @@ MOST_FILLER = 0.05
 """Share of filler among a micro-batch's frames, at most: they cost what frames cost, and nobody reads them."""
 
 AHEAD_FIELDS = 6
-"""Fields on the device for each that is taken ahead of accumulated passes: it, what travels, the partner, and gradients."""
+"""Fields on the device for each that is taken ahead of accumulated passes, before these: it, what travels, the partner, and
+gradients. One of them, the field's gradient, stays until the last pass."""
 
 PROJECTOR_STATES, FIELD_STATES, DECODER_STATES = 5, 5, 4
 """Tensors that autograd keeps of a frame's projection (at L/2), of an embedding field (at L) and of a decoded target,
@@ -49,8 +50,10 @@ class CostPlan:
 
     ``ahead``: the share of one more forward pass that accumulated passes need ahead of them (`aef.training.ahead`) for
     uniformity, and ``ahead_texts`` that they need for texts had every sample one. ``weights``, ``gradients``,
-    ``optimizer``, ``buckets``, ``activations``, ``fields`` (kept from ahead) in bytes on the device; ``host`` in bytes of optimiser state kept in host memory; ``loader`` in bytes of samples that
-    wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent per step by kind.
+    ``optimizer``, ``buckets``, ``activations``, ``fields`` (from ahead, beside or beyond the activations) and ``samples`` (a
+    step's, which a GPU holds from its start) in bytes on the device; ``host`` in bytes of optimiser state kept in host
+    memory; ``loader`` in bytes of samples that wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent
+    per step by kind.
     """
 
     parameters: int
@@ -71,6 +74,7 @@ class CostPlan:
     buckets: float
     activations: float
     fields: float
+    samples: float
     host: float
     loader: float
     shared: float
@@ -78,7 +82,7 @@ class CostPlan:
 
     @property
     def device_bytes(self) -> float:
-        return self.model_bytes + self.activations + self.fields
+        return self.model_bytes + self.activations + self.fields + self.samples
 
     @property
     def model_bytes(self) -> float:
@@ -124,9 +128,12 @@ def plan(
         * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
     ahead = teachers_ahead(config, ranks)
-    kept = ahead * micro * accumulation * 4 * whole * m.embedding_dim * AHEAD_FIELDS
+    activations = micro * per_sample
+    share = config.train.global_batch // ranks
+    kept = _embedded_ahead(config, ranks) * share * 4 * whole * m.embedding_dim
     states = _states(count, stage, precision, ranks, settings)
-    loader, shared = _loader(config, sample_bytes(config, registry, inputs, targets), ranks, on_gpu)
+    sample = sample_bytes(config, registry, inputs, targets)
+    loader, shared = _loader(config, sample, ranks, on_gpu)
     return CostPlan(
         parameters=count,
         flops_per_frame=cost.flops_per_frame(m, registry, inputs, d.chip_px, round(teacher)),
@@ -141,8 +148,9 @@ def plan(
         precision=precision,
         ranks=ranks,
         **states,
-        activations=micro * per_sample,
-        fields=kept,
+        activations=activations,
+        fields=max(kept, AHEAD_FIELDS * kept - activations),
+        samples=share * sample if on_gpu else 0.0,
         loader=loader,
         shared=shared,
         traffic=_traffic(config, count, settings, ranks),
@@ -157,6 +165,12 @@ def goes_ahead(config: Config, ranks: int) -> str:
     if config.model.text_dim and accumulation > 1 and share < 1:
         found.append("the teachers of samples with a text")
     return f"ahead of the passes: {' and '.join(found)}" if found else ""
+
+
+def _embedded_ahead(config: Config, ranks: int) -> float:
+    """Share of the teachers that go ahead, had every sample a text where there is a text head."""
+    _, accumulation = micro_batches(config, ranks)
+    return 1.0 if config.model.text_dim and accumulation > 1 else teachers_ahead(config, ranks)
 
 
 def filler(config: Config, registry: Registry, inputs: Sequence[str], ranks: int) -> str:
@@ -262,7 +276,7 @@ def _traffic(config: Config, count: int, settings: dict[str, Any], ranks: int) -
     _, accumulation = micro_batches(config, ranks)
     away = (ranks - 1) / ranks
     reductions = {0: 2, 1: 2, 2: 2 * accumulation, 3: accumulation}[stage]
-    ahead = 1.0 if config.model.text_dim and accumulation > 1 else teachers_ahead(config, ranks)
+    ahead = _embedded_ahead(config, ranks)
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation + math.ceil(ahead * accumulation)}[stage]
     share = config.train.global_batch // ranks
     field = 4 * config.data.chip_px**2 * config.model.embedding_dim

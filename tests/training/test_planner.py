@@ -103,12 +103,26 @@ def test_accumulation_and_checkpointing_are_counted():
     base = load_config("base")
     teacher, student = frames_per_sample(base, BUILT_IN, sources_of(base, BUILT_IN)[0])
     assert whole.ahead == pytest.approx(0.5 * teacher / (teacher + student))
-    assert whole.fields == 0.5 * 32 * 6 * 4 * 128 * 128 * 64
+    # Their gradients stay beside the activations; the rest of what is held ahead of the passes is gone by then.
+    field = 4 * 128 * 128 * 64
+    assert whole.fields == 0.5 * 32 * field
+    texts = plan("base", "train.micro_batch=4", "model.text_dim=8", on_gpu=True)
+    assert texts.fields == 32 * field
+    many = plan("base", "train.micro_batch=4", "train.global_batch=32768", "objective.partner_chips=0", on_gpu=True)
+    assert many.fields + many.activations == 6 * 0.5 * 32768 * field
     assert any("ahead of the passes" in line for line in plan_report.describe(whole))
     assert not any("ahead of the passes" in line for line in plan_report.describe(parts))
     assert parts.activations == pytest.approx(direct.activations / 8)
     full = plan("base", "train.micro_batch=4", "model.checkpointing=full", on_gpu=True)
     assert full.activations < 0.7 * parts.activations
+
+
+@pytest.mark.parametrize(("ranks", "sizes"), [(1, (1, 2, 6)), (8, (2, 2, 9))])
+def test_what_fits_leaves_room_for_the_samples_of_a_step(ranks, sizes):
+    config = load_config("large")
+    lines = plan_report.what_fits(config, BUILT_IN, *sources_of(config, BUILT_IN), ranks=ranks, choice=None)
+    words = ", ".join(f"{size} with checkpointing {way}" for size, way in zip(sizes, plan_report.WAYS))
+    assert f"fits on 80 GB in bfloat16: micro-batch {words}" in lines
 
 
 def test_waiting_samples_are_counted():
@@ -120,8 +134,11 @@ def test_waiting_samples_are_counted():
     # 32 samples a rank and step: two steps, and of each worker a pair at work and two that wait.
     found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8, on_gpu=True)
     assert found.loader == size * (2 * 32 + 3 * 8 * 2) and found.shared == size * 2 * 8 * 2
+    assert found.samples == 32 * size  # all passes' are on the GPU from the step's start
+    assert found.device_bytes == found.model_bytes + found.activations + found.fields + found.samples
     found = planner.plan(config, BUILT_IN, inputs, targets, ranks=8)
     assert found.loader == size * (3 * 32 + 3 * 8 * 2) and found.shared == size * (3 * 32 + 2 * 8 * 2)
+    assert found.samples == 0  # on a CPU they are the loader's own
     assert any("of it in /dev/shm; of the 8 ranks: " in line for line in plan_report.describe(found))
 
 
