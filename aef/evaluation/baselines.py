@@ -115,15 +115,16 @@ def baseline_fields(
 ) -> dict[str, list[np.ndarray]]:
     """Every feature set as one field per chip, standardised over all of them: name → [(D, h, w), …].
 
+    A source without a clear pixel at any chip is left out.
+
     Raises:
-        ProbeError: the chips share no input source.
+        ProbeError: the chips share no input source that shows a clear pixel.
     """
-    sources = observed_sources(chips, registry)
-    if not sources:
-        raise ProbeError("the chips share no input source: no baseline can be computed")
     stacked: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in chips] for name in FEATURES}
-    for source, bands in sources.items():
+    for source, bands in observed_sources(chips, registry).items():
         raw = [clear_series(chip, registry[source], bands=bands) for chip in chips]
+        if not any(series.clear.any() for series in raw):
+            continue
         scale = Scale.of(raw)
         for number, (chip, series) in enumerate(zip(chips, raw)):
             period = period_of(chip)
@@ -131,6 +132,8 @@ def baseline_fields(
             inside = scale.apply(series).without(outside)
             for name, feature in FEATURES.items():
                 stacked[name][number].append(feature(inside, period))
+    if chips and not stacked["harmonic"][0]:
+        raise ProbeError("the chips share no input source with a clear pixel: no baseline can be computed")
     fields = {"coordinates": [coordinates(chip).astype(np.float64) for chip in chips]}
     for name, parts in stacked.items():
         fields[name] = [np.concatenate(part) for part in parts]

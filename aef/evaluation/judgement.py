@@ -18,6 +18,7 @@ from aef.evaluation.diagnostics import presence_split, source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
+from aef.evaluation.series import NothingClearError
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained_model import TrainedModel
 from aef.run import WITHHELD
@@ -186,7 +187,12 @@ def _task(
             f"withheld dates of {name}, because no band that training scored is observed at all of {places}"
         )
     task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
-    empty = [series.place for series in task.observations()[0] if not len(task.frames(series)[1])]
+    try:
+        observed, _ = task.observations()
+    except NothingClearError as error:
+        raise JudgementError(f"withheld dates of {name}, because there is {error}") from None
+    # A place may have several chips, say of two years, of which one holds all its dates.
+    empty = {chip.place for chip in holding} - {series.place for series in observed if len(task.frames(series)[1])}
     if empty:
         raise JudgementError(
             f"withheld dates of {name}, because the list names no frame of it, to the second, with a clear pixel at "
@@ -223,11 +229,11 @@ def _cell_px(chips: Sequence[Chip], source: Source, bands: Sequence[str]) -> int
 
 
 def _repeats(values: np.ndarray, cell: int) -> bool:
-    """Whether (T, B, H, W) values are the same within every cell of cell × cell pixels."""
+    """Whether (T, B, H, W) values are the same within every cell of cell × cell pixels; NaN is one value."""
     height, width = values.shape[2:]
     if height % cell or width % cell:
         return False
-    blocks = values.reshape(*values.shape[:2], height // cell, cell, width // cell, cell)
+    blocks = np.nan_to_num(values).reshape(*values.shape[:2], height // cell, cell, width // cell, cell)
     return bool((blocks == blocks[:, :, :, :1, :, :1]).all())
 
 

@@ -20,6 +20,10 @@ from aef.sources import Source
 CLIP = 6.0
 
 
+class NothingClearError(ValueError):
+    """No pixel of a source was seen clear at any place; one line."""
+
+
 @dataclass(frozen=True)
 class ClearSeries:
     """T frames of one source at one place: ``values`` (T, B, h, w) float32, ``clear`` (T, h, w) bool, ``times_ms`` (T,)."""
@@ -43,11 +47,11 @@ class Scale:
 
     @classmethod
     def of(cls, series: Iterable[ClearSeries]) -> Scale:
-        """Pooled over every clear pixel. Raises ValueError where there is none."""
+        """Pooled over every clear pixel. Raises NothingClearError where there is none."""
         pixels = [np.moveaxis(place.values, 1, -1)[place.clear] for place in series]
         pooled = np.concatenate(pixels) if pixels else np.zeros((0, 1))
         if not len(pooled):
-            raise ValueError("no clear pixel at any place: nothing to compare")
+            raise NothingClearError("no clear pixel at any place: nothing to compare")
         wide = pooled.astype(np.float64)
         return cls(wide.mean(axis=0), np.maximum(wide.std(axis=0), 1e-12))
 
@@ -66,7 +70,7 @@ def clear_series(chip: Chip, source: Source, *, bands: Sequence[str] = (), cell_
 
     A pixel is clear where all chosen bands are valid and its loss weight is positive. With ``cell_px`` > 1 cells of
     that many pixels a side are averaged (a 20 m product on the 10 m grid: 2), and a cell is clear where all its pixels
-    are.
+    are. Where it is not clear it holds 0: a chip may hold NaN there, which no sum with a weight of 0 would lose.
 
     Raises:
         ValueError: the chip lacks the source, or the source lacks a band.
@@ -80,7 +84,7 @@ def clear_series(chip: Chip, source: Source, *, bands: Sequence[str] = (), cell_
     clear = clear_pixels(series, chosen)
     if cell_px > 1:
         scaled, clear = cells(scaled, cell_px), cells(clear.astype(np.float32), cell_px) == 1
-    return ClearSeries(chip.place, series.time_ms, scaled, clear)
+    return ClearSeries(chip.place, series.time_ms, np.where(clear[:, None], scaled, np.float32(0)), clear)
 
 
 def clear_pixels(series: SourceSeries, bands: Sequence[int]) -> np.ndarray:

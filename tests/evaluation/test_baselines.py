@@ -109,8 +109,31 @@ def test_a_source_without_a_band_that_every_chip_observes_is_no_baseline():
 def test_chips_without_a_common_input_are_not_judged():
     one, other = a_chip(), a_chip()
     del one.sources["sentinel1"], other.sources["sentinel2"]
-    with pytest.raises(ProbeError, match="share no input source"):
+    with pytest.raises(ProbeError, match="share no input source with a clear pixel"):
         baseline_fields([one, other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+
+
+def test_a_source_that_nobody_saw_clear_is_no_baseline():
+    cloudy = a_chip()
+    series = cloudy.sources["sentinel2"]
+    cloudy.sources["sentinel2"] = dataclasses.replace(series, weight=np.zeros((8, 1, 4, 4), np.uint8))
+    fields = baseline_fields([cloudy, cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+    assert fields["annual mean and s.d."][0].shape[0] == 2 * 3  # Sentinel-1 alone
+    del cloudy.sources["sentinel1"]
+    with pytest.raises(ProbeError, match="no input source with a clear pixel"):
+        baseline_fields([cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+
+
+def test_what_was_not_observed_may_be_no_number():
+    """A chip may hold NaN where `valid` is False."""
+    zero, nan = a_chip(), a_chip()
+    for chip, missing in ((zero, 0), (nan, np.nan)):
+        radar = chip.sources["sentinel1"]
+        radar.valid[2, :, 1, 1] = False
+        radar.values[~radar.valid] = missing
+    known, found = (baseline_fields([chip], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS)) for chip in (zero, nan))
+    for name, (field,) in known.items():
+        np.testing.assert_array_equal(found[name][0], field)
 
 
 def test_baselines_see_no_observation_outside_the_year():

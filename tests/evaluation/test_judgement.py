@@ -16,6 +16,7 @@ from aef.evaluation.few_shot import judge_labels, year_of
 from aef.evaluation.judgement import (
     REFERENCE,
     JudgementError,
+    _repeats,
     chips_to_judge,
     judge,
     judge_health,
@@ -128,6 +129,28 @@ def test_what_is_not_judged_is_said_with_its_reason(model, chips):
     )
 
 
+def test_a_source_that_nobody_saw_clear_is_not_judged_and_the_rest_is(model, chips):
+    cloudy = a_chip(0)
+    series = cloudy.sources["sentinel2"]
+    cloudy.sources["sentinel2"] = dataclasses.replace(series, weight=np.zeros_like(series.weight))
+    dates = WithheldDates({("c0", "sentinel2"): [START + 24 * DAY_MS]})
+    found = judge(model, [cloudy], withheld=dates, held_out=chips[1:], trials=1)
+    assert found.not_judged == [
+        "withheld dates of sentinel2, because there is no clear pixel at any place: nothing to compare"
+    ]
+    assert found.probes and found.health
+
+
+def test_a_place_whose_dates_all_lie_in_one_of_its_chips_is_judged(model, chips):
+    """The first chip of a place chooses its dates; those of another year hold none of them."""
+    later = dataclasses.replace(a_chip(1), id="later", place=chips[0].place, transform=chips[0].transform)
+    for name, series in later.sources.items():
+        later.sources[name] = dataclasses.replace(series, time_ms=series.time_ms + 365 * DAY_MS)
+    dates = WithheldDates({(place, name): [time] for place, name, time in choose_dates([chips[0], later], BUILT_IN)})
+    (result,) = judge(model, [chips[0], later], withheld=dates, period_days=[120]).withheld
+    assert result.places == ["c0"] and result.dates == 1 and np.isfinite(result.ratio)
+
+
 def test_dates_that_the_run_could_train_on_are_refused(model, chips, tmp_path):
     trained = dataclasses.replace(model, statistics=Statistics({}, weighting="clear", date="", places=["c0", "c1"]))
     listed = [("c0", "sentinel2", START), ("c0", "sentinel2", START + 24 * DAY_MS), ("c2", "sentinel2", START)]
@@ -164,6 +187,11 @@ def test_bands_of_20_m_on_the_10_m_grid_are_judged_on_their_own_pixels(model):
         dates = WithheldDates({("c0", "sentinel2"): [START], ("c1", "sentinel2"): [START]})
         (task,), _ = withheld_tasks(model, chips, dates, dates)
         assert task.cell_px == expected
+
+
+def test_cells_of_20_m_may_hold_no_number():
+    assert _repeats(np.array([[[[np.nan, np.nan, 1, 1]] * 2]]), 2)
+    assert not _repeats(np.array([[[[np.nan, np.nan, 1, 2]] * 2]]), 2)
 
 
 def test_only_bands_that_training_scored_are_judged(model):
