@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ BLOCK_PX = 8
 LINEAR_KINDS = ("linear", "ridge")
 LEAST_PLACES = 6
 """From so many on a linear probe finds a direction that places share."""
+
+WITHIN = " within places"
 
 
 def presence_split(chips: Sequence[Chip]) -> Literal["place", "block"]:
@@ -39,11 +42,12 @@ def source_presence(
     seed: int = 0,
     on_source: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance.
+    """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance. Names
+    end in " within places" where the places at which a source counts are too few to split by place.
 
     The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip
     is embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ
-    = 0 and ridge; `presence_split` says what it is tested on. A chip counts where the source has a frame in the period,
+    = 0 and ridge; `presence_split` of the chips that count says what it is tested on. A chip counts where the source has a frame in the period,
     and another input one too: without the source it would else be embedded from the very same frames, or from none.
     """
     rng = np.random.default_rng(seed)
@@ -51,13 +55,12 @@ def source_presence(
     places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
     complete = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
     seen = [set(model.passes(chip, [period_of(chip)])[0].sources) for chip in chips]
-    by_place = presence_split(chips) == "place"
     found = {}
     for name in model.inputs:
         vectors, labels, ground = [], [], []
-        for chip, (rows, columns, block), whole, sources in zip(chips, places, complete, seen):
-            if name not in sources or sources == {name}:
-                continue
+        counting = [name in sources and sources != {name} for sources in seen]
+        by_place = presence_split(list(compress(chips, counting))) == "place"
+        for chip, (rows, columns, block), whole in compress(zip(chips, places, complete), counting):
             without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
             for present, field in ((1, whole), (0, without)):
                 vectors.append(field[:, rows, columns].T)
@@ -69,7 +72,7 @@ def source_presence(
             scores = probe(
                 {name: np.concatenate(vectors)}, labelled, shots=None, trials=trials, seed=seed, kinds=LINEAR_KINDS
             )
-            found[name] = better(scores[name], LINEAR_KINDS)[1].balanced_accuracy
+            found[name if by_place else f"{name}{WITHIN}"] = better(scores[name], LINEAR_KINDS)[1].balanced_accuracy
         on_source()
     return found
 

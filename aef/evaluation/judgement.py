@@ -14,7 +14,7 @@ import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip, ChipFolder
 from aef.data.withheld import WithheldDates
-from aef.evaluation.diagnostics import presence_split, source_presence, spread
+from aef.evaluation.diagnostics import source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
 from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
@@ -261,7 +261,7 @@ def judge_health(
     on_source: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Norm, uniformity, effective rank, variance between places, and the balanced accuracy of "was source X among the
-    inputs?" per source, within places where there are too few to split by place
+    inputs?" per source, within places where too few count to split by place
     (`aef.evaluation.diagnostics.presence_split`). Of a place with several chips, say of two years, the first is taken:
     the same ground twice would look like a collapse."""
     first: dict[str, Chip] = {}
@@ -270,8 +270,7 @@ def judge_health(
     chips = list(first.values())[:most_places]
     figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
     presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
-    where = "" if presence_split(chips) == "place" else " within places"
-    figures.update({f"presence of {name}{where}": accuracy for name, accuracy in presence.items()})
+    figures.update({f"presence of {name}": accuracy for name, accuracy in presence.items()})
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 

@@ -220,9 +220,9 @@ def test_coordinates_cannot_tell_classes_of_unseen_fields(judgement):
 def test_a_probe_for_the_inputs_finds_a_source_that_shines_through(model, chips):
     """An untrained model gives its inputs away; the diagnostic must see it."""
     presence = source_presence(model, chips, lambda chip: year_of(model, chip), trials=3)
-    assert set(presence) == {"sentinel2", "sentinel1"}
+    assert set(presence) == {"sentinel2 within places", "sentinel1 within places"}
     assert all(0 <= accuracy <= 1 for accuracy in presence.values())
-    assert presence["sentinel2"] > 0.9
+    assert presence["sentinel2 within places"] > 0.9
 
 
 class Marked:
@@ -295,7 +295,20 @@ def test_of_few_places_the_probe_says_only_what_each_of_them_shows():
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
     assert presence_split(places) == "block"
     found = source_presence(Marked(lambda chip: own[chip.id]), places, lambda chip: None, trials=5)
-    assert found["sentinel1"] > 0.9
+    assert found["sentinel1 within places"] > 0.9
+
+
+def test_a_source_that_few_of_many_places_hold_is_judged_within_them():
+    """A probe that learns on one place of two would say 0.5 whatever the source leaves behind."""
+
+    class Rare(Marked):
+        def passes(self, chip, periods):
+            return [SimpleNamespace(sources=("sentinel2", "era", *["sentinel1"] * (chip.id in ("c0", "c1"))))]
+
+    places = [a_chip(number) for number in range(8)]
+    own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
+    found = source_presence(Rare(lambda chip: own[chip.id]), places, lambda chip: None, trials=3)
+    assert list(found) == ["sentinel2", "sentinel1 within places"] and found["sentinel1 within places"] > 0.9
 
 
 def test_health_takes_one_chip_of_each_place(model):
