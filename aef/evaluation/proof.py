@@ -223,39 +223,56 @@ def prove(
     if not names:
         raise ProofError("no chip carries a label: nothing can be probed")
     chips = [chip for chip in chips if not chip.labels.keys().isdisjoint(names)]
-    pixels = {name: labelled_pixels(chips, name).drawn(most_pixels, seed) for name in names}
-    years = {name: tuple(year_of(model, chip, name) for chip in chips) for name in names}
+    # A sensor that some chip without the label lacks is no less a baseline of the others.
+    of_label = {name: [number for number, chip in enumerate(chips) if name in chip.labels] for name in names}
+    pixels = {
+        name: labelled_pixels([chips[n] for n in numbers], name).drawn(most_pixels, seed)
+        for name, numbers in of_label.items()
+    }
+    years = {name: [year_of(model, chips[n], name) for n in numbers] for name, numbers in of_label.items()}
     results: dict[str, dict[int | None, dict[str, ProbeResult]]] = {n: {s: {} for s in shots} for n in names}
     for condition in CONDITIONS if shuffles else CONDITIONS[:1]:
         changed = [condition.change(chip, seed + number) for number, chip in enumerate(chips)]
 
-        def restored(fields: Sequence[np.ndarray], condition: Condition = condition) -> list[np.ndarray]:
-            return [condition.restore(field, chip, seed + n) for n, (field, chip) in enumerate(zip(fields, chips))]
+        def restored(
+            fields: Sequence[np.ndarray], numbers: Sequence[int], condition: Condition = condition
+        ) -> list[np.ndarray]:
+            return [condition.restore(field, chips[n], seed + n) for n, field in zip(numbers, fields)]
 
-        embedded = _embed(model, changed, years, partial(progress, condition.name))
-        baselines: dict[tuple[Period, ...], dict[str, list[np.ndarray]]] = {}
-        for name in names:
-            if years[name] not in baselines:  # labels of the same years share them
-                others = baseline_fields(changed, model.registry, partial(year_of, model, label=name))
-                baselines[years[name]] = {key: restored(fields) for key, fields in others.items()}
-            ours = {key: restored([sets[key] for sets in embedded[name]]) for key in embedded[name][0]}
+        embedded = _embed(model, changed, of_label, years, partial(progress, condition.name))
+        baselines: dict[tuple, dict[str, list[np.ndarray]]] = {}
+        for name, numbers in of_label.items():
+            if (key := (*numbers, *years[name])) not in baselines:  # labels of the same chips and years share them
+                of_chips = [changed[n] for n in numbers]
+                others = baseline_fields(of_chips, model.registry, partial(year_of, model, label=name))
+                baselines[key] = {which: restored(fields, numbers) for which, fields in others.items()}
+            ours = {which: restored([sets[which] for sets in embedded[name]], numbers) for which in embedded[name][0]}
             for count in shots:
                 results[name][count][condition.name] = compare(
-                    ours, baselines[years[name]], pixels[name], name, shots=count, trials=trials, seed=seed
+                    ours, baselines[key], pixels[name], name, shots=count, trials=trials, seed=seed
                 )
-    places = len({chip.place for chip in chips})
-    return [Proof(name, places, len(pixels[name].chip), results[name]) for name in names]
+    return [
+        Proof(name, len({chips[n].place for n in of_label[name]}), len(pixels[name].chip), results[name])
+        for name in names
+    ]
 
 
 def _embed(
-    model: TrainedModel, chips: Sequence[Chip], years: dict[str, tuple[Period, ...]], progress: Callable[[], None]
+    model: TrainedModel,
+    chips: Sequence[Chip],
+    of_label: dict[str, list[int]],
+    years: dict[str, list[Period]],
+    progress: Callable[[], None],
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Feature sets of every chip by label."""
-    embedded: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in years}
-    source = decoded_source(model, chips)
+    """Feature sets by label, of every chip that carries it."""
+    embedded: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in of_label}
+    source = {name: decoded_source(model, [chips[n] for n in numbers]) for name, numbers in of_label.items()}
     for number, chip in enumerate(chips):
-        sets = feature_sets(model, chip, [of_chip[number] for of_chip in years.values()], source)
-        for name, of_chip in years.items():
-            embedded[name].append(sets[of_chip[number]])
+        year = {name: years[name][numbers.index(number)] for name, numbers in of_label.items() if number in numbers}
+        for decoded in dict.fromkeys(source[name] for name in year):
+            mine = [name for name in year if source[name] == decoded]
+            sets = feature_sets(model, chip, [year[name] for name in mine], decoded)
+            for name in mine:
+                embedded[name].append(sets[year[name]])
         progress()
     return embedded

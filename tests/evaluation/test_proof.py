@@ -213,6 +213,19 @@ def test_places_are_counted_and_not_their_chips(chips):
     assert found.places == 2
 
 
+def test_a_label_is_proven_on_the_chips_that_carry_it(chips):
+    """A chip of another label alone takes no sensor from its baselines, and its place is none of this label's."""
+    first, other = (dataclasses.replace(chip, sources=dict(chip.sources)) for chip in (chips[0], chips[1]))
+    optical = first.sources["sentinel2"]
+    values = np.random.default_rng(0).normal(-10, 1, optical.values.shape).astype(np.float32)
+    first.sources["sentinel1"] = dataclasses.replace(optical, values=values, weight=None)
+    other.labels = {"cover": other.labels["crop"]}
+    (alone,) = prove(Phenologist(), [first], ["crop"], shots=(3,), trials=2, shuffles=False)
+    found, cover = prove(Phenologist(), [other, first], ["crop", "cover"], shots=(3,), trials=2, shuffles=False)
+    (cover_alone,) = prove(Phenologist(), [other], ["cover"], shots=(3,), trials=2, shuffles=False)
+    assert found.figures() == alone.figures() and cover.figures() == cover_alone.figures()
+
+
 def test_training_places_and_chips_without_labels_are_refused(tiny_run, chips):
     model = aef.load(tiny_run)
     seen = Statistics(model.statistics, weighting="clear", date="2026-01-01", places=["c1", "c9"])
