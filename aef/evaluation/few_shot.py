@@ -11,9 +11,9 @@ import numpy as np
 from aef.data.chips import Chip
 from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import EMBEDDING
-from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels
+from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels, year_around
 from aef.evaluation.probes import Scores, better, bootstrap, probe
-from aef.mapping.support import observed_span
+from aef.mapping.support import count_frames, observed_span
 from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
@@ -91,8 +91,18 @@ class ProbeResult:
 
 
 def year_of(model: TrainedModel, chip: Chip, label: str = "") -> Period:
-    """The year over which a chip is embedded for its labels, or the middle year of its observations."""
-    return label_period(chip, label or next(iter(chip.labels), ""), observed_span(chip, model.inputs))
+    """The year over which a chip is embedded for its labels, or the middle year of its observations.
+
+    Where the observations leave that year out, it is the year around the frame nearest to it.
+    """
+    span = observed_span(chip, model.inputs)
+    year = label_period(chip, label or next(iter(chip.labels), ""), span)
+    if count_frames(chip, year, model.inputs):
+        return year
+    moments = [chip.sources[name].moment_ms for name in model.inputs if name in chip.sources]
+    every = np.concatenate([moment for moment in moments if moment is not None])
+    nearest = int(every[np.abs(every - (year.start_ms + year.end_ms) // 2).argmin()])
+    return year_around(nearest, span)
 
 
 def compare(

@@ -49,7 +49,8 @@ def labelled_pixels(
     """The pixels of a label raster that some chips carry, and their units.
 
     A field that several chips of one grid show, say in two years, is one unit: what the first of them with the label
-    calls a field or block holds for the others.
+    calls a field or block holds for the others; what it did not label belongs to the unit that the later field shares
+    most ground with.
 
     Args:
         chips: those without the label contribute nothing.
@@ -72,7 +73,7 @@ def labelled_pixels(
         keep &= units > 0
         grid = (chip.crs, tuple(chip.transform), chip.height, chip.width)
         owner, known = grounds.get(grid, (index, np.zeros_like(units)))
-        units = np.where(known > 0, known, np.where(keep, units + known.max(), 0))
+        units = np.where(keep, _continued(units, known, keep), known)
         grounds[grid] = owner, units
         row, column = np.nonzero(keep)
         codes, owners = label.values[keep].astype(np.int64), np.full_like(row, owner)
@@ -85,6 +86,20 @@ def labelled_pixels(
     if len(np.unique(table[0])) < 2:
         raise ProbeError(f"label {name!r}: fewer than two classes have {min_units} {unit}s each")
     return LabelledPixels(Labelled(table[0], table[1]), *table[2:5])
+
+
+def _continued(units: np.ndarray, known: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The units of a later chip (H, W), where those of earlier ones on its grid are `known` (0: none): known ground keeps
+    its unit, and the rest of a field goes with most of its known ground."""
+    shared = keep & (known > 0)
+    fields, of_field = np.unique(units, return_inverse=True)
+    joined = fields + known.max()
+    pairs, counts = np.unique(
+        np.stack([of_field.reshape(units.shape)[shared], known[shared]]), axis=1, return_counts=True
+    )
+    for (field, unit), _ in sorted(zip(pairs.T.tolist(), counts.tolist()), key=lambda pair: pair[1]):
+        joined[field] = unit
+    return np.where(known > 0, known, joined[of_field].reshape(units.shape))
 
 
 def _in_units(codes: np.ndarray, units: np.ndarray, least: int) -> np.ndarray:
@@ -110,7 +125,12 @@ def label_period(chip: Chip, name: str, span: Period) -> Period:
         middle = (label.valid_start_ms + label.valid_end_ms) // 2
     else:
         middle = (span.start_ms + span.end_ms) // 2
-    start = middle - SUPPORT_MS // 2
+    return year_around(middle, span)
+
+
+def year_around(middle_ms: int, span: Period) -> Period:
+    """A year around a time, moved inside the observations where they are longer."""
+    start = middle_ms - SUPPORT_MS // 2
     latest = max(span.end_ms - SUPPORT_MS, span.start_ms)
     start = min(max(start, span.start_ms), latest)
     return Period(start, start + SUPPORT_MS)

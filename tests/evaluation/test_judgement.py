@@ -370,6 +370,22 @@ def test_the_ground_of_two_years_is_one_unit(unit):
     assert not set(units[pixels.chip == 2]) & set(units[pixels.chip == 0])
 
 
+def test_ground_that_only_a_later_year_labels_goes_with_its_field():
+    """Half of each field is ignored in the first year: the other half, a year later, is no field of its own."""
+    first, later = a_chip(0), a_chip(0)
+    first.labels["crop"].ignore = (255,)
+    first.labels["crop"].values[:, ::2] = 255
+    first.labels["crop"].values[-8:, :8] = 255  # one field is labelled later only
+    later = dataclasses.replace(later, id="later", place=first.place)
+    later.labels["crop"].fields += 100
+    pixels = labelled_pixels([first, later], "crop")
+    of_later = pixels.labelled.units[pixels.chip == 1].reshape(2, 8, 2, 8)
+    assert (of_later == of_later[:, :1, :, :1]).all() and len(np.unique(pixels.labelled.units)) == 4
+    of_first = pixels.chip == 0
+    units = of_later[pixels.row[of_first] // 8, 0, pixels.column[of_first] // 8, 0]
+    np.testing.assert_array_equal(pixels.labelled.units[of_first], units)
+
+
 def test_blocks_of_a_large_chip_are_never_one_unit():
     """A chip of more than a thousand blocks a row, 200 m each."""
     chip = a_chip(0)
@@ -392,6 +408,17 @@ def test_a_label_is_judged_in_the_year_around_the_middle_of_its_own_period(chips
 
     assert days(300, 500) == (217.5, 582.5) and days() == (317.5, 682.5)
     assert days(0, 100) == (0, 365) and days(900, 1000) == (635, 1000)  # no further than there are observations
+
+
+def test_a_year_that_the_observations_leave_out_is_not_asked_for(model):
+    """Frames of two years with two years between them: the middle one holds nothing to embed."""
+    chip = a_chip(0)
+    for name, series in chip.sources.items():
+        times = series.time_ms + (np.arange(len(series.time_ms)) >= 2) * 4 * 365 * DAY_MS
+        chip.sources[name] = dataclasses.replace(series, time_ms=times)
+    year = year_of(model, chip)
+    assert any(year.contains(time) for time in chip.sources["sentinel2"].time_ms.tolist())
+    assert np.isfinite(list(judge_health(model, [chip]).values())).all()
 
 
 def test_a_chip_without_the_label_takes_no_sensor_from_the_baselines(model, chips):
