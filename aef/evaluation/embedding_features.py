@@ -47,7 +47,7 @@ def feature_sets(
     model: TrainedModel, chip: Chip, years: Sequence[Period], decoded: str | None
 ) -> dict[Period, dict[str, np.ndarray]]:
     """Every feature set of some years of a chip: a year and its quarters from one pass of the encoder over the frames
-    of the year, the decoded series of a year from one more.
+    of the year, the decoded series of a year from one more over the same frames: baselines see no other.
 
     Args:
         model, chip: the model need not know the chip.
@@ -68,7 +68,7 @@ def feature_sets(
         if decoded is not None:
             months = _consecutive(year, MONTHS, MONTH_DAYS)
             requests = [((month.start_ms + month.end_ms) // 2, month) for month in months]
-            series = model.reconstruct(chip, decoded, requests, standardized=True)
+            series = model.reconstruct(chip, decoded, requests, standardized=True, support=year)
             fields[DECODED] = np.concatenate(series[:, model.scored(decoded)])
         sets[year] = {}
         for name, field in fields.items():

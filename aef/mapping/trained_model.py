@@ -243,6 +243,7 @@ class TrainedModel:
         leave_out: Sequence[str] = (),
         without_ms: Mapping[str, Sequence[int]] | None = None,
         standardized: bool = False,
+        support: PeriodLike | None = None,
     ) -> np.ndarray:
         """Decode a source at given times, each from the mean direction over its own valid period.
 
@@ -254,6 +255,7 @@ class TrainedModel:
             leave_out: input sources to ignore.
             without_ms: per source, frames that the encoder must not see.
             standardized: give z-scores (logits of a categorical source) rather than the source's stored units.
+            support: the frames to decode from, for every request; None: a year of observations around each period.
 
         Returns:
             (request, channel, y, x) float32 on the chip's 10 m grid, (channel, y, x) of one request that is in no list.
@@ -261,7 +263,8 @@ class TrainedModel:
 
         Raises:
             ChipError: as `embed`.
-            EmbeddingError: the source is not decoded by this model, or a time lies outside its period.
+            EmbeddingError: the source is not decoded by this model, a time lies outside its period, or a named support
+                holds no frame.
             ValueError: a time or a period that is none.
         """
         if source not in self.targets:
@@ -274,11 +277,17 @@ class TrainedModel:
         entry = self.registry[source]
         out = np.zeros((len(asked), entry.decoded_channels, chip.height, chip.width), np.float32)
         inputs = self.inputs_without(leave_out)
-        span = observed_span(chip, inputs)
-        groups = group_requests([period for _, period in asked], span, self.support_ms, chip.id)
-        for support, indices in groups.items():
+        periods = [period for _, period in asked]
+        if support is None or not asked:
+            groups = group_requests(periods, observed_span(chip, inputs), self.support_ms, chip.id)
+        else:
+            named = as_period(support)
+            require_support(named, periods)
+            Pass.of(chip, named, periods, inputs, without_ms)  # refuses a support without a frame
+            groups = {named: list(range(len(asked)))}
+        for frames_of, indices in groups.items():
             wanted = [self._target(chip, source, *asked[i]) for i in indices]
-            for batch, seen in self._batches(chip, support, inputs, without_ms, targets={source: wanted}):
+            for batch, seen in self._batches(chip, frames_of, inputs, without_ms, targets={source: wanted}):
                 with torch.inference_mode():
                     decoded = self.network(batch.to(self.device)).reconstructions[source]  # (N, h, w, C)
                     if not standardized and not entry.classes:

@@ -64,7 +64,7 @@ class Phenologist:
         field[:2] = smooth / np.linalg.norm(smooth, axis=0)
         return np.stack([field] * len(periods))
 
-    def reconstruct(self, chip, source, requests, *, standardized):
+    def reconstruct(self, chip, source, requests, *, standardized, support):
         (field,) = self.embed_array(chip, [requests[0][1]])
         return np.stack([field[:2]] * len(requests))
 
@@ -157,8 +157,9 @@ class Counter(Phenologist):
         fields[0, 0, 1, 1] = 9
         return fields
 
-    def reconstruct(self, chip, source, requests, *, standardized):
+    def reconstruct(self, chip, source, requests, *, standardized, support):
         self.asked = source, requests, standardized
+        assert support == self.support, "every feature of a year is made from the same frames"
         return np.tile(np.arange(len(requests), dtype=float)[:, None, None, None], (1, 6, SIDE, SIDE))
 
     def scored(self, source):

@@ -227,6 +227,28 @@ def test_what_is_no_chip_no_period_and_no_source_is_said(model):
         model.embed(chip, YEAR, leave_out=None)
 
 
+def test_a_support_that_is_named_is_what_reconstructions_are_made_from(model):
+    chip = a_chip(8, frames=36)
+    series = chip.sources["sentinel2"]
+    chip.sources["sentinel2"] = dataclasses.replace(series, time_ms=START + np.arange(36) * 30 * DAY_MS)
+    year = Period(START + 360 * DAY_MS, START + 720 * DAY_MS)
+    requests = [(time, Period(time - DAY_MS, time + DAY_MS)) for time in (year.start_ms + d * DAY_MS for d in (5, 350))]
+    cut = dataclasses.replace(
+        chip,
+        sources={
+            "sentinel2": SourceSeries(
+                series.values[12:24], series.valid[12:24], START + np.arange(12, 24) * 30 * DAY_MS
+            )
+        },
+    )
+    found, around = (model.reconstruct(chip, "sentinel2", requests, **named) for named in ({"support": year}, {}))
+    np.testing.assert_array_equal(found, model.reconstruct(cut, "sentinel2", requests, support=year))
+    assert not np.array_equal(found, around)
+    before = Period(START - 90 * DAY_MS, START - DAY_MS)
+    with pytest.raises(EmbeddingError, match="no frame of sentinel2, sentinel1 within the support"):
+        model.reconstruct(chip, "sentinel2", [(before.start_ms, before)], support=before)
+
+
 def test_a_band_that_training_did_not_score_is_not_reconstructed(model):
     objective = dataclasses.replace(model.config.objective, unscored_bands=("sentinel2.B8",))
     partial = dataclasses.replace(model, config=dataclasses.replace(model.config, objective=objective))
