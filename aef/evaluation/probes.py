@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 LAMBDAS = tuple(10.0**k for k in range(-4, 4))
-"""Ridge penalties tried, relative to the features' total variance over the training pixels."""
+"""Ridge penalties tried, relative to the features' mean sum of squares over the training pixels, centred."""
 FOLDS = 5
 TRAIN_SHARE = 0.7
 """Of each class's units; the rest are tested."""
@@ -277,7 +277,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Interval of the balanced accuracy, or of its paired difference to `other`, from resampling units within classes.
 
-    A unit's accuracy is over all trials that tested it; a class's is over its units' pixels.
+    A unit's accuracy is over all trials that tested it; a class's is over its units' pixels. That is not quite the mean
+    over the trials: of few units of very different size the interval's middle lies beside it.
     """
     codes = sorted({code for _, code in scores.tests})
     rng = np.random.default_rng(seed)
@@ -296,6 +297,6 @@ def bootstrap(
 
 def effective_rank(vectors: np.ndarray) -> float:
     """exp(entropy of the normalised eigenvalues of the covariance) of vectors (N, D): how many directions are used."""
-    eigenvalues = np.clip(np.linalg.eigvalsh(np.cov(np.asarray(vectors, np.float64).T)), 0, None)
+    eigenvalues = np.clip(np.linalg.eigvalsh(np.cov(np.asarray(vectors, np.float64).T, bias=True)), 0, None)
     share = eigenvalues / max(eigenvalues.sum(), 1e-30)
     return float(np.exp(-np.sum(share * np.log(np.maximum(share, 1e-30)))))

@@ -151,4 +151,5 @@ def test_the_same_seed_gives_the_same_scores():
 def test_effective_rank_counts_directions():
     rng = np.random.default_rng(0)
     assert effective_rank(rng.normal(size=(20_000, 8))) == pytest.approx(8, abs=0.02)
+    assert effective_rank(rng.normal(size=(1, 8))) == 1  # a place of one pixel
     assert effective_rank(np.outer(rng.normal(size=100), np.ones(8))) == pytest.approx(1, abs=1e-6)
