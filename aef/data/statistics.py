@@ -84,7 +84,8 @@ class Statistics(Mapping[str, SourceStatistics]):
         weighting: ``clear`` (observed pixels, weighted by their loss weight) or ``valid`` (every observed pixel), or
             ``identity``.
         date: when they were taken, ISO.
-        places: the training places behind them, the chips that were not drawn included.
+        places: the training places behind them, the chips that were not drawn included; in a run that was given others'
+            statistics, its own training places too, so that they are known to have been seen.
         skipped: files left out because they break the chip contract.
         taken_over: the chips and dates behind them, None where that is not known.
     """
@@ -110,6 +111,17 @@ class Statistics(Mapping[str, SourceStatistics]):
         if isinstance(self._places, PlacesFile):
             self._places = self._places.read()
         return self._places
+
+    def also_of(self, places: Collection[str]) -> Statistics:
+        """The same statistics, of a run that learns from these places whatever they were taken over."""
+        return Statistics(
+            self._sources,
+            weighting=self.weighting,
+            date=self.date,
+            places=sorted({*self.places, *places}),
+            skipped=self.skipped,
+            taken_over=self.taken_over,
+        )
 
     def __getitem__(self, name: str) -> SourceStatistics:
         return self._sources[name]

@@ -177,9 +177,9 @@ def text_vectors(run: Run, data: Path) -> VectorCache | None:
 def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     """``CHIPS/stats.json`` where it fits this run, else statistics of the training places."""
     path, weighting = folder.path / FILE_NAME, config.data.statistics
-    if weighting == "given":
-        return Statistics.read(path)
     held_out = set(config.data.held_out_places)
+    if weighting == "given":
+        return Statistics.read(path).also_of(set(folder.known_places()) - held_out)
     places = set(folder.known_places()) - held_out if held_out else None
     withheld = read_withheld(folder, config.data)
     over = TakenOver.of(folder, places, withheld)
@@ -189,8 +189,10 @@ def _statistics(config: Config, folder: ChipFolder, say: Say) -> Statistics:
     else:
         statistics = Statistics.read(path)
         why = _unfit(statistics, held_out, weighting, over)
-        if why is None:
+        if why is None and statistics.taken_over is not None:
             return statistics
+        if why is None:
+            return statistics.also_of(set(folder.known_places()) - held_out)
         say(f"{path}: its statistics are {why}: this run takes its own")
     if over.chips > SAMPLE:
         say(f"they are taken over {SAMPLE:,} of {over.chips:,} chips, drawn at random: `aef stats` takes more")

@@ -144,6 +144,22 @@ def test_statistics_that_are_given_or_of_unknown_origin_are_used_as_they_are(ori
     assert dict(statistics_of(tmp_path / "run")) == dict(before)
 
 
+@pytest.mark.parametrize("origin", ["given", "unknown"])
+def test_a_run_that_was_given_statistics_of_other_places_knows_its_own(origin, chips, tmp_path, configure):
+    """Else places that it learnt from would be judged as places that it never saw."""
+    file = chips / "stats.json"
+    entries = json.loads(file.read_text())
+    entries["places"] = ["elsewhere"]
+    if origin == "unknown":
+        del entries["taken_over"]
+    file.write_text(json.dumps(entries))
+    held_out, *trained = ChipFolder(chips, BUILT_IN).known_places()
+    settings = {"statistics": "given"} if origin == "given" else {}
+    run = describe_run(configure({**settings, "held_out_places": (held_out,)}), chips, tmp_path, lambda words: None)
+    assert run.statistics.places == ("elsewhere", *trained)
+    assert json.loads(file.read_text()) == entries
+
+
 def test_statistics_that_should_be_given_and_are_absent_are_one_line(chips, tmp_path, configure):
     (chips / "stats.json").unlink()
     with pytest.raises(FileNotFoundError, match="make it with `aef stats --data"):
