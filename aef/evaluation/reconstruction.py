@@ -123,7 +123,7 @@ def model_table(
         # All periods around a date are served by one pass of the encoder.
         pairs = [(index, days) for index in judged for days in period_days]
         requests = [_around(int(series.times_ms[index]), days) for index, days in pairs]
-        decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task, chip))
+        decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task.hidden, chip))
         guesses = scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
         for (index, days), guess in zip(pairs, guesses):
             error = l1(guess, series.values[index], series.clear[index])
@@ -137,10 +137,10 @@ def _around(time_ms: int, days: float) -> tuple[int, Period]:
     return time_ms, Period(time_ms - half, time_ms + half)
 
 
-def hidden_times(task: WithheldTask, chip: Chip) -> Mapping[str, Sequence[int]]:
+def hidden_times(hidden: WithheldDates, chip: Chip) -> Mapping[str, Sequence[int]]:
     """Per source, the frames of a chip that an encoder must not see."""
-    times = {name: series.time_ms for name, series in chip.sources.items() if series.time_ms is not None}
-    return {name: t[task.hidden.frames(chip.place, name, t)].tolist() for name, t in times.items()}
+    times = {name: moments for name, series in chip.sources.items() if (moments := series.moment_ms) is not None}
+    return {name: t[hidden.frames(chip.place, name, t)].tolist() for name, t in times.items()}
 
 
 def l1(guess: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> float:

@@ -22,8 +22,10 @@ from aef.atomic import writing
 from aef.clock import DAY_MS, Period, format_date
 from aef.data.chips import Chip
 from aef.data.rendering import Rendering, class_colours
+from aef.data.withheld import WithheldDates
 from aef.evaluation.few_shot import year_of
 from aef.evaluation.judgement import Judgement
+from aef.evaluation.reconstruction import hidden_times
 from aef.evaluation.series import clear_pixels
 from aef.mapping.picture import pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
@@ -191,7 +193,9 @@ def reconstructions(model: TrainedModel, chip: Chip, period: Period) -> Figure |
         time_ms = int(series.time_ms[index])
         half = 60 * DAY_MS
         request = (time_ms, Period(time_ms - half, time_ms + half))
-        decoded = model.reconstruct(chip, name, [request], without_ms={name: [time_ms]})[0]
+        # A twin, or what another source saw within the hour, would show the scene.
+        hidden = WithheldDates({(chip.place, ""): [time_ms]}, twin_ms=model.config.data.twin_ms)
+        decoded = model.reconstruct(chip, name, [request], without_ms=hidden_times(hidden, chip))[0]
         truth, valid = series.values[index], np.broadcast_to(series.valid[index], series.values[index].shape)
         columns.append((source, time_ms, truth, valid, decoded))
     if not columns:

@@ -458,6 +458,25 @@ def test_the_report_is_one_page_with_its_pictures(model, chips, judgement, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_a_reconstruction_in_the_report_is_made_without_the_twins_of_its_frame(model):
+    from aef.evaluation.report import reconstructions
+
+    class Listener:
+        registry, config, targets = model.registry, model.config, ("sentinel2",)
+
+        def reconstruct(self, chip, source, requests, *, without_ms):
+            self.forbidden = without_ms
+            return np.ones((1, 5, SIDE, SIDE), np.float32)
+
+    chip, listener = a_chip(0), Listener()
+    optical, radar = chip.sources["sentinel2"], chip.sources["sentinel1"]
+    frame = START + 168 * DAY_MS
+    optical.time_ms[8] = frame + 60_000  # the next of the same pass
+    radar.time_ms[2] = frame - 60_000
+    reconstructions(listener, chip, Period(frame - DAY_MS, frame + DAY_MS))
+    assert listener.forbidden == {"sentinel2": [frame, frame + 60_000], "sentinel1": [frame - 60_000]}
+
+
 def test_pictures_of_similarity_share_a_scale(chips):
     from aef.evaluation.report import embedding_pictures
 
