@@ -161,10 +161,11 @@ def micro_batches(config: Config, ranks: int) -> tuple[int, int]:
 def row_of_a_pass(config: Config, ranks: int) -> int:
     """How many samples that follow each other in the global order stay in one pass, so that few meet their uniformity
     partners elsewhere: a ring (`objective.partner_chips`) where it fits, of the whole batch what an accumulated pass
-    holds; 0 where neither divides."""
+    holds; 0 where neither divides, and of the reading R2, where all meet all."""
     micro, count = micro_batches(config, ranks)
     crops, share = config.data.crops_per_chip, config.train.global_batch // ranks
-    row = config.objective.ring(config.data) or (micro if count > 1 and micro % crops == 0 else 0)
+    in_rows = count > 1 and micro % crops == 0 and config.objective.uniformity == "pairs"
+    row = config.objective.ring(config.data) or (micro if in_rows else 0)
     return row if row and micro % row == 0 and share % row == 0 else 0
 
 

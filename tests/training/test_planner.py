@@ -11,7 +11,7 @@ from aef.objective.objective import Objective
 from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import plan_report, planner
-from aef.training.deepspeed_config import asking_ahead
+from aef.training.deepspeed_config import asking_ahead, row_of_a_pass
 from aef.training.transport import Packed
 
 # Of `tiny`, whose fields outweigh all else, a quarter more is predicted than kept; nobody plans for it.
@@ -199,6 +199,13 @@ def test_only_partner_fields_travel_for_uniformity():
 )
 def test_partners_in_other_passes_are_counted(settings, share):
     assert asking_ahead(load_config("large", settings), 8) == share
+
+
+def test_samples_in_a_row_stay_in_a_pass_only_where_that_spares_something():
+    def row(*settings):
+        return row_of_a_pass(load_config("large", ["train.micro_batch=4", *settings]), 8)
+
+    assert (row(), row("objective.uniformity=channels"), row("train.micro_batch=32")) == (4, 0, 0)
 
 
 @pytest.mark.parametrize(
