@@ -73,6 +73,17 @@ def preferring(operator: str, backend: str) -> Iterator[None]:
         del _preferred[operator]
 
 
+@contextlib.contextmanager
+def afresh() -> Iterator[None]:
+    """Within the block every case is decided and logged as if this process had run none before."""
+    known = dict(_choices)
+    _choices.clear()
+    try:
+        yield
+    finally:
+        _choices.update(known)
+
+
 def asked() -> list[tuple]:
     """What was asked for in this process, each once: (request, operator, device, dtype, sizes)."""
     return list(_choices)

@@ -157,7 +157,7 @@ def kernels() -> tuple[list[str], str | None]:
     try:
         import torch
 
-        from aef.kernels.dispatch import requested
+        from aef.kernels.dispatch import afresh, requested
 
         requested()
         listener = logging.Handler()
@@ -165,8 +165,9 @@ def kernels() -> tuple[list[str], str | None]:
         log = logging.getLogger("aef.kernels")
         log.addHandler(listener)
         log.setLevel(logging.INFO)
-        for name in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            _small_step(torch.device(name))
+        with afresh():
+            for name in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+                _small_step(torch.device(name))
         log.removeHandler(listener)
     except Exception as error:
         return [], f"the model cannot run: {type(error).__name__}: {_first_line(error)}"

@@ -121,6 +121,12 @@ def test_doctor_reports_and_never_fails(capsys):
     assert "torch 2." in text and "time_attention on cpu: PyTorch" in text and "aef train: ready" in text
 
 
+def test_doctor_says_every_choice_whatever_this_process_has_run_before():
+    first, problem = doctor.kernels()
+    assert problem is None and any(line.startswith("time_attention on cpu: PyTorch") for line in first)
+    assert doctor.kernels() == (first, None)
+
+
 def test_doctor_says_which_extra_brings_what_is_missing(capsys, monkeypatch):
     gone = {"deepspeed", "matplotlib", "ee"}
     monkeypatch.setattr(doctor, "is_installed", lambda module: module not in gone)
