@@ -92,7 +92,8 @@ class TextTower:
         name: an open_clip architecture with CLIP's tokenizer (``ViT-B-32``, …), or ``tiny``.
         weights: a local file (.pt, .bin, .safetensors; of the whole model or of its text tower) or a tag that
             open_clip knows, which is downloaded once. A tag that was trained with OpenAI's approximate GELU makes of
-            ``ViT-B-32`` the tower ``ViT-B-32-quickgelu``; for a file the name has to say so. None: `DEFAULT_WEIGHTS` of `DEFAULT_TOWER`; ``tiny`` has its own.
+            ``ViT-B-32`` the tower ``ViT-B-32-quickgelu``; for a file the name has to say so. None: `DEFAULT_WEIGHTS` of
+            `DEFAULT_TOWER`; ``tiny`` has its own.
         device: where it runs.
 
     Raises:

@@ -127,10 +127,10 @@ def plan(
         * whole
         * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
-    ahead = teachers_ahead(config, ranks)
+    ahead, most_ahead = teachers_ahead(config, ranks), _embedded_ahead(config, ranks)
     activations = micro * per_sample
     share = config.train.global_batch // ranks
-    kept = _embedded_ahead(config, ranks) * share * 4 * whole * m.embedding_dim
+    kept = most_ahead * share * 4 * whole * m.embedding_dim
     states = _states(count, stage, precision, ranks, settings)
     sample = sample_bytes(config, registry, inputs, targets)
     loader, shared = _loader(config, sample, ranks, on_gpu)
@@ -143,7 +143,7 @@ def plan(
         micro_batch=micro,
         accumulation=accumulation,
         ahead=ahead * teacher / frames,
-        ahead_texts=(1 - ahead) * teacher / frames if m.text_dim and accumulation > 1 else 0.0,
+        ahead_texts=(most_ahead - ahead) * teacher / frames,
         stage=stage,
         precision=precision,
         ranks=ranks,
@@ -159,10 +159,9 @@ def plan(
 
 def goes_ahead(config: Config, ranks: int) -> str:
     """What is embedded ahead of accumulated passes, in words; empty where nothing is."""
-    _, accumulation = micro_batches(config, ranks)
     share = teachers_ahead(config, ranks)
     found = [f"{share:.0%} of the teachers"] if share else []
-    if config.model.text_dim and accumulation > 1 and share < 1:
+    if _embedded_ahead(config, ranks) > share:
         found.append("the teachers of samples with a text")
     return f"ahead of the passes: {' and '.join(found)}" if found else ""
 
