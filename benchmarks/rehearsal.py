@@ -76,13 +76,17 @@ class _Passes:
     between two kernels."""
 
     micro_batches = (3, 2)
+    device = torch.device("cuda", 0)
 
-    def __init__(self, step: PlainStep, device: standin_gpu.StandInGpu) -> None:
-        self.plain, self.device, self.begun = step, device, False
+    def __init__(self, step: PlainStep, gpu: standin_gpu.StandInGpu) -> None:
+        self.plain, self.gpu, self.begun = step, gpu, False
+
+    def moved(self, batch: Batch) -> Batch:
+        return batch.to(self.device, non_blocking=True)
 
     def __call__(self, batch: Batch) -> Output:
         if not self.begun:
-            self.device.waits.clear()
+            self.gpu.waits.clear()
         self.begun = True
         return self.plain.model(batch)
 
@@ -109,7 +113,7 @@ def waits_of_passes(preset: str) -> dict[str, int]:
     with standin_gpu.standin_gpu() as device, kernels_from("auto"), _without_initial_weights():
         plain = PlainStep(config, "cuda", torch.bfloat16)
         batches = [
-            random_batch(config, BUILT_IN, plain.inputs, plain.targets, samples, first=first).to("cuda")
+            random_batch(config, BUILT_IN, plain.inputs, plain.targets, samples, first=first)
             for first, samples in ((0, 3), (3, 2))
         ]
         for _ in range(2):  # tables are made in the first

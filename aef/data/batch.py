@@ -141,7 +141,7 @@ class Batch(_Movable):
         return self.frame_time_ms.shape[0]
 
     def samples_with_text(self) -> list[int]:
-        """In order; on the device it waits for what is queued there."""
+        """In order."""
         known = zip(self.text.sample.tolist(), self.text.identity, strict=True)
         return sorted({sample for sample, identity in known if identity is not None})
 

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_frames, filler_frames
 
 
-def teacher_batches(batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int) -> list[Batch]:
-    """``count`` batches that together hold the samples ``chosen`` in each micro-batch, in order and about equally many each.
+def teacher_batches(
+    batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int, device: torch.device
+) -> Iterator[Batch]:
+    """``count`` batches on a device, one at a time, that together hold the samples ``chosen`` in each micro-batch, in order and about equally many each.
 
     Their segments are teachers only; their summaries the period that teacher and student share, of every sample, and those of
     texts; their targets dummies: no reconstruction or consistency can be taken of them. Where fewer samples are chosen
     than there are batches, the last ones hold one that was not, since every rank must run as often as the others. Not
-    padded: without gradients nothing runs compiled. Waits once for what is queued on the device.
+    padded: without gradients nothing runs compiled. Only what is chosen is moved, without a wait from page-locked memory.
     """
     micro = [_Micro(batch) for batch in batches]
     flat = [(part, sample) for part, samples in zip(micro, chosen, strict=True) for sample in samples]
-    parts, start = [], 0
+    start = 0
     for number in range(count):
         size = len(flat) // count + (number < len(flat) % count)
-        parts.append(flat[start : start + size])
+        part = flat[start : start + size]
         start += size
-    return [_pack(part) if part else _pack([(micro[0], 0)], silent=True) for part in parts]
+        yield _pack(part, device) if part else _pack([(micro[0], 0)], device, silent=True)
 
 
 class _Micro:
-    """A micro-batch, and on the host where its frames, texts and summaries lie."""
+    """A micro-batch on the host, and where its frames, texts and summaries lie."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -56,10 +57,9 @@ class _Micro:
         return [row for row, of in enumerate(self.text_sample) if of == sample and identities[row] is not None]
 
 
-def _pack(chosen: Sequence[tuple[_Micro, int]], *, silent: bool = False) -> Batch:
+def _pack(chosen: Sequence[tuple[_Micro, int]], device: torch.device, *, silent: bool = False) -> Batch:
     """Chosen samples as one batch, with their texts; ``silent``: without."""
     first = chosen[0][0].batch
-    device = first.frame_time_ms.device
     teachers = [part.teacher(sample) for part, sample in chosen]
     lengths = [frames.stop - frames.start for frames in teachers]
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
@@ -85,31 +85,28 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], *, silent: bool = False) -> Batc
         times.append(supports[-1].expand(filler))
         spans.append(filler)
 
-    def numbers(values: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-    rows_of_samples = numbers(range(len(chosen)))
-    return Batch(
+    rows_of_samples = torch.arange(len(chosen))
+    packed = Batch(
         side_px=first.side_px,
-        frames={name: _frames(name, chosen, teachers, starts) for name in first.frames},
-        cu_frames=numbers([sum(spans[:number]) for number in range(len(spans) + 1)], torch.int32),
+        frames={name: _frames(name, chosen, teachers, starts, device) for name in first.frames},
+        cu_frames=torch.tensor([sum(spans[:number]) for number in range(len(spans) + 1)], dtype=torch.int32),
         max_frames=bucket_frames(max(spans)),
         frame_time_ms=torch.cat(times),
-        frame_segment=numbers([segment for segment, span in enumerate(spans) for _ in range(span)]),
+        frame_segment=torch.arange(len(spans)).repeat_interleave(torch.tensor(spans)),
         support_start_ms=supports,
         periods=torch.stack(periods),
-        period_segment=numbers(segments, torch.int32),
+        period_segment=torch.tensor(segments, dtype=torch.int32),
         pairs=sum(lengths[segment] for segment in segments),
         targets={name: _dummy(block) for name, block in first.targets.items()},
         teacher_row=rows_of_samples,
         student_row=rows_of_samples,
-        consistency_weight=torch.zeros(len(chosen), device=device),
+        consistency_weight=torch.zeros(len(chosen)),
         text=TextBlock(
             vector=torch.stack([batch.text.vector[row] for batch, row, _ in texts]),
             pixel=torch.stack([batch.text.pixel[row] for batch, row, _ in texts]),
             radius_px=torch.stack([batch.text.radius_px[row] for batch, row, _ in texts]),
-            period_row=numbers([row for _, _, row in texts]),
-            sample=numbers([segments[row] for _, _, row in texts]),
+            period_row=torch.tensor([row for _, _, row in texts]),
+            sample=torch.tensor([segments[row] for _, _, row in texts]),
             identity=identity,
         ),
         sample_hash=torch.stack([part.batch.sample_hash[sample] for part, sample in chosen]),
@@ -118,21 +115,28 @@ def _pack(chosen: Sequence[tuple[_Micro, int]], *, silent: bool = False) -> Batc
         sample_ids=[part.batch.sample_ids[sample] for part, sample in chosen],
         key=first.key,
     )
+    return packed.to(device, non_blocking=True)
 
 
 def _frames(
-    source: str, chosen: Sequence[tuple[_Micro, int]], teachers: Sequence[slice], starts: Sequence[int]
+    source: str,
+    chosen: Sequence[tuple[_Micro, int]],
+    teachers: Sequence[slice],
+    starts: Sequence[int],
+    device: torch.device,
 ) -> FrameBlock:
+    """Frames of one source; their images are moved before they are put together, as the host would copy them first."""
     found = []
     for (part, _), frames, start in zip(chosen, teachers, starts, strict=True):
         rows = part.rows(source, frames)
         if rows.stop > rows.start:
             block = part.batch.frames[source]
-            found.append((block.values[rows], block.valid[rows], block.position[rows] + (start - frames.start)))
+            values, valid = (of[rows].to(device, non_blocking=True) for of in (block.values, block.valid))
+            found.append((values, valid, block.position[rows] + (start - frames.start)))
     if not found:
         block = chosen[0][0].batch.frames[source]
-        valid = torch.zeros_like(block.valid[:1])
-        return FrameBlock(torch.zeros_like(block.values[:1]), valid, torch.full_like(block.position[:1], -1))
+        values, valid = (torch.zeros_like(of[:1], device=device) for of in (block.values, block.valid))
+        return FrameBlock(values, valid, torch.full_like(block.position[:1], -1))
     # Samples may disagree on one mask for all bands or one per band.
     wide = max(valid.shape[-1] for _, valid, _ in found)
     return FrameBlock(

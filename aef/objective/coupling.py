@@ -96,15 +96,25 @@ class Passes:
     most: int
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], world: World | None = None, *, ring: int = 0, whole: bool = False) -> Passes:
+    def of(
+        cls,
+        batches: Sequence[Batch],
+        world: World | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        ring: int = 0,
+        whole: bool = False,
+    ) -> Passes:
         """Settle it. Collective.
 
         Args:
+            batches: on the host.
+            device: where the passes will run.
             ring: as of `Coupling.of`.
             whole: all partners meet ahead, not only those that are in two passes (R2, a mean over all samples).
         """
         world = world or World.current()
-        device = batches[0].teacher_row.device
+        device = torch.device(device)
         first = [sum(batch.samples for batch in batches[:k]) for k in range(len(batches))]
         mine = (
             [index for batch in batches for index in batch.global_index],
@@ -141,7 +151,7 @@ class Passes:
             if partner is not None:
                 local = [None if i in asking else partner[i] - start for i in rows]
                 inner = Partners.of(local, World(), [batch.samples]).to(device)
-            own = none if texts is None else text_rows(batch)
+            own = none if texts is None else text_rows(batch).to(device, non_blocking=True)
             couplings.append(Coupling(World(), len(index) / world.size, inner, own, None))
             chosen.append([i - start for i in rows if i in wanted])
         return cls(couplings, ahead, chosen, max(of_rank))

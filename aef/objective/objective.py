@@ -163,10 +163,17 @@ class Objective:
         """What couples the samples of a global batch, settled before the forward pass; collective."""
         return Coupling.of(batch, world, ring=self.ring)
 
-    def couple_passes(self, batches: Sequence[Batch], world: World | None = None) -> Passes:
+    def couple_passes(
+        self, batches: Sequence[Batch], world: World | None = None, *, device: torch.device | str = "cpu"
+    ) -> Passes:
         """Couplings of the passes of an accumulated step, each for `share`, and what must be embedded ahead of them, for
-        `share_ahead`: partners and texts of two passes; of R2, a mean over all samples, everything. Collective."""
-        return Passes.of(batches, world, ring=self.ring, whole=self.config.uniformity == "channels")
+        `share_ahead`: partners and texts of two passes; of R2, a mean over all samples, everything. Collective.
+
+        Args:
+            batches: on the host.
+            device: where the passes will run.
+        """
+        return Passes.of(batches, world, device=device, ring=self.ring, whole=self.config.uniformity == "channels")
 
     def share_ahead(
         self, passes: Passes, fields: Tensor, text: Tensor, place: Tensor, logit_scale: Tensor

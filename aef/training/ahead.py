@@ -37,11 +37,10 @@ def take_ahead(
     if passes.ahead is None:
         return [], passes.couplings
     micro, _ = engine.micro_batches
-    parts = teacher_batches(batches, passes.chosen, math.ceil(passes.most / micro))
-    # Before anything is queued that they would wait for; of texts that meet nobody nothing is read.
-    rows = [text_rows(part)[: None if passes.ahead.texts else 0] for part in parts]
     fields, texts, places = [], [], []
-    for part, own in zip(parts, rows, strict=True):
+    for part in teacher_batches(batches, passes.chosen, math.ceil(passes.most / micro), engine.device):
+        # Of texts that meet nobody nothing is read.
+        own = text_rows(part)[: None if passes.ahead.texts else 0]
         with torch.no_grad():
             output = engine(part)
             text, place = text_pairs(output, part, own)

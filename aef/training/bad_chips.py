@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from aef.data.batch import Batch
 from aef.model.aef import Output
 
+from .deepspeed_engine import Engine
 from .distributed import Ranks
 
 
@@ -46,20 +47,22 @@ class BadChips:
         )
 
 
-@torch.no_grad()
-def suspects(engine: Callable[[Batch], Output], batches: Sequence[Batch]) -> list[str]:
+def suspects(engine: Engine, batches: Sequence[Batch]) -> list[str]:
     """Samples of this rank whose fields, reconstructions or targets are not finite, in one more forward pass.
 
     Collective. Of a step that was skipped the weights are as they were, so what it met is met again.
     """
-    names = []
-    for batch in batches:
-        output = engine(batch)
-        bad = ~output.mean.detach().flatten(1).isfinite().all(1)[batch.teacher_row]
-        for name, reconstruction in output.reconstructions.items():
-            block = batch.targets[name]
-            values = block.values.flatten(1).isfinite().all(1) | ~block.valid.flatten(1).any(1)
-            item = ~(reconstruction.detach().flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
-            bad[block.sample[item]] = True
-        names += [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]
-    return names
+    return [name for batch in batches for name in _not_finite(engine, batch)]
+
+
+@torch.no_grad()
+def _not_finite(engine: Engine, batch: Batch) -> list[str]:
+    batch = engine.moved(batch)
+    output: Output = engine(batch)
+    bad = ~output.mean.flatten(1).isfinite().all(1)[batch.teacher_row]
+    for name, reconstruction in output.reconstructions.items():
+        block = batch.targets[name]
+        values = block.values.flatten(1).isfinite().all(1) | ~block.valid.flatten(1).any(1)
+        item = ~(reconstruction.flatten(1).isfinite().all(1) & values) & (block.item_weight > 0)
+        bad[block.sample[item]] = True
+    return [batch.sample_ids[i] for i in bad.nonzero()[:, 0].tolist()]

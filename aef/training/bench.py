@@ -70,8 +70,7 @@ class StepBench:
             micro, count = self.engine.micro_batches
             own = range(self.ranks.rank * count, (self.ranks.rank + 1) * count)
             self._random = [
-                random_batch(config, registry, inputs, targets, micro, first=part * micro).to(self.device)
-                for part in own
+                self._ready(random_batch(config, registry, inputs, targets, micro, first=part * micro)) for part in own
             ]
 
     @property
@@ -87,7 +86,11 @@ class StepBench:
         if loaded.error:
             raise ValueError(loaded.error)
         self._number += 1
-        return [batch.to(self.device) for batch in loaded.batches]
+        return [self._ready(batch) for batch in loaded.batches]
+
+    def _ready(self, batch: Batch) -> Batch:
+        """As a loader gives it: a GPU fetches it from page-locked memory."""
+        return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def step(self) -> None:
         """One whole step: load, forward, objective, backward, update."""

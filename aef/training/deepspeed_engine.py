@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aef.config import Config
+from aef.data.batch import Batch
 
 from .deepspeed_config import micro_batches, precision_of, stage_of
 from .devices import attend_without_plans, keep_freed_memory
@@ -54,6 +55,14 @@ class Engine:
     @property
     def model(self) -> nn.Module:
         return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
+
+    def moved(self, batch: Batch) -> Batch:
+        """The batch on this rank's device; nothing waits where it is page-locked."""
+        return batch.to(self.device, non_blocking=True)
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)

@@ -69,9 +69,8 @@ def what_fits(
             fitted = planner.plan(
                 one, registry, inputs, targets, ranks=ranks, on_gpu=True, deepspeed_config=choice, parameters=count
             )
-            step = fitted.samples * (config.train.global_batch // ranks)
-            room = gigabytes * 1e9 * (1 - planner.RESERVED) - fitted.model_bytes - step
-            sizes[way] = int(room // fitted.activations) if room > 0 else 0
+            room = gigabytes * 1e9 * (1 - planner.RESERVED) - fitted.model_bytes
+            sizes[way] = max(0, int(room // (fitted.activations + fitted.samples)))
         words = [f"{size} with checkpointing {way}" for way, size in sizes.items() if size]
         too_large = [way for way, size in sizes.items() if not size]
         on_card = f"on {card} in {fitted.precision}"

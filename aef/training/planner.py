@@ -51,7 +51,7 @@ class CostPlan:
     ``ahead``: the share of one more forward pass that accumulated passes need ahead of them (`aef.training.ahead`) for
     uniformity, and ``ahead_texts`` that they need for texts had every sample one. ``weights``, ``gradients``,
     ``optimizer``, ``buckets``, ``activations``, ``fields`` (from ahead, beside or beyond the activations) and ``samples`` (a
-    step's, which a GPU holds from its start) in bytes on the device; ``host`` in bytes of optimiser state kept in host
+    pass's, which a GPU holds while it runs) in bytes on the device; ``host`` in bytes of optimiser state kept in host
     memory; ``loader`` in bytes of samples that wait there, ``shared`` of them in shared memory; ``traffic`` in bytes sent
     per step by kind.
     """
@@ -150,7 +150,7 @@ def plan(
         **states,
         activations=activations,
         fields=max(kept, AHEAD_FIELDS * kept - activations),
-        samples=share * sample if on_gpu else 0.0,
+        samples=micro * sample if on_gpu else 0.0,
         loader=loader,
         shared=shared,
         traffic=_traffic(config, count, settings, ranks),
@@ -208,12 +208,12 @@ def _loader(config: Config, sample: float, ranks: int, on_gpu: bool) -> tuple[fl
     """Bytes of samples that one rank and its workers hold in host memory, and those of them in shared memory.
 
     Each worker makes a unit of a step while others of its wait. On a GPU a rank's steps wait page-locked; on a CPU they
-    are the workers' own blocks, and the step at work is one more.
+    are the workers' own blocks. One waits, one is put together, one is at work.
     """
     workers, share = config.data.workers, config.train.global_batch // ranks
     micro, _ = micro_batches(config, ranks)
     unit = min(share, -(-config.data.crops_per_chip // micro) * micro)
-    steps = (STEPS_AHEAD + (1 if on_gpu else 2)) * share
+    steps = (STEPS_AHEAD + 2) * share
     waiting = UNITS_AHEAD * workers * unit
     shared = (waiting if on_gpu else waiting + steps) if workers else 0
     return sample * (workers * unit + waiting + steps), sample * shared

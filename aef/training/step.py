@@ -30,7 +30,10 @@ class Step:
 
 
 def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr: float) -> Step:
-    """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``."""
+    """Forward, objective, backward and update for one global batch, of which this rank holds ``batches``.
+
+    They stay on the host; each is on the device while its pass runs.
+    """
     losses = (_at_once if len(batches) == 1 else _one_by_one)(engine, objective, batches)
     with phase("optimizer"):
         norm = engine.step(lr)
@@ -38,7 +41,7 @@ def take_step(engine: Engine, objective: Objective, batches: Sequence[Batch], lr
 
 
 def _at_once(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
-    (batch,) = batches
+    batch = engine.moved(batches[0])
     coupling = objective.couple(batch)
     output = engine(batch)
     with phase("objective"):
@@ -49,13 +52,14 @@ def _at_once(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> 
 
 def _one_by_one(engine: Engine, objective: Objective, batches: Sequence[Batch]) -> Losses:
     """Passes that need nothing more of each other: gradients add up, and ranks meet at the last one only."""
-    shares, couplings = take_ahead(engine, objective, batches, objective.couple_passes(batches))
+    shares, couplings = take_ahead(engine, objective, batches, objective.couple_passes(batches, device=engine.device))
     ahead = sum(share.total for share in shares)
     for k, (batch, coupling) in enumerate(zip(batches, couplings, strict=True)):
-        output = engine(batch)
+        moved = engine.moved(batch)
+        output = engine(moved)
         with phase("objective"):
-            share = objective.share(output, batch, coupling)
-        del output
+            share = objective.share(output, moved, coupling)
+        del output, moved
         engine.backward(_poisoned(share.total, share.total.detach() + ahead), last=k == len(batches) - 1)
         shares.append(replace(share, total=share.total.detach()))
     with phase("objective"):

@@ -224,7 +224,7 @@ class Trainer:
         return learning_rate(self.position.step + 1, steps=t.steps, warmup=self.config.warmup_steps, peak=t.peak_lr)
 
     def _load(self, signals: StopSignals) -> tuple[list[Batch], _Shared]:
-        """This rank's micro-batches of the next global batch, on the device, and what ranks must agree on."""
+        """This rank's micro-batches of the next global batch, and what ranks must agree on."""
         before = time.perf_counter()
         loaded = self.loader.next()
         waited = time.perf_counter() - before
@@ -242,8 +242,7 @@ class Trainer:
             messages = self.ranks.gather(loaded.error)
             rank, message = next((rank, text) for rank, text in enumerate(messages) if text is not None)
             raise self._ended(message if self.ranks.size == 1 else f"rank {rank}: {message}")
-        batches = [batch.to(self.ranks.device, non_blocking=True) for batch in loaded.batches]
-        return batches, shared
+        return loaded.batches, shared
 
     def _flops(self, batches: Sequence[Batch]) -> float:
         """Operations of a step over some batches; 0 where the device's peak is not known and nobody would read them."""
