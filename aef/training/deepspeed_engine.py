@@ -29,6 +29,9 @@ class Engine:
     """A model, its Adam and DeepSpeed around them.
 
     Use: ``output = engine(batch)``, ``engine.backward(loss, last=True)``, ``norm = engine.step(lr)``.
+
+    Attributes:
+        updating: whether weights and moments may be those of no step, since an update has not come to its end.
     """
 
     def __init__(self, model: nn.Module, config: Config, configuration: dict[str, Any], ranks: Ranks) -> None:
@@ -47,6 +50,7 @@ class Engine:
         if ranks.size == 1 and self.stage == 0:
             # Alone there is nothing to average, yet DeepSpeed would copy all gradients to do so: 2 % of a `small` step.
             self._engine.enable_backward_allreduce = False
+        self.updating = False
         self._writer = _recording_writer()
         self._engine.checkpoint_engine = self._writer
         # It copies a script that unpickles; model.safetensors makes it needless.
@@ -79,6 +83,12 @@ class Engine:
 
         Then, on all ranks together, weights, moments and step counts are left bit for bit as they were.
         """
+        self.updating = True
+        norm = self._update(lr)
+        self.updating = False
+        return norm
+
+    def _update(self, lr: float) -> float | None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:

@@ -36,7 +36,7 @@ _alone = itertools.count()
 
 
 class RankError(RuntimeError):
-    """Another rank failed, stalled or went away; one line that says what is known."""
+    """One rank failed, stalled or went away, this one or another; one line that says what is known."""
 
 
 @dataclass(frozen=True)

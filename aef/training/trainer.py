@@ -53,7 +53,7 @@ from .checkpoint import (
 from .deepspeed_config import resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
-from .distributed import Ranks, start
+from .distributed import RankError, Ranks, start
 from .figures import write_figure
 from .loader import GUARD, StepLoader
 from .log import Display, StepLog, read_validations
@@ -198,8 +198,8 @@ class Trainer:
         """Train, yielding each applied step's log record.
 
         Raises:
-            TrainingError: a chip breaks the contract, or too many steps in a row were not finite.
-            RankError: another rank died or stalled.
+            TrainingError: a chip breaks the contract, too many steps in a row were not finite, or a lone rank's GPU is full.
+            RankError: another rank died or stalled, or this one's GPU is full.
             CheckpointError: a checkpoint could not be written.
         """
         with StopSignals() as signals, self.display, self.ranks.watching():
@@ -209,7 +209,7 @@ class Trainer:
                 if shared.stops:
                     self._stop(signals.received)
                     return
-                step = take_step(self.engine, self.objective, batches, self._learning_rate())
+                step = self._take_step(batches)
                 if step.grad_norm is None:
                     self._skip(step.suspects, [name for batch in batches for name in batch.sample_ids])
                     continue
@@ -218,6 +218,23 @@ class Trainer:
                 self._write_what_is_due()
                 yield record
             self._finish()
+
+    def _take_step(self, batches: Sequence[Batch]) -> Step:
+        try:
+            return take_step(self.engine, self.objective, batches, self._learning_rate())
+        except torch.OutOfMemoryError as error:
+            clear_frames(error.__traceback__)  # a checkpoint needs some of what they hold
+            frames = max(batch.total_frames for batch in batches)
+            why = (
+                f"step {self.position.step + 1}: a pass of {frames} frames does not fit ({one_line(error, 120)}): lower "
+                f"train.micro_batch ({self.engine.micro_batches[0]} now), or set model.checkpointing=selective or full"
+            )
+            if self.ranks.size > 1:
+                # The others wait for this one in the middle of the step.
+                raise RankError(
+                    f"rank {self.ranks.rank}: {why}, from the last checkpoint with --resume auto"
+                ) from error
+            raise self._ended(why) from error
 
     def _learning_rate(self) -> float:
         t = self.config.train
@@ -263,7 +280,7 @@ class Trainer:
 
     def _ended(self, why: str) -> TrainingError:
         """The error that ends the run early, with a checkpoint of the steps so far. Collective."""
-        if self.position.step:
+        if self.position.step and not self.engine.updating:
             try:
                 if self._saved_step != self.position.step:
                     self.save_checkpoint()

@@ -3,7 +3,8 @@
 Faults, at or after STEP: ``anywhere`` kills the process (SIGKILL) at a random moment of a step, ``writing`` in the
 middle of a file of a checkpoint, ``publishing`` between its manifest and its name, ``rotating`` while an old one is
 removed; ``dies`` kills this rank between two steps, ``stalls`` stops it there (SIGSTOP); ``validating`` and
-``validating3`` lack memory within a validation at STEP, at ZeRO stage 1 and 3; ``none`` has none. Resumes where RUN stands.
+``validating3`` lack memory within a validation at STEP, at ZeRO stage 1 and 3; ``full`` lacks
+memory on this rank in the step after; ``none`` has none. Resumes where RUN stands.
 """
 
 import os
@@ -70,12 +71,16 @@ def arm_anywhere(step_s):
     threading.Timer(delay, die).start()
 
 
+def lack_memory(module, inputs):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+
 def arm_validating(model):
     """Where a validation begins to embed, with weights gathered for the blocks before."""
 
     def fail(module, inputs):
         if not model.training:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+            lack_memory(module, inputs)
 
     model.summary.register_forward_pre_hook(fail)
 
@@ -109,6 +114,8 @@ def main():
                 arm_anywhere(step_s)
             elif fault in ("dies", "stalls") and trainer.ranks.rank == trainer.ranks.size - 1:
                 os.kill(os.getpid(), signal.SIGKILL if fault == "dies" else signal.SIGSTOP)
+            elif fault == "full" and trainer.ranks.rank == trainer.ranks.size - 1:
+                trainer.engine.model.summary.register_forward_pre_hook(lack_memory)
             elif fault in ("writing", "publishing", "rotating"):
                 {"writing": arm_writing, "publishing": arm_publishing, "rotating": arm_rotating}[fault]()
     return 0

@@ -106,6 +106,21 @@ def test_a_rank_that_dies_or_stalls_ends_the_run_with_one_line_in_time(fault, ch
     assert checkpointed(run) == 3
 
 
+def test_a_rank_whose_memory_is_full_says_so_and_ends_the_others(chips, tmp_path):
+    run = tmp_path / "run"
+    processes = [launch(run, chips, "full", 4, tmp_path / "store", rank, 2, 60) for rank in range(2)]
+    try:
+        first, last = (process.communicate(timeout=240)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert "rank error: rank 1: step 5: a pass of " in last and "CUDA out of memory. Tried to allocate 2 GiB" in last
+    assert "lower train.micro_batch (1 now)" in last and "from the last checkpoint with --resume auto" in last
+    assert "rank error: rank 0 lost its companions" in first
+    assert [process.returncode for process in processes] == [1, 1] and checkpointed(run) == 3
+
+
 @pytest.mark.parametrize("fault", ["validating", "validating3"])
 def test_a_validation_that_fails_ends_all_ranks_with_a_checkpoint(fault, chips, tmp_path):
     run = tmp_path / "run"

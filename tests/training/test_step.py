@@ -1,4 +1,4 @@
-"""What a step holds while it runs."""
+"""What a step holds on the device while it runs, and what becomes of a run where that does not fit."""
 
 import dataclasses
 import weakref
@@ -12,8 +12,11 @@ from aef.data.statistics import Statistics
 from aef.model.aef import AEF
 from aef.objective.objective import Objective
 from aef.sources import BUILT_IN
+from aef.training import Trainer
 from aef.training.bad_chips import suspects
+from aef.training.checkpoint import Checkpoints
 from aef.training.step import take_step
+from aef.training.trainer import TrainingError
 
 INPUTS, TARGETS = ("sentinel2", "sentinel1"), ("sentinel2", "nlcd")
 
@@ -71,3 +74,40 @@ def test_samples_of_a_skipped_step_are_looked_at_one_pass_after_the_other(parts)
     step = take_step(engine, objective, batches, lr=0.0)
     assert step.suspects == batches[1].sample_ids == suspects(engine, batches)
     assert engine.most_alive == 1
+
+
+def fill_memory(trainer, step, module):
+    """Let a step fail where a module of the model runs, or in its update."""
+
+    def fail(*_, **__):
+        if trainer.position.step == step - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    if module:
+        trainer.engine.model.get_submodule(module).register_forward_pre_hook(fail)
+    else:
+        trainer.engine._optimizer.register_step_pre_hook(fail)
+
+
+def test_a_step_that_does_not_fit_leaves_a_checkpoint_and_goes_on_with_smaller_passes(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        fill_memory(trainer, 5, "summary")
+        with pytest.raises(TrainingError, match="a checkpoint is written, go on") as caught:
+            trainer.fit()
+    said = str(caught.value)
+    assert said.startswith("step 5: a pass of ") and "(CUDA out of memory. Tried to allocate 2 GiB)" in said
+    assert "lower train.micro_batch (2 now), or set model.checkpointing=selective or full" in said
+    assert [path.name for path in Checkpoints(run, keep=2).all()] == ["step-00000004", "step-00000003"]
+    with Trainer(make_config(micro_batch=1), chips, run, resume="auto", quiet=True) as trainer:
+        assert trainer.fit()
+
+
+def test_weights_of_an_update_that_did_not_fit_are_no_checkpoint(chips, tmp_path, make_config):
+    run = tmp_path / "run"
+    with Trainer(make_config(), chips, run, quiet=True) as trainer:
+        fill_memory(trainer, 5, None)
+        with pytest.raises(TrainingError, match="step 5: a pass of .*does not fit") as caught:
+            trainer.fit()
+    assert "a checkpoint is written" not in str(caught.value)
+    assert [path.name for path in Checkpoints(run, keep=2).all()] == ["step-00000003"]
