@@ -16,7 +16,7 @@ import dataclasses
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,13 +24,12 @@ from importlib import import_module
 from pathlib import Path
 from traceback import clear_frames
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from aef.config import Config
 from aef.data.batch import Batch
-from aef.data.chips import ChipError
 from aef.kernels.dispatch import requested
 from aef.model.aef import AEF
 from aef.model.cost import Work, step_flops
@@ -54,17 +53,14 @@ from .deepspeed_config import resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import RankError, Ranks, start
-from .figures import write_figure
 from .loader import GUARD, StepLoader
-from .log import Display, StepLog, read_validations
+from .log import Display, StepLog
+from .observer import Observer, ValidationError
 from .open_run import Opening, open_run
 from .planner import filler, goes_ahead
 from .schedule import learning_rate
 from .signals import StopSignals
 from .step import Step, take_step
-
-if TYPE_CHECKING:
-    from .validation import Validation
 
 
 class TrainingError(ValueError):
@@ -158,6 +154,8 @@ class Trainer:
             if opened.checkpoint is not None:
                 opened.restore(self.engine, self.ranks)
             self._open_loader(opened)
+            first = self.loader.first_batch
+            self.observer = Observer(self.run, data, self.engine, self.ranks, self.log, self.display.say, first)
             self._saved_step = self.position.step if opened.checkpoint is not None else -1
             self._announce(opened)
             undone.pop_all()
@@ -337,7 +335,7 @@ class Trainer:
         if step % t.checkpoint_every == 0:
             self.save_checkpoint()
         if t.figure_every and step % t.figure_every == 0 and step < t.steps:
-            self.draw_figure()
+            self.observer.draw_figure(step)
         if t.validate_every and step % t.validate_every == 0:
             self.validate()
 
@@ -368,28 +366,6 @@ class Trainer:
         chips = self.loader.steps.chips
         return ChipNames.of(chips.folder, chips.index)
 
-    def draw_figure(self) -> None:
-        """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective.
-
-        A sample that cannot be read any more, or drawn, costs the figure, not the run.
-        """
-        batch, why = None, None
-        try:
-            batch = self.loader.first_batch().to(self.ranks.device)
-        except ChipError as error:
-            why = str(error)
-        missing = next(filter(None, self.ranks.gather(why)), None)
-        if batch is None or missing is not None:
-            self.display.say(f"no figure of step {self.position.step}: {missing}")
-            return
-        self.engine.model.eval()
-        with torch.no_grad():
-            output = self.engine.model(batch)
-        self.engine.model.train()
-        if self.ranks.is_first:
-            step = self.position.step
-            self._draw(f"step {step}", lambda: write_figure(self.run, batch, output, step))
-
     def validate(self) -> dict[str, Any]:
         """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as
         ``RUN/figures/validation.png``. Collective.
@@ -397,61 +373,10 @@ class Trainer:
         Raises:
             TrainingError: on every rank, where it failed; a checkpoint of the steps so far is written.
         """
-        failure: Exception | None = None
-
-        def attempt(action: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str | None]:
-            nonlocal failure
-            try:
-                return action(), None
-            except Exception as error:
-                clear_frames(error.__traceback__)  # they hold what filled the memory
-                failure = error
-                return {}, _in_words(error)
-
-        def measure() -> dict[str, Any]:
-            return self.validation.measure(self.engine.model, self.position.step)
-
-        if self.engine.stage == 3:
-            # From here on a forward pass needs every rank.
-            figures, why = attempt(measure)
-            why = self.ranks.first_trouble(why)
-            if why is None:
-                _, why = self.ranks.on_first(lambda: attempt(lambda: self._log_validation(figures)))
-        else:
-            figures, why = self.ranks.on_first(
-                lambda: attempt(lambda: self._log_validation(measure())), "validating", self.display.say
-            )
-        if why is not None:
-            words = f"the validation of step {self.position.step} failed: {why}; train.validate_every=0 goes on without"
-            raise self._ended(words) from failure
-        return figures
-
-    def _log_validation(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Log, say and draw what a validation measured. Rank 0 only."""
-        from .curves import write_validation_figure
-        from .validation import OF
-
-        self.log.validation(self.position.step, figures)
-        words = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if OF not in name)
-        self.display.say(f"step {self.position.step}, validation: {words or 'nothing to measure'}")
-        self._draw("validation", lambda: write_validation_figure(self.run, read_validations(self.run.path)))
-        return figures
-
-    def _draw(self, what: str, write: Callable[[], str | None]) -> None:
-        """Write a figure, or say why not: it costs no run."""
         try:
-            said = write()
-        except Exception as error:
-            said = f"no figure of {what}: {_in_words(error)}"
-        if said:
-            self.display.say(said)
-
-    @cached_property
-    def validation(self) -> Validation:
-        """What measures; only runs that validate need the extra [eval] for it."""
-        from .validation import Validation
-
-        return Validation(self.run, self.data)
+            return self.observer.validate(self.position.step)
+        except ValidationError as error:
+            raise self._ended(str(error)) from error.__cause__
 
     def _stop(self, received: str | None) -> None:
         if self._saved_step != self.position.step:
@@ -463,7 +388,7 @@ class Trainer:
     def _finish(self) -> None:
         if self._saved_step != self.position.step:
             self.save_checkpoint()
-        self.draw_figure()
+        self.observer.draw_figure(self.position.step)
 
     def _announce(self, opened: Opening) -> None:
         t, ranks = self.config.train, self.ranks
@@ -501,11 +426,6 @@ class Trainer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _in_words(error: Exception) -> str:
-    """An error in one line, with its type where the message alone is seldom one."""
-    return one_line(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 @dataclass(frozen=True)

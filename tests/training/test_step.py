@@ -107,7 +107,7 @@ def test_weights_of_an_update_that_did_not_fit_are_no_checkpoint(chips, tmp_path
     run = tmp_path / "run"
     with Trainer(make_config(), chips, run, quiet=True) as trainer:
         fill_memory(trainer, 5, None)
-        with pytest.raises(TrainingError, match="step 5: a pass of .*does not fit") as caught:
+        with pytest.raises(TrainingError, match=r"step 5: a pass of .*does not fit") as caught:
             trainer.fit()
     assert "a checkpoint is written" not in str(caught.value)
     assert [path.name for path in Checkpoints(run, keep=2).all()] == ["step-00000003"]

@@ -24,7 +24,7 @@ from aef.settings_file import load_config
 from aef.sources import BUILT_IN
 from aef.training import Trainer, checkpoint
 from aef.training.checkpoint import CheckpointError
-from aef.training.loader import Loaded
+from aef.training.loader import Loaded, StepLoader
 from aef.training.log import read_log
 from aef.training.trainer import TrainingError
 
@@ -58,12 +58,14 @@ def stop_after(config, chips, run, steps, **options):
                 break
 
 
-def test_a_sample_that_can_no_longer_be_read_costs_the_figure_not_the_run(chips, tmp_path, make_config, capsys):
-    def gone():
+def test_a_sample_that_can_no_longer_be_read_costs_the_figure_not_the_run(
+    chips, tmp_path, make_config, capsys, monkeypatch
+):
+    def gone(loader):
         raise ChipError("is damaged", file="a.npz")
 
+    monkeypatch.setattr(StepLoader, "first_batch", gone)
     with Trainer(make_config(), chips, tmp_path / "run") as trainer:
-        trainer.loader.first_batch = gone
         assert trainer.fit()
     assert "no figure of step 10: a.npz" in capsys.readouterr().err
     assert not (tmp_path / "run" / "figures").exists()

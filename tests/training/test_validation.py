@@ -67,7 +67,7 @@ def test_a_validation_that_fails_leaves_a_checkpoint_from_which_the_run_goes_on(
     assert [one["loss"] for one in read_log(run)] == [one["loss"] for one in read_log(whole.run.path)]
 
 
-@pytest.mark.parametrize("drawn", ["aef.training.trainer.write_figure", "aef.training.curves.write_validation_figure"])
+@pytest.mark.parametrize("drawn", ["aef.training.observer.write_figure", "aef.training.curves.write_validation_figure"])
 def test_a_figure_that_cannot_be_drawn_costs_no_run(drawn, chips, tmp_path, configure, train, monkeypatch, capsys):
     def fail(*given):
         raise OverflowError("date value out of range")
