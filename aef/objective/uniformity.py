@@ -122,8 +122,9 @@ class Partners:
 
         The gradients of fields that travelled return and are added where they came from.
         """
-        received = world.exchange(mean.index_select(0, self.rows), self.send, self.receive)
-        return mean if self.own is None else mean.index_select(0, self.own), received.index_select(0, self.index)
+        # Indexed, as the backward of index_select adds in no fixed order on a GPU, and several samples may share a partner.
+        received = world.exchange(mean[self.rows], self.send, self.receive)
+        return mean if self.own is None else mean.index_select(0, self.own), received[self.index]
 
 
 def uniformity_pairs(mean: Tensor, partner: Tensor) -> Tensor:

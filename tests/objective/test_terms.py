@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aef.objective.consistency import consistency
 from aef.objective.contrastive import disc_mean, info_nce, same_texts
-from aef.objective.uniformity import partners, rings, uniformity_channels, uniformity_pairs
+from aef.objective.uniformity import Partners, partners, rings, uniformity_channels, uniformity_pairs
 from aef.objective.world import World
 
 ALONE = World()
@@ -100,6 +101,28 @@ def test_uniformity_passes_finite_differences(reading):
 
 
 # --- consistency -----------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_a_partner_that_three_samples_share_add_up_in_a_fixed_order():
+    mean = torch.randn(4, 2, 2, 3, requires_grad=True)
+    met = Partners.of(partners([0, 1, 2, 3], [7, 7, 8, 7]), ALONE, [4])
+    with Operators() as backward:
+        torch.autograd.backward(met.fields(mean, ALONE)[1], torch.ones_like(mean))
+    assert mean.grad[:, 0, 0, 0].tolist() == [0, 0, 3, 1]
+    # It takes its rows in the order in which threads come, on a GPU.
+    assert backward.names and "aten.index_add.default" not in backward.names
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_consistency_is_0_for_equal_half_for_orthogonal_and_1_for_opposite_fields():
