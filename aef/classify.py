@@ -2,20 +2,21 @@
 
 areas = read_labels("labels.csv", "crop")
 files = field_files("FIELDS")
-samples = sample(map(read_field, files), areas)
+samples = sample(map(open_field, files), areas)
 classifier = fit("logistic", samples)
 print(cross_validate("logistic", samples).markdown())
 codes, confidence = class_map(classifier, read_field(files[0]).values)  # numbers of samples.classes
+write_maps(Path("MAPS/one"), open_field(files[0]), classifier, samples.classes)  # a field of any size
 """
 
 from __future__ import annotations
 
 import colorsys
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -26,10 +27,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from aef.atomic import writing
 from aef.evaluation.tables import markdown_table
 from aef.figure_file import new_figure, save_png
-from aef.mapping.cog import writing_cog
-from aef.mapping.files import origin_tags, read_tags, transform_of
+from aef.mapping.field_choice import choose_fields
+from aef.mapping.field_windows import Thinned, windows
+from aef.mapping.files import origin_tags, read_tags, writing_map
 from aef.mapping.labels import LabelError, Samples
-from aef.search import choose_fields
+from aef.mapping.picture import pca_rgb
 
 if TYPE_CHECKING:
     import xarray
@@ -113,7 +115,7 @@ def of_one_period(files: Sequence[Path], period: str | None) -> list[Path]:
     """The fields of one valid period, ``period`` or the only one that there is, and of one model.
 
     Raises:
-        SearchError: there are none of the period, or their vectors do not compare.
+        FieldChoiceError: there are none of the period, or their vectors do not compare.
         LabelError: fields of several periods and no choice: a class of one year looks different in the next.
     """
     chosen = choose_fields(files, period=period)
@@ -216,36 +218,59 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     return [(red, green, blue) for red, green, blue in chosen]
 
 
+class Panel(NamedTuple):
+    """What a picture shows of a field, every n-th pixel of it: vectors (D, y, x) and codes (y, x), −1 without one."""
+
+    title: str
+    vectors: np.ndarray
+    codes: np.ndarray
+
+
 def write_maps(
-    stem: Path, field: xarray.DataArray, codes: np.ndarray, confidence: np.ndarray, classes: Sequence[str]
-) -> None:
-    """``STEM_classes.tif``, codes from 1 with colours and names (0: no data), and ``STEM_confidence.tif`` in per cent
-    (255: no data), atomically. Raises OSError."""
+    stem: Path,
+    field: xarray.DataArray,
+    classifier: Any,
+    classes: Sequence[str],
+    *,
+    on_window: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, Panel]:
+    """The `class_map` of a field, window by window, into files; gives pixels by class, and what a picture shows.
+
+    ``STEM_classes.tif`` has codes from 1 with colours and names (0: no data), ``STEM_confidence.tif`` per cent (255: no
+    data). Both appear once they are whole.
+
+    Args:
+        field: of `read_field`, or one larger than memory of `open_field`.
+        on_window: called after every window.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
     names = {f"class_{code}": name for code, name in enumerate(classes, 1)}
     palette = {code: (*colour, 255) for code, colour in enumerate(colours(len(classes)), 1)}
     tags = origin_tags(field)
-    _write(stem.with_name(f"{stem.name}_classes.tif"), codes + 1, field, "class", 0, tags | names, palette)
-    held = np.isfinite(confidence)
-    percent = np.where(held, np.round(100 * np.where(held, confidence, 0)), 255)
-    _write(stem.with_name(f"{stem.name}_confidence.tif"), percent, field, "confidence, per cent", 255, tags)
-
-
-def _write(
-    path: Path,
-    values: np.ndarray,
-    field: xarray.DataArray,
-    description: str,
-    nodata: int,
-    tags: Mapping[str, str],
-    palette: Mapping[int, tuple[int, int, int, int]] | None = None,
-) -> None:
-    grid = {"crs": field.rio.crs, "transform": transform_of(field)}
-    shape, dtype = (1, *values.shape), np.dtype(np.uint8)
-    with writing_cog(path, shape=shape, dtype=dtype, bands=[description], nodata=nodata, **grid) as file:
-        file.write(values.astype(dtype), 1)
-        file.update_tags(**tags)
-        if palette:
-            file.write_colormap(1, palette)
+    pixels = np.zeros(len(classes), np.int64)
+    vectors_shown, codes_shown = Thinned(field.shape), Thinned(field.shape[1:], np.int16)
+    paths = [stem.with_name(f"{stem.name}_{what}.tif") for what in ("classes", "confidence")]
+    with (
+        writing_map(
+            paths[0], field, bands=["class"], dtype=np.uint8, nodata=0, tags=tags | names, palette=palette
+        ) as write_codes,
+        writing_map(
+            paths[1], field, bands=["confidence, per cent"], dtype=np.uint8, nodata=255, tags=tags
+        ) as write_percent,
+    ):
+        for rows, columns, vectors in windows(field):
+            codes, confidence = class_map(classifier, vectors)
+            held = np.isfinite(confidence)
+            write_codes(rows, columns, codes + 1)
+            write_percent(rows, columns, np.where(held, np.round(100 * np.where(held, confidence, 0)), 255))
+            pixels += np.bincount(codes[codes >= 0], minlength=len(classes))
+            vectors_shown.take(rows, columns, vectors)
+            codes_shown.take(rows, columns, codes)
+            on_window()
+    title = str(field.attrs.get("place") or field.attrs.get("chip", ""))
+    return pixels, Panel(title, vectors_shown.values, codes_shown.values)
 
 
 def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectares: np.ndarray) -> None:
@@ -257,21 +282,21 @@ def write_legend(path: Path, classes: Sequence[str], pixels: np.ndarray, hectare
             table.writerow((code, name, "#{:02x}{:02x}{:02x}".format(*colour), int(count), f"{area:.2f}"))
 
 
-def write_picture(
-    path: Path, fields: Sequence[xarray.DataArray], maps: Sequence[np.ndarray], classes: Sequence[str]
-) -> None:
-    """A picture: embeddings of some places in false colours, and their classes below."""
+def write_picture(path: Path, panels: Sequence[Panel], classes: Sequence[str]) -> None:
+    """A picture: embeddings of some places in false colours, and their classes below.
+
+    Raises:
+        ValueError: none of these places has a vector.
+    """
     from matplotlib.patches import Patch
 
-    from aef.mapping.picture import pca_rgb
-
     palette = np.array([(255, 255, 255), *colours(len(classes))]) / 255
-    figure = new_figure(2.6 * len(fields) + 1.6, 5.6)
-    axes = figure.subplots(2, len(fields), squeeze=False)
-    for column, (field, codes, colour) in enumerate(zip(fields, maps, pca_rgb([field.values for field in fields]))):
+    figure = new_figure(2.6 * len(panels) + 1.6, 5.6)
+    axes = figure.subplots(2, len(panels), squeeze=False)
+    for column, (panel, colour) in enumerate(zip(panels, pca_rgb([panel.vectors for panel in panels]))):
         axes[0, column].imshow(colour, interpolation="nearest")
-        axes[0, column].set_title(str(field.attrs.get("place") or field.attrs.get("chip", "")), fontsize=8)
-        axes[1, column].imshow(palette[codes + 1], interpolation="nearest")
+        axes[0, column].set_title(panel.title, fontsize=8)
+        axes[1, column].imshow(palette[panel.codes + 1], interpolation="nearest")
         for axis in axes[:, column]:
             axis.set_xticks([])
             axis.set_yticks([])

@@ -17,6 +17,7 @@ import csv
 import heapq
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,9 +33,9 @@ from aef.atomic import writing
 from aef.data.chips import ChipFolder
 from aef.figure_file import new_figure, save_png
 from aef.mapping.chip_choice import periods_by_chip, read_times
-from aef.mapping.files import SUFFIX, origin_tags, read_field, read_tags, transform_of, write_geotiff
-from aef.mapping.made_by import MadeBy
-from aef.mapping.picture import pca_rgb, similarity
+from aef.mapping.field_windows import Thinned, windows
+from aef.mapping.files import WriteWindow, origin_tags, transform_of, writing_map
+from aef.mapping.picture import PANELS, pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER
 from aef.text.tower import TextTower, TowerIdentity, is_file
@@ -43,9 +44,6 @@ from aef.timecode import Period, format_time, parse_period
 if TYPE_CHECKING:
     import xarray
 
-PANELS = 6
-"""Most fields that a picture shows."""
-
 
 class SearchError(ValueError):
     """A search that cannot be made; one line."""
@@ -53,7 +51,12 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class Match:
-    """The best pixel of one field, with the field's similarity map (y, x) and the field itself."""
+    """The best pixel of one field, and for a picture every ``step``-th pixel of the field.
+
+    Attributes:
+        map: (y, x), similarity.
+        vectors: (D, y, x), of the same pixels. In both the best pixel stands for the one that is nearest to it.
+    """
 
     chip: str
     place: str
@@ -63,8 +66,9 @@ class Match:
     lon: float
     lat: float
     similarity: float
+    step: int
     map: np.ndarray
-    field: xarray.DataArray
+    vectors: np.ndarray
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -122,58 +126,6 @@ def embed_fields(
     """The embedding fields of `chips_to_search`, one at a time, over one valid period."""
     searched = chips_to_search(model, chips, period)
     return (model.embed(path, searched.period) for path in searched.paths)
-
-
-def field_files(folder: str | os.PathLike) -> list[Path]:
-    """The files of embedding fields in a folder. Raises SearchError if there are none."""
-    suffixes = set(SUFFIX.values())
-    paths = sorted(path for path in Path(folder).glob("*") if path.suffix in suffixes and not path.name.startswith("."))
-    if not paths:
-        raise SearchError(f"{folder}: holds no embedding fields: `aef embed --out {folder}` makes some")
-    return paths
-
-
-def choose_fields(
-    paths: Iterable[Path], *, period: str | Period | None = None, made_by: MadeBy | None = None
-) -> list[Path]:
-    """The fields of one period (None: of all), once it is known that they compare: one maker, and no field twice.
-
-    Args:
-        made_by: the model that must have made them, as a text's direction is its own; None: that of the first field.
-
-    Raises:
-        SearchError: another model made a field or left other sources out, two files hold one field, or none is of the period.
-    """
-    wanted = parse_period(period) if isinstance(period, str) else period
-    tags = {path: read_tags(path)[1] for path in paths}
-    chosen = [path for path, told in tags.items() if wanted is None or told.get("period") == str(wanted)]
-    if not chosen:
-        known = ", ".join(sorted({told.get("period", "none stated") for told in tags.values()}))
-        raise SearchError(f"no field of the period {wanted}: there are fields of {known}")
-    first = tags[chosen[0]]
-    seen: dict[tuple[str, str], Path] = {}
-    for path in chosen:
-        difference = made_by.other_model(tags[path]) if made_by else None
-        if difference:
-            raise SearchError(f"{path}: {difference}: give the run that made the fields, or embed them with this one")
-        for name in ("model_version", "model_weights", "left_out", "unobserved"):
-            if tags[path].get(name) != first.get(name):
-                raise SearchError(
-                    f"{path}: its {name} is {tags[path].get(name, 'none')}, that of {chosen[0].name} is "
-                    f"{first.get(name, 'none')}: their vectors do not compare, search them one by one"
-                )
-        key = (tags[path].get("chip", path.stem), tags[path].get("period", ""))
-        if seen.setdefault(key, path) is not path:
-            raise SearchError(f"{path}: holds the field of {key[0]} over {key[1]} as {seen[key].name} does: remove one")
-    return chosen
-
-
-def read_fields(paths: Iterable[Path]) -> Iterator[xarray.DataArray]:
-    """Embedding fields from files, one at a time. Raises ValueError for other files."""
-    for path in paths:
-        field = read_field(path)
-        field.attrs.setdefault("chip", path.stem)
-        yield field
 
 
 # --- directions ------------------------------------------------------------------------------------------------------
@@ -235,7 +187,7 @@ def pixel_direction(fields: Iterable[xarray.DataArray], lon: float, lat: float) 
     for field in fields:
         row, col = pixel_at(field, lon, lat)
         if 0 <= row < field.sizes["y"] and 0 <= col < field.sizes["x"]:
-            period, vector = str(field.attrs.get("period", "")), np.asarray(field.values[:, row, col])
+            period, vector = str(field.attrs.get("period", "")), field[:, row, col].values
             if (
                 period not in by_period or not np.isfinite(by_period[period]).all()
             ):  # another field may have observed it
@@ -277,15 +229,16 @@ def search(
     direction: np.ndarray | Callable[[xarray.DataArray], np.ndarray],
     *,
     top: int = 5,
-    on_map: Callable[[xarray.DataArray, np.ndarray], None] | None = None,
+    open_map: Callable[[xarray.DataArray], AbstractContextManager[WriteWindow]] | None = None,
 ) -> list[Match]:
     """The fields that come nearest to a direction by their best pixel, best first.
 
     Args:
-        fields: (band, y, x), read one at a time; only the best are kept.
+        fields: (band, y, x), taken one at a time and window by window, so that those of `open_field` may be larger than
+            memory.
         direction: (D,) for all fields, or a function that gives it for one, as a text's depends on the period.
         top: how many.
-        on_map: called with every field and its similarity map.
+        open_map: gives of every field where its similarity map is written, window by window (`writing_similarity`).
 
     Raises:
         SearchError: there is no field, or none with a vector in it.
@@ -295,11 +248,9 @@ def search(
         vector = direction(field) if callable(direction) else direction
         if field.sizes["band"] != len(vector):
             raise SearchError(f"expected fields of {len(vector)} bands, found {field.sizes['band']} in {_name(field)}")
-        map_ = similarity(field.values, vector).astype(np.float32)
-        if on_map:
-            on_map(field, map_)
-        if np.isfinite(map_).any():
-            match = _best_pixel(field, map_)
+        with open_map(field) if open_map else nullcontext() as write:
+            match = _best_pixel(field, vector, write)
+        if match:
             heapq.heappush(best, (match.similarity, -number, match))
             if len(best) > top:
                 heapq.heappop(best)
@@ -312,13 +263,31 @@ def _name(field: xarray.DataArray) -> str:
     return str(field.attrs.get("chip", "field"))
 
 
-def _best_pixel(field: xarray.DataArray, map_: np.ndarray) -> Match:
-    row, col = (int(i) for i in np.unravel_index(np.nanargmax(map_), map_.shape))
+def _best_pixel(field: xarray.DataArray, vector: np.ndarray, write: WriteWindow | None) -> Match | None:
+    """The pixel of a field that is nearest to a vector, of equals the first; None of a field without a vector."""
+    best: tuple[float, int, int] | None = None
+    map_, shown = Thinned(field.shape[1:]), Thinned(field.shape)
+    for rows, columns, vectors in windows(field):
+        part = similarity(vectors, vector).astype(np.float32)
+        if write:
+            write(rows, columns, part)
+        map_.take(rows, columns, part)
+        shown.take(rows, columns, vectors)
+        if np.isfinite(part).any():
+            row, col = (int(i) for i in np.unravel_index(np.nanargmax(part), part.shape))
+            found = (float(part[row, col]), -rows.start - row, -columns.start - col)
+            if best is None or found > best:
+                best, example = found, vectors[:, row, col].copy()
+    if best is None:
+        return None
+    nearest, row, col = best[0], -best[1], -best[2]
+    map_.put(row, col, nearest)
+    shown.put(row, col, example)
     x, y = raster_xy(transform_of(field), row, col)
     (lon,), (lat,) = warp(field.rio.crs, "EPSG:4326", [x], [y])
     name = _name(field)
     place, period = str(field.attrs.get("place", name)), str(field.attrs.get("period", ""))
-    return Match(name, place, period, row, col, lon, lat, float(map_[row, col]), map_, field)
+    return Match(name, place, period, row, col, lon, lat, nearest, map_.step, map_.values, shown.values)
 
 
 # --- what a search leaves behind -------------------------------------------------------------------------------------
@@ -330,13 +299,9 @@ def map_name(field: xarray.DataArray) -> str:
     return "_".join(word for word in (_name(field), period, "similarity.tif") if word)
 
 
-def write_map(path: Path, field: xarray.DataArray, map_: np.ndarray, query: str) -> None:
-    """A similarity map as a float32 GeoTIFF that says to what, when and by which model, atomically.
-
-    Raises OSError where it cannot be written.
-    """
-    tags = origin_tags(field) | {"query": query}
-    write_geotiff(path, map_[None].astype(np.float32), field, bands=["cosine similarity"], tags=tags)
+def writing_similarity(path: Path, field: xarray.DataArray, query: str) -> AbstractContextManager[WriteWindow]:
+    """A similarity map, to be written as `writing_map` says: a float32 GeoTIFF that says to what, when and by which model."""
+    return writing_map(path, field, bands=["cosine similarity"], tags=origin_tags(field) | {"query": query})
 
 
 def write_matches(path: Path, matches: Sequence[Match]) -> None:
@@ -352,7 +317,7 @@ def write_matches(path: Path, matches: Sequence[Match]) -> None:
 def write_picture(path: Path, matches: Sequence[Match], query: str) -> None:
     """A picture: the best fields' embeddings in false colours (shared), and how similar each pixel is to the query."""
     matches = matches[:PANELS]
-    colours = pca_rgb([match.field.values for match in matches])
+    colours = pca_rgb([match.vectors for match in matches])
     low = min(float(np.nanpercentile(match.map, 2)) for match in matches)
     high = max(match.similarity for match in matches)
     figure = new_figure(2.6 * len(matches) + 0.8, 5.8)
@@ -361,7 +326,7 @@ def write_picture(path: Path, matches: Sequence[Match], query: str) -> None:
         axes[0, column].imshow(colour, interpolation="nearest")
         axes[0, column].set_title(f"{column + 1}. {match.place}\nlon, lat {at(match.lon, match.lat)}", fontsize=8)
         image = axes[1, column].imshow(match.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        axes[1, column].plot(match.col, match.row, "o", mfc="none", mec="red", ms=9)
+        axes[1, column].plot(match.col / match.step, match.row / match.step, "o", mfc="none", mec="red", ms=9)
         axes[1, column].set_title(f"cosine {match.similarity:.2f}", fontsize=8)
         for axis in axes[:, column]:
             axis.set_xticks([])

@@ -11,6 +11,7 @@ FIELD_classes.tif (0: no data) and FIELD_confidence.tif (per cent; 255: no data)
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from aef.launcher.command import as_typed, parser, require_number, run
@@ -24,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from aef import classify
     from aef.evaluation.tables import require_results, write_results
-    from aef.mapping.files import read_field
+    from aef.mapping.field_choice import field_files
+    from aef.mapping.files import open_field
     from aef.mapping.labels import LabelError, read_labels, sample
-    from aef.search import field_files
 
     out = Path(given.out)
     require_results(out / "accuracy", "--out")
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
         def fields():
             for path in files:
-                yield read_field(path)
+                yield open_field(path)
                 progress.advance(note=path.stem)
 
         samples = sample(fields(), areas, most=given.most, block_m=given.block_m, seed=given.seed)
@@ -65,26 +66,27 @@ def _write_maps(out: Path, files: list[Path], classifier, classes):
 
     from aef import classify
     from aef.figure_file import NO_MATPLOTLIB
-    from aef.mapping.files import read_field
-    from aef.search import PANELS
+    from aef.mapping.files import open_field
+    from aef.mapping.picture import PANELS
 
     pixels, hectares = np.zeros(len(classes), np.int64), np.zeros(len(classes))
-    shown: list = []
+    panels: list[classify.Panel] = []
     with Progress("classify", len(files), "field") as progress:
         for path in files:
-            field = read_field(path)
-            codes, confidence = classify.class_map(classifier, field.values)
-            classify.write_maps(out / path.stem, field, codes, confidence, classes)
-            counts = np.bincount(codes[codes >= 0], minlength=len(classes))
+            field = open_field(path)
+            counts, panel = classify.write_maps(
+                out / path.stem, field, classifier, classes, on_window=partial(progress.advance, 0, path.stem)
+            )
             pixels += counts
             hectares += counts * abs(field.rio.transform().determinant) / 10_000
-            if len(shown) < PANELS:
-                shown.append((field, codes))
+            if len(panels) < PANELS and np.isfinite(panel.vectors).all(axis=0).any():
+                panels.append(panel)
             progress.advance(note=path.stem)
     try:
-        classify.write_picture(
-            out / "classes.png", [field for field, _ in shown], [codes for _, codes in shown], classes
-        )
+        if panels:
+            classify.write_picture(out / "classes.png", panels, classes)
+        else:
+            print("no picture: none of the pixels that it would show has a vector")
     except ImportError:
         print(f"no picture: {NO_MATPLOTLIB}")
     return pixels, hectares

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from aef.launcher.command import add_device, load_model, parser, run, with_western_longitudes
@@ -56,11 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with Progress("search", total, "field") as progress:
 
-        def keep(field, map_) -> None:
-            search.write_map(out / search.map_name(field), field, map_, query)
+        @contextmanager
+        def open_map(field):
+            path = out / search.map_name(field)
+            with search.writing_similarity(path, field, query) as write:
+
+                def write_and_tell(*window) -> None:
+                    write(*window)
+                    progress.advance(0, note=field.attrs["chip"])
+
+                yield write_and_tell
             progress.advance(note=field.attrs["chip"])
 
-        matches = search.search(fields(), direction, top=given.top, on_map=keep)
+        matches = search.search(fields(), direction, top=given.top, open_map=open_map)
     search.write_matches(out / "places.csv", matches)
     picture = out / "search.png"
     try:
@@ -102,11 +111,12 @@ def _fields(given, model):
     """A function that goes through the fields, how many they are, and what to call them."""
     from aef import search
     from aef.data.chips import ChipFolder
+    from aef.mapping.field_choice import choose_fields, field_files, open_fields
 
     if given.fields:
         made_by = model.made_by() if model else None
-        files = search.choose_fields(search.field_files(given.fields), period=given.period, made_by=made_by)
-        return lambda: search.read_fields(files), len(files), given.fields
+        files = choose_fields(field_files(given.fields), period=given.period, made_by=made_by)
+        return lambda: open_fields(files), len(files), given.fields
     searched = search.chips_to_search(model, ChipFolder(given.data, model.registry), given.period)
     if searched.left_out:
         names = ", ".join(path.name for path in searched.left_out[:3]) + " …" * (len(searched.left_out) > 3)

@@ -18,7 +18,7 @@ from aef.classify import METHODS, Accuracy, class_map, cross_validate, fit
 from aef.data.chips import Chip
 from aef.launcher.classify import main
 from aef.launcher.command import run as run_command
-from aef.mapping.files import as_data_array, write_field
+from aef.mapping.files import as_data_array, read_field, write_field
 from aef.mapping.labels import LabelError, LabelledArea, Samples, read_labels, sample
 from aef.mapping.made_by import MadeBy
 from aef.timecode import parse_period
@@ -322,6 +322,26 @@ def test_without_matplotlib_only_the_picture_is_missing(folder, capsys, monkeypa
     assert call(folder) == 0
     assert "no picture: matplotlib is not installed" in capsys.readouterr().out
     assert (folder / "maps" / "legend.csv").exists() and not (folder / "maps" / "classes.png").exists()
+
+
+def test_the_picture_shows_fields_that_have_a_vector(folder, capsys, monkeypatch):
+    empty = field(0)
+    empty.values[:] = np.nan
+    write_field(folder / "fields" / "c0.tif", empty)
+    monkeypatch.setattr("aef.mapping.picture.PANELS", 1)
+    shown = []
+    with monkeypatch.context() as patch:
+        patch.setattr("aef.classify.write_picture", lambda path, panels, classes: shown.extend(panels))
+        assert call(folder) == 0
+    assert [panel.title for panel in shown] == ["c1"]
+    assert np.array_equal(shown[0].vectors, read_field(folder / "fields" / "c1.tif").values)
+    monkeypatch.setattr("aef.mapping.field_windows.SHOWN_PX", 4)  # every third pixel, and there are none
+    for number in range(3):
+        holed = field(number)
+        holed.values[:, ::3, ::3] = np.nan
+        write_field(folder / "fields" / f"c{number}.tif", holed)
+    assert call(folder) == 0
+    assert "no picture: none of the pixels that it would show has a vector" in capsys.readouterr().out
 
 
 def test_fields_of_several_periods_need_a_choice(folder, capsys):

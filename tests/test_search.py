@@ -20,6 +20,7 @@ from aef.data.chips import Chip, ChipFolder, SourceSeries, write_chip
 from aef.data.statistics import Statistics
 from aef.launcher.command import run as run_command
 from aef.launcher.search import main
+from aef.mapping.field_choice import open_fields
 from aef.mapping.files import as_data_array, read_field, write_field
 from aef.mapping.made_by import MadeBy
 from aef.run import TEXT_TOWER, Run, build_model, write_weights
@@ -28,10 +29,10 @@ from aef.search import (
     embed_fields,
     pixel_at,
     pixel_direction,
-    read_fields,
     run_tower,
     search,
     text_direction,
+    write_picture,
     year_of_most,
 )
 from aef.sources import BUILT_IN
@@ -98,7 +99,32 @@ def test_the_best_pixel_of_each_field_is_found_and_the_best_fields_come_first():
     assert found[1].similarity == pytest.approx(
         max(np.einsum("dyx,d->yx", f.values, wanted).max() for f in fields if f is not fields[2])
     )
-    assert found[0].map.shape == (6, 6)
+    assert found[0].step == 1 and np.array_equal(found[0].vectors, fields[2].values)
+    assert found[0].map.shape == (6, 6) and found[0].map[4, 1] == found[0].similarity
+
+
+def test_of_equals_the_first_is_found_in_whatever_windows(monkeypatch):
+    one = random_field("a")
+    for row, col in ((4, 1), (2, 5), (2, 3)):
+        one.values[:, row, col] = one.values[:, 5, 5]
+    for pixels in (36, 6, 4):
+        monkeypatch.setattr("aef.mapping.field_windows.WINDOW_PX", pixels)
+        (found,) = search([one], one.values[:, 5, 5], top=1)
+        assert (found.row, found.col) == (2, 3)
+
+
+def test_the_pixel_that_is_found_is_shown_though_pictures_of_large_fields_leave_pixels_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("aef.mapping.field_windows.SHOWN_PX", 2)
+    one = random_field("a", side=6)
+    alone = one.values[:, 4, 2].copy()
+    one.values[:] = np.nan
+    one.values[:, 4, 2] = alone
+    (found,) = search([one], alone, top=1)
+    assert (found.step, found.row, found.col) == (3, 4, 2)
+    assert np.array_equal(found.map, [[np.nan, np.nan], [found.similarity, np.nan]], equal_nan=True)
+    assert np.array_equal(found.vectors[:, 1, 0], alone)
+    write_picture(tmp_path / "search.png", [found], "query")
+    assert (tmp_path / "search.png").stat().st_size
 
 
 def test_a_place_is_given_in_degrees():
@@ -255,7 +281,7 @@ def test_the_command_searches_fields_on_disk_by_example(trained, tmp_path):
     fields.mkdir()
     for one in embed_fields(model, ChipFolder(chips, model.registry), YEAR):
         write_field(fields / f"{one.attrs['chip']}.tif", one, "float")
-    there = next(iter(read_fields([fields / "b.tif"])))
+    there = next(iter(open_fields([fields / "b.tif"])))
     (x,), (y,) = warp(CRS, "EPSG:4326", [float(there.x[3])], [float(there.y[7])])
     out = tmp_path / "found"
     assert main(["--checkpoint", str(run), "--fields", str(fields), "--at", f"{x},{y}", "--out", str(out)]) == 0
@@ -284,7 +310,7 @@ def searched(trained, tmp_path, capsys):
 
 
 def a_pixel_of(path):
-    (there,) = search(read_fields([path]), np.ones(64), top=1)
+    (there,) = search(open_fields([path]), np.ones(64), top=1)
     return f"{there.lon},{there.lat}"
 
 
@@ -309,7 +335,7 @@ def test_periods_are_kept_apart(searched, tmp_path):
 
 def test_a_field_that_states_no_period_is_found_without_one(searched, tmp_path):
     fields, call = searched
-    one = next(iter(read_fields(sorted(fields.glob("*.tif")))))
+    one = next(iter(open_fields(sorted(fields.glob("*.tif")))))
     (tmp_path / "others").mkdir()
     one.attrs = {}
     path = write_field(tmp_path / "others" / "tile.tif", one)

@@ -7,26 +7,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import netCDF4
 import numpy as np
-import rasterio
 import rioxarray  # noqa: F401  (registers the `rio` accessor)
 import xarray
 from rasterio.transform import Affine
 from xarray.backends import NetCDF4DataStore
+from xarray.core import indexing
 
 from aef.atomic import writing
 from aef.data.chips import Chip
 from aef.mapping.cog import writing_cog
+from aef.mapping.field_file import SUFFIX, DamagedFieldError, Format, VectorsOnDisk, as_vectors, opened
 from aef.mapping.made_by import MadeBy
-from aef.mapping.quantize import NODATA, dequantize, quantize
+from aef.mapping.quantize import NODATA, quantize
 from aef.timecode import Period
-
-Format = Literal["int8", "float", "netcdf"]
-SUFFIX: dict[str, str] = {"int8": ".tif", "float": ".tif", "netcdf": ".nc"}
-
 
 FILE_TAGS = ("AREA_OR_POINT", "OVR_RESAMPLING_ALG", "dequantize", "vectors")
 """Tags of a file that are no attributes of its field."""
@@ -34,16 +31,15 @@ FILE_TAGS = ("AREA_OR_POINT", "OVR_RESAMPLING_ALG", "dequantize", "vectors")
 STRIP_PX = 256
 """Rows that are coded at once."""
 
+WriteWindow = Callable[[slice, slice, np.ndarray], None]
+"""Writes rows and columns of a map."""
+
 UNIT = 0.02
 """Lengths that differ by more from 1 are not those of vectors of an embedding, coded or not."""
 
 
 class NotUnitWarning(UserWarning):
     """Vectors that are written as codes of unit vectors and are none; one line."""
-
-
-class DamagedFieldError(ValueError):
-    """A file that cannot be opened or read to its end; one line."""
 
 
 class OtherFieldError(ValueError):
@@ -127,7 +123,7 @@ def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format =
     grid = {"crs": field.rio.crs, "transform": transform_of(field), "bands": [str(band) for band in field.band.values]}
     with writing_strips(path, form, shape=field.shape, tags=tags, **grid) as write:  # type: ignore[arg-type]
         for first in range(0, field.sizes["y"], STRIP_PX):
-            write(first, field.values[:, first : first + STRIP_PX])
+            write(first, field[:, first : first + STRIP_PX].values)
     return path
 
 
@@ -225,10 +221,44 @@ def write_geotiff(
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    grid = {"crs": field.rio.crs, "transform": transform_of(field)}
-    with writing_cog(path, shape=values.shape, dtype=values.dtype, bands=bands, **grid) as file:  # type: ignore[arg-type]
-        file.write(values)
+    _, height, width = values.shape
+    with writing_map(path, field, bands=bands, dtype=values.dtype, tags=tags) as write:
+        write(slice(0, height), slice(0, width), values)
+
+
+@contextmanager
+def writing_map(
+    path: str | os.PathLike,
+    field: xarray.DataArray,
+    *,
+    bands: Sequence[str],
+    dtype: np.typing.DTypeLike = np.float32,
+    nodata: float | None = None,
+    tags: Mapping[str, str] | None = None,
+    palette: Mapping[int, tuple[int, int, int, int]] | None = None,
+) -> Iterator[WriteWindow]:
+    """A GeoTIFF on the grid of a field, to be written window by window: gives a function of rows, columns and values.
+
+    Values are (y, x), or (band, y, x) of several bands; they become ``dtype``. The file appears once the block has ended
+    well, and is held in memory until then. No data is ``nodata``, or NaN of floats; ``palette`` has colours of codes.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    shape = (len(bands), field.sizes["y"], field.sizes["x"])
+    grid = {"crs": field.rio.crs, "transform": transform_of(field), "nodata": nodata}
+    with writing_cog(path, shape=shape, dtype=np.dtype(dtype), bands=bands, **grid) as file:  # type: ignore[arg-type]
+
+        def write(rows: slice, columns: slice, values: np.ndarray) -> None:
+            file.write(
+                np.asarray(values, dtype).reshape(len(bands), *values.shape[-2:]),
+                window=((rows.start, rows.stop), (columns.start, columns.stop)),
+            )
+
+        yield write
         file.update_tags(**(tags or {}))
+        if palette:
+            file.write_colormap(1, palette)
 
 
 def _as_netcdf(field: xarray.DataArray) -> memoryview:
@@ -248,36 +278,64 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
         DamagedFieldError: it cannot be opened or read to its end.
         ValueError: not an embedding field.
     """
+    return open_field(path).load()
+
+
+def open_field(path: str | os.PathLike) -> xarray.DataArray:
+    """`read_field` of a file that may be larger than memory: its vectors are read when they are indexed, and not kept.
+
+    `aef.mapping.field_windows.windows` goes through them; ``field[:, 100:200, 300:500].values`` reads that part, and
+    ``field.values`` all of them. Raises as `read_field` does.
+    """
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         if isinstance(file, xarray.Dataset):
-            field = (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"].load()
-            field.attrs = {key: value for key, value in field.attrs.items() if key not in FILE_TAGS}
-            return field
-        values, tags, nodata = file.read(), file.tags(), file.nodata
-        names = [name or f"A{band:02d}" for band, name in enumerate(file.descriptions)]
-        affine, crs = file.transform, file.crs
-    if values.dtype == np.int8:
-        values = dequantize(values)
-    else:
-        values[values == nodata] = np.nan
-        values = values.astype(np.float32, copy=False)
-    if affine.e > 0:  # the published files begin in the south
-        values, affine = values[:, ::-1], affine @ Affine(1, 0, 0, 0, -1, values.shape[1])
-    rows, columns = np.arange(values.shape[1]) + 0.5, np.arange(values.shape[2]) + 0.5
-    field = xarray.DataArray(
-        values,
+            about = (file.set_coords("spatial_ref") if "spatial_ref" in file else file)["embedding"]
+            coords = {str(name): (of.dims, of.values, of.attrs) for name, of in about.coords.items()}
+            return _on_disk(path, about.shape, coords, about.attrs)
+        affine, south_up = file.transform, file.transform.e > 0
+        if south_up:  # as the published files are
+            affine = affine @ Affine(1, 0, 0, 0, -1, file.height)
+        coords = {
+            "band": ("band", [name or f"A{band:02d}" for band, name in enumerate(file.descriptions)], {}),
+            "y": ("y", affine.f + affine.e * (np.arange(file.height) + 0.5), {}),
+            "x": ("x", affine.c + affine.a * (np.arange(file.width) + 0.5), {}),
+        }
+        field = _on_disk(path, (file.count, *file.shape), coords, file.tags(), south_up=south_up)
+        field.encoding["preferred_chunks"] = _blocks(file, south_up)
+        # In place, as a copy of the field would be read.
+        return field.rio.write_crs(file.crs, inplace=True).rio.write_transform(affine, inplace=True)
+
+
+def _on_disk(
+    path: Path,
+    shape: tuple[int, ...],
+    coords: Mapping[str, tuple],
+    tags: Mapping[str, Any],
+    *,
+    south_up: bool = False,
+) -> xarray.DataArray:
+    return xarray.DataArray(
+        indexing.LazilyIndexedArray(VectorsOnDisk(path, shape, south_up=south_up)),
         dims=("band", "y", "x"),
-        coords={"band": names, "y": affine.f + affine.e * rows, "x": affine.c + affine.a * columns},
+        coords=coords,
         name="embedding",
         attrs={key: value for key, value in tags.items() if key not in FILE_TAGS},
     )
-    return field.rio.write_crs(crs).rio.write_transform(affine)
+
+
+def _blocks(file: Any, south_up: bool) -> dict[str, tuple[int, ...]]:
+    """The sides of a file's blocks along y and x, from north to south and west to east."""
+    sides = {
+        axis: (*[block] * (size // block), *([size % block] if size % block else []))
+        for axis, size, block in zip("yx", file.shape, file.block_shapes[0])
+    }
+    return {"y": sides["y"][::-1] if south_up else sides["y"], "x": sides["x"]}
 
 
 def read_tags(path: str | os.PathLike) -> tuple[Format, dict[str, str]]:
     """The format of a field's file and its tags, without its values. Raises as `read_field` does."""
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         if isinstance(file, xarray.Dataset):
             return "netcdf", {key: str(value) for key, value in file["embedding"].attrs.items()}
         return "int8" if file.dtypes[0] == "int8" else "float", file.tags()
@@ -311,7 +369,7 @@ def is_there(path: str | os.PathLike, form: Format, made_by: MadeBy, support: Pe
 
 def _count_vectors(path: Path) -> int:
     """Pixels of a field's file that have a vector, read a block at a time. Raises DamagedFieldError."""
-    with _opened(path) as file:
+    with opened(path) as file:
         if isinstance(file, xarray.Dataset):
             return _count(file["embedding"].values)
         blocks = (file.read(window=window) for _, window in file.block_windows(1))
@@ -322,35 +380,12 @@ def _count_vectors(path: Path) -> int:
 
 def preview(path: str | os.PathLike, most_px: int = 512) -> np.ndarray:
     """Vectors (band, y, x) of every n-th pixel of a field's file, so that no side is longer. Raises as `read_field` does."""
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         if isinstance(file, xarray.Dataset):
             field = file["embedding"]
             step = -(-max(field.sizes["y"], field.sizes["x"]) // most_px)
             return field[:, ::step, ::step].values
         step = -(-max(file.height, file.width) // most_px)
-        codes = file.read(out_shape=(file.count, -(-file.height // step), -(-file.width // step)))
-    return dequantize(codes) if codes.dtype == np.int8 else codes
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file of an embedding field, as a dataset of xarray's (NetCDF) or of rasterio's."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such embedding field")
-    try:
-        if path.suffix.lower() == SUFFIX["netcdf"]:
-            with xarray.open_dataset(path, engine="netcdf4") as dataset:
-                if "embedding" not in dataset:
-                    raise ValueError(f"{path}: holds no variable `embedding`: not an embedding field")
-                yield dataset
-        else:
-            with rasterio.open(path) as file:
-                if file.dtypes[0] not in ("int8", "float32", "float64"):
-                    difference = f"expected int8 codes or floating-point vectors, found {file.dtypes[0]}"
-                    raise ValueError(f"{path}: {difference}: not an embedding field")
-                if file.count < 2:  # such as a map of similarity
-                    raise ValueError(f"{path}: expected a band per component, found one band: not an embedding field")
-                yield file
-    except (OSError, RuntimeError) as error:  # as GDAL's and NetCDF's libraries report a file that is cut short
-        why = " ".join(str(error).split())[:120]
-        raise DamagedFieldError(f"{path}: is damaged or not an embedding field ({why}): make it again") from error
+        values = file.read(out_shape=(file.count, -(-file.height // step), -(-file.width // step)))
+        south_up, nodata = file.transform.e > 0, file.nodata
+    return as_vectors(values[:, ::-1] if south_up else values, nodata)

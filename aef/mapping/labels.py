@@ -20,6 +20,7 @@ from rasterio.features import is_valid_geom, rasterize
 from rasterio.transform import Affine, array_bounds, rowcol
 from rasterio.warp import transform_bounds, transform_geom
 
+from aef.mapping.field_windows import Window, parts, vectors_at
 from aef.mapping.files import transform_of
 from aef.vector_files import LAT, LON, VECTOR_SUFFIXES, VectorFileError, geojson_features, vector_features
 
@@ -175,7 +176,7 @@ def sample(
     """The vectors beneath labels: the pixel that holds a point; of an area the pixels whose centre it holds.
 
     Args:
-        fields: (band, y, x), read one at a time.
+        fields: (band, y, x), read one at a time; of those of `open_field` only what lies beneath labels is.
         areas: the labels.
         most: pixels of one area and field, drawn at random where there are more.
         block_m: side of the squares in metres of the field's grid. Neighbours look alike; labels of one square are
@@ -194,24 +195,29 @@ def sample(
     owners: list[int] = []
     square_of: dict[int, tuple[str, int, int]] = {}
     for field in fields:
+        transform, crs = transform_of(field), field.rio.crs
         bounds = west, south, east, north = _degrees_of(field)
         beside = (boxes[:, 0] <= east, boxes[:, 2] >= west)
         across = beside[0] & beside[1] if west <= east else beside[0] | beside[1]  # else it spans the 180th meridian
         near = across & (boxes[:, 1] <= north) & (boxes[:, 3] >= south)
-        for index in np.flatnonzero(near).tolist():
-            rows, columns, centre = _pixels(field, areas[index], bounds)
-            held = np.isfinite(field.values[0, rows, columns])
-            rows, columns = rows[held], columns[held]
-            if len(rows) > most:
+        beneath = np.flatnonzero(near).tolist()
+        found = ((index, _spot(field.shape[1:], transform, crs, areas[index], bounds)) for index in beneath)
+        spots = [(index, spot) for index, spot in found if spot]
+        held = _held(field, [spot.window for _, spot in spots])
+        taken: list[np.ndarray] = []
+        for index, spot in spots:
+            inside = np.flatnonzero(spot.mask(transform) & held[spot.window])
+            if len(inside) > most:
                 rng = np.random.default_rng((seed, index))
-                chosen = np.sort(rng.choice(len(rows), most, replace=False))
-                rows, columns = rows[chosen], columns[chosen]
-            if len(rows):
-                vectors.append(field.values[:, rows, columns].T)
-                owners += [index] * len(rows)
+                inside = inside[np.sort(rng.choice(len(inside), most, replace=False))]
+            if len(inside):
+                taken.append(spot.pixels(inside))
+                owners += [index] * len(inside)
                 # On fields of two zones a label has two positions, but lies in one square.
-                square = (str(field.rio.crs), int(centre[0] // block_m), int(centre[1] // block_m))
+                square = (str(crs), int(spot.middle[0] // block_m), int(spot.middle[1] // block_m))
                 square_of.setdefault(index, square)
+        if taken:
+            vectors.append(vectors_at(field, *np.concatenate(taken, axis=1)))
     area_of = np.array(owners, np.int64)
     present = {areas[index].label for index in set(owners)}
     if len(present) < 2:
@@ -219,7 +225,7 @@ def sample(
         raise LabelError(f"expected labels of at least two classes on the fields, found {words} of {len(areas)} there")
     numbers = {square: number for number, square in enumerate(dict.fromkeys(square_of.values()))}
     return Samples(
-        np.concatenate(vectors).astype(np.float32),
+        np.concatenate(vectors),
         np.array([code_of[areas[index].label] for index in owners], np.int64),
         area_of,
         np.array([numbers[square_of[index]] for index in owners], np.int64),
@@ -235,33 +241,64 @@ def _degrees_of(field: xarray.DataArray) -> Bounds:
     return transform_bounds(field.rio.crs, "EPSG:4326", *edges)
 
 
-def _pixels(
-    field: xarray.DataArray, area: LabelledArea, bounds: Bounds
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Rows and columns of a field within an area, and the middle of what is there in the field's coordinates."""
-    nothing = np.empty(0, np.int64)
+@dataclass(frozen=True)
+class _Spot:
+    """What a label covers of a field.
+
+    Attributes:
+        geometry: in the field's coordinates.
+        window: rows and columns of the field that hold it.
+        middle: of the whole label, x and y.
+    """
+
+    geometry: Mapping[str, Any]
+    window: Window
+    middle: tuple[float, float]
+
+    def mask(self, transform: Affine) -> np.ndarray:
+        """(rows, columns) bool of the window: pixels whose centre it holds, or what it touches if it holds none."""
+        rows, columns = self.window
+        here = transform @ Affine.translation(columns.start, rows.start)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        mask = rasterize([self.geometry], shape, transform=here, dtype="uint8")
+        if not mask.any():  # narrower than a pixel
+            mask = rasterize([self.geometry], shape, transform=here, dtype="uint8", all_touched=True)
+        return mask.astype(bool)
+
+    def pixels(self, inside: np.ndarray) -> np.ndarray:
+        """Numbers of pixels of the window, row by row → rows and columns of the field, (2, N)."""
+        rows, columns = self.window
+        y, x = np.divmod(inside, columns.stop - columns.start)
+        return np.stack([y + rows.start, x + columns.start])
+
+
+def _spot(shape: tuple[int, ...], transform: Affine, crs: Any, area: LabelledArea, bounds: Bounds) -> _Spot | None:
+    """Where an area lies on a field of a grid and of bounds in degrees; None beside it."""
     part = _part_near(area.geometry, bounds)
     if part is None:
-        return nothing, nothing, (np.nan, np.nan)
-    geometry = transform_geom("EPSG:4326", field.rio.crs, part)
+        return None
+    geometry = transform_geom("EPSG:4326", crs, part)
     west, south, east, north = bounds_of(geometry)[:4]
-    height, width = field.sizes["y"], field.sizes["x"]
-    transform = transform_of(field)
     rows, columns = (
         sorted(one.tolist()) for one in rowcol(transform, np.array([west, east]), np.array([south, north]))
     )
-    left, upper = max(columns[0], 0), max(rows[0], 0)
-    right, lower = min(columns[1] + 1, width), min(rows[1] + 1, height)
-    middle = ((west + east) / 2, (south + north) / 2)
-    if left >= right or upper >= lower:
-        return nothing, nothing, middle
-    here = transform @ Affine.translation(left, upper)
-    shape = (lower - upper, right - left)
-    mask = rasterize([geometry], shape, transform=here, dtype="uint8")
-    if not mask.any():  # narrower than a pixel
-        mask = rasterize([geometry], shape, transform=here, dtype="uint8", all_touched=True)
-    held_rows, held_columns = np.nonzero(mask)
-    return held_rows + upper, held_columns + left, middle
+    down = slice(max(rows[0], 0), min(rows[1] + 1, shape[0]))
+    along = slice(max(columns[0], 0), min(columns[1] + 1, shape[1]))
+    if down.start >= down.stop or along.start >= along.stop:
+        return None
+    return _Spot(geometry, (down, along), ((west + east) / 2, (south + north) / 2))
+
+
+def _held(field: xarray.DataArray, wanted: Sequence[Window]) -> np.ndarray:
+    """Which pixels (y, x) have a vector, looked up where a wanted window lies."""
+    held = np.zeros((field.sizes["y"], field.sizes["x"]), bool)
+    edges = np.array([(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in wanted]).reshape(-1, 4)
+    for rows, columns in parts(field):
+        meets = (edges[:, 0] < rows.stop) & (edges[:, 1] > rows.start)
+        meets &= (edges[:, 2] < columns.stop) & (edges[:, 3] > columns.start)
+        if meets.any():
+            held[rows, columns] = np.isfinite(field[0, rows, columns].values)
+    return held
 
 
 def _part_near(geometry: Mapping[str, Any], bounds: Bounds) -> Mapping[str, Any] | None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PANELS = 6
+"""Most fields that a picture shows."""
+
 
 def principal_directions(vectors: np.ndarray, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and the `count` directions (count, D) of largest variance of vectors (N, D), each of a fixed sign.
