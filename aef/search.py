@@ -326,7 +326,7 @@ def write_picture(path: Path, matches: Sequence[Match], query: str) -> None:
         axes[0, column].imshow(colour, interpolation="nearest")
         axes[0, column].set_title(f"{column + 1}. {match.place}\nlon, lat {at(match.lon, match.lat)}", fontsize=8)
         image = axes[1, column].imshow(match.map, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        axes[1, column].plot(match.col / match.step, match.row / match.step, "o", mfc="none", mec="red", ms=9)
+        axes[1, column].plot(match.col // match.step, match.row // match.step, "o", mfc="none", mec="red", ms=9)
         axes[1, column].set_title(f"cosine {match.similarity:.2f}", fontsize=8)
         for axis in axes[:, column]:
             axis.set_xticks([])

@@ -398,11 +398,14 @@ def test_the_pages_own_code_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     page = (Path(__file__).parents[1] / "docs" / "maps.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(compile(block, "docs/maps.md", "exec"), names)
     assert names["similar"].shape == names["change"].shape == names["clusters"].shape == (SIDE, SIDE)
     similar = names["similar"]
     assert similar.max() == similar[3, 2] == pytest.approx(1, abs=1e-6) and 0 < names["change"].min() < 0.2
-    assert len(np.unique(names["clusters"][:, :6])) <= 2 and (folder / "change.tif").exists()
+    assert len(np.unique(names["clusters"][:, :6])) <= 2 and names["clusters"].min() == 0
+    for name, shown in (("change", names["change"]), ("similar", similar), ("one_classes", names["codes"] + 1)):
+        with rasterio.open(folder / f"{name}.tif") as file:
+            assert np.array_equal(file.read(1), shown)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "objective", "run", "mapping"},
     "training": {"data", "model", "objective", "kernels", "text", "run"},
     "search": {"data", "text", "run", "mapping"},
-    "classify": {"data", "mapping", "search", "evaluation"},
+    "classify": {"data", "mapping", "evaluation"},
 }
 """Rooms, and modules of `aef` that stand for one, with the rooms that each may import. All may import the common
 modules: those beside the rooms (`aef.sources`, `aef.config`, …), which themselves import nothing else."""

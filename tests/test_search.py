@@ -123,8 +123,11 @@ def test_the_pixel_that_is_found_is_shown_though_pictures_of_large_fields_leave_
     assert (found.step, found.row, found.col) == (3, 4, 2)
     assert np.array_equal(found.map, [[np.nan, np.nan], [found.similarity, np.nan]], equal_nan=True)
     assert np.array_equal(found.vectors[:, 1, 0], alone)
+    drawn = []
+    monkeypatch.setattr("aef.search.save_png", lambda path, figure: drawn.append(figure))
     write_picture(tmp_path / "search.png", [found], "query")
-    assert (tmp_path / "search.png").stat().st_size
+    (circle,) = (line for axes in drawn[0].axes for line in axes.lines)
+    assert circle.get_xydata().tolist() == [[0, 1]]
 
 
 def test_a_place_is_given_in_degrees():

@@ -115,7 +115,7 @@ def write_field(path: str | os.PathLike, field: xarray.DataArray, form: Format =
     tags = {key: tags[key] for key in sorted(tags) if key not in ("spatial_ref", *FILE_TAGS)}
     if form == "netcdf":
         names = [name for name, value in field.coords.items() if not value.dims and name != "spatial_ref"]
-        field = field.drop_vars(names)
+        field = field.drop_vars(names).copy(deep=False)  # whose attributes are not the caller's
         field.attrs = {**tags, "vectors": _count(field.values)}
         with writing(path) as stream:
             stream.write(_as_netcdf(field.rio.write_transform(transform_of(field))))

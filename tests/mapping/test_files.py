@@ -52,8 +52,10 @@ def test_coordinates_are_pixel_centres_and_provenance_travels():
 )
 def test_a_file_gives_the_field_back(tmp_path, form, suffix, error):
     field = a_field()
+    attributes = dict(field.attrs)
     path = write_field(tmp_path / f"f{suffix}", field, form)
     back = read_field(path)
+    assert field.attrs == attributes
     assert np.abs(back.values - field.values).max() <= error
     assert np.array_equal(back.x, field.x) and np.array_equal(back.y, field.y)  # a relative tolerance would be 57 m
     assert back.rio.crs == field.rio.crs and back.attrs["model_version"] == "small@20"
