@@ -8,6 +8,12 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
+from aef.data.chips import Chip
+from aef.data.ingest.convert import convert_place
+from aef.data.ingest.places import find_places
+from aef.data.ingest.recipe import parse_recipe
+from aef.data.ingest.report import Report
+
 LEFT, TOP = 664_000.0, 5_612_000.0
 
 
@@ -48,3 +54,10 @@ def write_folder(root: Path) -> Path:
         for day in ("20200105", "20200206", "20200309"):
             write_scene(root / place / f"S2_{day}.tif", scene(rng), LEFT + 1000 * number)
     return root
+
+
+def first_chip(recipe: dict, root: Path) -> tuple[Chip, Report]:
+    """The chip of the first place of a folder, as `convert` makes it before it is written, and its report."""
+    rule = parse_recipe(recipe)
+    places, _ = find_places(rule, root)
+    return convert_place(rule, places[0])

@@ -11,10 +11,9 @@ import xarray
 from rasterio.transform import Affine
 
 from aef.data.ingest import readers
-from aef.data.ingest.convert import convert_place
-from aef.data.ingest.places import find_places
 from aef.data.ingest.raster import viewed
 from aef.data.ingest.recipe import parse_recipe
+from tests.data.ingest.own_rasters import first_chip
 
 LEFT, TOP, SIDE = 664_000.0, 5_612_000.0, 32
 BANDS = ("B2", "B3", "B4", "B8", "B11")
@@ -58,8 +57,7 @@ def write(path: Path, array: np.ndarray, *, mask=None, names=None, scales=None, 
 
 
 def converted(root: Path, entries: dict):
-    rule = parse_recipe(entries)
-    chip, report = convert_place(rule, find_places(rule, root)[0][0])
+    chip, report = first_chip(entries, root)
     return chip.sources["sentinel2"], report
 
 
@@ -220,8 +218,7 @@ def label_of(root: Path, codes: np.ndarray, *, tag=None, mask=None, **extra) -> 
     write(root / "here" / "S2_20200105.tif", scene(1))
     write(root / "here" / "crops.tif", codes[None], nodata=tag, mask=mask)
     label = {"name": "crops", "glob": "*/crops.tif", "var": 1, "codes": {0: "other", 1: "maize"}, "ignore": [9]}
-    rule = parse_recipe(recipe() | {"labels": [label | extra]})
-    chip, _ = convert_place(rule, find_places(rule, root)[0][0])
+    chip, _ = first_chip(recipe() | {"labels": [label | extra]}, root)
     return chip.labels["crops"].values
 
 

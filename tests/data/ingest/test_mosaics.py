@@ -10,12 +10,10 @@ import rasterio
 import yaml
 from rasterio.transform import Affine
 
-from aef.data.ingest.convert import convert_place
-from aef.data.ingest.places import find_places
-from aef.data.ingest.recipe import parse_recipe
 from aef.launcher.command import run
 from aef.launcher.ingest import main
 from aef.timecode import parse_time
+from tests.data.ingest.own_rasters import first_chip
 
 LEFT, TOP, SIDE = 664_000.0, 5_612_000.0, 32
 CLEAR, CLOUD = 4, 9
@@ -52,8 +50,7 @@ def write(path: Path, array: np.ndarray, left: float = LEFT, top: float = TOP) -
 
 
 def converted(root: Path, entries: dict):
-    rule = parse_recipe(entries)
-    chip, report = convert_place(rule, find_places(rule, root)[0][0])
+    chip, report = first_chip(entries, root)
     return chip.sources["sentinel2"], report
 
 

@@ -13,14 +13,13 @@ import pytest
 import rasterio
 
 from aef.data.chips import ChipError
-from aef.data.ingest.convert import convert_place
-from aef.data.ingest.places import IngestError, find_places
+from aef.data.ingest.places import IngestError
 from aef.data.ingest.readers import RasterError
-from aef.data.ingest.recipe import RecipeError, parse_recipe
+from aef.data.ingest.recipe import RecipeError
 from aef.data.ingest.schema import TimeRule
 from aef.data.ingest.times import FrameTimes
 from aef.timecode import DAY_MS, parse_time
-from tests.data.ingest.own_rasters import entries, write_scene
+from tests.data.ingest.own_rasters import entries, first_chip, write_scene
 
 BELGIUM_1, BELGIUM_2 = "00002806639B424A", "000028085BF08E7E"
 REFUSED = (IngestError, RasterError, RecipeError, ChipError)
@@ -308,24 +307,19 @@ def test_radar_passes_join_one_series_in_decibels(altered, converted):
 def test_masks_without_a_time_are_one_mask_or_refused(folder):
     own = entries(weight={"input": "clouds", "var": "1", "in": [0]})
     own["inputs"].append({"name": "clouds", "role": "qa", "glob": "*/CLOUD_*.tif"})
-    rule = parse_recipe(own)
-
-    def convert_north():
-        return convert_place(rule, find_places(rule, folder, ["north"])[0][0])[0]
 
     water = np.zeros((1, 32, 32), np.uint8)
     water[0, :8] = 1
     write_scene(folder / "north" / "CLOUD_20200105.tif", water)
-    weight = convert_north().sources["sentinel2"].weight[:, 0]
+    weight = first_chip(own, folder)[0].sources["sentinel2"].weight[:, 0]
     assert (weight[:, :8] == 0).all() and (weight[:, 8:] == 255).all()
     write_scene(folder / "north" / "CLOUD_20200206.tif", water)
-    convert_north()
+    first_chip(own, folder)
     write_scene(folder / "north" / "CLOUD_20200206.tif", 1 - water)
     with pytest.raises(RasterError, match=r"input clouds has other files that say otherwise.*add its time"):
-        convert_north()
+        first_chip(own, folder)
     (folder / "north" / "CLOUD_20200206.tif").unlink()
     write_scene(folder / "north" / "CLOUD_20200105.tif", np.concatenate([water, 1 - water, water]))
     own["inputs"][1]["layout"] = {"per_step": ["1"], "n_time": 3, "order": "time_major"}
-    rule = parse_recipe(own)
     with pytest.raises(RasterError, match="holds 3 steps of input clouds, which has no time"):
-        convert_north()
+        first_chip(own, folder)
