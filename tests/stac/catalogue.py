@@ -1,4 +1,4 @@
-"""Local STAC catalogues over small rasters: static ones on disk, and a tiny API on loopback."""
+"""Local STAC catalogues over small rasters (static ones on disk, and a tiny API on loopback), and a chip fetched from one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytest.importorskip("pystac_client", reason="pystac-client is not installed (extra [stac])")
+pytest.importorskip("odc.stac", reason="odc-stac is not installed (extra [stac])")
+
 import pystac
 import rasterio
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
+from aef.earthengine.grid import ChipGrid
+from aef.earthengine.manifest import PlannedChip
+from aef.launcher.download import FURTHER_SOURCES
+from aef.settings_file import read_sources
+from aef.sources import BUILT_IN, Registry
+from aef.stac.fetch import StacFetcher
+from aef.timecode import parse_period
+
 CRS, LEFT, TOP = "EPSG:32632", 461_420, 5_217_040
+PX = 16
+GRID = ChipGrid(CRS, LEFT, TOP, PX)
+CHIP = PlannedChip("here_20190101", "here", *GRID.centre_degrees, GRID, parse_period("2019-01-01/2020-01-01"), 1)
+KNOWN = BUILT_IN.extended(read_sources(FURTHER_SOURCES))
 
 
 def write_raster(path: Path, values: np.ndarray, *, left=LEFT, top=TOP, step=10.0, crs=CRS, nodata=None) -> Path:
@@ -153,3 +170,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def fetcher(catalog, *names):
+    return StacFetcher(str(catalog), Registry(KNOWN[name] for name in names), workers=2, longest_s=0.01)
+
+
+def fetch(catalog, name, chip=CHIP):
+    return fetcher(catalog, name).fetch(chip, KNOWN[name])
+
+
+def optical(folder, seed=0, keys=("blue", "green", "red", "nir", "swir16"), low=1200, **where):
+    """Rasters of 10 m, two pixels wider than the chip on every side."""
+    rng = np.random.default_rng(seed)
+    side = PX + 4
+    rasters = {}
+    for key in keys:
+        values = rng.integers(low, 6000, (side, side)).astype(np.uint16)
+        rasters[key] = (
+            values,
+            write_raster(folder / f"{key}{seed}.tif", values, left=LEFT - 20, top=TOP + 20, **where),
+        )
+    return {k: v for k, (v, _) in rasters.items()}, {k: p for k, (_, p) in rasters.items()}
+
+
+def inner(values):
+    return values[2:-2, 2:-2].astype(int)
