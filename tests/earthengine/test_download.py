@@ -372,7 +372,7 @@ def fetched_twice(server):
 
 
 @pytest.mark.parametrize(
-    ("count", "px"), [(60, 16), pytest.param(200, 128, marks=(pytest.mark.long, pytest.mark.timeout(7200)))]
+    ("count", "px"), [(30, 16), pytest.param(200, 128, marks=(pytest.mark.long, pytest.mark.timeout(7200)))]
 )
 def test_faults_and_three_kills_give_the_same_chips(standin, connect, tmp_path, count, px):
     places = sites(count)

@@ -13,8 +13,15 @@ from aef.settings_file import load_config
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo")
-    assert run(demo.main, ["--out", str(path), "--places", "3", "--unseen", "1", "train.steps=2"]) == 0
+    """A demo of two steps, on chips of 48 px: its pictures and tables take most of its time."""
+    path, call = tmp_path_factory.mktemp("demo"), demo._Session.call
+
+    def of_small_chips(session, name, *words):
+        call(session, name, *words, *(("--chip-px", "48") if name == "synthesize" else ()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo._Session, "call", of_small_chips)
+        assert run(demo.main, ["--out", str(path), "--places", "3", "--unseen", "1", "train.steps=2"]) == 0
     return path
 
 
