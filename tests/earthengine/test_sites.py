@@ -1,17 +1,12 @@
-"""Sites from files, boxes, random land and strata; snapped grids; periods; parts."""
+"""Sites from boxes, random land and strata; periods; parts."""
 
-import json
 import math
-import sys
-import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyproj import Geod
 
-from aef.earthengine.grid import ChipGrid, NativeGrid, utm_crs
+from aef.earthengine.grid import ChipGrid, utm_crs
 from aef.earthengine.land import is_land
 from aef.earthengine.planning import PeriodRule, planned_chips
 from aef.earthengine.sites import (
@@ -25,9 +20,9 @@ from aef.earthengine.sites import (
     in_strata,
     on_random_land,
     parse_periods,
-    read_sites,
 )
 from aef.timecode import DAY_MS, parse_period
+from tests.earthengine.areas import polygon, write_geojson
 
 GEOD = Geod(ellps="WGS84")
 
@@ -42,70 +37,6 @@ def nearest_m(sites):
             _, _, d = GEOD.inv(np.full(near.size, lon[i]), np.full(near.size, lat[i]), lon[near], lat[near])
             least = min(least, d.min())
     return least
-
-
-# --- grids -----------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.floats(-179.9, 179.9), st.floats(-80, 83.9), st.sampled_from((16, 128)))
-def test_a_chip_is_snapped_to_ten_metres_in_the_zone_of_its_centre(lon, lat, px):
-    grid = ChipGrid.around(lon, lat, px)
-    assert grid.crs == utm_crs(lon, lat) and grid.left % 10 == 0 and grid.top % 10 == 0
-    found = grid.centre_degrees
-    _, _, off = GEOD.inv(lon, lat, *found)
-    assert off < 7.2  # half a pixel's diagonal
-
-
-@pytest.mark.parametrize(
-    ("lon", "lat", "crs"),
-    [(8.5, 47, "EPSG:32632"), (-180, -1, "EPSG:32701"), (179.99, 1, "EPSG:32660"), (6, 0, "EPSG:32632")],
-)
-def test_a_point_lies_in_its_utm_zone(lon, lat, crs):
-    assert utm_crs(lon, lat) == crs
-
-
-def test_native_cells_surround_the_chip():
-    grid = ChipGrid.around(8.5, 47.1, 128)
-    affine, height, width, (row, col) = NativeGrid(0.1, -180.05, 90.05).under(grid)
-    lons, lats = grid.outline_degrees()
-    assert affine[2] + 0.05 <= lons.min() and affine[2] + 0.1 * (width - 0.5) >= lons.max()
-    assert affine[5] - 0.05 >= lats.max() and affine[5] - 0.1 * (height - 0.5) <= lats.min()
-    assert math.isclose(affine[2], -180.05 + 0.1 * col) and math.isclose(affine[5], 90.05 - 0.1 * row)
-
-
-# --- land ------------------------------------------------------------------------------------------------------------
-
-
-def test_land_mask_knows_continents_seas_and_islands():
-    land = {
-        "Iowa": (-93.5, 42),
-        "Zurich": (8.54, 47.37),
-        "Manaus": (-60, -3.1),
-        "Oahu": (-157.95, 21.45),
-        "Svalbard": (16, 78.5),
-        "Madagascar": (47, -19),
-        "Tasmania": (146.5, -42),
-    }
-    sea = {
-        "Atlantic": (-35, 30),
-        "Pacific": (-150, 0),
-        "Indian Ocean": (80, -20),
-        "North Sea": (3, 56),
-        "Gulf of Mexico": (-90, 25.5),
-    }
-    assert all(is_land(*p) for p in land.values()), [n for n, p in land.items() if not is_land(*p)]
-    assert not any(is_land(*p) for p in sea.values()), [n for n, p in sea.items() if is_land(*p)]
-
-
-def test_the_share_of_land_is_that_of_the_earth():
-    rng = np.random.default_rng(0)
-    lat = np.degrees(np.arcsin(rng.uniform(-1, 1, 100_000)))
-    share = is_land(rng.uniform(-180, 180, 100_000), lat).mean()
-    assert 0.285 < share < 0.32  # 29 % and the cells that coasts touch
-
-
-# --- sampling --------------------------------------------------------------------------------------------------------
 
 
 def test_random_land_is_on_land_spaced_and_repeatable():
@@ -142,16 +73,6 @@ def test_no_two_chips_overlap_at_a_zone_border():
     for number, shape in enumerate(shapes):
         overlaps = [shapes[k].intersection(shape).area / shape.area for k in tree.query(shape) if k != number]
         assert max(overlaps, default=0) < 0.02
-
-
-def polygon(west, south, east, north, **properties):
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [ring]}}
-
-
-def write_geojson(path, *features):
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
-    return path
 
 
 def test_strata_get_their_quotas(tmp_path):
@@ -204,229 +125,9 @@ def test_wrong_strata_are_named(tmp_path):
         list(in_strata(path, 3, Lattice(), seed=1))
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_csv_with_ids_and_periods(tmp_path):
-    path = tmp_path / "sites.csv"
-    path.write_text(
-        "Site,Longitude,Latitude,start,end,texts\nfield 1,8.5,47.1,2018-01-01,2019-01-01,\n"
-        "b,-93.5,42,1546300800000,1577836800000,2019-02-01/2019-02-03;2020-01-01/2020-02-01\n"
-    )
-    one, other = read_sites(path)
-    assert other.texts == (parse_period("2019-02-01/2019-02-03"), parse_period("2020-01-01/2020-02-01"))
-    assert (one.id, one.lon, one.lat, one.periods) == ("field_1", 8.5, 47.1, (parse_period("2018-01-01/2019-01-01"),))
-    assert other.periods == (parse_period("2019-01-01/2020-01-01"),)
-
-
-def test_a_table_of_coordinates_alone(tmp_path):
-    """The released training coordinates are such a table: x and y in degrees."""
-    path = tmp_path / "coordinates.csv"
-    path.write_text("x,y\n8.5,47.1\n-93.5,-42\n")
-    assert [s.id for s in read_sites(path)] == ["+47.10000+008.50000", "-42.00000-093.50000"]
-
-
-def test_parquet_streams_and_geoparquet_geometry_counts(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-    import shapely
-
-    wkb = [shapely.to_wkb(shapely.Point(8.5, 47.1)), shapely.to_wkb(shapely.box(9, 47, 10, 48))]
-    pyarrow.parquet.write_table(pyarrow.table({"id": ["a", "b"], "geometry": wkb}), tmp_path / "g.parquet")
-    assert [(s.id, s.lon, s.lat) for s in read_sites(tmp_path / "g.parquet")] == [("a", 8.5, 47.1), ("b", 9.5, 47.5)]
-    pyarrow.parquet.write_table(pyarrow.table({"lon": [1.0], "lat": [2.0]}), tmp_path / "p.parquet")
-    assert [s.id for s in read_sites(tmp_path / "p.parquet")] == ["+02.00000+001.00000"]
-
-
-def test_geojson_points_and_areas(tmp_path):
-    point = {"type": "Feature", "id": 7, "properties": {}, "geometry": {"type": "Point", "coordinates": [8.5, 47.1]}}
-    path = write_geojson(tmp_path / "s.geojson", point, polygon(9, 47, 10, 48, id="area"))
-    assert [(s.id, s.lon, s.lat) for s in read_sites(path)] == [("7", 8.5, 47.1), ("area", 9.5, 47.5)]
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_an_area_on_both_sides_of_180_degrees_lies_there(tmp_path, split):
-    def outline(west, east):
-        return [[[west, 10], [east, 10], [east, 10.1], [west, 10.1], [west, 10]]]
-
-    west, east = outline(179.7, 180), outline(-180, -179.9)
-    whole = {"type": "MultiPolygon", "coordinates": [west, east]} if split else None
-    whole = whole or {"type": "Polygon", "coordinates": outline(179.7, -179.9)}
-    path = write_geojson(tmp_path / "s.geojson", {"type": "Feature", "properties": {}, "geometry": whole})
-    (site,) = read_sites(path)
-    assert (site.lon, site.lat) == pytest.approx((179.9, 10.05))
-
-
-def test_a_date_of_eight_digits_is_one_in_every_kind_of_file(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    row = {"lon": [8.5], "lat": [47.1], "start": [20190301], "end": [20200229]}
-    pyarrow.parquet.write_table(pyarrow.table(row), tmp_path / "p.parquet")
-    (tmp_path / "p.csv").write_text("lon,lat,start,end\n8.5,47.1,20190301,20200229\n")
-    for name in ("p.parquet", "p.csv"):
-        assert [site.periods for site in read_sites(tmp_path / name)] == [(parse_period("2019-03-01/2020-02-29"),)]
-
-
-def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
-    path = write_geojson(tmp_path / "s.geojson", polygon(9, 47, 10, 48, id="area"))
-    path.write_text(path.read_text(), encoding="utf-8-sig")
-    assert [site.id for site in read_sites(path)] == ["area"]
-
-
-def test_an_id_never_hides_its_chip(tmp_path):
-    (tmp_path / "s.csv").write_text("id,lon,lat\n.a,8.5,47.1\n..,9.5,47.1\n")
-    assert [site.id for site in read_sites(tmp_path / "s.csv")] == ["_a", "_."]
-
-
-def test_a_blank_id_is_none(tmp_path):
-    (tmp_path / "s.csv").write_text("id,lon,lat\n  ,8.5,47.1\n")
-    assert [site.id for site in read_sites(tmp_path / "s.csv")] == [at(8.5, 47.1).id]
-
-
-def test_a_table_in_another_encoding_is_named(tmp_path):
-    (tmp_path / "s.csv").write_bytes("id,lon,lat\nMünchen,11,48\n".encode("latin-1"))
-    with pytest.raises(SiteError, match=r"s\.csv: is no table in UTF-8"):
-        list(read_sites(tmp_path / "s.csv"))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "lon,lat\n8.5,95\n", "row 1: .*latitudes"),
-        ("a.csv", "lon,lat\n8.5,east\n", "row 1: latitude: expected decimal degrees, found 'east'"),
-        ("a.csv", "east,north\n8.5,47\n", "expected columns lon and lat"),
-        ("a.csv", "lon,lat,start\n8.5,47,2018-01-01\n", "both its start and its end"),
-        (
-            "a.csv",
-            "lon,lat,start,end\n8.5,47,1551398400,1582934400\n",
-            "epoch milliseconds, found 1551398400, .*seconds",
-        ),
-        (
-            "a.csv",
-            f"id,lon,lat\na,8,47\n{'b' * 192},9,47\n",
-            "row 2: its id names files: expected at most 191 bytes, found 192",
-        ),
-        ("a.csv", "lon,lat\n", "holds no site"),
-        ("a.txt", "lon,lat\n", "expected a .csv"),
-        ("a.geojson", "{", "no GeoJSON"),
-        ("a.parquet", "x", "no Parquet"),
-    ],
-)
-def test_wrong_files_are_named(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(SiteError, match=message):
-        list(read_sites(tmp_path / name))
-    with pytest.raises(FileNotFoundError):
-        list(read_sites(tmp_path / "absent.csv"))
-
-
-@pytest.mark.parametrize(
-    ("geometry", "words"),
-    [
-        (None, "row 2: has no geometry"),
-        ({"type": "Polygon", "coordinates": []}, "row 2: has no geometry"),
-        ({"type": "Blob", "coordinates": [1, 2]}, "row 2: its geometry cannot be read"),
-        ({"type": "Point", "coordinates": [None, 2]}, "row 2: "),
-    ],
-)
-def test_a_feature_without_a_usable_geometry_is_named_by_its_row(tmp_path, geometry, words):
-    fine = {"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates": [8.5, 47.1]}}
-    path = write_geojson(tmp_path / "s.geojson", fine, fine | {"geometry": geometry})
-    with pytest.raises(SiteError, match=rf"s\.geojson: {words}"):
-        list(read_sites(path))
-    with pytest.raises(SiteError, match=r"s\.geojson: row 1: is no feature"):
-        list(read_sites(write_geojson(tmp_path / "s.geojson", None)))
-
-
-def test_a_stratum_without_geometry_is_named(tmp_path):
-    path = write_geojson(tmp_path / "s.geojson", {"type": "Feature", "properties": {}, "geometry": None})
-    with pytest.raises(SiteError, match="feature 0: has no geometry"):
-        list(in_strata(path, 1, Lattice(), seed=0))
-
-
 def test_a_box_across_180_degrees_is_refused_with_what_to_do():
     with pytest.raises(SiteError, match="it takes two, one on each side"):
         list(in_box(179, -17, -179, -16, Lattice()))
-
-
-# --- vector files, read by pyogrio
-
-
-def write_vector(path, points, crs="EPSG:2056", layer=None, **columns):
-    import pyogrio
-    import shapely
-
-    shapes = np.array([None if point is None else shapely.to_wkb(point) for point in points], object)
-    pyogrio.raw.write(
-        path,
-        shapes,
-        [np.array(values) for values in columns.values()],
-        list(columns),
-        crs=crs,
-        geometry_type="Unknown" if path.suffix == ".gpkg" else "Point",
-        layer=layer,
-        append=path.exists(),
-    )
-    return path
-
-
-BERN = (2_600_000.0, 1_200_000.0)  # the origin of the Swiss grid: 7.43863 degrees east, 46.95108 north
-
-
-@pytest.mark.parametrize("name", ["s.gpkg", "s.shp", "s.fgb", "s.zip"])
-def test_vector_files_are_read_in_their_own_projection(tmp_path, name):
-    pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra [vector])")
-    import shapely
-
-    path = tmp_path / ("s.shp" if name == "s.zip" else name)
-    fields = {"id": ["Feld 1", "Feld 2"], "start": ["2019-01-01", None], "end": ["2020-01-01", None], "lon": [1.0, 2.0]}
-    x, y = BERN
-    area = shapely.box(x - 500, y - 500, x + 500, y + 500) if name == "s.gpkg" else shapely.Point(x, y)
-    write_vector(
-        path,
-        [shapely.Point(x, y), area],
-        **{k: np.array(v, object if k != "lon" else float) for k, v in fields.items()},
-    )
-    if name == "s.zip":
-        with zipfile.ZipFile(tmp_path / name, "w") as archive:
-            for part in tmp_path.glob("s.*"):
-                if part.suffix != ".zip":
-                    archive.write(part, part.name)
-    one, two = sorted(read_sites(tmp_path / name), key=lambda site: site.id)
-    assert (one.id, two.id) == ("Feld_1", "Feld_2") and two.periods == ()
-    assert one.periods == (parse_period("2019-01-01/2020-01-01"),)
-    for site in (one, two):  # the geometry counts, not a column of that name
-        assert abs(site.lon - 7.43863) < 1e-4 and abs(site.lat - 46.95108) < 1e-4
-
-
-def test_vector_files_that_cannot_be_used_are_named(tmp_path):
-    pytest.importorskip("pyogrio", reason="pyogrio is not installed (extra [vector])")
-    import shapely
-
-    here = shapely.Point(*BERN)
-    with pytest.raises(SiteError, match="row 2: has no geometry"):
-        list(read_sites(write_vector(tmp_path / "null.gpkg", [here, None], id=["a", "b"])))
-    write_vector(tmp_path / "two.gpkg", [here], layer="fields", id=["a"])
-    with pytest.raises(SiteError, match=r"expected one layer with geometries, found fields, roads.*ogr2ogr"):
-        list(read_sites(write_vector(tmp_path / "two.gpkg", [here], layer="roads", id=["a"])))
-    write_vector(tmp_path / "bare.shp", [here], id=["a"])
-    (tmp_path / "bare.prj").unlink()
-    with pytest.raises(SiteError, match="states no coordinate reference system"):
-        list(read_sites(tmp_path / "bare.shp"))
-    (tmp_path / "no.gpkg").write_text("x")
-    with pytest.raises(SiteError, match=r"no\.gpkg: cannot be read"):
-        list(read_sites(tmp_path / "no.gpkg"))
-
-
-def test_without_pyogrio_the_way_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyogrio", None)
-    (tmp_path / "s.gpkg").write_text("x")
-    with pytest.raises(SiteError, match=r"pip install 'aef-engine\[vector\]'.*ogr2ogr -t_srs EPSG:4326"):
-        list(read_sites(tmp_path / "s.gpkg"))
-
-
-# --- periods, chips, parts -------------------------------------------------------------------------------------------
 
 
 def test_drawn_periods_do_not_overlap_and_are_repeatable():
