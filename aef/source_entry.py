@@ -237,12 +237,9 @@ class Source:
         """Which bands its error counts: all but those that `unscored` (``objective.unscored_bands``) names, SOURCE.BAND."""
         return tuple(f"{self.name}.{band.name}" not in unscored for band in self.bands)
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Source:
-        """Inverse of :meth:`to_dict`; also reads YAML entries. Raises `SourceError` naming source and field."""
+        """A source from the mapping of a YAML entry. Raises `SourceError` naming source and field."""
         if not isinstance(entry, Mapping):
             raise SourceError(f"a source entry must be a mapping, found {type(entry).__name__}")
         try:

@@ -28,10 +28,6 @@ class SourceStatistics:
     count: tuple[int, ...]
     collections: tuple[str, ...] = ()
 
-    @property
-    def unobserved(self) -> tuple[str, ...]:
-        return tuple(band for band, count in zip(self.bands, self.count) if count == 0)
-
 
 class Moments:
     """Weighted count, mean and sum of squared deviations per band, merged chip by chip (Chan et al. 1979), float64."""

@@ -134,15 +134,15 @@ RULES: tuple[_Rule, ...] = (
 )
 
 
-def survey(folder: str | Path, registry: Registry, *, most: int = SURVEYED_CHIPS) -> list[BandSurvey]:
-    """Look at up to ``most`` chips of a folder, evenly spread over it; at most a few thousand values per band and chip.
+def survey(folder: str | Path, registry: Registry) -> list[BandSurvey]:
+    """Look at up to `SURVEYED_CHIPS` chips of a folder, evenly spread over it; at most a few thousand values per band and chip.
 
     Raises:
         ChipError: a chip on disk is damaged or breaks the contract.
     """
     files = sorted(path for path in Path(folder).glob("*.npz") if not path.name.startswith("."))
-    if len(files) > most:
-        files = [files[index] for index in np.linspace(0, len(files) - 1, most).round().astype(int)]
+    if len(files) > SURVEYED_CHIPS:
+        files = [files[index] for index in np.linspace(0, len(files) - 1, SURVEYED_CHIPS).round().astype(int)]
     return survey_chips((read_chip(file, registry) for file in files), registry)
 
 

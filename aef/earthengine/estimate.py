@@ -21,8 +21,9 @@ from aef.sources import Source
 ALLOWANCES_H = {"Community": 150, "Contributor": 1_000, "Partner": 100_000}
 """EECU-hours a month for non-commercial use, by tier (April 2026)."""
 
+SECONDS_PER_REQUEST = 3.0
 EECU_S_PER_REQUEST = 1.0
-"""An assumption, not a measurement: set it from your project's monitoring (workload tag ``aef-download``)."""
+"""Assumptions, not measurements: your project's monitoring shows its own (workload tag ``aef-download``)."""
 
 FRAMES_PER_YEAR = {"sentinel2": 73.0, "sentinel1": 31.0, "landsat": 34.0, "palsar2": 4.0, "nlcd": 1.0, "cdl": 1.0}
 """Frames of a place at the equator: two Sentinel-2 (5 days), one to two Sentinel-1 (12 days), Landsat 8 and 9 (16 days,
@@ -44,13 +45,11 @@ class SourceEstimate:
 
 @dataclass
 class Estimate:
-    """Totals, per source and in all. Hours follow from the number of requests in flight and seconds per request."""
+    """Totals, per source and in all. Hours follow from the number of requests in flight."""
 
     chips: int
     sources: list[SourceEstimate]
     in_flight: int
-    seconds_per_request: float = 3.0
-    eecu_s_per_request: float = EECU_S_PER_REQUEST
 
     @property
     def requests(self) -> float:
@@ -65,12 +64,12 @@ class Estimate:
     @property
     def hours(self) -> float:
         """Of waiting, with ``in_flight`` requests at once."""
-        return self.requests * self.seconds_per_request / self.in_flight / 3600
+        return self.requests * SECONDS_PER_REQUEST / self.in_flight / 3600
 
     @property
     def eecu_hours(self) -> float:
         """Earth Engine's compute units, which a project has so many of in a month."""
-        return self.requests * self.eecu_s_per_request / 3600
+        return self.requests * EECU_S_PER_REQUEST / 3600
 
     def lines(self) -> list[str]:
         """A table for people."""
@@ -80,25 +79,18 @@ class Estimate:
         rows += [f"{'all':<12}{total:>12.4g}{self.requests:>12.4g}{_size(self.bytes):>12}", ""]
         rows.append(f"chips       {self.chips:,}")
         rows.append(
-            f"time        {self.hours:.3g} h with {self.in_flight} requests in flight at {self.seconds_per_request:g} s each"
+            f"time        {self.hours:.3g} h with {self.in_flight} requests in flight at {SECONDS_PER_REQUEST:g} s each"
         )
         shares = ", ".join(f"{self.eecu_hours / h:.1%} of {name} ({h:,} h)" for name, h in ALLOWANCES_H.items())
         rows.append(
-            f"compute     {self.eecu_hours:.3g} EECU-hours at an assumed {self.eecu_s_per_request:g} EECU-s per request: "
+            f"compute     {self.eecu_hours:.3g} EECU-hours at an assumed {EECU_S_PER_REQUEST:g} EECU-s per request: "
             f"a month's allowance, {shares}"
         )
         rows.append("frame counts are typical revisits; a service that lists fewer images costs less")
         return rows
 
 
-def estimate(
-    chips: Iterable[PlannedChip],
-    sources: Sequence[Source],
-    *,
-    in_flight: int,
-    seconds_per_request: float = 3.0,
-    eecu_s_per_request: float = EECU_S_PER_REQUEST,
-) -> Estimate:
+def estimate(chips: Iterable[PlannedChip], sources: Sequence[Source], *, in_flight: int) -> Estimate:
     """Estimate a download. Chips stream through: the number of sites does not matter for memory.
 
     Raises ValueError where a source cannot be fetched (`recipe_of`).
@@ -109,7 +101,7 @@ def estimate(
         count += 1
         for source in sources:
             _add(totals[source.name], source, chip)
-    return Estimate(count, list(totals.values()), in_flight, seconds_per_request, eecu_s_per_request)
+    return Estimate(count, list(totals.values()), in_flight)
 
 
 def _add(total: SourceEstimate, source: Source, chip: PlannedChip) -> None:

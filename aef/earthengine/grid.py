@@ -42,15 +42,10 @@ class ChipGrid:
     px: int
 
     @classmethod
-    def around(cls, lon: float, lat: float, px: int, crs: str | None = None) -> ChipGrid:
-        """The chip centred on a point, snapped to the 10 m grid of its UTM zone (paper S1.1: the site's centroid).
-
-        Raises ValueError where the point cannot be projected to ``crs``.
-        """
-        crs = crs or utm_crs(lon, lat)
+    def around(cls, lon: float, lat: float, px: int) -> ChipGrid:
+        """The chip centred on a point, snapped to the 10 m grid of its UTM zone (paper S1.1: the site's centroid)."""
+        crs = utm_crs(lon, lat)
         x, y = to_utm(crs).transform(lon, lat)
-        if not (math.isfinite(x) and math.isfinite(y)):
-            raise ValueError(f"lon {lon}, lat {lat} cannot be projected to {crs}")
         half = px * PIXEL_M / 2
         return cls(crs, round((x - half) / PIXEL_M) * 10, round((y + half) / PIXEL_M) * 10, px)
 

@@ -341,20 +341,20 @@ class Manifest:
             rows = self._db.execute("SELECT source, state, COUNT(*) FROM items GROUP BY source, state").fetchall()
         return {(source, state): count for source, state, count in rows}
 
-    def failures(self, limit: int = 10) -> list[tuple[str, str, str]]:
-        """(chip, source, reason) of the first items that were refused."""
-        return self._reasons(FAILED, limit)
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(chip, source, reason) of the first ten items that were refused."""
+        return self._reasons(FAILED)
 
-    def unanswered(self, limit: int = 10) -> list[tuple[str, str, str]]:
-        """(chip, source, reason) of the first items that only lack an answer."""
-        return self._reasons(PENDING, limit)
+    def unanswered(self) -> list[tuple[str, str, str]]:
+        """(chip, source, reason) of the first ten items that only lack an answer."""
+        return self._reasons(PENDING)
 
-    def _reasons(self, state: str, limit: int) -> list[tuple[str, str, str]]:
+    def _reasons(self, state: str) -> list[tuple[str, str, str]]:
         with self._lock:
             return self._db.execute(
                 "SELECT chips.id, items.source, items.reason FROM chips JOIN items ON items.chip = chips.number "
-                "WHERE chips.state = 'incomplete' AND items.state = ? LIMIT ?",
-                (state, limit),
+                "WHERE chips.state = 'incomplete' AND items.state = ? LIMIT 10",
+                (state,),
             ).fetchall()
 
     def checksums(self) -> Iterator[tuple[str, str]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from aef.data.chips import Chip
 from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import EMBEDDING
-from aef.evaluation.labels import LabelledPixels, Unit, label_period, labelled_pixels, year_around
+from aef.evaluation.labels import LabelledPixels, label_period, labelled_pixels, year_around
 from aef.evaluation.probes import Scores, better, bootstrap, probe
 from aef.mapping.support import count_frames, observed_span
 from aef.mapping.trained_model import TrainedModel
@@ -32,17 +32,14 @@ class ProbeResult:
 
     Attributes:
         scores: per feature set, the better probe and its scores.
-        everything: per feature set and probe.
     """
 
     label: str
-    unit: Unit
     shots: int | None
     trials: int
     classes: int
     units: int
     scores: dict[str, tuple[str, Scores]]
-    everything: dict[str, dict[str, Scores]] = field(repr=False, default_factory=dict)
 
     def accuracy(self, name: str) -> float:
         """Balanced accuracy of a feature set."""
@@ -111,11 +108,9 @@ def compare(
     pixels: LabelledPixels,
     label: str,
     *,
-    unit: Unit = "field",
     shots: int | None = 10,
     trials: int = 20,
     seed: int = 0,
-    kinds: Sequence[str] = KINDS,
 ) -> ProbeResult:
     """Probe feature sets, each one field (D, h, w) per chip, on the same splits and shots; each by its better probe.
 
@@ -126,16 +121,14 @@ def compare(
     """
     tables = {name: pixels.gather(fields) for name, fields in ours.items()}
     tables.update({name: _unit_variance(pixels.gather(fields)) for name, fields in baselines.items()})
-    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=kinds)
+    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=KINDS)
     return ProbeResult(
         label=label,
-        unit=unit,
         shots=shots,
         trials=trials,
         classes=len(pixels.labelled.classes),
         units=len(np.unique(pixels.labelled.units)),
-        scores={name: better(of_kind, kinds) for name, of_kind in results.items()},
-        everything=results,
+        scores={name: better(of_kind, KINDS) for name, of_kind in results.items()},
     )
 
 
@@ -144,13 +137,9 @@ def judge_labels(
     chips: Sequence[Chip],
     label: str,
     *,
-    unit: Unit = "field",
-    classes: Sequence[int] = (),
     shots: int | None = 10,
     trials: int = 20,
-    seed: int = 0,
     baselines: bool = True,
-    kinds: Sequence[str] = KINDS,
 ) -> ProbeResult:
     """Embed chips over the year of a label and compare with every baseline; chips without the label have no part in it.
 
@@ -159,10 +148,10 @@ def judge_labels(
     """
     # A sensor that some chip without the label lacks is no less a baseline of the others.
     chips = [chip for chip in chips if label in chip.labels]
-    pixels = labelled_pixels(chips, label, unit=unit, classes=classes)
+    pixels = labelled_pixels(chips, label)
     ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0] for chip in chips]}
     others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}
-    return compare(ours, others, pixels, label, unit=unit, shots=shots, trials=trials, seed=seed, kinds=kinds)
+    return compare(ours, others, pixels, label, shots=shots, trials=trials)
 
 
 def _unit_variance(table: np.ndarray) -> np.ndarray:

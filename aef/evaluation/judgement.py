@@ -59,14 +59,10 @@ class WithheldResult:
         """Withheld dates of all places."""
         return sum(map(len, self.table.errors[REFERENCE].values()))
 
-    def model_error(self, days: float = MAIN_PERIOD_DAYS) -> float:
-        """The model's mean error, decoded from valid periods of so many days."""
-        return self.table.mean(f"model, {days:g} d")
-
     @property
     def ratio(self) -> float:
-        """The model's error at 120 days over that of the linear interpolation."""
-        return self.model_error() / self.table.mean(REFERENCE)
+        """The model's mean error, decoded from valid periods of 120 days, over that of the linear interpolation."""
+        return self.table.mean(f"model, {MAIN_PERIOD_DAYS:g} d") / self.table.mean(REFERENCE)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Head and rows of a printed table."""
@@ -94,7 +90,7 @@ class Judgement:
             parts += [f"Withheld dates of {result.source}, {result.dates} in all", markdown_table(*result.rows())]
         for probes in self.probes:
             parts += [
-                f"{probes.label}: {shots_name(probes.shots)}, {probes.classes} classes, {probes.units} {probes.unit}s",
+                f"{probes.label}: {shots_name(probes.shots)}, {probes.classes} classes, {probes.units} fields",
                 markdown_table(*probes.rows()),
             ]
             if probes.difference is not None:

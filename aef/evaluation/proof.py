@@ -108,8 +108,8 @@ class Proof:
         """A table per number of shots, each with its gains in words."""
         first = next(iter(next(iter(self.results.values())).values()))
         parts = [
-            f"## {self.label}\n\n{first.classes} classes, {first.units} {first.unit}s at {self.places} places that "
-            f"training never read, {self.pixels} labelled pixels; split by {first.unit}, {first.trials} splits; balanced "
+            f"## {self.label}\n\n{first.classes} classes, {first.units} fields at {self.places} places that "
+            f"training never read, {self.pixels} labelled pixels; split by field, {first.trials} splits; balanced "
             "accuracy of the better of ridge and kNN-3."
         ]
         for shots, by_condition in self.results.items():
@@ -146,7 +146,7 @@ class Proof:
         return {
             "classes": first.classes,
             "units": first.units,
-            "unit": first.unit,
+            "unit": "field",
             "places": self.places,
             "pixels": self.pixels,
             "trials": first.trials,

@@ -67,9 +67,9 @@ class Report:
     lead: str
     blocks: list[str] = field(default_factory=list)
 
-    def heading(self, text: str, level: int = 2) -> None:
-        """A heading; the page's title is level 1."""
-        self.blocks.append(f"<h{level}>{html.escape(text)}</h{level}>")
+    def heading(self, text: str) -> None:
+        """A heading below the page's title."""
+        self.blocks.append(f"<h2>{html.escape(text)}</h2>")
 
     def paragraph(self, text: str, kind: str = "") -> None:
         """A paragraph; `kind` is its class in `STYLE`."""
@@ -360,8 +360,8 @@ def _tables(report: Report, judgement: Judgement) -> None:
     for probes in judgement.probes:
         report.heading(f"Few labels: {probes.label} on places that training never saw")
         report.paragraph(
-            f"{probes.shots} labelled pixels per class, {probes.classes} classes, {probes.units} {probes.unit}s, split by "
-            f"{probes.unit}: balanced accuracy of the better of ridge and 3 nearest neighbours, {probes.trials} splits. "
+            f"{probes.shots} labelled pixels per class, {probes.classes} classes, {probes.units} fields, split by field: "
+            f"balanced accuracy of the better of ridge and 3 nearest neighbours, {probes.trials} splits. "
             "Baselines see the same frames and masks."
         )
         report.table(*probes.rows(), ours="embedding")
@@ -369,7 +369,7 @@ def _tables(report: Report, judgement: Judgement) -> None:
             low, high = probes.interval
             report.paragraph(
                 f"Embedding minus the best baseline: {probes.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} "
-                f"(bootstrap over {probes.unit}s).",
+                "(bootstrap over fields).",
                 "note",
             )
     if judgement.health:

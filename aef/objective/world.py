@@ -17,18 +17,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """Rank, number of ranks and process group (None: the default group). One rank needs no process group at all."""
+    """Rank and number of ranks of the default process group. One rank needs no process group at all."""
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
 
     @classmethod
-    def current(cls, group: dist.ProcessGroup | None = None) -> World:
+    def current(cls) -> World:
         """The running process group; one rank where none was initialised."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        return cls(dist.get_rank(group), dist.get_world_size(group), group)
+        return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, lists: Sequence[Sequence[int]], device: torch.device) -> list[list[list[int]]]:
         """Some lists of int64 numbers of every rank, in rank order; as many lists on all of them, of any lengths.
@@ -62,13 +61,13 @@ class World:
         """Sum over the ranks; not differentiable."""
         total = values.detach().clone()
         if self.size > 1:
-            dist.all_reduce(total, group=self.group)
+            dist.all_reduce(total)
         return total
 
     def _everyones(self, row: Tensor) -> Tensor:
         """(n,) of equal length on all ranks → (ranks, n)."""
         everyone = row.new_empty(self.size * len(row))
-        dist.all_gather_into_tensor(everyone, row, group=self.group)
+        dist.all_gather_into_tensor(everyone, row)
         return everyone.view(self.size, -1)
 
 
@@ -82,7 +81,7 @@ class _Gather(torch.autograd.Function):
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
         everyone = rows.new_empty(world.size * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, padded, group=world.group)
+        dist.all_gather_into_tensor(everyone, padded)
         return torch.cat([everyone[rank * longest :][:count] for rank, count in enumerate(counts)])
 
     @staticmethod
@@ -106,5 +105,5 @@ class _Exchange(torch.autograd.Function):
 
 def _all_to_all(rows: Tensor, world: World, send: tuple[int, ...], receive: tuple[int, ...]) -> Tensor:
     incoming = rows.new_empty(sum(receive), *rows.shape[1:])
-    dist.all_to_all_single(incoming, rows.contiguous(), list(receive), list(send), group=world.group)
+    dist.all_to_all_single(incoming, rows.contiguous(), list(receive), list(send))
     return incoming

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from aef.earthengine.grid import ChipGrid
+from aef.earthengine.grid import ChipGrid, to_utm
 from aef.timecode import parse_time
 from tests.stac.catalogue import (
     CHIP,
@@ -48,9 +48,9 @@ def test_tiles_of_one_overpass_are_merged_and_the_latest_processing_is_kept(tmp_
 
 def test_tiles_of_the_chip_s_own_zone_lie_on_top_at_the_time_of_the_first(tmp_path):
     _, near = optical(tmp_path, seed=1)
-    neighbour = ChipGrid.around(CHIP.lon, CHIP.lat, 200, "EPSG:32631")
+    x, y = to_utm("EPSG:32631").transform(CHIP.lon, CHIP.lat)
     values = np.full((200, 200), 1500, np.uint16)
-    where = {"left": neighbour.left, "top": neighbour.top, "crs": neighbour.crs}
+    where = {"left": round(x, -1) - 1000, "top": round(y, -1) + 1000, "crs": "EPSG:32631"}
     far = dict.fromkeys(near, write_raster(tmp_path / "far.tif", values, **where))
     made = [
         item("sentinel-2-l1c", name, when, paths, **{"s2:processing_baseline": "02.14", "grid:code": name, **stated})
