@@ -1,8 +1,9 @@
 """The source registry: every satellite, model or map product that a chip may hold, one entry each.
 
 An entry states everything that is specific to its source: bands, units, transform, valid range, sensor metadata, loss
-rule, augmentation, licence. No other module asks "is this Sentinel-1?"; it reads the entry instead. Adding a source is
-adding one entry, here or in a YAML file (`aef.settings_file.read_sources`).
+rule, augmentation, licence. Reader, sampler, model and loss never ask "is this Sentinel-1?": they read the entry. Only
+what downloads, renders or surveys values knows sources by name. Adding a source is adding one entry, here or in a YAML
+file (`aef.settings_file.read_sources`).
 
 The nine gridded sources and their rules are those of Brown et al. 2025, Table S1, Table S2 and supplement S1-S2.
 """
