@@ -7,7 +7,6 @@ import no settings library.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import types
 import typing
@@ -20,6 +19,7 @@ import yaml
 from aef import atomic
 from aef import config as presets
 from aef.config import Config, ConfigError, hints_of, require_type
+from aef.one_line import meant_by
 from aef.sources import BUILT_IN, Registry, Source, SourceError
 
 SOURCES_FILE = "sources.yaml"
@@ -141,10 +141,8 @@ def _merge(config: Config, entries: Mapping[str, Any], where: str) -> Config:
 
 def _require_known(name: str, known: list[str], where: str, kind: str, prefix: str = "") -> None:
     if name not in known:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
         shown = name if isinstance(name, str) and name.isidentifier() else repr(name)
-        raise ConfigError(f"{where}: unknown {kind} {prefix}{shown}: {hint}")
+        raise ConfigError(f"{where}: unknown {kind} {prefix}{shown}: {meant_by(name, known, prefix)}")
 
 
 def names_of(listed: Iterable[str], where: str) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 
+from aef.one_line import meant_by
+
 Role = Literal["input", "target"]
 Grid = Literal["chip", "native", "points"]
 TimeKind = Literal["instant", "interval", "static"]
@@ -279,7 +281,7 @@ def _build(cls: type[Any], values: Any, what: str) -> Any:
     known = {item.name: item for item in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
-            raise SourceError(f"{what} has an unknown field {key!r}: known are {', '.join(known)}")
+            raise SourceError(f"{what} has an unknown field {key!r}: {meant_by(key, known)}")
     for name, item in known.items():
         if name not in values and item.default is dataclasses.MISSING:
             raise SourceError(f"{what}: the field {name!r} is missing")

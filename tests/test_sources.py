@@ -133,6 +133,7 @@ def test_an_entry_survives_yaml(name, tmp_path):
         ({"bands": []}, ("at least one band",)),
         ({"bands": "absent"}, ("at least one band",)),
         ({"title": "absent"}, ("'title' is missing",)),
+        ({"frame_bugdet": 8}, ("unknown field 'frame_bugdet': did you mean frame_budget?",)),
         ({"role": "inptu"}, ("role must be one of input, target", "'inptu'")),
         ({"grid": "hexagons"}, ("grid",)),
         ({"time": "sometimes"}, ("time",)),

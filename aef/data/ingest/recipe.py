@@ -7,7 +7,6 @@ names file and field.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aef.data.ingest.schema import BandRule, Input, MetadataRule, Recipe, RecipeError, Rule, compile_regex
+from aef.one_line import meant_by
 from aef.settings_file import load_yaml, read_sources
 from aef.sources import BUILT_IN, Source, SourceError
 
@@ -80,9 +80,7 @@ def _build(kind: type, entries: Any, where: str) -> Any:
     values = {}
     for key, value in entries.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), list(fields), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(fields)}"
-            raise RecipeError(f"{where}: unknown field {key!r}: {hint}")
+            raise RecipeError(f"{where}: unknown field {key!r}: {meant_by(key, fields)}")
         values[fields[key].name] = _convert(value, hints[fields[key].name], f"{where}: {key}")
     for key, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
