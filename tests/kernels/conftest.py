@@ -42,6 +42,42 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=runtime.INTERPRET)
+def within_arguments(monkeypatch):
+    """An interpreted load or store lies, as far as its mask lets it through, within one tensor of its launch: the host's
+    memory forgives what leads out of it, a GPU's need not."""
+    from triton.runtime import interpreter
+
+    launched, executor, builder = [], interpreter.GridExecutor, interpreter.InterpreterBuilder
+    run = executor.__call__
+
+    def remember(self, *arguments, **settings):
+        tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+        launched[:] = [(one.data_ptr(), one.data_ptr() + one.numel() * one.element_size()) for one in tensors]
+        run(self, *arguments, **settings)
+
+    def within(name, mask_at):
+        access = getattr(builder, name)
+
+        def checked(self, pointers, *arguments):
+            mask = arguments[mask_at].data
+            if mask.any():
+                reached = pointers.data[mask]
+                first, last = int(reached.min()), int(reached.max())
+                end = last + pointers.get_element_ty().primitive_bitwidth // 8
+                assert any(begin <= first and end <= beyond for begin, beyond in launched), (
+                    f"{name} from {first:#x} to {end:#x}: expected to stay within one argument's memory, "
+                    + ", ".join(f"{begin:#x} to {beyond:#x}" for begin, beyond in launched)
+                )
+            return access(self, pointers, *arguments)
+
+        monkeypatch.setattr(builder, name, checked)
+
+    monkeypatch.setattr(executor, "__call__", remember)
+    within("create_masked_load", 0)
+    within("create_masked_store", 1)
+
+
 @pytest.fixture
 def triton_kernels(monkeypatch, poisoned):
     """Public functions run the Triton kernels (the interpreter lane), into poisoned memory."""
