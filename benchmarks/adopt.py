@@ -3,8 +3,9 @@
 Reads results of `python -m benchmarks.gpu` under benchmarks/results and writes kernels/configs/GPU.json: for each operator and
 size of which at least two back ends were measured, forward and backward together, an entry for the fastest, "measured", whose
 `why` begins with the results file and gives the ratio. Of several cases that decide the same, the one that was measured first
-decides: the most valuable. An entry reaches from the next smaller number of frames that was measured to its own; tile settings
-are those that were measured, of the GPU's table. Nothing else of the tables changes. Needs no GPU.
+decides: the most valuable. An entry reaches from the next smaller number of frames that was measured to its own, and of packed
+frames the largest to all above, which only make more tiles of the same kind; tile settings are those that were measured, of the
+GPU's table. Nothing else of the tables changes. Needs no GPU.
 """
 
 import argparse
@@ -22,7 +23,10 @@ from benchmarks.sheet import Row, read_rows
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FRAMES = ("max_frames", "frames")
-"""Sizes by which entries are intervals; of others they hold for the one that was measured."""
+"""Sizes by which entries are intervals, a segment's frames and all of a batch's; of others they hold for the one that
+was measured."""
+MOST_FRAMES = 1_000_000
+"""Where an interval without an end ends."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,13 @@ def entries(measured: list[Measured], gpu: str) -> Iterator[dict[str, Any]]:
     """Entries of the GPU's table, as JSON holds them."""
     first = {(one.family, one.frames): one for one in reversed(measured)}
     for (family, frames), one in sorted(first.items(), key=lambda item: str(item[0][0]) + f"{item[0][1]:08d}"):
-        smaller = [other for same, other in first if same == family and other < frames]
+        measured_too = [other for same, other in first if same == family]
+        begin = max((other for other in measured_too if other < frames), default=0) + 1
         sizes = {name: [size, size] for name, size in one.decision.sizes.items()}
-        sizes |= {name: [max(smaller, default=0) + 1, frames] for name in FRAMES if name in sizes}
+        if "max_frames" in sizes:
+            sizes["max_frames"] = [begin, frames]
+        if "frames" in sizes:
+            sizes["frames"] = [begin, MOST_FRAMES if frames == max(measured_too) else frames]
         entry = {
             "operator": one.decision.operator,
             "backend": one.winner.backend,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from aef.config import PRESETS, ModelConfig
+from aef.data.batch import bucket_frames
 from aef.model.layers import ChannelNorm
 from aef.model.pyramid import Exchange, States, level_widths
 from aef.model.stp import Block
@@ -224,7 +225,7 @@ def _arguments(
     ]
     timecode = torch.randn(frames, TIMECODE_WIDTH, device=device, dtype=dtype)
     cu_frames = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    return *states, timecode, cu_frames, max(lengths)
+    return *states, timecode, cu_frames, bucket_frames(max(lengths))
 
 
 def _narrowed(argument):

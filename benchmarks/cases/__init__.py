@@ -54,9 +54,9 @@ def _large() -> Iterator[Case]:
         yield conv3x3(frames, 64, 128, 6)
     for operator in ("exchange_down", "exchange_up"):
         for side, fine, coarse in ((64, 128, 256), (32, 256, 512), (16, 512, 1024)):
-            yield exchange(operator, 64, side, fine, coarse, 3, 6)
+            yield exchange(operator, 256, side, fine, coarse, 3, 6)
     for kernel, value in ((3, 7), (2, 4)):
-        yield exchange("exchange_up_norm", 64, 64, 128, 256, kernel, value)
+        yield exchange("exchange_up_norm", 256, 64, 128, 256, kernel, value)
     yield space_attention(150, 64, 16, 64, 4)
     yield sampling(11 * 16384, 3)
 

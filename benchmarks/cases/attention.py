@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aef import kernels
+from aef.data.batch import bucket_frames
 from aef.kernels.space_attention.library import attend_products, attend_sdpa
 from aef.kernels.space_attention.library import attend_varlen as attend_varlen_pixels
 from aef.kernels.space_attention.reference import space_attention_reference
@@ -70,22 +71,25 @@ def _frame_major(attended: Tensor) -> Tensor:
     return attended.permute(0, 3, 1, 2, 4)  # (S, P, H, T, D) → (S, T, P, H, D)
 
 
-def _flex_packed(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) -> Tensor:
+def _flex_packed(segments: int, length: int) -> Contender:
     """FlexAttention on packed pixels: G sequences of T frames in one of G·T tokens, block-diagonal by a mask."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    segments = cu_frames.shape[0] - 1
-    group = max(n for n in range(1, FLEX_TILE // longest + 1) if segments * qkv.shape[1] % n == 0)
+    def attend(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) -> Tensor:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def same_pixel(batch, head, query, key):
-        return query // longest == key // longest
+        group = max(n for n in range(1, FLEX_TILE // length + 1) if segments * qkv.shape[1] % n == 0)
 
-    summed = (qkv + table[:, None]).unflatten(0, (segments, longest))
-    packed = summed.permute(3, 0, 2, 1, 4, 5).flatten(1, 3).unflatten(1, (-1, group * longest)).transpose(2, 3)
-    tokens, device = group * longest, str(qkv.device)
-    mask = create_block_mask(same_pixel, None, None, tokens, tokens, device=device, BLOCK_SIZE=FLEX_TILE)
-    out = flex_attention(*packed, block_mask=mask)
-    return out.transpose(1, 2).flatten(0, 1).unflatten(0, (segments, -1, longest)).transpose(1, 2).flatten(0, 1)
+        def same_pixel(batch, head, query, key):
+            return query // length == key // length
+
+        summed = (qkv + table[:, None]).unflatten(0, (segments, length))
+        packed = summed.permute(3, 0, 2, 1, 4, 5).flatten(1, 3).unflatten(1, (-1, group * length)).transpose(2, 3)
+        tokens, device = group * length, str(qkv.device)
+        mask = create_block_mask(same_pixel, None, None, tokens, tokens, device=device, BLOCK_SIZE=FLEX_TILE)
+        out = flex_attention(*packed, block_mask=mask)
+        return out.transpose(1, 2).flatten(0, 1).unflatten(0, (segments, -1, length)).transpose(1, 2).flatten(0, 1)
+
+    return attend
 
 
 def _flex_segments(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) -> Tensor:
@@ -104,12 +108,13 @@ def _flex_segments(qkv: Tensor, table: Tensor, cu_frames: Tensor, longest: int) 
 
 
 def time_attention(lengths: list[int], pixels: int, heads: int, channels: int, value: int) -> Case:
-    """Segments of `lengths` frames."""
+    """Segments of `lengths` frames, under the bound that a batch of them has in training."""
+    bound = bucket_frames(max(lengths))
 
     def make(device: torch.device, dtype: torch.dtype) -> Arguments:
         qkv = random_leaf(sum(lengths), pixels, 3, heads, channels, device=device, dtype=dtype)
         table = random_leaf(sum(lengths), 3, heads, channels, device=device, dtype=dtype)
-        return qkv, table, offsets(lengths, device), max(lengths)
+        return qkv, table, offsets(lengths, device), bound
 
     equal = len(set(lengths)) == 1
     libraries, flash = _libraries(attend_varlen, channels)
@@ -121,13 +126,13 @@ def time_attention(lengths: list[int], pixels: int, heads: int, channels: int, v
         **{f"sdpa {name}": _forced(_grouped(lengths), backend) for name, backend in SDPA.items()},
         **{f"sdpa padded, {name}": _forced(attend_padded, SDPA[name]) for name in ("efficient", "cudnn")},
         "eager matmul": _grouped(lengths, products=True),
-        "flex": _flex_packed if equal and 2 * max(lengths) <= FLEX_TILE else _flex_segments,
+        "flex": _flex_packed(len(lengths), lengths[0]) if equal and 2 * lengths[0] <= FLEX_TILE else _flex_segments,
         "reference": time_attention_reference,
     }
     label = "+".join(map(str, lengths[:2] if len(set(lengths[:2])) == 2 else lengths[:1]))
     shape = f"T={label}, {len(lengths)} segments, {pixels}x{heads}x{channels}"
     work = roofline.time_attention(lengths, pixels, heads, channels)
-    sizes = {"max_frames": max(lengths), "channels": channels}
+    sizes = {"max_frames": bound, "channels": channels}
     decision = Decision("time_attention", sizes, stock={**flash, "sdpa padded": "torch"})
     compiled = ("sdpa", "eager matmul", "flex")
     return Case("time_attention", shape, make, contenders, work, decision, value, compiled, ("flex",))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aef import kernels
+from aef.data.batch import bucket_frames
 from aef.kernels.temporal_pooling.library import pool_padded
 from aef.kernels.temporal_pooling.reference import temporal_pooling_reference
 from benchmarks import roofline
@@ -60,7 +61,8 @@ def _sdpa(lengths: list[int], periods: list[int], backend: SDPBackend | None = N
 def temporal_pooling(
     lengths: list[int], periods: list[int], pixels: int, heads: int, channels: int, value: int, *, biased: bool = False
 ) -> Case:
-    """`periods[s]` summaries of segment s."""
+    """`periods[s]` summaries of segment s, under the bound that a batch of such segments has in training."""
+    bound = bucket_frames(max(lengths))
     chosen = [segment for segment, count in enumerate(periods) for _ in range(count)]
     pairs = sum(length * count for length, count in zip(lengths, periods))
 
@@ -72,7 +74,7 @@ def temporal_pooling(
             random_leaf(pairs, heads, device=device, dtype=dtype) if biased else None,
             torch.tensor(chosen, dtype=torch.int32, device=device),
             offsets(lengths, device),
-            max(lengths),
+            bound,
         )
 
     # SDPA's flash back end takes no bias.
@@ -87,7 +89,7 @@ def temporal_pooling(
     }
     shape = f"T={'+'.join(map(str, lengths))}, {'+'.join(map(str, periods))} periods, {pixels}x{heads}x{channels}"
     work = roofline.temporal_pooling(lengths, periods, pixels, heads, channels)
-    sizes = {"max_frames": max(lengths), "channels": channels, "biased": int(biased)}
+    sizes = {"max_frames": bound, "channels": channels, "biased": int(biased)}
     decision = Decision("temporal_pooling", sizes, stock={"per period, padded": "torch"})
     shape += ", biased" * biased
     return Case("temporal_pooling", shape, make, contenders, work, decision, value, ("matmul chain", "sdpa"))

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+from aef.config import PRESETS
+from aef.data.random_batch import random_batch, sources_of
 from aef.kernels import tuning
+from aef.kernels.implicit_gemm import convolution_sizes
+from aef.sources import BUILT_IN
 from benchmarks import adopt, roofline, sheet
 from benchmarks.cases import cases
 from benchmarks.timing import Timing
@@ -49,6 +53,7 @@ def choice(name):
 
 
 PRECISION, CONV = "precision_operator 64x64x64x128", "conv3x3 64x64x64x128"
+PAPERS = ("time_attention T=103+47", "temporal_pooling T=103", "precision_operator 256", "exchange_down", "exchange_up")
 T16, T32 = (f"time_attention T={t}, 8 segments, 256x8x64" for t in (16, 32))
 
 
@@ -60,7 +65,7 @@ def test_the_fastest_back_end_becomes_the_choice_with_its_file_ratio_and_tiles(f
     (entry,) = tuning.read(tuning.FOLDER / "nvidia-h200.json")
     assert choice(PRECISION) == ("triton", "measured")
     assert entry.why == f"results/{path.name}: 1.25 times as fast as torch at 64x64x64x128"
-    assert entry.sizes["frames"] == [1, 64] and entry.dtypes == ["bfloat16"]
+    assert entry.sizes["frames"] == [1, adopt.MOST_FRAMES] and entry.dtypes == ["bfloat16"]
     assert entry.config["forward"]["rows"] == 128
     others = next(e for e in tuning.table("NVIDIA H100") if e.operator == "conv3x3")
     assert others.basis == "predicted"  # another GPU was not measured
@@ -85,6 +90,35 @@ def test_entries_reach_from_one_measured_length_to_the_next_and_the_most_valuabl
     assert found == {(1, 16): "triton", (17, 32): "flash"}
     assert f"{CONV}: no other back end than torch was measured" in capsys.readouterr().out
     assert choice(CONV) == ("torch", "predicted")
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_what_was_measured_at_the_papers_sizes_decides_a_batch_of_its_samples(samples, folders):
+    """Whose segments come with a bucketed bound, and whose frames are those of all samples."""
+    ours, library = ("ours, triton", "triton"), ("ours, torch", "torch")
+    quick, slow = (1.0, None), (2.0, None)
+    papers = {
+        case.name: case
+        for case in cases("large")
+        if case.name.startswith(PAPERS) and case.decision.sizes.get("kernel") != 2
+    }
+    apart = {
+        name: {ours: quick, library: slow} for name in (PRECISION, "time_attention T=200+90, 4 segments, 256x8x64")
+    }
+    times = {name: {ours: slow, library: quick} for name in papers}
+    assert adopt.main([str(measure(folders, times | apart))]) == 0
+    config = PRESETS["large"]
+    batch = random_batch(config, BUILT_IN, *sources_of(config, BUILT_IN), samples)
+    for name, case in papers.items():
+        asked = dict(case.decision.sizes)
+        if "max_frames" in asked:
+            asked["max_frames"] = batch.max_frames
+        if "frames" in asked:
+            asked |= convolution_sizes((batch.total_frames, 64, 64), asked["inputs"], asked["outputs"], 3)
+        assert samples > 1 or asked == case.decision.sizes, name  # one sample is what was measured
+        table = tuning.table("NVIDIA H200")
+        entry = next(e for e in table if e.matches(case.decision.operator, "bfloat16", asked))
+        assert (entry.basis, entry.backend) == ("measured", "torch"), name
 
 
 def test_a_later_run_replaces_what_an_earlier_one_decided_and_keeps_the_rest(folders):
