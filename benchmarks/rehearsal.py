@@ -195,6 +195,7 @@ def rehearse_gpu(only: list[str] | None) -> tuple[int, list[str]]:
         identity = identity_of(device, "rehearsal")
 
         def perform(task: gpu_tasks.Task) -> Iterator[gpu_tasks.Event]:
+            timing.failed_captures.clear()  # as in a process of its own
             return iter(()) if task.compiled else gpu_tasks.perform(task, device, identity)
 
         gpu.run(sheet, perform, only, float("inf"))

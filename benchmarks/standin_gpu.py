@@ -142,6 +142,14 @@ class StandInGpu(TorchDispatchMode):
         self._wait()
         return self.values[tensor].tolist()
 
+    @contextlib.contextmanager
+    def capture(self, *arguments: Any, **settings: Any) -> Iterator[None]:
+        """`torch.cuda.graph`, which cannot hold what makes the host wait: there, CUDA refuses."""
+        before = self.waits.copy()
+        yield
+        if waited := self.waits - before:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {', '.join(waited)} waits")
+
     def reset_peak(self) -> None:
         self.peak = self.allocated
 
@@ -214,7 +222,7 @@ def standin_gpu() -> Iterator[StandInGpu]:
             "_lazy_init": lambda: None,
             "current_stream": lambda *device: _Stream(),
             "stream": _nothing,
-            "graph": _nothing,
+            "graph": gpu.capture,
             "device": _nothing,
         },
     }

@@ -3,7 +3,6 @@
 `program (rows)`: a tile of rows; block j of a row's counter gives the normals of its channels 4j … 4j+3.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import compute_type, jit, kernel, power_of_two, tl
-from .reference import LOGIT_LIMIT, LOGIT_STEPS, versine_table
+from .reference import LOGIT_LIMIT, LOGIT_STEPS, device_table
 
 DEFAULTS = {"rows": 16, "num_warps": 4}
 
@@ -102,12 +101,6 @@ def sample_vmf_forward(
     sine = tl.sqrt(versine * (2 - versine))
     sample = (1 - versine)[:, None] * direction + (sine / length)[:, None] * tangent
     tl.store(out + place, sample.to(out.dtype.element_ty), mask=inside)
-
-
-@functools.lru_cache(maxsize=16)
-def device_table(kappa: float, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`versine_table` where the kernel reads it."""
-    return versine_table(kappa, dimension).to(device=device, dtype=dtype)
 
 
 def sample(mean: Tensor, kappa: float, key: tuple[int, int], counter: Tensor, config: Mapping[str, Any]) -> Tensor:

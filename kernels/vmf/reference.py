@@ -38,7 +38,7 @@ def draw_noise(kappa: float, key: tuple[int, int], counter: Tensor, dimension: i
     low, high = (counter & WORD)[:, None], ((counter >> 32) & WORD)[:, None]  # (N, 1)
     words = philox4x32(key, blocks + 0 * low, low + 0 * blocks, high + 0 * blocks, torch.zeros_like(blocks + low))
     u0, u1, u2, u3 = (unit_interval(word) for word in words)  # (N, B) each
-    table = versine_table(float(kappa), dimension).to(counter.device)
+    table = device_table(float(kappa), dimension, counter.device, torch.float64)
     normals = torch.stack([*_box_muller(u0[:, 1:], u1[:, 1:]), *_box_muller(u2[:, 1:], u3[:, 1:])], dim=2)
     return look_up(table, u0[:, :1]), normals.flatten(1)[:, :dimension]
 
@@ -54,6 +54,17 @@ def look_up(table: Tensor, u: Tensor) -> Tensor:
     left = place.floor().clamp(0, LOGIT_STEPS - 1)
     index = left.long()
     return torch.lerp(table[index], table[index + 1], place - left)
+
+
+@torch.compiler.assume_constant_result  # a compiler cannot trace NumPy, and looks through caches
+def device_table(kappa: float, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`versine_table` where it is read, made once: a copy from the host waits for the GPU, and no CUDA graph holds one."""
+    return _device_table(kappa, dimension, device, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _device_table(kappa: float, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return versine_table(kappa, dimension).to(device=device, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=16)

@@ -51,6 +51,14 @@ def test_a_step_never_waits_for_the_gpu_and_keeps_less_the_more_it_makes_again(t
     assert (tmp_path / "memory.md").read_text().count("| tiny |") == 3
 
 
+def test_a_capture_in_which_the_host_waits_fails_as_on_a_gpu():
+    device = standin_gpu.StandInGpu()
+    with device.capture():
+        pass
+    with pytest.raises(RuntimeError, match=r"stream is capturing: step\.py:3 waits"), device.capture():
+        device.waits["step.py:3"] += 1
+
+
 def test_the_benchmarks_of_a_gpu_run_from_end_to_end():
     said = rehearse("gpu", "--only", "space_attention", "gelu_linear", "residual_norm", "sample_vmf")
     rows = int(re.search(r"benchmarks.gpu: (\d+) rows would run\n$", said).group(1))

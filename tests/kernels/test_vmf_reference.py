@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aef.kernels import sample_vmf
 from aef.kernels.vmf.philox import philox4x32
-from aef.kernels.vmf.reference import versine_table
+from aef.kernels.vmf.reference import sample_vmf_reference, versine_table
 
 KEY = (7, 3)
 
@@ -110,3 +111,28 @@ def test_bad_input_is_refused_with_a_clear_line(change, words):
     arguments = {"mean": directions(4), "kappa": 8000.0, "key": KEY, "counter": torch.arange(4)}
     with pytest.raises(ValueError, match=words):
         sample_vmf(**arguments | change)
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies from the host to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        moved = function is torch.ops.aten._to_copy.default and arguments[0].device.type == "cpu"
+        self.count += moved and (keywords or {}).get("device") != torch.device("cpu")
+        return function(*arguments, **(keywords or {}))
+
+
+def test_the_table_is_copied_to_a_device_once_as_a_gpu_waits_for_a_copy():
+    mean, counter = torch.ones(3, 64, device="meta"), torch.arange(3, device="meta")
+    with _Copies() as copies:
+        for _ in range(3):
+            sample_vmf_reference(mean, 123.0, (0, 0), counter)
+    assert copies.count == 1
+
+
+def test_the_reference_compiles_as_one_graph():
+    made = torch.compile(sample_vmf_reference, fullgraph=True, dynamic=False, backend="eager")
+    arguments = (F.normalize(torch.ones(3, 64), dim=1), 8000.0, (0, 0), torch.arange(3))
+    assert torch.equal(made(*arguments), sample_vmf_reference(*arguments))
