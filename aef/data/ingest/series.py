@@ -20,7 +20,7 @@ from aef.data.ingest.places import IngestError, PlaceFiles
 from aef.data.ingest.planes import Decoder, radiometric_offset
 from aef.data.ingest.readers import Raster
 from aef.data.ingest.schema import BandRule, Input, Transform
-from aef.data.ingest.siblings import Siblings
+from aef.data.ingest.siblings import SiblingFiles, Siblings
 from aef.data.ingest.stated import StatedScales
 from aef.data.ingest.times import FrameTimes
 from aef.sources import Source
@@ -207,10 +207,11 @@ class SeriesBuilder:
             ) from None
         metadata = np.full((shape[0], len(self.source.metadata)), np.nan, np.float32)
         at = {slot: index for index, slot in enumerate(self.slots)}
+        masks = SiblingFiles(self.place, self.source.time == "interval")
         for item, path, frames in self._by_file():
             with ExitStack() as stack:
                 raster = stack.enter_context(self.place.open(path, item))
-                qa = Siblings(self.place, raster, stack, self.source.time == "interval")
+                qa = Siblings(masks, raster, stack)
                 for frame in frames:
                     slot = at[self._slot(frame)]
                     self._fill(raster, frame, qa, values[slot], valid[slot], None if weight is None else weight[slot])
@@ -322,10 +323,15 @@ class SeriesBuilder:
         if self.twins and (rule is None or (same and rule.keep == "all")):
             at = int(np.argmin(gaps))
             moment = np.datetime64(times[at], "ms")
+            if same and rule:
+                cure = "keep: all cannot keep two frames of one time"
+            else:
+                cure = "state a dedupe rule"
+                if any(item.band_regex for item in self.items):
+                    cure += "; files of one band each are put together by dedupe: {within_s: 60, keep: mosaic}"
             raise IngestError(
                 f"{self.place.name}: source {self.source.name}: {self.twins} frames follow another within "
-                f"{window_ms / 1000:g} s (first at {moment}, {gaps[at] / 1000:g} s): "
-                + ("keep: all cannot keep two frames of one time" if same and rule else "state a dedupe rule")
+                f"{window_ms / 1000:g} s (first at {moment}, {gaps[at] / 1000:g} s): {cure}"
             )
 
     def _refuse_extremes(self) -> None:

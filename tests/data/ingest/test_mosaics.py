@@ -10,6 +10,7 @@ import rasterio
 import yaml
 from rasterio.transform import Affine
 
+from aef.data.ingest.places import IngestError
 from aef.launcher.command import run
 from aef.launcher.ingest import main
 from aef.timecode import parse_time
@@ -103,6 +104,20 @@ def test_files_of_single_bands_weigh_together(tmp_path):
     series, _ = converted(tmp_path, own)
     assert series.frames == 1 and series.valid.all()
     assert (series.weight[0, 0, :, :16] == 255).all() and (series.weight[0, 0, :, 16:] == 0).all()
+
+
+def test_files_of_single_bands_without_a_rule_are_told_which_one_puts_them_together(tmp_path):
+    own = recipe()
+    (item,) = own["inputs"]
+    del item["bands"], item["dedupe"]
+    item |= {"glob": "*/S2_*_B*.tif", "band_regex": r"_(?P<band>B\d+)\.tif", "weight": "none"}
+    for at, band in enumerate(("B2", "B3")):
+        write(tmp_path / "here" / f"S2_20200105_{band}.tif", scene(1)[at : at + 1])
+    with pytest.raises(IngestError, match=r"put together by dedupe: \{within_s: 60, keep: mosaic\}$"):
+        converted(tmp_path, own)
+    item["dedupe"] = {"within_s": 60, "keep": "mosaic"}
+    series, _ = converted(tmp_path, own)
+    assert series.frames == 1
 
 
 def test_tiles_seconds_apart_are_one_mosaic_at_the_earliest_time(tmp_path):

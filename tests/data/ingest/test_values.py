@@ -9,6 +9,7 @@ from rasterio.transform import Affine
 
 from aef.data.chips import read_chip
 from aef.data.ingest.convert import convert
+from aef.data.ingest.places import PlaceFiles
 from aef.data.ingest.planes import subtract
 from aef.data.ingest.raster import RasterError
 from aef.data.ingest.recipe import parse_recipe
@@ -173,6 +174,24 @@ def test_a_mask_in_another_file_is_joined_by_time(folder):
     weight = chip.sources["sentinel2"].weight[:, 0]
     # Days end in 5, 6 and 9: the first 8 rows are clear on the first and the last of them.
     assert [int(frame[:8].mean()) for frame in weight] == [255, 0, 255] and (weight[:, 8:] == 0).all()
+
+
+def test_masks_are_opened_for_their_time_and_for_their_frame_not_for_every_frame(folder, monkeypatch):
+    for month in range(1, 10):
+        write_scene(folder / "north" / f"S2_20210{month}01.tif", scene(np.random.default_rng(month)))
+    days = [path.stem.removeprefix("S2_") for path in (folder / "north").glob("S2_*.tif")]
+    for day in days:
+        write_scene(folder / "north" / f"CLOUD_{day}.tif", np.zeros((1, 32, 32), np.uint8))
+    own = entries(weight={"input": "clouds", "var": "1", "in": [0]})
+    own["inputs"].append({"name": "clouds", "role": "qa", "glob": "*/CLOUD_*.tif", "time": own["inputs"][0]["time"]})
+    opened: list[str] = []
+    opening = PlaceFiles.open
+    monkeypatch.setattr(
+        PlaceFiles, "open", lambda self, path, item: opened.append(path.name) or opening(self, path, item)
+    )
+    first_chip(own, folder)
+    for day in days:
+        assert opened.count(f"CLOUD_{day}.tif") == 2
 
 
 def test_a_mask_that_covers_less_than_the_bands_is_named(folder):
