@@ -1,9 +1,9 @@
 """The windows through which a model sees a chip, the frames cut to them, and batches of them.
 
 The model sees the chip through windows of the side that it was trained on. Windows overlap, and each pixel is taken
-from the window in which it lies farthest from the border: of 128 px an inner window gives its central 96 px. (The paper
-tiles at 960 m and buffers by 160 m: windows of 128 px at a pitch of 96 px, of which 8 px a side are trimmed. 112 px
-remain, neighbours overlap by 16 px, and how they are merged is not stated.)
+from the window in which it lies farthest from the border: of 128 px an inner window gives its central 96 px, of 4 px,
+which `small` has, its central 2. (The paper tiles at 960 m and buffers by 160 m: windows of 128 px at a pitch of 96 px,
+of which 8 px a side are trimmed. 112 px remain, neighbours overlap by 16 px, and how they are merged is not stated.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from aef.timecode import Period
 MARGIN = 1 / 8
 """Share of a window's side that is trimmed at an inner border: 16 of 128 px, which gives the paper's pitch of 96 px."""
 
+LEAST_MARGIN_PX = 1
+"""Of windows of 4 px, as of `small`, too: those that abut show in a map as blocks of their size."""
+
 FRAME_PIXELS = 2**19
 """Frames x pixels encoded at once: about 0.3 GB at the width of `small`; a single window may exceed it."""
 
@@ -44,7 +47,7 @@ def windows_along(side_px: int, window_px: int) -> list[Window]:
     """
     if side_px <= window_px:
         return [Window(0, 0, side_px)]
-    pitch = window_px - 2 * round(MARGIN * window_px)
+    pitch = max(1, window_px - 2 * max(LEAST_MARGIN_PX, round(MARGIN * window_px)))
     count = 1 + -(-(side_px - window_px) // pitch)
     origins = [min(i * pitch, side_px - window_px) for i in range(count)]
     borders = [0, *((left + right + window_px) // 2 for left, right in pairwise(origins)), side_px]

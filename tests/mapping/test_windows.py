@@ -14,8 +14,8 @@ def chip_of(times: np.ndarray, side: int = 4) -> Chip:
     return Chip("c", "EPSG:32631", (10, 0, 0, 0, -10, 0), side, side, 3.0, 50.0, {"sentinel2": series})
 
 
-@pytest.mark.parametrize("window", [16, 32, 128])
-@pytest.mark.parametrize("side", [8, 16, 17, 64, 100, 128, 131, 300])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 16, 32, 128])
+@pytest.mark.parametrize("side", [1, 2, 8, 16, 17, 64, 100, 128, 131, 300])
 def test_windows_give_every_pixel_once_and_stay_on_the_chip(side, window):
     along = windows_along(side, window)
     given = [pixel for w in along for pixel in range(w.start, w.stop)]
@@ -28,6 +28,12 @@ def test_windows_give_every_pixel_once_and_stay_on_the_chip(side, window):
 def test_an_inner_pixel_keeps_the_papers_margin():
     inner = windows_along(1000, 128)[1:-1]
     assert all(w.start - w.origin >= 16 and w.origin + 128 - w.stop >= 16 for w in inner)
+
+
+@pytest.mark.parametrize("window", [3, 4, 6, 8])
+def test_inner_pixels_of_small_windows_keep_a_neighbour_on_each_side(window):
+    inner = windows_along(100, window)[1:-1]
+    assert all(w.origin < w.start and w.stop < w.origin + window for w in inner)
 
 
 def test_frames_are_cut_in_time_and_space_padded_as_invalid_and_left_out_on_request():
