@@ -30,11 +30,12 @@ from rasterio.transform import xy as raster_xy
 from rasterio.warp import transform as warp
 
 from aef.atomic import writing
+from aef.data.arrays import transform_of
 from aef.data.chips import ChipFolder
 from aef.figure_file import new_figure, save_png
 from aef.mapping.chip_choice import periods_by_chip, read_times
 from aef.mapping.field_windows import Thinned, windows
-from aef.mapping.files import WriteWindow, origin_tags, transform_of, writing_map
+from aef.mapping.files import WriteWindow, origin_tags, writing_map
 from aef.mapping.picture import PANELS, pca_rgb, similarity
 from aef.mapping.trained_model import TrainedModel
 from aef.run import TEXT_TOWER

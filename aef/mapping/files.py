@@ -18,6 +18,7 @@ from xarray.backends import NetCDF4DataStore
 from xarray.core import indexing
 
 from aef.atomic import writing
+from aef.data.arrays import transform_of
 from aef.data.chips import Chip
 from aef.mapping.cog import writing_cog
 from aef.mapping.field_file import SUFFIX, DamagedFieldError, Format, VectorsOnDisk, as_vectors, opened
@@ -180,26 +181,6 @@ def _named_for(path: str | os.PathLike, form: str) -> Path:
 def _count(vectors: np.ndarray) -> int:
     """Pixels of (band, y, x) that have a vector."""
     return int(np.isfinite(vectors).all(axis=0).sum())
-
-
-def transform_of(field: xarray.DataArray) -> Affine:
-    """The affine transform of a field's grid, from its coordinates: the one it was made with may be of another grid.
-
-    Along a side of one pixel, which has no distances, it is as the field was made.
-    """
-    stored = field.rio.transform()
-    (x, width), (y, height) = (
-        _first_and_step(field[axis].values, size) for axis, size in zip("xy", (stored.a, stored.e))
-    )
-    measured = Affine(width, 0.0, x - width / 2, 0.0, height, y - height / 2)
-    # Differences of coordinates are rounded; the stored transform is exact.
-    return stored if np.allclose(stored, measured, rtol=0, atol=1e-6) else measured
-
-
-def _first_and_step(centres: np.ndarray, size: float) -> tuple[float, float]:
-    """The first of an axis's pixel centres and the distance between them, or `size` where there is one pixel."""
-    first, last = float(centres[0]), float(centres[-1])
-    return first, (last - first) / (len(centres) - 1) if len(centres) > 1 else size
 
 
 def origin_tags(field: xarray.DataArray) -> dict[str, str]:

@@ -20,8 +20,8 @@ from rasterio.features import is_valid_geom, rasterize
 from rasterio.transform import Affine, array_bounds, rowcol
 from rasterio.warp import transform_bounds, transform_geom
 
+from aef.data.arrays import transform_of
 from aef.mapping.field_windows import Window, parts, vectors_at
-from aef.mapping.files import transform_of
 from aef.vector_files import LAT, LON, VECTOR_SUFFIXES, VectorFileError, geojson_features, vector_features
 
 if TYPE_CHECKING:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,6 +55,24 @@ def test_a_field_has_unit_vectors_coordinates_and_provenance(model, tmp_path):
     assert np.allclose(np.linalg.norm(field.values, axis=0), 1, atol=1e-5)
     assert field.attrs["sources"] == "sentinel2" and field.attrs["model_version"] == "tiny@7"
     assert np.array_equal(field.values, model.embed(chip, "2018-01-01/2019-01-01").values)
+
+
+def test_a_field_of_arrays_in_memory_is_that_of_the_chip(model):
+    """The block of Python on docs/mapping.md."""
+    chip = a_chip()
+    series = chip.sources["sentinel2"]
+    values, lower_left = series.values, (500_000, 5_700_000 - 240)
+    names = {
+        "model": model,
+        "values": values[:, :, ::-1],
+        "days": series.time_ms.astype("datetime64[ms]"),
+        "x": lower_left[0] + 5 + 10 * np.arange(24),
+        "y": lower_left[1] + 5 + 10 * np.arange(24),
+    }
+    page = (Path(__file__).parents[2] / "docs" / "mapping.md").read_text()
+    (block,) = (one for one in re.findall(r"```python\n(.*?)```", page, re.S) if "chip_from_xarray" in one)
+    exec(compile(block, "docs/mapping.md", "exec"), names)
+    assert np.array_equal(names["field"].values, model.embed(chip, YEAR).values)
 
 
 def test_a_field_tells_what_it_was_made_by(model, run):
