@@ -24,7 +24,10 @@ OLDEST_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Case:
-    """What a choice depends on: where the tensors are, their dtype, and the sizes by which tables tell cases apart."""
+    """What a choice depends on: where the tensors are, their dtype, and the sizes by which tables tell cases apart.
+
+    Sizes take few values, whatever the batch: a training would otherwise decide, keep and log nearly every step anew.
+    """
 
     device: torch.device
     dtype: torch.dtype

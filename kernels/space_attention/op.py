@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..arguments import check_float, match_shape
-from ..time_attention.library import varlen_refusal
+from ..time_attention.library import SEQUENCES, varlen_refusal
 from .library import attend_products, attend_sdpa, attend_varlen
 
 MOST_PIXELS_BY_PRODUCTS = 64
@@ -43,8 +43,8 @@ def space_attention(qkv: Tensor) -> Tensor:
 
 
 def _sizes(qkv: Tensor) -> dict[str, int]:
-    frames, pixels, _, heads, channels = qkv.shape
-    return {"max_frames": pixels, "pixels": 1, "heads": heads, "channels": channels, "segments": frames}
+    frames, pixels, _, _, channels = qkv.shape
+    return {"max_frames": pixels, "channels": channels, "many": int(frames > SEQUENCES)}
 
 
 dispatch.register("space_attention", flash=varlen_refusal)

@@ -88,8 +88,8 @@ def temporal_pooling(
 
 def _sizes(states: Tensor, query: Tensor, bias: Tensor | None, max_frames: int) -> dict[str, int]:
     (_, pixels, channels), (periods, heads, _) = states.shape, query.shape
-    sizes = {"max_frames": max_frames, "pixels": pixels, "channels": channels, "periods": periods, "heads": heads}
-    return sizes | {"biased": int(bias is not None)}
+    sizes = {"max_frames": max_frames, "pixels": pixels, "channels": channels, "biased": int(bias is not None)}
+    return sizes | {"beyond": int(periods * pixels * heads >= 2**31)}
 
 
 def _triton_refusal(case: dispatch.Case) -> str | None:
@@ -98,8 +98,8 @@ def _triton_refusal(case: dispatch.Case) -> str | None:
         return f"states of {sizes['channels']} channels exceed the kernel's tile of {WIDEST_STATE}"
     if sizes["max_frames"] * sizes["pixels"] * sizes["channels"] >= 2**31:
         return f"a segment of {sizes['max_frames']} frames holds 2^31 elements or more"
-    if sizes["periods"] * sizes["pixels"] * sizes["heads"] >= 2**31:
-        return f"{sizes['periods']} periods have 2^31 rows or more"
+    if sizes["beyond"]:
+        return "the periods of all pixels and heads are 2^31 rows or more"
     return dispatch.triton_refusal(case)
 
 

@@ -78,7 +78,6 @@ def attend_varlen(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: int
 def varlen_refusal(case: Case) -> str | None:
     """Why no library's variable-length attention can run here, or None."""
     names, channels = list(varlen_libraries()), case.sizes["channels"]
-    sequences = case.sizes["segments"] * case.sizes["pixels"]
     if not names:
         return NO_LIBRARY
     if case.device.type != "cuda":
@@ -88,8 +87,8 @@ def varlen_refusal(case: Case) -> str | None:
     refusals = [width_refusal(name, channels) for name in names]
     if all(refusals):
         return "; ".join(filter(None, refusals))
-    if sequences > SEQUENCES:
-        return f"{sequences} sequences (segments x pixels) exceed {SEQUENCES}"
+    if case.sizes["many"]:
+        return f"there are more than {SEQUENCES} sequences (segments x pixels)"
     return None
 
 

@@ -8,7 +8,7 @@ from ..arguments import check_float, check_segments, match_shape, segment_length
 from .backward import attend_backward
 from .eager import EagerTimeAttention, attention_backward, attention_forward
 from .forward import attend
-from .library import attend_padded, attend_varlen, varlen_refusal
+from .library import SEQUENCES, attend_padded, attend_varlen, varlen_refusal
 
 WIDEST_HEAD = 64
 """Beyond it backward does not fit the registers of any tile that is shipped (536 bytes of stack on sm_80 at 128)."""
@@ -62,8 +62,8 @@ def time_attention(qkv: Tensor, table: Tensor, cu_frames: Tensor, max_frames: in
 
 def _sizes(qkv: Tensor, cu_frames: Tensor, max_frames: int) -> dict[str, int]:
     _, pixels, _, heads, channels = qkv.shape
-    segments = cu_frames.shape[0] - 1
-    return {"max_frames": max_frames, "pixels": pixels, "heads": heads, "channels": channels, "segments": segments}
+    many = int((cu_frames.shape[0] - 1) * pixels > SEQUENCES)
+    return {"max_frames": max_frames, "pixels": pixels, "heads": heads, "channels": channels, "many": many}
 
 
 def _triton_refusal(case: dispatch.Case) -> str | None:

@@ -284,7 +284,7 @@ def _assert_equal_with_gradients(found, wanted, leaves):
 
 # --- dispatch --------------------------------------------------------------------------------------------------------
 
-SIZES = {"max_frames": 32, "pixels": 256, "heads": 8, "channels": 64, "segments": 4}
+SIZES = {"max_frames": 32, "pixels": 256, "heads": 8, "channels": 64, "many": 0}
 H200 = torch.device("cuda", 0)
 
 
@@ -309,9 +309,9 @@ def test_a_gpu_gets_the_winner_of_its_table_with_the_basis(on_an_h200):
 
 def test_long_segments_go_to_a_library_and_fall_back_where_none_can_run(on_an_h200):
     assert decide("auto", max_frames=400).backend == "flash"
-    choice = decide("auto", max_frames=400, segments=1000)
+    choice = decide("auto", max_frames=400, many=1)
     assert choice.backend == "triton"
-    assert "not flash: 256000 sequences" in choice.reason
+    assert "not flash: there are more than 65535 sequences" in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -379,6 +379,23 @@ def test_a_choice_is_logged_once(caplog, monkeypatch):
             kernels.bias_gelu(torch.zeros(2, 4), torch.zeros(4))
     assert [r.getMessage() for r in caplog.records] == [
         "bias_gelu on cpu: PyTorch: on a cpu device its tuned path is the fastest"
+    ]
+
+
+def test_batches_of_other_frames_segments_and_periods_are_decided_once(monkeypatch):
+    monkeypatch.setattr(dispatch, "_choices", {})
+    for samples in (1, 2, 3, 4):
+        cu_frames = 5 * torch.arange(samples + 1, dtype=torch.int32)
+        periods = torch.arange(samples, dtype=torch.int32)
+        frames = int(cu_frames[-1])
+        kernels.time_attention(torch.zeros(frames, 4, 3, 2, 8), torch.zeros(frames, 3, 2, 8), cu_frames, 8)
+        kernels.space_attention(torch.zeros(frames, 4, 3, 2, 8))
+        query = torch.zeros(samples, 2, 8)
+        kernels.temporal_pooling(torch.zeros(frames, 4, 8), torch.zeros(frames, 8), query, None, periods, cu_frames, 8)
+    assert [operator for _, operator, *_ in dispatch.asked()] == [
+        "time_attention",
+        "space_attention",
+        "temporal_pooling",
     ]
 
 

@@ -71,7 +71,7 @@ def test_a_library_gets_one_sequence_per_frame(monkeypatch):
 def test_flash_takes_it_where_a_library_can_run_and_says_why_not_elsewhere(monkeypatch):
     monkeypatch.setattr(runtime, "INTERPRET", False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
-    sizes = {"max_frames": 64, "pixels": 1, "heads": 16, "channels": 64, "segments": 150}
+    sizes = {"max_frames": 64, "channels": 64, "many": 0}
     on_gpu = dispatch.Case(torch.device("cuda", 0), torch.bfloat16, sizes)
     assert dispatch.decide("flash", "space_attention", on_gpu).backend == "flash"
     assert "predicted" in dispatch.decide("auto", "space_attention", on_gpu).reason
