@@ -3,9 +3,10 @@
 Reads results of `python -m benchmarks.gpu` under benchmarks/results and writes kernels/configs/GPU.json: for each operator and
 size of which at least two back ends were measured, forward and backward together, an entry for the fastest, "measured", whose
 `why` begins with the results file and gives the ratio. Of several cases that decide the same, the one that was measured first
-decides: the most valuable. An entry reaches from the next smaller number of frames that was measured to its own, and of packed
-frames the largest to all above, which only make more tiles of the same kind; tile settings are those that were measured, of the
-GPU's table. Nothing else of the tables changes. Needs no GPU.
+decides: the most valuable. An entry reaches from the next smaller number of frames of a case to its own, measured or not, and
+of packed frames the largest to all above, which only make more tiles of the same kind: what a run that was cut off did not
+measure stays predicted. Tile settings are those that were measured, of the GPU's table. Nothing else of the tables changes.
+Needs no GPU.
 """
 
 import argparse
@@ -39,18 +40,23 @@ class Measured:
     source: str
 
     @property
-    def frames(self) -> int:
-        return next((self.decision.sizes[one] for one in FRAMES if one in self.decision.sizes), 0)
-
-    @property
-    def family(self) -> tuple:
-        """What must be equal for one entry to end where the next begins."""
-        rest = {name: size for name, size in self.decision.sizes.items() if name not in FRAMES}
-        return (self.decision.operator, self.winner.dtype, *sorted(rest.items()))
+    def key(self) -> tuple:
+        """What one entry speaks of."""
+        return (*family_of(self.decision), self.winner.dtype, frames_of(self.decision))
 
     @property
     def ratio(self) -> float:
         return time_of(self.other, self.winner) / time_of(self.winner, self.other)
+
+
+def frames_of(decision: Decision) -> int:
+    """The number of frames that a case stands for, 0 where that decides nothing."""
+    return next((decision.sizes[one] for one in FRAMES if one in decision.sizes), 0)
+
+
+def family_of(decision: Decision) -> tuple:
+    """What must be equal for one entry to end where the next begins."""
+    return (decision.operator, *sorted((name, size) for name, size in decision.sizes.items() if name not in FRAMES))
 
 
 def time_of(row: Row, beside: Row) -> float:
@@ -81,15 +87,18 @@ def decisions(path: Path) -> Iterator[Measured | str]:
 
 def entries(measured: list[Measured], gpu: str) -> Iterator[dict[str, Any]]:
     """Entries of the GPU's table, as JSON holds them."""
-    first = {(one.family, one.frames): one for one in reversed(measured)}
-    for (family, frames), one in sorted(first.items(), key=lambda item: str(item[0][0]) + f"{item[0][1]:08d}"):
-        measured_too = [other for same, other in first if same == family]
-        begin = max((other for other in measured_too if other < frames), default=0) + 1
+    stands: dict[tuple, set[int]] = {}
+    for case in cases("large"):
+        stands.setdefault(family_of(case.decision), set()).add(frames_of(case.decision))
+    first = {one.key: one for one in reversed(measured)}
+    for one in (first[key] for key in sorted(first, key=lambda key: (str(key[:-1]), key[-1]))):
+        frames, others = frames_of(one.decision), stands[family_of(one.decision)]
+        begin = max((other for other in others if other < frames), default=0) + 1
         sizes = {name: [size, size] for name, size in one.decision.sizes.items()}
         if "max_frames" in sizes:
             sizes["max_frames"] = [begin, frames]
         if "frames" in sizes:
-            sizes["frames"] = [begin, MOST_FRAMES if frames == max(measured_too) else frames]
+            sizes["frames"] = [begin, MOST_FRAMES if frames == max(others) else frames]
         entry = {
             "operator": one.decision.operator,
             "backend": one.winner.backend,

@@ -65,7 +65,7 @@ def test_the_fastest_back_end_becomes_the_choice_with_its_file_ratio_and_tiles(f
     (entry,) = tuning.read(tuning.FOLDER / "nvidia-h200.json")
     assert choice(PRECISION) == ("triton", "measured")
     assert entry.why == f"results/{path.name}: 1.25 times as fast as torch at 64x64x64x128"
-    assert entry.sizes["frames"] == [1, adopt.MOST_FRAMES] and entry.dtypes == ["bfloat16"]
+    assert entry.sizes["frames"] == [33, 64] and entry.dtypes == ["bfloat16"]
     assert entry.config["forward"]["rows"] == 128
     others = next(e for e in tuning.table("NVIDIA H100") if e.operator == "conv3x3")
     assert others.basis == "predicted"  # another GPU was not measured
@@ -90,6 +90,18 @@ def test_entries_reach_from_one_measured_length_to_the_next_and_the_most_valuabl
     assert found == {(1, 16): "triton", (17, 32): "flash"}
     assert f"{CONV}: no other back end than torch was measured" in capsys.readouterr().out
     assert choice(CONV) == ("torch", "predicted")
+
+
+def test_what_a_run_that_was_cut_off_did_not_measure_stays_predicted(folders):
+    ours, library = ("ours, triton", "triton"), ("ours, torch", "torch")
+    flash, quick, slow = ("torch varlen_attn", "flash"), (1.0, None), (2.0, None)
+    largest = "precision_operator 256x64x64x128"
+    path = measure(folders, {T32: {ours: slow, flash: quick}, largest: {ours: quick, library: slow}})
+    assert adopt.main([str(path)]) == 0
+    assert (choice(T16), choice(T32)) == (("triton", "predicted"), ("flash", "measured"))
+    assert (choice(PRECISION), choice(largest)) == (("torch", "predicted"), ("triton", "measured"))
+    entries = tuning.read(tuning.FOLDER / "nvidia-h200.json")
+    assert next(e for e in entries if e.operator == "conv3x3").sizes["frames"] == [129, adopt.MOST_FRAMES]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5])
