@@ -6,7 +6,7 @@ import pytest
 
 from aef.data.chips import ChipFolder, write_chip
 from aef.data.ground import describe_shared_ground
-from aef.earthengine.grid import ChipGrid
+from aef.earthengine.grid import ChipGrid, to_utm
 from aef.sources import BUILT_IN
 
 
@@ -19,7 +19,9 @@ def folder_of(make_chip, tmp_path):
             grid = ChipGrid("EPSG:32632", 691_000 + east, 5_200_000 + north, 16)
             lon, lat = grid.centre_degrees
             if zone != 32:
-                grid = ChipGrid.around(lon, lat, 16, f"EPSG:326{zone}")
+                crs = f"EPSG:326{zone}"
+                x, y = to_utm(crs).transform(lon, lat)
+                grid = ChipGrid(crs, round(x / 10) * 10 - 80, round(y / 10) * 10 + 80, 16)
                 lon, lat = grid.centre_degrees
             chip = make_chip(name, sources=("sentinel2",), side=16)
             where = {"crs": grid.crs, "transform": grid.affine, "lon": lon, "lat": lat, "synthetic": False}
