@@ -7,6 +7,8 @@ with its weights below; terrain, labels and texts; a table of numbers, with what
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
@@ -21,6 +23,9 @@ from aef.figure_file import new_figure
 from aef.sources import Registry, Source
 
 WIDTH_IN = 15.0
+LINE_CHARACTERS = 38
+"""Of what to look at twice: more would not fit between its column and the border."""
+
 FRAMES = 10
 """Frames shown per source: spread over time, each the clearest of its share."""
 
@@ -30,14 +35,14 @@ def draw_chip(chip: Chip, registry: Registry) -> Figure:
     strips = [name for name, series in chip.sources.items() if _has_strip(registry[name], series)]
     curves = [name for name, series in chip.sources.items() if _has_curve(registry[name], series)]
     maps = count_maps(chip, registry)
+    summaries = [summarise(registry[name], series) for name, series in chip.sources.items()]
     heights = [0.75, 0.75 + 0.3 * len(chip.sources)]
     heights += [1.75 if chip.sources[name].weight is not None else 1.45 for name in strips]
     heights += [0.6 + 0.26 * len(curve_bands(chip.sources[name])) for name in curves]
-    heights += ([2.7] if maps else []) + [0.75 + 0.27 * len(chip.sources)]
+    heights += ([2.7] if maps else []) + [0.75 + 0.27 * _table_lines(summaries)]
     figure = new_figure(WIDTH_IN, sum(heights), layout=None)
     figure.set_facecolor(PAPER)
     parts: list[SubFigure] = list(np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)))
-    summaries = [summarise(registry[name], series) for name, series in chip.sources.items()]
     _draw_title(parts.pop(0), chip)
     limits = draw_timeline(parts.pop(0), chip, registry)
     for name in strips:
@@ -149,12 +154,14 @@ COLUMNS = (
 
 
 def _draw_table(part: SubFigure, summaries: list[SourceSummary]) -> None:
-    """A row per source; suspicions in red."""
-    step = 0.8 / (len(summaries) + 1)
+    """A row per source, of as many lines as its suspicions, in red, take."""
+    lines = [_wrapped(summary) for summary in summaries]
+    step = 0.8 / (_table_lines(summaries) + 1)
     for name, x in COLUMNS:
         part.text(x, 0.94, name, fontsize=8, color=FAINT, va="top")
+    y = 0.94
     for row, summary in enumerate(summaries, start=1):
-        y = 0.94 - row * step
+        y -= step * (1 if row == 1 else lines[row - 2].count("\n") + 1)
         cells = (
             summary.source,
             str(summary.frames),
@@ -167,7 +174,16 @@ def _draw_table(part: SubFigure, summaries: list[SourceSummary]) -> None:
         )
         for (_, x), text in zip(COLUMNS, cells):
             part.text(x, y, text, fontsize=8.5, color=INK, va="top", fontweight="bold" if x == COLUMNS[0][1] else None)
-        part.text(COLUMNS[-1][1], y, ", ".join(summary.suspicions), fontsize=8.5, color=ALARM, va="top")
+        part.text(COLUMNS[-1][1], y, lines[row - 1], fontsize=8.5, color=ALARM, va="top", linespacing=1.0)
+
+
+def _wrapped(summary: SourceSummary) -> str:
+    """Suspicions in lines that end at the right border."""
+    return "\n".join(textwrap.wrap(", ".join(summary.suspicions), LINE_CHARACTERS))
+
+
+def _table_lines(summaries: list[SourceSummary]) -> int:
+    return sum(_wrapped(summary).count("\n") + 1 for summary in summaries)
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -227,3 +227,23 @@ def test_a_resolution_that_is_none_names_its_option(tmp_path, capsys):
     for dpi in ("0", "5", "100000"):  # of 5, letters would have no pixel; of 100000, the picture tens of gigabytes
         assert run(main, [str(tmp_path / "a.npz"), "--dpi", dpi]) == 1
         assert f"--dpi: expected 20 to 600, found {dpi}" in capsys.readouterr().err.replace("1e+05", "100000")
+
+
+def test_what_to_look_at_twice_stays_inside_the_picture():
+    series = replace(optical([0, 0.0001, 100], [1.0, 1.0, 0.1]), weight=None, note="noon stands in")
+    series.valid[:, :, 6:] = False
+    figure = draw_chip(chip_of(sentinel2=series, landsat=bare(series)), BUILT_IN)
+    figure.draw_without_rendering()
+    table = figure.subfigs[-1]
+    boxes = [text.get_window_extent() for text in table.texts]
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+    red = [box for text, box in zip(table.texts, boxes) if "known to" in text.get_text()]
+    assert len(red) == 2 and red[0].y0 >= red[1].y1 and red[1].y0 >= table.bbox.y0
+
+
+def bare(series: SourceSeries) -> SourceSeries:
+    """The same of Landsat, without most of its bands."""
+    shape = (series.frames, 7, 16, 16)
+    valid = np.zeros(shape, np.bool_)
+    valid[:, 0, :6] = True
+    return replace(series, values=np.full(shape, 0.2, np.float32), valid=valid, bands=BUILT_IN["landsat"].band_names)
