@@ -8,7 +8,7 @@ are hidden from every predictor and from a model's encoder.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,8 +148,11 @@ def l1(guess: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> float:
     return float(np.abs(guess - truth)[:, clear].mean()) if clear.any() else float("nan")
 
 
-def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -> list[tuple[str, str, int]]:
-    """Dates worth withholding: of each place's first input source, every fifth frame that is more than half clear.
+def choose_dates(
+    chips: Iterable[Chip], registry: Registry, *, every: int = 5, sources: Collection[str] = ()
+) -> list[tuple[str, str, int]]:
+    """Dates worth withholding: of each place's first input source, or of some `sources` that it holds, every fifth frame
+    that is more than half clear.
 
     A date is withheld from all chips of its place, so the first of them chooses: together they could withhold every date.
     Frames of other sources within `SAME_SCENE_MS` are withheld too: another product of the scene would show it.
@@ -163,18 +166,20 @@ def choose_dates(chips: Iterable[Chip], registry: Registry, *, every: int = 5) -
             continue
         places.add(chip.place)
         names = [name for name in registry if registry[name].role == "input" and name in chip.sources]
-        if not names:
-            continue
-        series = chip.sources[names[0]]
-        bands = np.flatnonzero(np.broadcast_to(series.valid.any(axis=(0, 2, 3)), series.values.shape[1])).tolist()
-        clear = np.flatnonzero(clear_pixels(series, bands).mean(axis=(1, 2)) > 0.5)
-        assert series.time_ms is not None
-        chosen = series.time_ms[clear[every // 2 :: every]]
-        rows += [(chip.place, names[0], int(time_ms)) for time_ms in chosen]
-        for name, other in chip.sources.items():
-            if name != names[0] and registry[name].time == "instant" and other.time_ms is not None:
-                shown = other.time_ms[near(other.time_ms, chosen, SAME_SCENE_MS)]
-                rows += [(chip.place, name, int(time_ms)) for time_ms in shown]
+        names = [name for name in names if name in sources] if sources else names[:1]
+        listed: dict[tuple[str, int], None] = {}
+        for name in names:
+            series = chip.sources[name]
+            bands = np.flatnonzero(np.broadcast_to(series.valid.any(axis=(0, 2, 3)), series.values.shape[1])).tolist()
+            clear = np.flatnonzero(clear_pixels(series, bands).mean(axis=(1, 2)) > 0.5)
+            assert series.time_ms is not None
+            chosen = series.time_ms[clear[every // 2 :: every]]
+            listed |= dict.fromkeys((name, int(time_ms)) for time_ms in chosen)
+            for other, its in chip.sources.items():
+                if other != name and registry[other].time == "instant" and its.time_ms is not None:
+                    shown = its.time_ms[near(its.time_ms, chosen, SAME_SCENE_MS)]
+                    listed |= dict.fromkeys((other, int(time_ms)) for time_ms in shown)
+        rows += [(chip.place, *row) for row in listed]
     return rows
 
 

@@ -254,7 +254,11 @@ def numbers(entries, before=""):
 def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, capsys):
     options = ["--data", folder / "chips", "--out", tmp_path / "dates.csv"]
     assert call(withhold, *options, "--held-out", "synthetic_0_00002", "--most-places", 5) == 0
-    assert " frames of 2 places: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " frames of 2 places: " in said and " (sentinel2 " in said and "sentinel1" not in said
+    radar = ["--data", folder / "chips", "--out", tmp_path / "radar.csv", "--source", "sentinel1"]
+    assert call(withhold, *radar) == 0 and " (sentinel1 " in capsys.readouterr().out
+    assert WithheldDates.read(tmp_path / "radar.csv").sources == {"sentinel1"}
     dates = WithheldDates.read(tmp_path / "dates.csv")
     assert dates.places == {"synthetic_0_00000", "synthetic_0_00001"}
     (listed,) = (times for (place, _), times in dates.dates().items() if place == "synthetic_0_00000")
@@ -264,6 +268,8 @@ def test_dates_are_chosen_at_the_places_that_are_trained_on(folder, tmp_path, ca
     assert call(withhold, *options[:3], tmp_path / "fewer.csv", "--most-places", 1, "--held-out", *held_out) == 0
     assert WithheldDates.read(tmp_path / "fewer.csv").places == {"synthetic_0_00000"}
     for given, words in {
+        ("--out", tmp_path / "o.csv", "--source", "glo30"): "--source glo30: expected an input source, found a target",
+        ("--out", tmp_path / "o.csv", "--source", "nope"): "unknown source 'nope'",
         ("--every", 1): "--every: expected 2 or more, found 1",
         ("--most-places", 0): "--most-places: expected 1 or more, found 0",
         ("--held-out", "atlantis", "--out", tmp_path / "other.csv"): "cannot hold out atlantis",
