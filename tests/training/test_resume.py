@@ -37,7 +37,7 @@ def test_a_run_keeps_the_dates_that_it_withholds_whatever_becomes_of_the_list(
     assert f"dates.csv is not what it was when the run began: the run keeps its copy, {run / 'withheld.csv'}" in (
         capsys.readouterr().err
     )
-    assert again.validation.dates[0].dates() == first and len(again.validation.dates[1]) == 1
+    assert again.observer.validation.dates[0].dates() == first and len(again.observer.validation.dates[1]) == 1
     listed.unlink()
     monkeypatch.chdir("/")
     assert withheld_by(train(config, chips, run, resume="auto")) == first
