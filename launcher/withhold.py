@@ -4,9 +4,8 @@
     aef train --data CHIPS --out RUN data.withheld=dates.csv
 
 Of each place, every fifth frame of its first input source, in the order of `aef sources`, that is more than half clear;
-`--source` names other ones: your own optical source beside Sentinel-1. A date is withheld from every
-chip of its place, with all frames of the source within an hour; other sources' frames of the same minute are listed with
-it. The list is an ordinary CSV: add, change or delete rows.
+`--source` names other ones: your own optical source beside Sentinel-1. A date is withheld from every chip of its place,
+with all frames of the source within an hour; other sources' frames of the same minute are listed with it. The list is an ordinary CSV: add, change or delete rows.
 """
 
 from __future__ import annotations

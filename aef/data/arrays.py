@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import rioxarray  # noqa: F401  (registers the `rio` accessor)
 import xarray
+from rasterio.crs import CRS
 from rasterio.transform import Affine, array_bounds
 
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries, validate
-from aef.data.ingest.grids import CRS, centre_of
+from aef.data.ingest.grids import centre_of
 from aef.data.plausibility import survey_chips, wrong_scale
 from aef.sources import Registry, Source
 

@@ -159,9 +159,8 @@ def _draw_table(part: SubFigure, summaries: list[SourceSummary]) -> None:
     step = 0.8 / (_table_lines(summaries) + 1)
     for name, x in COLUMNS:
         part.text(x, 0.94, name, fontsize=8, color=FAINT, va="top")
-    y = 0.94
-    for row, summary in enumerate(summaries, start=1):
-        y -= step * (1 if row == 1 else lines[row - 2].count("\n") + 1)
+    y = 0.94 - step
+    for summary, suspicions in zip(summaries, lines):
         cells = (
             summary.source,
             str(summary.frames),
@@ -174,7 +173,8 @@ def _draw_table(part: SubFigure, summaries: list[SourceSummary]) -> None:
         )
         for (_, x), text in zip(COLUMNS, cells):
             part.text(x, y, text, fontsize=8.5, color=INK, va="top", fontweight="bold" if x == COLUMNS[0][1] else None)
-        part.text(COLUMNS[-1][1], y, lines[row - 1], fontsize=8.5, color=ALARM, va="top", linespacing=1.0)
+        part.text(COLUMNS[-1][1], y, suspicions, fontsize=8.5, color=ALARM, va="top", linespacing=1.0)
+        y -= step * (suspicions.count("\n") + 1)
 
 
 def _wrapped(summary: SourceSummary) -> str:

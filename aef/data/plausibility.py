@@ -135,7 +135,8 @@ RULES: tuple[_Rule, ...] = (
 
 
 def survey(folder: str | Path, registry: Registry) -> list[BandSurvey]:
-    """Look at up to `SURVEYED_CHIPS` chips of a folder, evenly spread over it; at most a few thousand values per band and chip.
+    """Look at up to `SURVEYED_CHIPS` chips of a folder, evenly spread over it; at most a few thousand values per band and
+    chip.
 
     Raises:
         ChipError: a chip on disk is damaged or breaks the contract.

@@ -13,7 +13,8 @@ from aef.data.batch import Batch, FrameBlock, TargetBlock, TextBlock, bucket_fra
 def teacher_batches(
     batches: Sequence[Batch], chosen: Sequence[Sequence[int]], count: int, device: torch.device
 ) -> Iterator[Batch]:
-    """``count`` batches on a device, one at a time, that together hold the samples ``chosen`` in each micro-batch, in order and about equally many each.
+    """``count`` batches on a device, one at a time, that together hold the samples ``chosen`` in each micro-batch, in order
+    and about equally many each.
 
     Their segments are teachers only; their summaries the period that teacher and student share, of every sample, and those of
     texts; their targets dummies: no reconstruction or consistency can be taken of them. Where fewer samples are chosen

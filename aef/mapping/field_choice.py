@@ -37,7 +37,8 @@ def choose_fields(
         made_by: the model that must have made them, as a text's direction is its own; None: that of the first field.
 
     Raises:
-        FieldChoiceError: another model made a field or left other sources out, two files hold one field, or none is of the period.
+        FieldChoiceError: another model made a field or left other sources out, two files hold one field, or none is of the
+            period.
     """
     wanted = parse_period(period) if isinstance(period, str) else period
     tags = {path: read_tags(path)[1] for path in paths}

@@ -56,7 +56,7 @@ class Observer:
         """
         batch, why = None, None
         try:
-            batch = self._first_batch().to(self.ranks.device)
+            batch = self.engine.moved(self._first_batch())
         except ChipError as error:
             why = str(error)
         missing = next(filter(None, self.ranks.gather(why)), None)
