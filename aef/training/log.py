@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -65,18 +66,25 @@ class StepLog:
             self._scalars.close()
 
     def cut_back(self, step: int) -> int:
-        """Drop every step and validation after ``step``, and broken last lines; returns how many steps went. Atomic."""
+        """Drop every step and validation after ``step``, and broken last lines, that of the events too; returns how many
+        steps went. Atomic."""
+        _cut_back(self.events)
         _cut_back(self.validations, step)
         return _cut_back(self.path, step)
 
     @staticmethod
     def _append(path: Path, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False) + "\n"
-        with open(path, "a", encoding="utf-8") as stream:
-            stream.write(line)
+        try:
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            # A full disk is reported by the stream, which does not know its name.
+            error.filename = str(path)
+            raise
 
 
-def _cut_back(path: Path, step: int) -> int:
+def _cut_back(path: Path, step: float = math.inf) -> int:
     if not path.exists():
         return 0
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from aef.training.log import Display, StepLog, duration, read_log
+from aef.training.log import Display, StepLog, duration, read_events, read_log
 
 RECORD = {
     "step": 1,
@@ -37,6 +38,23 @@ def test_a_line_cut_short_by_a_kill_is_dropped(log, tmp_path):
     assert len(read_log(tmp_path)) == 7
     assert log.cut_back(7) == 1
     assert log.path.read_text().endswith("}\n")
+
+
+def test_an_event_after_one_cut_short_stands_on_a_line_of_its_own(log, tmp_path):
+    log.event("checkpoint", step=4)
+    with open(log.events, "a") as stream:
+        stream.write('{"time": "2026-')
+    log.cut_back(2)
+    log.event("resumed", step=2)
+    assert [event["event"] for event in read_events(tmp_path)] == ["checkpoint", "resumed"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        StepLog(tmp_path).write(RECORD)
+    assert caught.value.filename == str(tmp_path / "log.jsonl")
 
 
 def test_numbers_that_json_does_not_know_are_refused(log):
