@@ -11,6 +11,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if hint is str and isinstance(value, bool | int | float | date):
+        raise ConfigError(
+            f"{where}: expected str, found {value!r}: a name that reads as a number, a date or yes and no stands in quotes, "
+            "like [\"0123\"], and these between '…' in a shell"
+        )
     require_type(value, hint, where)
     return value
 

@@ -164,6 +164,9 @@ def test_overrides_are_typed():
         ("objective.clip_sigma=1e300", ("objective.clip_sigma", "at most 1,000,000")),
         ("train.timeout_s=0", ("train.timeout_s", "at least 1")),
         ("train.timeout_s=1e12", ("train.timeout_s", "at most 2,592,000")),
+        ("data.held_out_places=[0123]", ("data.held_out_places: expected str, found 83", 'in quotes, like ["0123"]')),
+        ("data.held_out_places=[2019-01-01]", ("data.held_out_places: expected str, found datetime.date", "in quotes")),
+        ("data.withheld=no", ("data.withheld: expected str, found False", "in quotes")),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_it(override, words):
