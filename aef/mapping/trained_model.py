@@ -97,6 +97,7 @@ class TrainedModel:
             frames used; the model's version and the hash of its weights.
 
         Raises:
+            FileNotFoundError: there is no such chip.
             ChipError: the chip cannot be read, or breaks its contract (`aef.data.contract`).
             EmbeddingError: no frame lies in the support, or the period lies more than six months outside.
             ValueError: a period that is none, or does not end after it starts.

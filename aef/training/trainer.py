@@ -105,7 +105,8 @@ class Trainer:
         if not isinstance(config, Config):
             found = one_line(repr(config), 60)
             raise TypeError(
-                f"config: expected aef.config.Config, like PRESETS['small'] or load_config(…), found {found}"
+                "config: expected aef.config.Config, like aef.config.PRESETS['small'] or "
+                f"aef.settings_file.load_config('small', ['train.steps=100']), found {found}"
             )
         config.validate()
         data, out = as_path(data, "data"), as_path(out, "out")

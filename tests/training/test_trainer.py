@@ -295,7 +295,12 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(resume,
 @pytest.mark.parametrize(
     ("argument", "value", "error", "words"),
     [
-        ("config", "tiny", TypeError, r"config: expected aef.config.Config, .*found 'tiny'"),
+        (
+            "config",
+            "tiny",
+            TypeError,
+            r"config: expected aef.config.Config, .*aef.settings_file.load_config.*found 'tiny'",
+        ),
         ("data", None, TypeError, "data: expected a path, found None"),
         ("data", "", ValueError, "data: expected a path, found an empty one"),
         ("out", ["run"], TypeError, r"out: expected a path, found \['run'\]"),
