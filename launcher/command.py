@@ -58,6 +58,17 @@ def require_number(option: str, value: float, least: float, most: float | None =
         raise ValueError(f"{option}: expected {limits}, found {value:g}")
 
 
+def numbers(text: str, count: int, form: str) -> list[float]:
+    """Numbers with commas between them. Raises ValueError, with their ``form`` in words, where there are not so many."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        raise ValueError(f"expected {form}, found {text!r}")
+    return found
+
+
 def require_folder_of(option: str, file: Path) -> None:
     """Raises ValueError where a file could not be written, before hours are spent on what it is to hold."""
     if not os.access(file.parent, os.W_OK | os.X_OK):

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 import aef
 from aef.__main__ import commands
 from aef.launcher.command import FAILED, parser, run
+from aef.memory import memory_bytes
 
 PACKAGES = {
     # import name: (distribution, extra that brings it)
@@ -79,6 +80,7 @@ NEEDS = {
     "ingest": (("rasterio", "xarray"), {"netCDF4": "NetCDF", "zarr": "Zarr"}),
     "gaps": (("sklearn",), {}),
     "leave-out": (("deepspeed", "sklearn"), {}),
+    "mosaic": (FIELDS, {"matplotlib": "quicklook"}),
     "prove": (("sklearn",), {}),
     "report": (("matplotlib", "sklearn"), {}),
     "search": ((*FIELDS, "pyproj"), {"open_clip": "search by words", "matplotlib": "picture"}),
@@ -225,10 +227,8 @@ def _name(module: str) -> str:
 
 
 def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
-    except (AttributeError, ValueError, OSError):
-        return "an unknown amount"
+    there = memory_bytes()
+    return "an unknown amount" if there is None else f"{there / 1e9:.0f} GB"
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from aef.launcher.command import add_compression, parser, require_number, run, with_western_longitudes
+from aef.launcher.command import add_compression, numbers, parser, require_number, run, with_western_longitudes
 from aef.progress import Progress
 
 FURTHER_SOURCES = Path(__file__).resolve().parent / "configs" / "sources" / "further.yaml"
@@ -209,16 +209,6 @@ def planned(given: argparse.Namespace) -> Iterator:
     rule = PeriodRule(periods, given.draw_periods, seed=given.seed)
     part = parse_part(given.part) if given.part else None
     return planned_chips(sites(given), rule, px=given.chip_px, part=part)
-
-
-def numbers(text: str, count: int, form: str) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if len(found) != count:
-        raise ValueError(f"expected {form}, found {text!r}")
-    return found
 
 
 # --- instead of downloading ------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ A large folder is shared by N processes, on one machine or on many, that write i
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from aef.figure_file import NO_MATPLOTLIB
     from aef.mapping.chip_choice import periods_by_chip, times_of
     from aef.mapping.errors import EmbeddingError
+    from aef.mapping.quicklooks import write_quicklooks
     from aef.part import WHOLE
     from aef.timecode import parse_period
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         raise EmbeddingError(f"{data}: no chip can be embedded: all {len(skipped['chip'])} were skipped")
     if part == WHOLE and not given.no_quicklooks and not given.dry_run:
         try:
-            _quicklooks(sorted([*there, *written]))
+            write_quicklooks(sorted([*there, *written]))
         except ImportError:
             print(f"no quicklooks: {NO_MATPLOTLIB}")
     done = "would be written" if given.dry_run else "written"
@@ -227,28 +227,6 @@ def _embed(model, path: Path, missing: dict, given, progress: Progress) -> list[
         model, chip, missing, given.format, inpaint=given.inpaint, on_windows=tell, **frames
     )  # fmt: skip
     return list(missing.values())
-
-
-COLOURED = 2**18
-"""Vectors, evenly over all fields, from which the quicklooks' colours are taken: a large folder's do not fit in memory."""
-
-
-def _quicklooks(paths: list[Path]) -> None:
-    """One PNG beside each field, with colours shared by all of them."""
-    import matplotlib.image
-
-    from aef.atomic import writing
-    from aef.mapping.files import preview
-    from aef.mapping.picture import Colours
-
-    side = max(8, math.isqrt(COLOURED // len(paths)))
-    sample = paths[:: max(1, len(paths) * side**2 // COLOURED)]
-    colours = Colours.of([preview(path, side) for path in sample])
-    for path in paths:
-        picture = colours.picture(preview(path))
-        scale = max(1, 512 // max(picture.shape[:2]))
-        with writing(path.with_suffix(".png")) as stream:
-            matplotlib.image.imsave(stream, picture.repeat(scale, 0).repeat(scale, 1), format="png")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import xarray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from aef.mapping.quantize import dequantize
+from aef.mapping.quantize import NODATA, dequantize
 
 Format = Literal["int8", "float", "netcdf"]
 SUFFIX: dict[str, str] = {"int8": ".tif", "float": ".tif", "netcdf": ".nc"}
@@ -59,11 +59,13 @@ def opened(path: Path) -> Iterator[Any]:
 class VectorsOnDisk(BackendArray):
     """The vectors (band, y, x) of a field's file, north up; what is indexed is read, all else stays on disk.
 
-    The file is opened anew each time: none stays open, and what GDAL keeps of its blocks goes with it.
+    The file is opened anew each time: none stays open, and what GDAL keeps of its blocks goes with it. With ``codes``
+    its int8 codes are given as they are.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], *, south_up: bool) -> None:
-        self.path, self.shape, self.dtype, self.south_up = path, shape, np.dtype(np.float32), south_up
+    def __init__(self, path: Path, shape: tuple[int, ...], *, south_up: bool, codes: bool) -> None:
+        self.path, self.shape, self.south_up, self.codes = path, shape, south_up, codes
+        self.dtype = np.dtype(np.int8 if codes else np.float32)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
@@ -92,7 +94,13 @@ class VectorsOnDisk(BackendArray):
                 values, nodata = file.read([band + 1 for band in bands], window=window), file.nodata
         if self.south_up:
             values = values[:, ::-1]
-        return as_vectors(values[:, :: rows.step, :: columns.step], nodata)
+        values = values[:, :: rows.step, :: columns.step]
+        return values if self.codes else as_vectors(values, nodata)
+
+
+def has_vector(values: np.ndarray) -> np.ndarray:
+    """Which pixels (y, x) of int8 codes or of float vectors (band, y, x) have a vector."""
+    return (values != NODATA if values.dtype == np.int8 else np.isfinite(values)).all(axis=0)
 
 
 def as_vectors(values: np.ndarray, nodata: float | None) -> np.ndarray:

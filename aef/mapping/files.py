@@ -21,9 +21,9 @@ from aef.atomic import writing
 from aef.data.arrays import transform_of
 from aef.data.chips import Chip
 from aef.mapping.cog import writing_cog
-from aef.mapping.field_file import SUFFIX, DamagedFieldError, Format, VectorsOnDisk, as_vectors, opened
+from aef.mapping.field_file import SUFFIX, DamagedFieldError, Format, VectorsOnDisk, as_vectors, has_vector, opened
 from aef.mapping.made_by import MadeBy
-from aef.mapping.quantize import NODATA, quantize
+from aef.mapping.quantize import quantize
 from aef.timecode import Period
 
 FILE_TAGS = ("AREA_OR_POINT", "OVR_RESAMPLING_ALG", "dequantize", "vectors")
@@ -139,7 +139,8 @@ def writing_strips(
     bands: Sequence[str],
     tags: Mapping[str, object],
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """A field's GeoTIFF, to be written some rows at a time: gives a function of the first row and (band, rows, x) vectors.
+    """A field's GeoTIFF, to be written some rows at a time: gives a function of the first row and (band, rows, x) vectors,
+    or int8 codes, which an int8 file takes as they are.
 
     It appears once the block has ended well; only its codes are held in memory, not its vectors. Raises as `write_field`.
     """
@@ -150,11 +151,12 @@ def writing_strips(
 
         def write(first: int, strip: np.ndarray) -> None:
             nonlocal vectors, off_unit
-            lengths = np.linalg.norm(strip, axis=0)
-            off_unit = max(off_unit, float(np.max(np.abs(lengths - 1), initial=0.0, where=np.isfinite(lengths))))
             vectors += _count(strip)
-            values = quantize(strip) if form == "int8" else strip.astype(np.float32, copy=False)
-            file.write(values, window=((first, first + strip.shape[1]), (0, strip.shape[2])))
+            if strip.dtype != np.int8:
+                lengths = np.linalg.norm(strip, axis=0)
+                off_unit = max(off_unit, float(np.max(np.abs(lengths - 1), initial=0.0, where=np.isfinite(lengths))))
+                strip = quantize(strip) if form == "int8" else strip.astype(np.float32, copy=False)
+            file.write(strip, window=((first, first + strip.shape[1]), (0, strip.shape[2])))
 
         yield write
         code = {"dequantize": "sign(q) * (abs(q) / 127.5) ** 2"} if form == "int8" else {}
@@ -178,9 +180,9 @@ def _named_for(path: str | os.PathLike, form: str) -> Path:
     return path
 
 
-def _count(vectors: np.ndarray) -> int:
-    """Pixels of (band, y, x) that have a vector."""
-    return int(np.isfinite(vectors).all(axis=0).sum())
+def _count(values: np.ndarray) -> int:
+    """Pixels of (band, y, x) codes or vectors that have a vector."""
+    return int(has_vector(values).sum())
 
 
 def origin_tags(field: xarray.DataArray) -> dict[str, str]:
@@ -262,11 +264,11 @@ def read_field(path: str | os.PathLike) -> xarray.DataArray:
     return open_field(path).load()
 
 
-def open_field(path: str | os.PathLike) -> xarray.DataArray:
+def open_field(path: str | os.PathLike, *, codes: bool = False) -> xarray.DataArray:
     """`read_field` of a file that may be larger than memory: its vectors are read when they are indexed, and not kept.
 
     `aef.mapping.field_windows.windows` goes through them; ``field[:, 100:200, 300:500].values`` reads that part, and
-    ``field.values`` all of them. Raises as `read_field` does.
+    ``field.values`` all of them. With ``codes`` an int8 file gives its codes as they are. Raises as `read_field` does.
     """
     path = Path(path)
     with opened(path) as file:
@@ -282,7 +284,8 @@ def open_field(path: str | os.PathLike) -> xarray.DataArray:
             "y": ("y", affine.f + affine.e * (np.arange(file.height) + 0.5), {}),
             "x": ("x", affine.c + affine.a * (np.arange(file.width) + 0.5), {}),
         }
-        field = _on_disk(path, (file.count, *file.shape), coords, file.tags(), south_up=south_up)
+        codes = codes and file.dtypes[0] == "int8"
+        field = _on_disk(path, (file.count, *file.shape), coords, file.tags(), south_up=south_up, codes=codes)
         field.encoding["preferred_chunks"] = _blocks(file, south_up)
         # In place, as a copy of the field would be read.
         return field.rio.write_crs(file.crs, inplace=True).rio.write_transform(affine, inplace=True)
@@ -295,9 +298,10 @@ def _on_disk(
     tags: Mapping[str, Any],
     *,
     south_up: bool = False,
+    codes: bool = False,
 ) -> xarray.DataArray:
     return xarray.DataArray(
-        indexing.LazilyIndexedArray(VectorsOnDisk(path, shape, south_up=south_up)),
+        indexing.LazilyIndexedArray(VectorsOnDisk(path, shape, south_up=south_up, codes=codes)),
         dims=("band", "y", "x"),
         coords=coords,
         name="embedding",
@@ -354,9 +358,7 @@ def _count_vectors(path: Path) -> int:
         if isinstance(file, xarray.Dataset):
             return _count(file["embedding"].values)
         blocks = (file.read(window=window) for _, window in file.block_windows(1))
-        return sum(
-            int((block != NODATA).all(axis=0).sum()) if block.dtype == np.int8 else _count(block) for block in blocks
-        )
+        return sum(map(_count, blocks))
 
 
 def preview(path: str | os.PathLike, most_px: int = 512) -> np.ndarray:

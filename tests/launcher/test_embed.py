@@ -13,7 +13,7 @@ import aef
 from aef.data.chips import Chip, read_chip, write_chip
 from aef.launcher import embed
 from aef.launcher.command import run
-from aef.mapping import windows
+from aef.mapping import quicklooks, windows
 from aef.mapping.embed_files import embed_to_files
 from aef.mapping.files import read_field, read_tags
 from aef.run import Run, build_model, read_weights, write_weights
@@ -211,7 +211,7 @@ def test_quicklooks_of_many_fields_take_their_colours_from_some(call, field, mon
     import matplotlib.image
 
     def pictures(coloured):
-        monkeypatch.setattr(embed, "COLOURED", coloured)
+        monkeypatch.setattr(quicklooks, "COLOURED", coloured)
         call()
         return [matplotlib.image.imread(path) for path in sorted(field.parent.glob("*.png"))]
 
