@@ -71,6 +71,13 @@ def _options() -> argparse.ArgumentParser:
     )
     what.add_argument("--accept-failed", action="store_true", help="write chips although a source was refused")
     what.add_argument("--chip-px", type=int, default=128, metavar="PX", help="side of a chip, 10 m pixels")
+    what.add_argument(
+        "--overlap-px",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels that neighbouring chips of --bbox share, for maps without seams: each is so much larger, its cell is not",
+    )
     add_compression(what, default=True)
 
     ee = options.add_argument_group("Earth Engine")
@@ -166,6 +173,13 @@ def sites(given: argparse.Namespace) -> Iterator:
     from aef.earthengine import sites as s
 
     require_number("--chip-px", given.chip_px, 1)
+    require_number("--overlap-px", given.overlap_px, 0, given.chip_px)
+    if given.overlap_px % 2:
+        raise ValueError(f"--overlap-px: expected an even number, half of it for each side, found {given.overlap_px}")
+    if given.overlap_px and not given.bbox:
+        raise ValueError("--overlap-px: only the cells of --bbox have neighbours")
+    if given.overlap_px and given.chip_px * 10 < s.SPACING_M:
+        raise ValueError(f"--overlap-px: chips of --chip-px {given.chip_px} lie apart: expected 128 or more")
     require_number("--workers", given.workers, 1)
     require_number("--seed", given.seed, 0)
     if given.random_land is not None:
@@ -208,7 +222,12 @@ def planned(given: argparse.Namespace) -> Iterator:
         raise ValueError(f"--draw-periods: expected one range in --periods, found {len(periods)} periods")
     rule = PeriodRule(periods, given.draw_periods, seed=given.seed)
     part = parse_part(given.part) if given.part else None
-    return planned_chips(sites(given), rule, px=given.chip_px, part=part)
+    return planned_chips(sites(given), rule, px=side_px(given), part=part)
+
+
+def side_px(given: argparse.Namespace) -> int:
+    """Side of the chips that are written."""
+    return given.chip_px + given.overlap_px
 
 
 # --- instead of downloading ------------------------------------------------------------------------------------------
@@ -228,11 +247,11 @@ def dry_run(given: argparse.Namespace, sources, chips: Iterator) -> int:
     # Planned as a download would, so that what it refuses is refused here, and equal rows count once.
     with tempfile.TemporaryDirectory() as folder, Manifest(Path(folder) / NAME) as manifest:
         count = manifest.plan(chips)
-        for chip in itertools.islice(manifest.pending(given.chip_px, batch=shown), shown):
+        for chip in itertools.islice(manifest.pending(side_px(given), batch=shown), shown):
             left, bottom, right, top = chip.grid.bounds
             print(f"{chip.id}: {chip.grid.crs} {left:.0f} {bottom:.0f} {right:.0f} {top:.0f}, {chip.period}")
     some = f", {shown} of them above," if count > shown else ""
-    print(f"{count:,} chips of {given.chip_px} px{some} would go to {given.out}, from:")
+    print(f"{count:,} chips of {side_px(given)} px{some} would go to {given.out}, from:")
     for name, source in sources.items():
         print(f"  {name}: {', '.join(source.collections)}")
     return 0
@@ -263,8 +282,8 @@ def download(given: argparse.Namespace, sources, chips: Iterator, part: tuple[in
 
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": given.chip_px}
-    rules = ChipRules(sources, given.chip_px, tuple(given.require), given.accept_failed, given.compress)
+    settings = {"sources": {name: list(s.collections) for name, s in sources.items()}, "chip_px": side_px(given)}
+    rules = ChipRules(sources, side_px(given), tuple(given.require), given.accept_failed, given.compress)
     with m.Manifest(m.manifest_path(out, part), settings) as manifest:
         fill(manifest, given, chips)
         carry_entries(out, sources)
@@ -334,6 +353,8 @@ def fill(manifest, given: argparse.Namespace, chips: Iterator) -> None:
         )
     }
     words |= {name: getattr(given, name) for name in ("draw_periods", "seed", "part")}
+    if given.overlap_px:  # cells of another size may give chips of the same one
+        words["overlap_px"] = given.overlap_px
     for name in ("sites", "strata"):
         if words[name]:
             status = Path(words[name]).stat()

@@ -15,6 +15,7 @@ from aef.settings_file import registry_of
 
 YEAR = ["--periods", "2019-03-01/2020-02-29"]
 PLACE = ["--place", f"{IOWA[0]},{IOWA[1]}"]
+BOX = ["--bbox", "8.50,47.00,8.53,47.025"]
 
 
 def words(server, out, *more):
@@ -129,6 +130,13 @@ def test_estimate_and_dry_run_ask_nobody(tmp_path, capsys):
         (["--random-land", "2", *YEAR, "--seed", "-1"], "--seed: expected 0 or more, found -1"),
         (["--place", "8.5", *YEAR], "expected --place LON,LAT, found '8.5'"),
         (["--bbox", "1,2,0,3", *YEAR], "must be WEST,SOUTH,EAST,NORTH"),
+        (
+            [*BOX, *YEAR, "--overlap-px", "7"],
+            "--overlap-px: expected an even number, half of it for each side, found 7",
+        ),
+        ([*BOX, *YEAR, "--overlap-px", "130"], "--overlap-px: expected 0 to 128, found 130"),
+        ([*BOX, *YEAR, "--overlap-px", "8", "--chip-px", "64"], "--overlap-px: chips of --chip-px 64 lie apart"),
+        ([*PLACE, *YEAR, "--overlap-px", "16"], "--overlap-px: only the cells of --bbox have neighbours"),
         ([*PLACE, *YEAR, "--sources", "sentinel9"], "unknown source 'sentinel9'"),
         ([*PLACE, *YEAR, "--part", "5/4"], "--part: expected K/N"),
         ([*PLACE, *YEAR, "--sources", "glo30", "--require", "nlcd"], "--require nlcd: is not among the sources"),
@@ -161,6 +169,55 @@ def test_a_dry_run_says_how_many_of_its_chips_it_lists(tmp_path, capsys):
     assert call("--project", "p", "--out", tmp_path / "c", "--sites", sites, *YEAR, "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "7 chips of 128 px, 5 of them above, would go to" in printed and printed.count("EPSG") == 5
+
+
+def bounds(printed):
+    """Of the chips that a dry run lists, by the row and column of their cell."""
+    lines = [line.replace(",", "") for line in printed.splitlines() if "EPSG:32632" in line]
+    return {tuple(map(int, line.split("_")[1:3])): tuple(map(int, line.split()[2:6])) for line in lines}
+
+
+@pytest.mark.parametrize(
+    "provider", [["--project", "p"], ["--from", "stac", "--catalog", "c.json"]], ids=["ee", "stac"]
+)
+@pytest.mark.parametrize("cell_px", [128, 129])
+def test_chips_that_overlap_share_so_many_pixels_and_keep_their_cells(tmp_path, capsys, cell_px, provider):
+    arguments = [
+        *provider,
+        "--sources",
+        "glo30",
+        "--out",
+        tmp_path / "c",
+        *BOX,
+        *YEAR,
+        "--chip-px",
+        cell_px,
+        "--dry-run",
+    ]
+    assert call(*arguments) == 0
+    abutting = bounds(capsys.readouterr().out)
+    assert call(*arguments, "--overlap-px", "16") == 0
+    printed = capsys.readouterr().out
+    assert f"4 chips of {cell_px + 16} px would go to" in printed
+    overlapping = bounds(printed)
+    assert len(abutting) == 4 and overlapping == {
+        cell: (left - 80, bottom - 80, right + 80, top + 80) for cell, (left, bottom, right, top) in abutting.items()
+    }
+    (row, col), *_ = sorted(abutting)
+    assert overlapping[row, col][2] - overlapping[row, col + 1][0] == 160  # to the east
+    assert overlapping[row, col][3] - overlapping[row + 1, col][1] == 160  # to the north
+
+
+def test_chips_that_overlap_are_planned_once_and_those_of_other_cells_anew(standin, tmp_path, capsys):
+    server, out = standin(), tmp_path / "chips"
+    given = [*words(server, out, *BOX), "--sources", "glo30", "--chip-px", "128", "--overlap-px", "16"]
+    assert call(*given) == 0 and "4 chips planned" in capsys.readouterr().err
+    chips = list(ChipFolder(out, registry_of(out)))
+    assert [(chip.height, chip.width) for chip in chips] == [(144, 144)] * 4
+    assert call(*given) == 0 and "planned" not in capsys.readouterr().err
+    assert call(*given[:-2]) == 1 and "chip_px = 144, now 128" in capsys.readouterr().err
+    assert call(*given[:-2], "--chip-px", "144") == 0  # of the same side, and on other cells
+    assert "2 chips planned" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["--dry-run"], ["--key-file", "none.json"]])
