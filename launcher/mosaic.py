@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     if out.absolute().parent.resolve() == Path(given.fields).resolve():
         raise ValueError(f"--out {out}: would be taken for one of the fields next time: name another folder")
     require_folder_of("--out", out)
-    box = tuple(numbers(given.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH")) if given.bbox else None
+    box = None
+    if given.bbox:
+        west, south, east, north = numbers(given.bbox, 4, "--bbox WEST,SOUTH,EAST,NORTH")
+        box = (west, south, east, north)
     mosaic = plan_mosaic(field_files(given.fields), period=given.period, crs=given.crs, bbox=box)
     _, height, width = mosaic.shape
     with Progress("mosaic", height, "row") as progress:

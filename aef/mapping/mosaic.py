@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
 
-COPIES = 2
-"""Times the codes that writing a map takes: themselves, and what GDAL compresses them to as the file is closed."""
+COPIES = 3
+"""Times the codes that writing a map takes: themselves, and as the file is closed what GDAL compresses them and their
+overviews to, twice. Measured on random codes, which do not compress: 3.1."""
 
 SAME_PX = 1e-3
 """Parts of a pixel by which the grids of fields may differ: coordinates are rounded."""

@@ -201,7 +201,7 @@ def test_a_map_that_memory_cannot_hold_is_refused_before_it_is_begun(tmp_path, m
     with pytest.raises(FieldChoiceError) as refused:
         plan_mosaic(paths)
     assert str(refused.value) == (
-        "a map of 10,000 x 10,000 px needs 1.6 GB of memory, this machine has 1.0; the fields together have 0.0% of its "
+        "a map of 10,000 x 10,000 px needs 2.4 GB of memory, this machine has 1.0; the fields together have 0.0% of its "
         "pixels: choose a part of it by --bbox"
     )
     monkeypatch.setattr(mosaic, "memory_bytes", lambda: None)
