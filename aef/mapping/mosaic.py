@@ -37,8 +37,8 @@ Box = tuple[float, float, float, float]
 """West, south, east, north in degrees."""
 
 COPIES = 3
-"""Times the codes that writing a map takes: themselves, and as the file is closed what GDAL compresses them and their
-overviews to, twice. Measured on random codes, which do not compress: 3.1."""
+"""Memory that writing a map takes, in sizes of its codes: themselves, and what GDAL makes of them as the file is closed.
+Measured with random codes, which do not compress: 3.1."""
 
 SAME_PX = 1e-3
 """Parts of a pixel by which the grids of fields may differ: coordinates are rounded."""
