@@ -29,6 +29,7 @@ from aef.launcher.command import add_device, device_of_rank, load_model, parser,
 from aef.progress import Progress
 
 if TYPE_CHECKING:
+    from aef.data.chips import ChipFolder
     from aef.part import Part
 
 
@@ -46,11 +47,13 @@ def main(argv: list[str] | None = None) -> int:
 
     periods = [parse_period(text) for text in given.period]
     given.support = parse_period(given.support) if given.support else None
+    if given.only and is_chip(Path(given.data)):
+        raise ValueError(f"--only: chooses places of a folder, but --data {given.data} is one chip")
     part = _part(given)
     model = load_model(__file__, given.checkpoint, given.device)
     inputs = model.inputs_without(given.leave_out)
     data, out = Path(given.data), Path(given.out)
-    files = [data] if is_chip(data) else list(ChipFolder(data, model.registry).files)
+    files = [data] if is_chip(data) else _files(ChipFolder(data, model.registry), given.only)
     own = files[part.number - 1 :: part.total]
     chips = times_of(own, files, inputs)
     wanted = periods_by_chip(chips, periods)
@@ -85,6 +88,13 @@ def _options() -> argparse.ArgumentParser:
     )
     options.add_argument("--out", required=True, metavar="DIR", help="folder for the fields")
     options.add_argument("--format", choices=("int8", "float", "netcdf"), default="int8", help="type of the files")
+    options.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="only these places of the folder; @FILE: one a line of a file",
+    )
     options.add_argument("--leave-out", action="append", default=[], metavar="SOURCE", help="input source to ignore")
     options.add_argument(
         "--inpaint", action="store_true", help="infer vectors of unobserved pixels from their surroundings"
@@ -104,6 +114,14 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--dry-run", action="store_true", help="check chips and periods, say what would be written")
     add_device(options)
     return options
+
+
+def _files(folder: ChipFolder, only: list[str]) -> list[Path]:
+    """The chips of a folder, or of some of its places. Raises ChipError for a place that it does not hold."""
+    from aef.settings_file import names_of
+
+    places = folder.require(names_of(only, "--only"), "--only: holds no")
+    return [folder.files[index] for index in folder.where(places)] if places else list(folder.files)
 
 
 def _part(given: argparse.Namespace) -> Part:

@@ -72,7 +72,13 @@ def _options() -> argparse.ArgumentParser:
         metavar="DAYS",
         help="lengths of the valid period around a date",
     )
-    options.add_argument("--only", nargs="+", metavar="PLACE", help="places whose labels are judged")
+    options.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="places whose labels are judged; @FILE: one a line of a file",
+    )
     options.add_argument("--shots", type=int, default=10, help="labelled pixels per class, at most 300")
     options.add_argument("--trials", type=int, default=20, help="splits of the fields")
     options.add_argument("--health-places", type=int, default=12, help="places on which health is judged, at most")
@@ -98,6 +104,7 @@ def _judge(path: str, given):
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import JudgementError, chips_to_judge, judge, own_dates, require_unseen_dates
     from aef.evaluation.proof import require_unseen
+    from aef.settings_file import names_of
 
     model = load_model(__file__, path, given.device)
     folder = ChipFolder(given.data, model.registry)
@@ -113,10 +120,11 @@ def _judge(path: str, given):
         raise JudgementError(f"--withheld {listed}: names no place of {folder.path}, which holds {known} …")
     if judged and (idle := judged.describe_unmatched(folder)):
         print(f"aef evaluate: {listed}: {idle}", file=sys.stderr)
-    held_out = set(folder.require(given.only, "--only: holds no") if given.only else model.config.data.held_out_places)
+    only = folder.require(names_of(given.only, "--only"), "--only: holds no")
+    held_out = set(only or model.config.data.held_out_places)
     wanted = chips_to_judge(folder, held_out, judged, given.health_places)
     seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)
-    if given.only:
+    if only:
         require_unseen(model, unseen)
     if judged:
         require_unseen_dates(model, seen, judged, own)

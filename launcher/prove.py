@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     from aef.evaluation.probes import MAX_SHOTS
     from aef.evaluation.proof import CONDITIONS, prove
     from aef.evaluation.tables import require_results, write_results
+    from aef.settings_file import names_of
 
     try:
         shots = [None if word == "all" else int(word) for word in given.shots]
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         require_results(Path(given.out), "--out")
     model = load_model(__file__, given.checkpoint, given.device)
     folder = ChipFolder(given.data, model.registry)
-    folder.require(given.only or (), "--only: holds no")
-    held_out = set(given.only or model.config.data.held_out_places) & set(folder.places())
+    only = folder.require(names_of(given.only, "--only"), "--only: holds no")
+    held_out = set(only or model.config.data.held_out_places) & set(folder.places())
     wanted = [place for place in dict.fromkeys(folder.places()) if not held_out or place in held_out]
     first = set(wanted[: given.most_places or None])
     chips = [model.read(path) for path, place in zip(folder.files, folder.places()) if place in first]
@@ -72,7 +73,11 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, metavar="CHIPS", help="folder of chips with labels")
     options.add_argument("--out", metavar="PATH", help="write PATH.md and PATH.json")
     options.add_argument(
-        "--only", nargs="*", metavar="PLACE", help="only these; default: the held-out ones, else all of the folder"
+        "--only",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="only these, @FILE: one a line of a file; default: the held-out ones, else all of the folder",
     )
     options.add_argument("--most-places", type=int, default=0, metavar="N", help="the first N of them; 0: all")
     options.add_argument(

@@ -181,3 +181,15 @@ def test_a_period_that_a_chip_cannot_serve_costs_no_other_period(call, two_chips
     assert "2 fields skipped: a_2025-01-01_2026-01-01, b_2025-01-01_2026-01-01" in said
     code, said = call("--no-quicklooks", "--period", "2025-01-01/2026-01-01")
     assert code == 1 and "more than six months beyond" in said
+
+
+def test_only_some_places_of_a_folder_are_embedded(call, five_chips, tmp_path):
+    listed = tmp_path / "places.txt"
+    listed.write_text("p3\np4\n")
+    code, said = call("--only", "p1", f"@{listed}", "--no-quicklooks", data=five_chips)
+    assert code == 0 and "3 fields written" in said
+    assert sorted(path.name[:2] for path in (tmp_path / "fields").iterdir()) == ["p1", "p3", "p4"]
+    code, said = call("--only", "p1", "p9", data=five_chips)
+    assert code == 1 and f"{five_chips}: --only: holds no p9: known are p0, p1, p2, p3, p4" in said
+    code, said = call("--only", "p1", data=five_chips / "p1_2018.npz")
+    assert code == 1 and "--only: chooses places of a folder, but --data" in said

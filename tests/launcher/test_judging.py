@@ -61,6 +61,9 @@ def test_a_proof_is_one_command(folder, tmp_path, capsys):
     assert call(prove, *options, "--only", "synthetic_0_00000") == 1
     assert "1 places were training places of the run (synthetic_0_00000)" in capsys.readouterr().err
     assert call(prove, *options, "--only", "atlantis") == 1 and "holds no atlantis" in capsys.readouterr().err
+    (tmp_path / "places.txt").write_text("synthetic_0_00002\natlantis\n")
+    assert call(prove, *options, "--only", f"@{tmp_path / 'places.txt'}") == 1
+    assert "--only: holds no atlantis: known are" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", "many") == 1 and "numbers or `all`" in capsys.readouterr().err
     assert call(prove, *options[:4], "--shots", 0) == 1 and "--shots: expected 1 to 300" in capsys.readouterr().err
 
@@ -86,12 +89,14 @@ def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(fold
     rows = choose_dates([read_chip(folder / "chips" / "synthetic_0_00000.npz", BUILT_IN)], BUILT_IN)
     write_dates(dates, rows)
     (tmp_path / "elsewhere.csv").write_text("place,time_utc\natlantis,2019-06-01\n")
+    (tmp_path / "places.txt").write_text("lemuria\n")
     for given, words in {
         ("--withheld", dates): f"{len(rows)} frames of the list were free for the run to train on",
         ("--withheld", tmp_path / "elsewhere.csv"): "names no place of",
         ("--withheld", tmp_path / "none.csv"): "--withheld " + str(tmp_path / "none.csv") + ": no such file",
         ("--only", "synthetic_0_00000"): "1 places were training places of the run",
         ("--only", "atlantis"): "--only: holds no atlantis: known are synthetic_0_00000",
+        ("--only", f"@{tmp_path / 'places.txt'}"): "--only: holds no lemuria: known are synthetic_0_00000",
         ("--set", "report"): "withheld no dates",
         ("--trials", 0): "--trials: expected 1 or more, found 0",
         ("--shots", 100000): "--shots: expected 1 to 300",
