@@ -13,25 +13,32 @@ from __future__ import annotations
 
 import colorsys
 import csv
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from rasterio.features import shapes
+from rasterio.transform import Affine
+from rasterio.warp import transform_geom
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from aef.atomic import writing
+from aef.data.chips import Chip, Label
+from aef.evaluation.labels import field_units
 from aef.evaluation.tables import markdown_table
 from aef.figure_file import new_figure, save_png
 from aef.mapping.field_choice import choose_fields
 from aef.mapping.field_windows import Thinned, windows
 from aef.mapping.files import origin_tags, read_tags, writing_map
-from aef.mapping.labels import LabelError, Samples
+from aef.mapping.labels import LabelError, LabelledArea, Samples
 from aef.mapping.picture import pca_rgb
+from aef.timecode import Period
 
 if TYPE_CHECKING:
     import xarray
@@ -125,6 +132,54 @@ def of_one_period(files: Sequence[Path], period: str | None) -> list[Path]:
     return chosen
 
 
+def labelled_areas(chips: Iterable[Chip], name: str, period: Period | None = None) -> list[LabelledArea]:
+    """The fields of a label that chips carry (`aef.evaluation.labels.field_units`), as areas in degrees.
+
+    Args:
+        chips: those without the label contribute nothing.
+        name: of the label.
+        period: a label that holds at no time of it is left out: in another year a field has another crop.
+
+    Raises:
+        LabelError: fewer than two classes are left.
+    """
+    areas = []
+    for chip in chips:
+        label = chip.labels.get(name)
+        if label is None or not _holds_in(label, period):
+            continue
+        fields = field_units(label).astype(np.int32)
+        for code in np.setdiff1d(label.values, label.ignore).tolist():
+            parts = defaultdict(list)
+            mask = (label.values == code) & (fields > 0)
+            for geometry, field in shapes(fields, mask, transform=Affine(*chip.transform[:6])):
+                parts[field].append(geometry["coordinates"])
+            for outlines in parts.values():
+                geometry = {"type": "MultiPolygon", "coordinates": outlines}
+                geometry = transform_geom(chip.crs, "EPSG:4326", geometry)
+                areas.append(LabelledArea(geometry, label.legend.get(code, str(code))))
+    classes = {area.label for area in areas}
+    if len(classes) < 2:
+        when = f" at any time of {period}" if period else ""
+        raise LabelError(f"expected chips with a label {name!r} of two classes or more{when}, found {len(classes)}")
+    return areas
+
+
+def _holds_in(label: Label, period: Period | None) -> bool:
+    if period is None or label.valid_start_ms is None or label.valid_end_ms is None:
+        return True
+    return label.valid_start_ms < period.end_ms and label.valid_end_ms > period.start_ms
+
+
+def draw(samples: Samples, shots: int, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """Those of some rows of the samples (None: of all) that belong to at most ``shots`` labels of each class, at random."""
+    rows = np.arange(len(samples.codes)) if rows is None else rows
+    order = np.random.default_rng(seed).permutation(len(np.unique(samples.areas)))
+    number = order[np.unique(samples.areas, return_inverse=True)[1]]  # of the label of every row
+    chosen = [np.unique(number[rows[samples.codes[rows] == code]])[:shots] for code in np.unique(samples.codes[rows])]
+    return rows[np.isin(number[rows], np.concatenate(chosen))]
+
+
 def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any:
     """A scikit-learn classifier of vectors, fitted to some ``rows`` of the samples (None: to all).
 
@@ -152,8 +207,10 @@ def fit(method: Method, samples: Samples, rows: np.ndarray | None = None) -> Any
     return regression.fit(vectors, codes)
 
 
-def cross_validate(method: Method, samples: Samples) -> Accuracy:
+def cross_validate(method: Method, samples: Samples, shots: int | None = None, seed: int = 0) -> Accuracy:
     """Cross-validation in up to five parts, split by squares of ground; each label counts once.
+
+    With ``shots`` each part is learnt from so many labels of a class (`draw`), and judged on all of its own.
 
     Raises:
         LabelError: fewer than two classes lie in two squares each.
@@ -167,7 +224,8 @@ def cross_validate(method: Method, samples: Samples) -> Accuracy:
     codes, blocks = samples.codes[rows], samples.blocks[rows]
     guess = np.empty(len(rows), np.int64)
     for train, test in _parts(codes, blocks):
-        guess[test] = fit(method, samples, rows[train]).predict(samples.vectors[rows[test]])
+        learnt = rows[train] if shots is None else draw(samples, shots, seed, rows[train])
+        guess[test] = fit(method, samples, learnt).predict(samples.vectors[rows[test]])
     _, number, pixels = np.unique(samples.areas[rows], return_inverse=True, return_counts=True)
     confusion = np.zeros((len(judged), len(judged)))
     np.add.at(confusion, (np.searchsorted(judged, codes), np.searchsorted(judged, guess)), 1 / pixels[number])

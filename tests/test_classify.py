@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from rasterio.warp import transform as warp
 from rasterio.warp import transform_geom
 from sklearn.model_selection import StratifiedGroupKFold
 
-from aef.classify import METHODS, Accuracy, class_map, cross_validate, fit
-from aef.data.chips import Chip
+from aef.classify import METHODS, Accuracy, class_map, cross_validate, draw, fit, labelled_areas
+from aef.data.chips import Chip, Label, SourceSeries, write_chip
 from aef.launcher.classify import main
 from aef.launcher.command import run as run_command
 from aef.mapping.files import as_data_array, read_field, write_field
 from aef.mapping.labels import LabelError, LabelledArea, Samples, read_labels, sample
 from aef.mapping.made_by import MadeBy
-from aef.timecode import parse_period
+from aef.sources import BUILT_IN
+from aef.timecode import parse_period, parse_time
 
 YEAR, NEXT = parse_period("2019-01-01/2020-01-01"), parse_period("2020-01-01/2021-01-01")
 CRS, LEFT, TOP, SIDE = "EPSG:32631", 500_000.0, 5_600_000.0, 12
@@ -201,6 +203,38 @@ def test_labels_that_cannot_be_read_are_refused_by_row(tmp_path, name, content, 
         read_labels(tmp_path / name, "cover")
 
 
+def labelled_chip(number=0, year=2019):
+    """Two fields of water, one of them in two parts, one of wood, ground without a field, and unknown ground."""
+    values, fields = np.full((SIDE, SIDE), 1), np.zeros((SIDE, SIDE), np.int32)
+    fields[:2], fields[4:6], fields[2:4, :6], fields[6:, 6:] = 7, 7, 8, 9
+    values[:, 6:], values[10:] = 2, 255
+    values[:6] = 1
+    start, end = (parse_time(f"{at}-01-01") for at in (year, year + 1))
+    label = Label(values, {1: "water", 2: "wood"}, (255,), start, end, fields)
+    return replace(chip(number), labels={"cover": label})
+
+
+def test_chips_that_carry_labels_are_labels_by_field():
+    areas = labelled_areas([labelled_chip(), chip(1)], "cover", YEAR)
+    assert [area.label for area in areas] == ["water", "water", "wood"]
+    one = field()
+    found = sample([one], areas, most=SIDE * SIDE)
+    vectors = one.values
+    whole = np.concatenate([vectors[:, [0, 1, 4, 5]].reshape(8, -1), vectors[:, 2:4, :6].reshape(8, -1)], axis=1)
+    expected = np.concatenate([whole, vectors[:, 6:10, 6:].reshape(8, -1)], axis=1).T
+    assert np.array_equal(found.vectors, expected)
+    assert np.bincount(found.areas).tolist() == [4 * SIDE, 12, 24]
+
+
+def test_labels_of_chips_hold_in_their_own_time():
+    chips = [labelled_chip(), labelled_chip(1, 2020)]
+    assert len(labelled_areas(chips, "cover", NEXT)) == 3 and len(labelled_areas(chips, "cover")) == 6
+    with pytest.raises(LabelError, match=f"label 'cover' of two classes or more at any time of {NEXT}, found 0"):
+        labelled_areas(chips[:1], "cover", NEXT)
+    with pytest.raises(LabelError, match="chips with a label 'crop' of two classes or more, found 0"):
+        labelled_areas(chips, "crop")
+
+
 # --- classifier and accuracy -----------------------------------------------------------------------------------------
 
 
@@ -261,6 +295,25 @@ def test_every_class_is_learnt_in_every_part_however_few_squares_there_are(metho
         warnings.simplefilter("error")
         assert cross_validate(method, labels).balanced == 1
         assert np.array_equal(fit(method, labels).predict(labels.vectors), codes)
+
+
+def test_few_labels_are_learnt_from_and_all_judge():
+    """Labels of one and three pixels: what is counted is labels, not pixels."""
+    areas = np.repeat(np.arange(12), np.tile([1, 3], 6))
+    codes = areas // 6
+    vectors = np.stack([WATER, WOOD])[codes] + 0.01 * np.random.default_rng(0).normal(size=(len(codes), 8))
+    table = Samples(vectors.astype(np.float32), codes, areas, areas // 2, ("water", "wood"), 0)
+    drawn = draw(table, 2, seed=0)
+    assert [len(np.unique(areas[drawn][codes[drawn] == code])) for code in (0, 1)] == [2, 2]
+    assert set(drawn) == set(np.flatnonzero(np.isin(areas, areas[drawn])))  # a label with all of its pixels
+    among = np.flatnonzero(areas >= 3)
+    assert set(draw(table, 9, seed=0, rows=among)) == set(among)
+    assert not np.array_equal(areas[draw(table, 1, seed=1)], areas[draw(table, 1, seed=2)])
+    assert cross_validate("logistic", table, shots=2).confusion == pytest.approx(np.diag([6, 6]))
+    # The first label of wood is called water: of one label a class this alone may be what is learnt.
+    vectors[areas == 6] = vectors[0]
+    scores = [cross_validate("knn", replace(table, vectors=vectors), 1, seed).balanced for seed in range(6)]
+    assert min(scores) < max(scores) <= 1
 
 
 def test_recall_is_of_what_is_so_and_precision_of_what_is_called_so():
@@ -344,6 +397,21 @@ def test_the_picture_shows_fields_that_have_a_vector(folder, capsys, monkeypatch
     assert "no picture: none of the pixels that it would show has a vector" in capsys.readouterr().out
 
 
+def test_labels_may_be_those_of_chips_and_few(folder, capsys):
+    (folder / "chips").mkdir()
+    seen = SourceSeries(np.ones((1, 5, SIDE, SIDE), np.uint16), np.ones((1, 1, SIDE, SIDE), bool), np.array([YEAR[0]]))
+    for number in range(4):
+        one = replace(labelled_chip(number), sources={"sentinel2": seen})
+        write_chip(folder / "chips" / f"c{number}.npz", one, BUILT_IN)
+    assert call(folder, "--labels", folder / "chips") == 0
+    assert "12 labels, 3 of them on no field; 252 pixels learnt from." in capsys.readouterr().out
+    assert call(folder, "--labels", folder / "chips", "--shots", "2", "--most", "3") == 0
+    text = capsys.readouterr().out
+    assert "12 pixels learnt from, of at most 2 labels of each class; all labels judge." in text
+    figures = json.loads((folder / "maps" / "accuracy.json").read_text())
+    assert figures["pixels"] == 12 and np.sum(figures["accuracy"]["confusion"]) == pytest.approx(9)
+
+
 def test_fields_of_several_periods_need_a_choice(folder, capsys):
     write_field(folder / "fields" / "c0_next.tif", field(0, NEXT))
     assert call(folder) == 1
@@ -375,6 +443,7 @@ def test_maps_are_made_where_no_accuracy_can_be(folder, capsys):
     ("given", "words"),
     [
         (("--block-m", 5), "--block-m: expected 10 or more, found 5"),
+        (("--shots", 0), "--shots: expected 1 or more, found 0"),
         (("--most", 0), "--most: expected 1 or more, found 0"),
         (("--labels", "none.csv"), "none.csv: no such file"),
         (("--fields", "."), "holds no embedding fields"),

@@ -158,6 +158,11 @@ def _units(chip: Chip, label: Label, unit: Unit) -> np.ndarray:
         side = round(BLOCK_M / abs(chip.transform[0]))
         row, column = np.indices(label.values.shape) // side
         return 1 + row * (1 + column.max()) + column
+    return field_units(label)
+
+
+def field_units(label: Label) -> np.ndarray:
+    """(H, W) positive numbers of a label's fields, its field ids or else connected regions of one class; 0: no field."""
     if label.fields is not None:
         return label.fields.astype(np.int64)
     units = np.zeros(label.values.shape, np.int64)
