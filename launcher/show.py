@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: expected the name of a picture, ending in .png")
 
+    import numpy as np
+
     from aef.data.chip_figure import draw_chip
     from aef.data.chips import read_chip
     from aef.data.source_summary import summarise
@@ -35,11 +37,17 @@ def main(argv: list[str] | None = None) -> int:
 
     registry = registry_of(folder, files=given.sources_file)
     chip = read_chip(path, registry, check_values=True)
+    made = ", synthetic" if chip.synthetic else ""
+    middle = f"{chip.lon:.5f},{chip.lat:.5f}"  # as --at of other commands takes it
+    print(f"{chip.id}: {chip.width} × {chip.height} px around {middle} (lon,lat), place {chip.place}{made}")
     for name, series in chip.sources.items():
         found = summarise(registry[name], series)
         clear = "" if found.clear is None else f", {found.clear:.0%} clear"
         suspicions = f"  ! {', '.join(found.suspicions)}" if found.suspicions else ""
         print(f"{name}: {found.frames} frames, {found.span}, {found.observed:.0%} observed{clear}{suspicions}")
+    for name, label in chip.labels.items():
+        codes = np.setdiff1d(label.values, label.ignore).tolist()
+        print(f"label {name}: {', '.join(label.legend.get(code, str(code)) for code in codes)}")
     figure = draw_chip(chip, registry)
     save_png(out, figure, dpi=given.dpi)
     print(f"wrote {out}")

@@ -140,6 +140,8 @@ def test_any_chip_can_be_drawn(tmp_path, capsys, sources):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["here.npz", "here.png"]
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in sources)
+    assert "here: 16 × 16 px around 5.30000,50.60000 (lon,lat), place here\n" in printed
+    assert "label cover: field\n" in printed
 
 
 def test_a_source_without_an_observation_is_drawn_grey():
