@@ -6,6 +6,8 @@ field = model.embed(chip, ("2019-01-01", "2020-01-01"))
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +16,23 @@ import rioxarray  # noqa: F401  (registers the `rio` accessor)
 import xarray
 from rasterio.crs import CRS
 from rasterio.transform import Affine, array_bounds
+from rasterio.warp import transform as warp
 
 from aef.data.chips import PIXEL_M, Chip, ChipError, SourceSeries, validate
+from aef.data.contract import METRES_PER_DEGREE
 from aef.data.ingest.grids import centre_of
-from aef.data.plausibility import survey_chips, wrong_scale
+from aef.data.plausibility import survey_chips, suspicious, wrong_scale
 from aef.sources import Registry, Source
 
 REGRID = "`aef ingest` puts rasters of any grid onto one"
+
+DISTORTED = 0.05
+"""Share by which a projection may stretch a pixel: UTM does by 0.001 at most, Europe's equal area by 0.02 or so, Web
+Mercator by 1 / cos(latitude)."""
+
+
+class SuspiciousValuesWarning(UserWarning):
+    """What was observed looks like another unit or like swapped bands; `aef.data.plausibility` names the innocent causes."""
 
 
 def chip_from_xarray(
@@ -42,7 +54,11 @@ def chip_from_xarray(
         place: what splits keep together; None: as ``id``.
 
     Raises:
-        ChipError: a source, band, time or grid that is not as expected, or values that cannot be in the source's unit.
+        ChipError: a source, band, time or grid that is not as expected, coordinates of corners instead of centres, or
+            values that cannot be in the source's unit.
+
+    Warns:
+        SuspiciousValuesWarning: values that look like another unit, or like swapped bands.
     """
     if not cubes:
         raise ChipError("expected a cube of one source at least, found none", field="sources")
@@ -57,6 +73,7 @@ def chip_from_xarray(
             raise ChipError(
                 f"is not stored on the chip's grid ({source.grid}): `aef ingest` takes its files", source=name
             )
+        _require_centres(cube, name)
         cube = _in_order(cube, source)
         grids[name] = (_crs_of(cube, crs, name), transform_of(cube), cube.sizes["y"], cube.sizes["x"])
         series[name] = _series(cube, source)
@@ -67,10 +84,18 @@ def chip_from_xarray(
     if not np.allclose((affine.a, affine.e), (PIXEL_M, -PIXEL_M), atol=1e-6):
         raise ChipError(f"expected pixels of 10 m, found {affine.a:g} x {-affine.e:g}: {REGRID}", field="transform")
     lon, lat = centre_of(array_bounds(height, width, affine), projection)
+    _require_metres(projection, affine, height, width)
     chip = Chip(id, projection.to_string(), tuple(affine)[:6], height, width, lon, lat, series, place=place or id)
     validate(chip, registry)
-    if why := wrong_scale(survey_chips([chip], registry)):
+    rows = survey_chips([chip], registry)
+    if why := wrong_scale(rows):
         raise ChipError(why, field="values")
+    for row in filter(suspicious, rows):
+        warnings.warn(
+            f"{row.source} {row.band}: median {row.median:.5g} {row.unit}: {row.suspicion}",
+            SuspiciousValuesWarning,
+            stacklevel=2,
+        )
     return chip
 
 
@@ -94,6 +119,55 @@ def _in_order(cube: xarray.DataArray, source: Source) -> xarray.DataArray:
         )
     cube = cube.assign_coords(band=bands).transpose(*wanted).sortby("y", ascending=False).sortby("x")
     return cube.sortby("time") if "time" in wanted else cube.expand_dims("time")
+
+
+def _require_centres(cube: xarray.DataArray, name: str) -> None:
+    """Raises ChipError where a cube's own transform says that its coordinates are those of corners (stackstac's default)."""
+    stated = _stated_transform(cube)
+    if stated is None:
+        return
+    for axis, first, size in (("x", stated.c, stated.a), ("y", stated.f, stated.e)):
+        if axis not in cube.coords or not size:
+            continue
+        # Of a part of a grid the transform may be that of the whole: only the fraction of a pixel tells.
+        pixels = (cube[axis].values.astype(np.float64) - first) / size
+        if len(pixels) > 1 and np.allclose(pixels, np.round(pixels), rtol=0, atol=1e-3):
+            raise ChipError(
+                f"{axis} lies on the edges of pixels by the cube's own transform, expected centres: move it by half a pixel "
+                "(stackstac: xy_coords='center')",
+                source=name,
+                field=axis,
+            )
+
+
+def _stated_transform(cube: xarray.DataArray) -> Affine | None:
+    """What a cube says of its grid, if anything; `cube.rio.transform()` takes the origin from the coordinates instead."""
+    mapping = cube.coords.get(cube.rio.grid_mapping)
+    if mapping is not None and "GeoTransform" in mapping.attrs:
+        return Affine.from_gdal(*map(float, mapping.attrs["GeoTransform"].split()))
+    return Affine(*cube.attrs["transform"][:6]) if "transform" in cube.attrs else None
+
+
+def _require_metres(crs: CRS, affine: Affine, height: int, width: int) -> None:
+    """Raises ChipError where a pixel in the middle is not 10 m x 10 m on the ground."""
+    if not crs.is_projected:
+        raise ChipError(
+            f"expected a projection in metres such as a UTM zone, found {crs.to_string()}: {REGRID}", field="crs"
+        )
+    x, y = affine @ (width / 2, height / 2)
+    half = 500 * PIXEL_M
+    sides = []
+    for dx, dy in ((half, 0.0), (0.0, half)):
+        (west, east), (south, north) = warp(crs, CRS.from_epsg(4326), [x - dx, x + dx], [y - dy, y + dy])
+        if not np.isfinite((west, east, south, north)).all():
+            raise ChipError(f"{crs.to_string()} does not reach {x:g}, {y:g}: {REGRID}", field="crs")
+        across = ((east - west + 180) % 360 - 180) * math.cos(math.radians((south + north) / 2))
+        sides.append(METRES_PER_DEGREE * math.hypot(across, north - south) / 1000)
+    if max(abs(side / PIXEL_M - 1) for side in sides) > DISTORTED:
+        raise ChipError(
+            f"expected pixels of 10 m on the ground, found {sides[0]:.3g} x {sides[1]:.3g} m in {crs.to_string()}: {REGRID}",
+            field="crs",
+        )
 
 
 def _crs_of(cube: xarray.DataArray, crs: Any, name: str) -> CRS:

@@ -260,6 +260,11 @@ def wrong_scale(rows: Sequence[BandSurvey]) -> str | None:
     return None
 
 
+def suspicious(row: BandSurvey) -> bool:
+    """Whether a band was observed and looks wrong."""
+    return row.suspicion not in ("", UNSEEN)
+
+
 def table(rows: Sequence[BandSurvey]) -> list[str]:
     """Lines of the closing table; bands of a long family (rh0 … rh100) are shown at its ends and middle."""
     width = max((len(row.source) for row in rows), default=6) + 2
@@ -267,11 +272,10 @@ def table(rows: Sequence[BandSurvey]) -> list[str]:
     lines = [f"{'source':<{width}}{'band':<28}{'seen':>6}{header}  unit, verdict"]
     shown = _shown([row.source for row in rows])
     for row, show in zip(rows, shown):
-        suspicious = row.suspicion not in ("", UNSEEN)
-        if show or suspicious:
+        if show or suspicious(row):
             quantiles = (row.minimum, row.p1, row.median, row.p99, row.maximum)
             numbers = "".join(f"{'-' if np.isnan(value) else format(value, '.5g'):>11}" for value in quantiles)
-            verdict = f"SUSPICIOUS: {row.suspicion}" if suspicious else row.suspicion or "ok"
+            verdict = f"SUSPICIOUS: {row.suspicion}" if suspicious(row) else row.suspicion or "ok"
             lines.append(f"{row.source:<{width}}{row.band:<28}{row.observed:>6.0%}{numbers}  {row.unit}, {verdict}")
     return lines
 

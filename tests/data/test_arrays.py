@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import xarray
+from rasterio.transform import Affine
 
-from aef.data.arrays import chip_from_xarray
+from aef.data.arrays import SuspiciousValuesWarning, chip_from_xarray
 from aef.data.chips import ChipError, read_chip, write_chip
 from aef.sources import BUILT_IN
 
@@ -109,6 +110,17 @@ REFUSED = {
     ),
     "sentinel2: expected band medians of .*wrong unit or scale": lambda c: c / 10_000,
     "found bool": lambda c: c > 0,
+    "y lies on the edges of pixels by the cube's own transform, expected centres": lambda c: c.rio.write_transform(
+        Affine(10, 0, float(c.x[0]) - 5, 0, -10, float(c.y[0]))
+    ),
+    r"field crs: expected pixels of 10 m on the ground, found 6.\d+ x 6.\d+ m in EPSG:3857: `aef ingest`": lambda c: (
+        c.assign_coords(x=590_005 + 10 * np.arange(c.sizes["x"]), y=6_560_005 - 10 * np.arange(c.sizes["y"]))
+        .drop_vars("spatial_ref")
+        .rio.write_crs("EPSG:3857")
+    ),
+    "field crs: expected a projection in metres such as a UTM zone, found EPSG:4326": lambda c: c.drop_vars(
+        "spatial_ref"
+    ).rio.write_crs("EPSG:4326"),
     "expected an xarray.DataArray, found ndarray": lambda c: c.values,
 }
 
@@ -117,6 +129,26 @@ REFUSED = {
 def test_what_does_not_fit_is_one_line_that_says_why(chip, words):
     with pytest.raises(ChipError, match=words):
         chip_from_xarray({"sentinel2": REFUSED[words](cube_of(chip, "sentinel2"))}, BUILT_IN)
+
+
+def test_coordinates_of_corners_are_refused_as_a_catalogue_reader_gives_them(chip):
+    """As stackstac does: upper left corners, and the transform of the whole grid as a tuple among the attributes."""
+    cube = cube_of(chip, "sentinel2")
+    corners = cube.assign_coords(x=cube.x - 5, y=cube.y + 5)
+    corners.attrs["transform"] = (10.0, 0.0, float(cube.x[0]) - 5, 0.0, -10.0, float(cube.y[0]) + 5)
+    for part in (corners, corners[..., 1:, 2:]):
+        with pytest.raises(ChipError, match=r"x lies on the edges of pixels .* \(stackstac: xy_coords='center'\)"):
+            chip_from_xarray({"sentinel2": part}, BUILT_IN)
+    cube.attrs["transform"] = corners.attrs["transform"]
+    assert chip_from_xarray({"sentinel2": cube[..., 1:, 2:]}, BUILT_IN).width == chip.width - 2
+
+
+def test_values_that_look_like_swapped_bands_are_warned_of(chip):
+    cube = cube_of(chip, "sentinel1")
+    low, high = cube.sel(band="VH") - 1, cube.sel(band="VV")
+    cube.loc[{"band": "VV"}], cube.loc[{"band": "VH"}] = np.minimum(low, high) - 3, np.maximum(low, high)
+    with pytest.warns(SuspiciousValuesWarning, match="sentinel1 VV: median .* dB: expected VV above VH: bands swapped"):
+        chip_from_xarray({"sentinel1": cube}, BUILT_IN)
 
 
 def test_sources_lie_on_one_grid(chip):

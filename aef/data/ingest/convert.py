@@ -17,7 +17,7 @@ from aef.data.ingest.report import Report, band_lines, frame_line
 from aef.data.ingest.schema import Input, LabelRule, Recipe
 from aef.data.ingest.series import SeriesBuilder
 from aef.data.making import digest_of, making
-from aef.data.plausibility import UNSEEN, survey_chips, wrong_scale
+from aef.data.plausibility import survey_chips, suspicious, wrong_scale
 from aef.settings_file import SOURCES_FILE, registry_of, write_sources
 from aef.sources import BUILT_IN
 
@@ -75,7 +75,7 @@ def convert_place(recipe: Recipe, place: PlaceFiles) -> tuple[Chip, Report]:
             f"{place.name}: {problem}; say in the recipe how stored values become the unit (transform: {{scale: …, offset: …, function: …}})"
         )
     report.bands = band_lines(chip)
-    report.suspicions = [f"{r.source} {r.band}: {r.suspicion}" for r in rows if r.suspicion not in ("", UNSEEN)]
+    report.suspicions = [f"{r.source} {r.band}: {r.suspicion}" for r in rows if suspicious(r)]
     report.suspicions += [text for b in builders for stated in b.stated.values() if (text := stated.suspicion())]
     report.notes = [place.extent_note] if place.extent_note else []
     report.unused = unused_variables(recipe, place, files, builders, label_files)
