@@ -102,6 +102,9 @@ class Run:
             )
         except (KeyError, TypeError) as error:
             raise RunError(f"{path / DESCRIPTION}: not the description of a run ({error})") from error
+        except ValueError as error:
+            # Settings, sources and statistics have errors of their own, which name the file.
+            raise RunError(f"{path}: damaged, or of another version of this software: {error}") from error
 
 
 def with_own_list(config: Config, run: Path) -> Config:

@@ -177,9 +177,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
-        items = [value] if isinstance(value, str) else value
+        items = [value] if isinstance(value, str) and arguments[0] is str else value
         if not isinstance(items, list | tuple):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            form = "" if arguments[0] is str else " like [0.5, 1]"
+            raise ConfigError(f"{where}: expected a list{form}, found {value!r}")
         converted = tuple(_convert(item, arguments[0], where) for item in items)
         return names_of(converted, where) if arguments[0] is str else converted
     if hint is float and isinstance(value, str):

@@ -164,6 +164,7 @@ def test_overrides_are_typed():
         ("objective.clip_sigma=1e300", ("objective.clip_sigma", "at most 1,000,000")),
         ("train.timeout_s=0", ("train.timeout_s", "at least 1")),
         ("train.timeout_s=1e12", ("train.timeout_s", "at most 2,592,000")),
+        ("train.betas=0.9,0.99", ("train.betas: expected a list like [0.5, 1], found '0.9,0.99'",)),
         ("data.held_out_places=[0123]", ("data.held_out_places: expected str, found 83", 'in quotes, like ["0123"]')),
         ("data.held_out_places=[2019-01-01]", ("data.held_out_places: expected str, found datetime.date", "in quotes")),
         ("data.withheld=no", ("data.withheld: expected str, found False", "in quotes")),

@@ -1,10 +1,13 @@
 """The weights of a run are known by what they are."""
 
+import re
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from aef.run import RunError, digest, read_weights, write_weights
+from aef.run import Run, RunError, digest, read_weights, write_weights
 
 
 def some_weights(seed=0):
@@ -34,3 +37,20 @@ def test_weights_of_before_the_hash_are_read_and_have_one(tmp_path):
 def test_a_run_folder_is_no_file_of_weights(tmp_path):
     with pytest.raises(RunError, match=r"expected a file of weights, like .*model\.safetensors, found a folder"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.yaml", "preset: tiny\nmodel:\n  colour: 3\n", "unknown setting model.colour"),
+        ("sources.yaml", "3\n", "expected a list of source entries"),
+        ("stats.json", "{", "not a statistics file"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_in_one_error(tiny_run, tmp_path, name, text, words):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(
+        RunError, match=rf"of another version of this software: {re.escape(str(run / name))}: .*{words}"
+    ):
+        Run.read(run)
