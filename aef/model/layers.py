@@ -224,6 +224,22 @@ class Down(nn.Module):
         return kernels.exchange_down(x, self.weight, self.bias)
 
 
+def without_grid(weight: Tensor) -> Tensor:
+    """The nearest doubling kernel (I, k, k, O), k even, whose four phases answer alike to a constant map.
+
+    Of an output, rows and columns that are even are made by the taps 1, 3, … and those that are odd by 0, 2, …: each phase
+    has taps of its own, and training moves them apart a little at random. Where their sums differ, what all pixels have
+    in common comes out as a grid of 2 x 2 px (docs/results/learning.md, "The grid of 2 px"). What differs from
+    pixel to pixel inside a cell is left to the taps.
+    """
+    inputs, kernel, _, outputs = weight.shape
+    per_phase = kernel // 2
+    taps = weight.to(at_least_float(weight.dtype)).view(inputs, per_phase, 2, per_phase, 2, outputs)
+    sums = taps.sum((1, 3), keepdim=True)
+    excess = (sums - sums.mean((2, 4), keepdim=True)) / per_phase**2
+    return (taps - excess).view_as(weight).to(weight.dtype)
+
+
 class Up(nn.Module):
     """Learned doubling of the sides, merged: into + up(x); weight (I, k, k, O). With `norm` a `Merge`.
 
@@ -231,13 +247,17 @@ class Up(nn.Module):
 
     It starts as a projection of the channels followed by interpolation (nearest for 2×2, bilinear for 3×3 and 4×4).
     With taps drawn one by one, the four phases of an output would start as four different maps: a checkerboard that
-    outweighs the content, and that the rest of the network has to unlearn first (docs/results/learning.md).
+    outweighs the content, and that the rest of the network has to unlearn first (docs/results/learning.md). With `flat`
+    a constant map stays one, away from its border, however the taps are trained (`without_grid`).
     """
 
     TAPS: ClassVar = {2: (1.0, 1.0), 3: (0.5, 1.0, 0.5), 4: (0.25, 0.75, 0.75, 0.25)}
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, zero: bool = False, gain: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, zero: bool = False, gain: float = 1.0, flat: bool = False
+    ) -> None:
         super().__init__()
+        self.flat = flat
         taps = torch.tensor(self.TAPS[kernel])
         mixing = new_weight(inputs, 1, 1, outputs, fan_in=max(1, round(inputs / gain**2)))
         self.weight = nn.Parameter((mixing * torch.outer(taps, taps)[None, :, :, None]).detach().contiguous())
@@ -248,12 +268,13 @@ class Up(nn.Module):
     def forward(
         self, x: Tensor, into: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
+        weight = without_grid(self.weight) if self.flat else self.weight
         if norm is not None:  # the finest merge, whose sides are even
             assert into is not None
-            return kernels.exchange_up_norm(x, self.weight, self.bias, into, *norm)
+            return kernels.exchange_up_norm(x, weight, self.bias, into, *norm)
         if into is not None and into.shape[1:3] == ONE_PIXEL:
-            return into + F.linear(x, _tap(self.weight).to(x.dtype).T, self.bias.to(x.dtype))
+            return into + F.linear(x, _tap(weight).to(x.dtype).T, self.bias.to(x.dtype))
         if into is None or into.shape[1:3] == (2 * x.shape[1], 2 * x.shape[2]):
-            return kernels.exchange_up_add(x, self.weight, self.bias, into)
+            return kernels.exchange_up_add(x, weight, self.bias, into)
         rows, columns = into.shape[1:3]
-        return into + kernels.exchange_up_add(x, self.weight, self.bias, None)[:, :rows, :columns]
+        return into + kernels.exchange_up_add(x, weight, self.bias, None)[:, :rows, :columns]

@@ -134,7 +134,7 @@ class Head(nn.Module):
     def __init__(self, width: int, embedding_dim: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
-        self.up = Up(width, embedding_dim, UPSAMPLING_KERNEL)
+        self.up = Up(width, embedding_dim, UPSAMPLING_KERNEL, flat=True)
 
     def forward(self, summary: Tensor) -> Tensor:
         """(Q, L/2, L/2, C) → (Q, L, L, D), unit vectors."""

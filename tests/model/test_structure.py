@@ -11,7 +11,7 @@ from aef import kernels
 from aef.config import PRESETS
 from aef.data.statistics import Statistics
 from aef.model import AEF
-from aef.model.layers import ChannelNorm, Down, Up, new_weight
+from aef.model.layers import ChannelNorm, Down, Up, new_weight, without_grid
 from aef.model.pyramid import Ascent, Descent, Exchange, States, level_widths
 from aef.model.stp import position_code
 from aef.model.summary import PeriodBias, pair_rows, unit
@@ -378,3 +378,32 @@ def test_upsampling_starts_as_interpolation_without_a_checkerboard(kernel):
     with torch.no_grad():
         image = up(torch.ones(1, 6, 6, 8))[0, 2:-2, 2:-2]
     assert image.std((0, 1)).max() < 1e-5 and image.abs().max() > 0.1
+
+
+def test_upsampling_to_pixels_keeps_a_constant_map_constant_however_it_is_trained():
+    up = Up(8, 5, 4, flat=True).double()
+    with torch.no_grad():
+        up.weight.normal_()
+        image = up(torch.randn(8).double().expand(1, 6, 6, 8))[0, 2:-2, 2:-2]
+    assert image.std((0, 1)).max() < 1e-12 and image.abs().max() > 0.1
+
+
+def test_upsampling_to_pixels_still_tells_the_pixels_of_a_cell_apart():
+    up = Up(8, 5, 4, flat=True)
+    with torch.no_grad():
+        up.weight.normal_()
+        cell = torch.zeros(1, 5, 5, 8)
+        cell[0, 2, 2] = 1
+        image = up(cell)[0, 4:6, 4:6]
+    assert image.std((0, 1)).min() > 0.1
+
+
+def test_taps_without_a_grid_are_the_nearest_and_stay_as_they_are():
+    weight = torch.randn(3, 4, 4, 2, dtype=torch.float64)
+    flat = without_grid(weight)
+    torch.testing.assert_close(without_grid(flat), flat)
+    # Nearest: what was taken away is orthogonal to every kernel whose phases have equal sums.
+    other = without_grid(torch.randn_like(weight))
+    assert abs(((weight - flat) * other).sum()) < 1e-12
+    interpolation = Up(3, 2, 4).weight.detach()
+    torch.testing.assert_close(without_grid(interpolation), interpolation)
