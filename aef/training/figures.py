@@ -47,7 +47,8 @@ def write_figure(run: Run, batch: Batch, output: Output, step: int) -> str | Non
         for axis, (title, picture) in zip(line, row, strict=False):
             _show(axis, picture)
             axis.set_title(title, fontsize=7)
-    figure.suptitle(f"{batch.sample_ids[0]}, step {step}", fontsize=9)
+    side = batch.side_px
+    figure.suptitle(f"a crop of {side} × {side} px of {batch.sample_ids[0]}, step {step}", fontsize=9)
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     save_png(folder / f"step-{step:08d}.png", figure)
