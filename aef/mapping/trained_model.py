@@ -36,6 +36,7 @@ from aef.mapping.support import (
     warn_of_sparse,
 )
 from aef.mapping.windows import Window, keep_inner, window_batches, windows_along
+from aef.memory import return_free_memory
 from aef.model.aef import AEF
 from aef.one_line import one_line
 from aef.run import WEIGHTS, Run, build_model, load_state, read_weights
@@ -366,7 +367,8 @@ class TrainedModel:
         """`window_batches` for this model, which is `asked` for periods or targets."""
         collate = Collator(self.registry, self.inputs, self.targets, text_dim=self.config.model.text_dim, views=1)
         side = self.config.data.chip_px
-        return window_batches(collate, chip, support, inputs, side, without_ms=without_ms or {}, **asked)
+        yield from window_batches(collate, chip, support, inputs, side, without_ms=without_ms or {}, **asked)
+        return_free_memory()
 
 
 def _rows(batch: Batch) -> dict[tuple[Period, int], int]:

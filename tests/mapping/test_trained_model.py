@@ -13,6 +13,7 @@ import torch
 
 import aef
 from aef.data.chips import Chip, SourceSeries, write_chip
+from aef.mapping import trained_model
 from aef.mapping.errors import EmbeddingError
 from aef.mapping.support import LongPeriodWarning, group_requests
 from aef.run import RunError, read_weights
@@ -350,3 +351,12 @@ def test_weights_of_another_model_are_refused_by_name(run, tmp_path):
     (tmp_path / "config.yaml").write_text(text.replace("precision_width: 16", "precision_width: 32"))
     with pytest.raises(RunError, match="other shapes"):
         aef.load(tmp_path)
+
+
+def test_every_chip_gives_back_what_its_encoding_took(model, monkeypatch):
+    """Without it a process that judged chips of 64 px grew by 100 MB a chip."""
+    calls = []
+    monkeypatch.setattr(trained_model, "return_free_memory", lambda: calls.append(1))
+    model.embed(a_chip(), YEAR)
+    model.reconstruct(a_chip(), "sentinel2", (parse_time("2018-06-01"), YEAR))
+    assert len(calls) == 2
