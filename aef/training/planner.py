@@ -15,6 +15,7 @@ from typing import Any
 from aef.config import Config, ConfigError
 from aef.data.random_batch import frames_per_sample
 from aef.model import cost
+from aef.model.summary import UPSAMPLING_KERNEL
 from aef.sources import Registry
 
 from .deepspeed_config import (
@@ -128,7 +129,9 @@ def plan(
         * (element * (DECODER_STATES + m.decoder_gate) * m.decoder_width + 4 * DECODER_STATES * m.embedding_dim)
     )
     ahead, most_ahead = teachers_ahead(config, ranks), _embedded_ahead(config, ranks)
-    activations = micro * per_sample
+    # The last upsampling keeps its taps as it used them, without the grid that the parameter has.
+    taps = element * UPSAMPLING_KERNEL**2 * m.summary_width * m.embedding_dim
+    activations = micro * per_sample + taps
     share = config.train.global_batch // ranks
     kept = most_ahead * share * 4 * whole * m.embedding_dim
     states = _states(count, stage, precision, ranks, settings)
