@@ -112,7 +112,8 @@ def test_accumulation_and_checkpointing_are_counted():
     assert many.fields + many.activations == 6 * 0.5 * 32768 * field
     assert any("ahead of the passes" in line for line in plan_report.describe(whole))
     assert not any("ahead of the passes" in line for line in plan_report.describe(parts))
-    taps = 2 * 4 * 4 * base.model.summary_width * base.model.embedding_dim  # of the last upsampling, however many samples
+    # Those of the last upsampling are kept once, however many samples there are.
+    taps = 2 * 4 * 4 * base.model.summary_width * base.model.embedding_dim
     assert parts.activations - taps == pytest.approx((direct.activations - taps) / 8)
     full = plan("base", "train.micro_batch=4", "model.checkpointing=full", on_gpu=True)
     assert full.activations < 0.7 * parts.activations
