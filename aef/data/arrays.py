@@ -129,9 +129,11 @@ def _require_centres(cube: xarray.DataArray, name: str) -> None:
     for axis, first, size in (("x", stated.c, stated.a), ("y", stated.f, stated.e)):
         if axis not in cube.coords or not size:
             continue
-        # Of a part of a grid the transform may be that of the whole: only the fraction of a pixel tells.
+        # Of a part of a grid the transform may be that of the whole: only the fraction of a pixel tells. One of pixels of
+        # another size is left over from before the cube was resampled.
         pixels = (cube[axis].values.astype(np.float64) - first) / size
-        if len(pixels) > 1 and np.allclose(pixels, np.round(pixels), rtol=0, atol=1e-3):
+        apart = np.allclose(np.abs(np.diff(pixels)), 1, rtol=0, atol=1e-3)
+        if len(pixels) > 1 and apart and np.allclose(pixels, np.round(pixels), rtol=0, atol=1e-3):
             raise ChipError(
                 f"{axis} lies on the edges of pixels by the cube's own transform, expected centres: move it by half a pixel "
                 "(stackstac: xy_coords='center')",

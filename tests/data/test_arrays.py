@@ -141,6 +141,9 @@ def test_coordinates_of_corners_are_refused_as_a_catalogue_reader_gives_them(chi
             chip_from_xarray({"sentinel2": part}, BUILT_IN)
     cube.attrs["transform"] = corners.attrs["transform"]
     assert chip_from_xarray({"sentinel2": cube[..., 1:, 2:]}, BUILT_IN).width == chip.width - 2
+    # Left over from pixels of 5 m, of which these are the means.
+    cube.attrs["transform"] = (5.0, 0.0, float(cube.x[0]) - 5, 0.0, -5.0, float(cube.y[0]) + 5)
+    assert chip_from_xarray({"sentinel2": cube}, BUILT_IN).width == chip.width
 
 
 def test_values_that_look_like_swapped_bands_are_warned_of(chip):
