@@ -56,7 +56,9 @@ def _options() -> argparse.ArgumentParser:
         help="auto: go on from the newest complete checkpoint of RUN, or start; or one of RUN/checkpoints, later ones of "
         "which are set aside",
     )
-    options.add_argument("--init-from", metavar="FILE", help="model.safetensors to start a new run from")
+    options.add_argument(
+        "--init-from", metavar="RUN|FILE", help="begin a new run with the weights and the statistics of another one"
+    )
     options.add_argument(
         "--deepspeed-config",
         metavar="NAME|FILE",
@@ -124,15 +126,15 @@ def _run(config: Config, given) -> int:
 
 
 def _dry_run(config: Config, given) -> int:
-    from aef.run import read_weights, require_fitting
-    from aef.training.new_run import require_choices, sketch_model
+    from aef.training.initial import Initial
+    from aef.training.new_run import require_beginning, require_choices
     from aef.training.plan_report import describe_plan
 
-    initial = None if given.init_from is None else read_weights(given.init_from)
+    initial = None if given.init_from is None else Initial.read(given.init_from)
     if given.data:
         require_choices(config, Path(given.data))
         if initial is not None:
-            require_fitting(sketch_model(config, Path(given.data)), initial.state, given.init_from)
+            require_beginning(initial, config, Path(given.data))
     print(dump_config(config).rstrip())
     print(describe_plan(config, given.data, given.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,16 @@ class SourceStatistics:
     std: tuple[float, ...]
     count: tuple[int, ...]
     collections: tuple[str, ...] = ()
+
+    def completed_by(self, other: SourceStatistics) -> SourceStatistics:
+        """These, with others of the same bands where a band was never observed here."""
+        pairs = list(zip(self._by_band(), other._by_band(), strict=True))
+        mean, std, count = zip(*(own if own[2] else others for own, others in pairs), strict=True)
+        collections = tuple(dict.fromkeys((*self.collections, *other.collections)))
+        return SourceStatistics(self.bands, self.units, mean, std, count, collections)
+
+    def _by_band(self) -> Iterator[tuple[float, float, int]]:
+        return zip(self.mean, self.std, self.count, strict=True)
 
 
 class Moments:

@@ -123,6 +123,29 @@ class Statistics(Mapping[str, SourceStatistics]):
             taken_over=self.taken_over,
         )
 
+    def lacks(self, source: Source) -> bool:
+        """Whether some band of a source was never observed. Classes have no statistics to lack."""
+        return not source.classes and (source.name not in self or not all(self[source.name].count))
+
+    def completed_by(self, other: Statistics, sources: Iterable[Source]) -> Statistics:
+        """These, and others' of bands of some sources that were never observed here; what both are taken over is then no
+        one set of chips, and not remembered.
+
+        Raises:
+            StatisticsError: the others have none of such a source, or of other bands.
+        """
+        completed = dict(self._sources)
+        for source in filter(self.lacks, sources):
+            others = other.require(source)
+            completed[source.name] = self[source.name].completed_by(others) if source.name in self else others
+        return Statistics(
+            completed,
+            weighting=other.weighting,
+            date=other.date,
+            places=sorted({*self.places, *other.places}),
+            skipped=other.skipped,
+        )
+
     def __getitem__(self, name: str) -> SourceStatistics:
         return self._sources[name]
 

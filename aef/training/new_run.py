@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from aef.atomic import writing
 from aef.config import Config, ConfigError
@@ -16,36 +13,28 @@ from aef.data.ground import describe_shared_ground
 from aef.data.random_batch import sources_of
 from aef.data.statistics import FILE_NAME, SAMPLE, Statistics, TakenOver
 from aef.data.withheld import WithheldDates
-from aef.model.aef import AEF
-from aef.run import TEXT_TOWER, WITHHELD, Run, build_model, input_and_target_names
+from aef.run import TEXT_TOWER, WITHHELD, Run, input_and_target_names
 from aef.settings_file import registry_of
 from aef.sources import BUILT_IN, Registry
 from aef.text.cache import FOLDER, VectorCache, find_vectors
 from aef.text.tower import TowerError, TowerIdentity
 
+from .initial import Initial
 from .log import Say
 from .planner import filler
 
-Accept = Callable[[AEF], None]
-"""Raises where a model, of which nothing but the names and shapes of its weights is known, is not one to train."""
 
-
-def accept_any(model: AEF) -> None:
-    pass
-
-
-def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1, accept: Accept = accept_any) -> Run:
+def create_run(config: Config, data: Path, out: Path, say: Say, ranks: int = 1, initial: Initial | None = None) -> Run:
     """Describe a new run from its chips and write the description, with the text tower whose vectors it learns from and
     a copy of the dates that it withholds."""
-    run = describe_run(config, data, out, say, accept)
+    run = describe_run(config, data, out, say, initial)
     filler(run.config, run.registry, run.inputs, ranks)  # too much of it is said before anything is written
     if config.data.withheld is not None:
         keep_list(config.data.withheld, out)
     run.write()
-    vectors = find_vectors(data) if run.config.model.text_dim else None
-    if vectors is not None:
+    if (tower := _tower(run.config, data)) is not None:
         with writing(out / TEXT_TOWER, "w") as stream:
-            stream.write(vectors.identity.to_json())
+            stream.write(tower.to_json())
     return run
 
 
@@ -59,17 +48,26 @@ def find_sources(config: Config, data: str | Path | None) -> tuple[Registry, tup
     return folder.registry, _sources_of(config, folder)
 
 
-def sketch_model(config: Config, data: Path) -> AEF:
-    """The network of a run over ``data``, of which nothing but the names and shapes of its weights is known."""
+def require_beginning(initial: Initial, config: Config, data: Path) -> None:
+    """Refuse weights with which a run over ``data`` could not begin. Reads headers, no pixels. Raises RunError."""
     registry, (inputs, targets) = find_sources(config, data)
-    model = dataclasses.replace(config.model, text_dim=_text_dim(config, data))
-    return _sketch(dataclasses.replace(config, model=model), registry, inputs, targets)
+    _require_beginning(initial, _with_text(config, data), data, registry, inputs, targets)
 
 
-def _sketch(config: Config, registry: Registry, inputs: tuple[str, ...], targets: tuple[str, ...]) -> AEF:
-    scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))
-    with torch.device("meta"):
-        return build_model(Run(Path(), config, registry, scales, inputs, targets))
+def _require_beginning(
+    initial: Initial, config: Config, data: Path, registry: Registry, inputs: tuple[str, ...], targets: tuple[str, ...]
+) -> None:
+    scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))  # shapes do not depend on them
+    initial.require_fitting(Run(Path(), config, registry, scales, inputs, targets), _tower(config, data))
+
+
+def _with_text(config: Config, data: Path) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, text_dim=_text_dim(config, data)))
+
+
+def _tower(config: Config, data: Path) -> TowerIdentity | None:
+    vectors = find_vectors(data) if config.model.text_dim else None
+    return None if vectors is None else vectors.identity
 
 
 def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -77,24 +75,30 @@ def _sources_of(config: Config, folder: ChipFolder) -> tuple[tuple[str, ...], tu
     return tuple(inputs), tuple(targets)
 
 
-def describe_run(config: Config, data: Path, out: Path, say: Say, accept: Accept = accept_any) -> Run:
-    """Sources, statistics and settings of a run over ``data``; statistics are taken where ``CHIPS/stats.json`` is absent,
-    once its model is found to be one to ``accept``."""
+def describe_run(config: Config, data: Path, out: Path, say: Say, initial: Initial | None = None) -> Run:
+    """Sources, statistics and settings of a run over ``data`` that begins with ``initial`` weights, once these are found to
+    fit. Statistics are theirs; else ``CHIPS/stats.json``, or taken where that is absent."""
     registry = registry_of(data, files=config.data.sources_file)
     folder = ChipFolder(data, registry)
     folder.build_index(say)
     inputs, targets = _sources_of(config, folder)
     require_choices_of(config, folder)
-    model = dataclasses.replace(config.model, inputs=inputs, targets=targets, text_dim=_text_dim(config, data))
-    config = dataclasses.replace(config, model=model)
-    accept(_sketch(config, registry, inputs, targets))
+    config = _with_text(config, data)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, inputs=inputs, targets=targets))
+    if initial is not None:
+        _require_beginning(initial, config, data, registry, inputs, targets)
     withheld = read_withheld(folder, config.data)
     if withheld is not None and (idle := withheld.describe_unmatched(folder)):
         say(f"{config.data.withheld}: {idle}")
     seen = describe_shared_ground(folder, config.data.held_out_places, () if withheld is None else withheld.places)
     if seen is not None:
         say(f"{data}: {seen}")
-    statistics = _statistics(config, folder, say)
+    if initial is None or initial.run is None or config.data.statistics == "given":
+        statistics = _statistics(config, folder, say)
+    else:
+        places = set(folder.known_places()) - set(config.data.held_out_places)
+        sources = [registry[name] for name in dict.fromkeys((*inputs, *targets))]
+        statistics = initial.statistics(sources, places, lambda: _statistics(config, folder, say))
     for name in dict.fromkeys((*inputs, *targets)):
         if not registry[name].classes:
             found = statistics.require(registry[name])

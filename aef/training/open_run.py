@@ -17,8 +17,9 @@ from .checkpoint import STATE, RunPosition, State, restore_generator
 from .deepspeed_config import precision_of, read_configuration, resolve, stage_of
 from .deepspeed_engine import Engine
 from .distributed import Ranks
+from .initial import Initial
 from .log import Say
-from .new_run import Accept, accept_any, create_run
+from .new_run import create_run
 from .resume import reopen
 from .run_lock import RunLock
 
@@ -58,13 +59,13 @@ def open_run(
     deepspeed_config: str | os.PathLike | None,
     ranks: Ranks,
     say: Say,
-    accept: Accept = accept_any,
+    initial: Initial | None = None,
 ) -> Opening:
-    """Open ``out``: new, if its model is one to ``accept``, or with ``resume`` where it stands. Collective.
+    """Open ``out``: new, with ``initial`` weights if they fit, or with ``resume`` where it stands. Collective.
 
     Raises:
         RunError: the folder holds a run and ``resume`` is None, or holds none and a checkpoint was named; another
-            training is at work in it.
+            training is at work in it; ``initial`` does not fit.
         ConfigError: a resumed run would change a setting that it may not.
         CheckpointError: no checkpoint can be trusted, or it cannot be loaded by these ranks at this stage.
     """
@@ -81,7 +82,7 @@ def open_run(
             return reopen(config, data, out, resume, State(RunPosition(), ranks.size, stage, precision, 0, 0), say)
         if resume not in (None, "auto"):
             raise RunError(f"--resume {resume}: {out} holds no run")
-        create_run(config, data, out, say, ranks.size, accept)
+        create_run(config, data, out, say, ranks.size, initial)
         return [None, None]
 
     try:

@@ -36,7 +36,8 @@ from aef.model.cost import Work, step_flops
 from aef.objective.objective import Objective
 from aef.one_line import one_line
 from aef.path import as_path
-from aef.run import DESCRIPTION, Run, build_model, load_state, read_weights, require_fitting
+from aef.run import DESCRIPTION, TEXT_TOWER, Run, build_model
+from aef.text.tower import TowerIdentity
 
 from .bad_chips import BadChips
 from .checkpoint import (
@@ -53,6 +54,7 @@ from .deepspeed_config import resolve
 from .deepspeed_engine import Engine
 from .devices import peak_flops, peak_memory_gb
 from .distributed import RankError, Ranks, start
+from .initial import Initial
 from .loader import GUARD, StepLoader
 from .log import Display, StepLog
 from .observer import Observer, ValidationError
@@ -76,7 +78,7 @@ class Trainer:
         out: run folder; see `aef.run` for what it will hold.
         resume: ``"auto"`` goes on from the newest complete checkpoint of ``out`` (and starts where there is none); a
             path from that one; None refuses a folder that already holds a run.
-        init_from: ``model.safetensors`` to start a new run from.
+        init_from: a run, or a file of weights, that a new run begins with (`Initial`).
         deepspeed_config: a shipped configuration by name, or a JSON file; None: stage 0 on one CPU rank, else ZeRO-1.
         tensorboard: write the numbers of the log as TensorBoard events too, in ``RUN/tensorboard``.
         quiet: no progress.
@@ -116,12 +118,7 @@ class Trainer:
         requested()  # a wrong AEF_KERNELS is said before anything is written
         # So are weights that cannot be read or do not fit; a resumed run no longer needs them.
         resumes = resume is not None and (out / DESCRIPTION).exists()
-        initial = read_weights(init_from) if init_from is not None and not resumes else None
-
-        def accept(model: AEF) -> None:
-            if initial is not None and init_from is not None:
-                require_fitting(model, initial.state, init_from)
-
+        initial = Initial.read(init_from) if init_from is not None and not resumes else None
         if config.train.validate_every:
             import_module(".validation", __package__)  # what it lacks is said now, not when it is due
         self.ranks: Ranks = start(config.train.timeout_s)
@@ -132,7 +129,7 @@ class Trainer:
             if tensorboard and self.ranks.is_first:
                 import_module("torch.utils.tensorboard")
             opened: Opening = open_run(
-                config, data, out, resume, deepspeed_config, self.ranks, self.display.say, accept
+                config, data, out, resume, deepspeed_config, self.ranks, self.display.say, initial
             )
             self._release = opened.release
             undone.callback(self._release)
@@ -146,7 +143,9 @@ class Trainer:
 
             model = self._build_model(opened)
             if opened.checkpoint is None and init_from is not None:
-                load_state(model, (initial or read_weights(init_from)).state, init_from)
+                # A run that was killed before its first checkpoint is resumed from its beginning.
+                initial = initial or Initial.read(init_from)
+                self._begin_with(initial, model)
             self.parameters = sum(parameter.numel() for parameter in model.parameters())
             self.engine = self._build_engine(model, opened, deepspeed_config)
             self.objective = Objective(
@@ -167,6 +166,13 @@ class Trainer:
         if opened.checkpoint is not None:
             require_same_model(opened.checkpoint, model)
         return model
+
+    def _begin_with(self, initial: Initial, model: AEF) -> None:
+        tower = TowerIdentity.read(self.run.path / TEXT_TOWER) if self.run.config.model.text_dim else None
+        model.load_state_dict(initial.state_for(model, tower))
+        self.display.say(initial.describe(model, tower))
+        if self.ranks.is_first:
+            self.log.event("begun_with", weights=initial.weights.sha256, step=initial.weights.step)
 
     def _build_engine(self, model: AEF, opened: Opening, deepspeed_config: str | os.PathLike | None) -> Engine:
         configuration = resolve(

@@ -156,7 +156,7 @@ def test_a_dry_run_refuses_weights_that_the_run_would(chips, tmp_path, capsys):
     assert call(train, *start, tmp_path / "run" / "model.safetensors", "--dry-run") == 0
     capsys.readouterr()
     for file, settings, words in (
-        (tmp_path / "run" / "model.safetensors", ["model.blocks=1"], "holds foreign encoder.blocks.1"),
+        (tmp_path / "run" / "model.safetensors", ["model.blocks=1"], "expected model.blocks=2, found model.blocks=1"),
         (tmp_path / "none.safetensors", [], "none.safetensors: is missing"),
     ):
         line = error_of(capsys, train, *start, file, *settings, "--dry-run")
