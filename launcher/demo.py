@@ -57,9 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"open {out / 'report.html'} in a browser")
     if not given.data:
         aef = "aef" if shutil.which("aef") else sys.argv[0]  # `make demo` runs it in an environment that is not active
-        print(
-            f'try: {aef} search --checkpoint {out / "run"} --data {chips} --text "a field of maize" --out {out / "search"}'
-        )
+        # Land covers are found by their word after so few steps, single crops are not (docs/results/text.md).
+        print(f'try: {aef} search --checkpoint {out / "run"} --data {chips} --text "water" --out {out / "search"}')
     return 0
 
 

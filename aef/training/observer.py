@@ -12,6 +12,7 @@ import torch
 
 from aef.data.batch import Batch
 from aef.data.chips import ChipError
+from aef.model.aef import Output
 from aef.one_line import one_line
 from aef.run import Run
 
@@ -52,7 +53,7 @@ class Observer:
     def draw_figure(self, step: int) -> None:
         """Inputs, target, reconstruction and embedding of the run's first sample: ``RUN/figures/step-….png``. Collective.
 
-        A sample that cannot be read any more, or drawn, costs the figure, not the run.
+        A sample that cannot be read any more, does not fit into memory, or cannot be drawn costs the figure, not the run.
         """
         batch, why = None, None
         try:
@@ -63,12 +64,17 @@ class Observer:
         if batch is None or missing is not None:
             self.say(f"no figure of step {step}: {missing}")
             return
-        self.engine.model.eval()
-        with torch.no_grad():
-            output = self.engine.model(batch)
-        self.engine.model.train()
+        output = self._forward(batch) if self.engine.stage == 3 else None  # there it needs every rank
         if self.ranks.is_first:
-            self._draw(f"step {step}", lambda: write_figure(self.run, batch, output, step))
+            self._draw(f"step {step}", lambda: write_figure(self.run, batch, output or self._forward(batch), step))
+
+    def _forward(self, batch: Batch) -> Output:
+        self.engine.model.eval()
+        try:
+            with torch.no_grad():
+                return self.engine.model(batch)
+        finally:
+            self.engine.model.train()
 
     def validate(self, step: int) -> dict[str, Any]:
         """Measure the model on what it never sees, log it in ``validation.jsonl`` and draw all of them so far as

@@ -71,6 +71,21 @@ def test_a_sample_that_can_no_longer_be_read_costs_the_figure_not_the_run(
     assert not (tmp_path / "run" / "figures").exists()
 
 
+def test_a_figure_that_does_not_fit_into_memory_costs_the_figure_not_the_run(chips, tmp_path, configure, capsys):
+    with Trainer(configure(figure_every=1), chips, tmp_path / "run") as trainer:
+        forward = trainer.engine.model.forward
+
+        def full_in_eval(batch):
+            if not trainer.engine.model.training:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(batch)
+
+        trainer.engine.model.forward = full_in_eval
+        assert trainer.fit() and trainer.engine.model.training
+    said = capsys.readouterr().err
+    assert all(f"no figure of step {step}: OutOfMemoryError: CUDA out of memory" in said for step in (1, 2))
+
+
 def test_a_run_leaves_everything_that_using_it_needs(chips, tmp_path, make_config):
     run = tmp_path / "run"
     rates = []
