@@ -221,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
             f"--{item.name.replace('_', '-')}", type=kind, default=item.default, help="(default: %(default)s)"
         )
     options = p.parse_intermixed_args(argv)
+    if options.out.exists() and not options.out.is_dir():
+        p.error(f"--out {options.out}: expected a folder, found a file")
     try:
         config = load_config(options.config, options.settings)
     except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aef.config import Config
 from aef.data.batch import Batch
@@ -233,6 +234,32 @@ class TrainedModel:
                 if horizontal == across[-1]:
                     yield slice(vertical.start, vertical.stop), strip
             on_windows(done, total)
+
+    # --- training through it -----------------------------------------------------------------------------------------
+
+    def embed_windows(
+        self, chip: Chip | str | os.PathLike, period: PeriodLike, *, support: PeriodLike | None = None
+    ) -> Iterator[tuple[list[tuple[Window, Window]], Tensor]]:
+        """The field of a chip over one period window by window, through which gradients reach `network`.
+
+        For losses of your own: per batch a loss over the vectors, ``backward``, a step (docs/maps.md, "Train through the
+        model"). Without a loss take `embed`.
+
+        Yields:
+            of each window of a batch, its place along y and x: it gives the pixels ``[y.chip, x.chip]`` of the chip, which
+            are its own ``[y.inner, x.inner]``; and their vectors (windows, h, w, D) float32, on `device`.
+
+        Raises, warns:
+            as `embed` does.
+        """
+        chip = self.open(chip)
+        named = None if support is None else as_period(support)
+        passes = self.passes(chip, [as_period(period)], support=named)
+        self.warn(chip, passes, named=named is not None)
+        (pass_,) = passes
+        for batch, seen in self._batches(chip, pass_.support, pass_.sources, None, periods=pass_.periods):
+            mean, rows = self.network.embed(batch.to(self.device)), _rows(batch)
+            yield seen, mean[[rows[pass_.periods[0], sample] for sample in range(len(seen))]]
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 

@@ -39,6 +39,16 @@ class Window(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def chip(self) -> slice:
+        """The pixels of the chip that it gives."""
+        return slice(self.start, self.stop)
+
+    @property
+    def inner(self) -> slice:
+        """The same pixels, as its own."""
+        return slice(self.start - self.origin, self.stop - self.origin)
+
 
 def windows_along(side_px: int, window_px: int) -> list[Window]:
     """Windows of `window_px` that cover `side_px`, each pixel given by the one in which it lies most central.
@@ -143,6 +153,4 @@ def _frames_of(
 
 def keep_inner(out: np.ndarray, picture: np.ndarray, vertical: Window, horizontal: Window) -> None:
     """Write the pixels that a window gives of its picture (C, h, w) into the whole one (C, H, W)."""
-    rows, columns = (slice(w.start, w.stop) for w in (vertical, horizontal))
-    inner_rows, inner_columns = (slice(w.start - w.origin, w.stop - w.origin) for w in (vertical, horizontal))
-    out[:, rows, columns] = picture[:, inner_rows, inner_columns]
+    out[:, vertical.chip, horizontal.chip] = picture[:, vertical.inner, horizontal.inner]

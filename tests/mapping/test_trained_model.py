@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import aef
-from aef.data.chips import Chip, SourceSeries, write_chip
+from aef.data.chips import Chip, Label, SourceSeries, write_chip
 from aef.mapping import trained_model
 from aef.mapping.errors import EmbeddingError
 from aef.mapping.support import LongPeriodWarning, group_requests
@@ -91,6 +92,41 @@ def test_a_period_far_longer_than_the_support_is_warned_of(model):
     with warnings.catch_warnings():
         warnings.simplefilter("error", LongPeriodWarning)
         model.embed(a_chip(), ("2018-01-01", "2019-01-02"))
+
+
+@pytest.mark.parametrize("side", [12, 24, 41])
+def test_windows_are_those_of_the_field_and_gradients_pass_through_them(tiny_run, side):
+    model, chip = aef.load(tiny_run), a_chip(side)
+    field = model.embed(chip, YEAR).values
+    found, loss = np.full((64, side, side), np.nan, np.float32), 0.0
+    for windows, vectors in model.embed_windows(chip, YEAR):
+        for (y, x), own in zip(windows, vectors, strict=True):
+            found[:, y.chip, x.chip] = np.moveaxis(own[y.inner, x.inner].detach().numpy(), -1, 0)
+        loss = loss + vectors[..., 0].mean()
+    assert np.allclose(found, field, atol=1e-6)
+    loss.backward()
+    without = {name for name, weight in model.network.named_parameters() if weight.grad is None}
+    assert {name.split(".")[0] for name in without} <= {"decoders", "projectors"}  # of sources that the chip lacks
+    assert model.network.projectors.sources["sentinel2"].down.weight.grad.abs().sum() > 0
+
+
+def test_the_pages_loop_trains_the_network_and_leaves_a_run(tiny_run, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (loop,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "embed_windows" in block)
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "labelled").mkdir()
+    for number in range(2):
+        chip = a_chip()
+        chip.sources["sentinel2"].time_ms[:] += 365 * DAY_MS
+        chip.labels["crop"] = Label(np.full((24, 24), number, np.uint8))  # of the first one nothing is known
+        write_chip(tmp_path / "labelled" / f"{number}.npz", chip, BUILT_IN)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(loop, "docs/training.md", "exec"), names)
+    assert torch.isfinite(names["loss"])
+    before, after = (read_weights(tmp_path / run / "model.safetensors") for run in ("run", "tuned"))
+    assert before.sha256 != after.sha256 and before.state.keys() == after.state.keys()
+    assert aef.load("tuned").weights == after.sha256
 
 
 def test_several_periods_come_from_one_pass_and_equal_single_ones(model, monkeypatch):
