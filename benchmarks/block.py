@@ -29,7 +29,7 @@ from aef.model.stp import Block
 from aef.timecode import TIMECODE_WIDTH
 from benchmarks import roofline
 from benchmarks.cases.case import SDPA
-from benchmarks.timing import disagreement, exact_products
+from benchmarks.timing import compare, exact_products
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,10 @@ def check(
         runs = TwoStreams(low.block, device) if way.two_streams else low
         found[name] = _results(low, way.kernels, narrow, cotangents, runs)
         same = all(torch.equal(one, other) for one, other in zip(found[name], found["ours"]))
-        remark = "" if same or not way.two_streams else "not to the bit what one stream gives"
-        yield name, disagreement(wanted, plain, found[name], len(States._fields)), remark
+        wrong, remark = compare(wanted, plain, found[name], len(States._fields))
+        if not same and way.two_streams:
+            remark += "; not to the bit what one stream gives"
+        yield name, wrong, remark
 
 
 def without_zeros(module: nn.Module) -> nn.Module:

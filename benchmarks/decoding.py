@@ -23,7 +23,7 @@ from aef.objective.reconstruction import reconstruction_error
 from aef.sources import BUILT_IN, Source
 from benchmarks import roofline
 from benchmarks.block import Rung, Way, kernels_from, without_zeros
-from benchmarks.timing import disagreement, exact_products
+from benchmarks.timing import compare, exact_products
 
 PART = "decoders"
 RUNGS = {
@@ -112,7 +112,7 @@ def check(
     plain = _results(low, "torch", given, torch.bfloat16)
     for name in CHECKED:
         found = _results(low, RUNGS[name].kernels, given, torch.bfloat16)
-        yield name, disagreement(wanted, plain, found, len(module.sources)), ""
+        yield name, *compare(wanted, plain, found, len(module.sources))
 
 
 def _make(module: DecodersWithLosses, way: Way, given: tuple, dtype: torch.dtype) -> Callable[[], object]:

@@ -59,7 +59,9 @@ def rungs_of(case: Case) -> Iterator[Rung]:
 # --- correctness -----------------------------------------------------------------------------------------------------
 
 
-def check(case: Case, device: torch.device, rung: Rung, dtype: torch.dtype = torch.bfloat16) -> tuple[str | None, str]:
+def check(
+    case: Case, device: torch.device, rung: Rung, dtype: torch.dtype = torch.bfloat16, repeats: int = REPEATS
+) -> tuple[str | None, str]:
     """Why the rung must not be timed, or None; and a remark. fp32 is fp32, without TF32, for every rung."""
     torch.manual_seed(0)
     arguments = case.make(device, dtype)
@@ -76,32 +78,39 @@ def check(case: Case, device: torch.device, rung: Rung, dtype: torch.dtype = tor
             chosen = case.table_choice(rung.backend) if rung.backend else None
             if chosen and chosen.backend != rung.backend:
                 return UNAVAILABLE + chosen.reason, ""
-            wrong = disagreement(wanted, plain, found, len(exact))
-            return (wrong, "") if wrong else _repeats(case, rung, arguments, cotangents, found)
+            wrong, margin = compare(wanted, plain, found, len(exact))
+            if wrong:
+                return wrong, ""
+            wrong, remark = _repeats(rung, arguments, cotangents, found, repeats)
+            return wrong, "; ".join(filter(None, (margin, remark)))
 
 
 def _repeats(
-    case: Case, rung: Rung, arguments: Arguments, cotangents: tuple[Tensor, ...], found: tuple[Tensor, ...]
+    rung: Rung, arguments: Arguments, cotangents: tuple[Tensor, ...], found: tuple[Tensor, ...], count: int
 ) -> tuple[str | None, str]:
     """Whether repeats give what was found to the bit: a fault of our kernels, a remark on a library."""
-    repeats = (results(rung.call, arguments, cotangents) for _ in range(REPEATS))
+    repeats = (results(rung.call, arguments, cotangents) for _ in range(count))
     if all(torch.equal(one, other) for again in repeats for one, other in zip(again, found)):
         return None, ""
-    said = f"{REPEATS} repeats are not bit equal"
+    said = f"{count} repeats are not bit equal"
     return (said, "") if rung.backend == "triton" else (None, f"{said}, by a library")
 
 
-def disagreement(
+def compare(
     wanted: Sequence[Tensor], plain: Sequence[Tensor], found: Sequence[Tensor], outputs: int
-) -> str | None:
-    """Whether `found`, first `outputs` outputs and then gradients, is further from `wanted` than a multiple of `plain`."""
+) -> tuple[str | None, str]:
+    """Whether `found`, first `outputs` outputs and then gradients, is further from `wanted` than a multiple of `plain`;
+    or else a remark on how much of its bound the worst of them takes."""
+    worst, where = 0.0, "nothing"
     for index, (truth, eager, fast) in enumerate(zip(wanted, plain, found, strict=True)):
         gradient = index - outputs
         name, factor = (f"output {index}", OUTPUT_FACTOR) if gradient < 0 else (f"gradient {gradient}", GRADIENT_FACTOR)
         allowed, error = factor * _error(eager, truth) + FLOOR, _error(fast, truth)
         if not error <= allowed:  # also where it is not a number
-            return f"{name}: error {error:.2e} exceeds {allowed:.2e}, {factor:g} times plain PyTorch's in this type"
-    return None
+            return f"{name}: error {error:.2e} exceeds {allowed:.2e}, {factor:g} times plain PyTorch's in this type", ""
+        if error >= worst * allowed:
+            worst, where = error / allowed, name
+    return None, f"{worst:.0%} of the bound ({where})"
 
 
 @contextlib.contextmanager
