@@ -54,11 +54,11 @@ def compile_time_attention(entry: tuning.Entry) -> None:
 
 
 def compile_temporal_pooling(entry: tuning.Entry) -> None:
-    """2 samples of 4096 pixels, 12 periods each, 8 heads, one tile of frames and several."""
+    """4 segments of 4096 pixels, ten periods each, 8 heads, one tile of frames and several."""
     channels, biased = entry.sizes["channels"][1], entry.sizes["biased"][1]
     for config in (entry.config["forward"], entry.config["backward"]):
         for longest in (config["frames"], min(entry.sizes["max_frames"][1], LONGEST)):
-            frames, periods, cu_frames = 4 * longest, 24, meta(5, dtype=torch.int32)
+            frames, periods, cu_frames = 4 * longest, 40, meta(5, dtype=torch.int32)
             arguments = (
                 *(meta(frames, 4096, channels), meta(frames, channels), meta(periods, 8, channels)),
                 meta(periods * longest, 8, dtype=torch.float32) if biased else None,
@@ -105,23 +105,23 @@ def compile_exchange_up_norm(entry: tuning.Entry) -> None:
 
 
 def compile_channel_norm(entry: tuning.Entry) -> None:
-    """Rows of the precision path and the widest rows."""
-    for channels in (128, entry.sizes["channels"][1]):
-        x, weight = meta(8192, channels), meta(channels, dtype=torch.float32)
+    """32 frames: the precision path's 64² pixels, and the widest rows of 8²."""
+    for rows, channels in ((32 * 64**2, 128), (32 * 8**2, entry.sizes["channels"][1])):
+        x, weight = meta(rows, channels), meta(channels, dtype=torch.float32)
         norm(x, weight, weight, entry.config)
         norm_backward(x, x, weight, weight, entry.config)
 
 
 def compile_residual_norm(entry: tuning.Entry) -> None:
-    """Behind the finest merge, and the widest rows."""
-    for channels in (128, entry.sizes["channels"][1]):
-        x, vector = meta(8192, channels), meta(channels, dtype=torch.float32)
+    """As `compile_channel_norm`: behind the finest merge, and the widest rows."""
+    for rows, channels in ((32 * 64**2, 128), (32 * 8**2, entry.sizes["channels"][1])):
+        x, vector = meta(rows, channels), meta(channels, dtype=torch.float32)
         merge_and_norm(x, vector, x, vector, vector, entry.config)
         merge_and_norm_backward(x, x, x, vector, entry.config)
 
 
 def compile_bias_gelu(entry: tuning.Entry) -> None:
-    """The hidden layer of the time path's MLP."""
+    """The hidden layer of the time path's MLP, 32 frames."""
     x, bias = meta(8192, 2048), meta(2048, dtype=torch.float32)
     activate(x, bias, entry.config)
     activate_backward(x, x, bias, entry.config)

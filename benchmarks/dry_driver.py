@@ -9,10 +9,11 @@ import functools
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton
@@ -29,7 +30,8 @@ SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120
 @dataclass(frozen=True)
 class Binary:
     """What one compiled kernel needs: registers per thread, stack bytes (spills), shared bytes, and whether its matrix
-    products are warp-group instructions ("wgmma"), Blackwell's ("tcgen05"), "mma", or none ("")."""
+    products are warp-group instructions ("wgmma"), Blackwell's ("tcgen05"), "mma", or none (""). Its machine code (SASS),
+    and the grid and the arguments by name of its first launch."""
 
     kernel: str
     arch: int
@@ -38,6 +40,9 @@ class Binary:
     stack: int
     shared: int
     tensor_core: str
+    code: str = field(default="", repr=False)
+    grid: tuple[int, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def problems(self) -> list[str]:
         """Why this binary must not ship."""
@@ -69,14 +74,17 @@ class DryDriver(DriverBase):
             usage = _cuobjdump("-res-usage", file.name)
             code = _cuobjdump("-sass", file.name)
         registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))
-        self.binaries.append(Binary(name, self.arch, self.warps, registers, stack, shared, _tensor_core(code)))
+        self.binaries.append(Binary(name, self.arch, self.warps, registers, stack, shared, _tensor_core(code), code))
         return object(), object(), registers, stack // 4, 1024
 
     def launcher_cls(self, source, metadata):
         self.warps = metadata.num_warps  # Triton asks for the launcher, then loads the binary
+        own, names = len(self.binaries), source.fn.arg_names
 
         def launch(*arguments, **settings) -> None:
-            return None
+            if not self.binaries[own].grid:
+                given = dict(zip(names, arguments[-len(names) :], strict=True))
+                self.binaries[own] = replace(self.binaries[own], grid=arguments[:3], arguments=given)
 
         return launch
 

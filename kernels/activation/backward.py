@@ -53,6 +53,6 @@ def activate_backward(
     d_x, wide = torch.empty_like(x), torch.promote_types(x.dtype, torch.float32)
     value = torch.empty_like(x) if keep else None
     d_bias = torch.empty(programs, x.shape[-1], dtype=wide, device=x.device)
-    pointers = (gradient, x, bias.contiguous(), d_x, d_bias, d_x if value is None else value)
+    pointers = (gradient, x, bias.contiguous(), d_x, d_bias, value)
     bias_gelu_backward.launch(x.device, (programs, columns), *pointers, *sizes, KEEP=keep, **settings)
     return d_x, d_bias.sum(dim=0).to(bias.dtype), value
