@@ -48,7 +48,14 @@ def test_instructions_are_counted_in_the_loop_that_they_are_in():
     outside, outer, inner = loops(CODE)
     assert outside == {"instructions": 3, ("loads", 4): 1}
     assert outer == {"instructions": 6, ("loads", 16): 1, "shuffles": 1, "shared": 1, ("stores", 2): 1}
-    assert inner == {"instructions": 6, ("loads", 16): 1, "HGMMA": 1, "flops": 2 * 64 * 128 * 16, "MUFU": 1, "barriers": 1}
+    assert inner == {
+        "instructions": 6,
+        ("loads", 16): 1,
+        "HGMMA": 1,
+        "flops": 2 * 64 * 128 * 16,
+        "MUFU": 1,
+        "barriers": 1,
+    }
 
 
 def test_a_tile_is_its_share_of_all_that_the_launch_issues_and_moves(monkeypatch):
