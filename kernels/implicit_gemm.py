@@ -39,12 +39,9 @@ FRAME_BUCKETS = (32, 64, 128, 256, 512)
 
 
 @jit
-def gather(image, frame, row, column, channel, valid, height, width, CHANNELS: tl.constexpr, DOT: tl.constexpr):
-    """Pixels (frame, row, column) of an image (F, height, width, CHANNELS); 0 beyond the border."""
-    inside = valid & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    pixel = ((frame * height + row) * width + column).to(tl.int64)
-    mask = inside[:, None] & (channel < CHANNELS)[None, :]
-    return tl.load(image + pixel[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0).to(DOT)
+def places(pixel, channel, CHANNELS: tl.constexpr):
+    """Offsets of channels of pixels, which are counted over all frames: 64 bits, since pixels have 32."""
+    return pixel.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
 
 
 @kernel
@@ -59,38 +56,51 @@ def implicit_gemm(
     row = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < rows
-    frame, r, c = row // (height * width), row // width % height, row % width
-    phase_r, phase_c = 0, 0
+    line = row // width  # of all frames
+    frame = line // height
+    r, c = line - frame * height, row - line * width
     first_i, first_j, count_i, count_j = 0, 0, SIDE, SIDE
+    pixel = row
     if TRANSPOSED:
         phase = STRIDE * STRIDE - 1 - tl.program_id(1)  # the phase of most taps first
         phase_r, phase_c = phase // STRIDE, phase % STRIDE
         first_i, first_j = (phase_r + PAD) % STRIDE, (phase_c + PAD) % STRIDE
         count_i, count_j = tl.cdiv(SIDE - first_i, STRIDE), tl.cdiv(SIDE - first_j, STRIDE)
+        y, z = r + (phase_r + PAD) // STRIDE, c + (phase_c + PAD) // STRIDE
+        pixel = (line * STRIDE + phase_r) * (width * STRIDE) + c * STRIDE + phase_c
+    else:
+        y, z = r * STRIDE - PAD, c * STRIDE - PAD
+    # What a tap and a block of channels change is a scalar: it is added to pointers that stay as they are.
+    k = tl.arange(0, BLOCK_K)
+    images = x + places((frame * x_height + y) * x_width + z, k, K)
+    weights = (
+        weight
+        + k[:, None] * (SIDE * SIDE * N if TRANSPOSED else 1)
+        + n[None, :] * (1 if TRANSPOSED else SIDE * SIDE * K)
+    )
+    factor = tl.cdiv(65536, count_j)  # tap // count_j = tap * factor >> 16, without a division in the loop
     blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     total = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     # One flat loop, so that loads are pipelined across taps as well.
     for step in range(0, count_i * count_j * blocks):
         tap = step // blocks
-        k = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        i, j = tap // count_j, tap % count_j
-        real = (k < K)[:, None] & (n < N)[None, :]
+        begin = step % blocks * BLOCK_K
+        i = tap * factor >> 16
+        j = tap - i * count_j
         if TRANSPOSED:
-            y, z = r + (phase_r + PAD) // STRIDE - i, c + (phase_c + PAD) // STRIDE - j
-            place = (first_i + STRIDE * i) * SIDE + first_j + STRIDE * j
-            taken = tl.load(weight + (k * (SIDE * SIDE * N))[:, None] + (place * N + n)[None, :], mask=real, other=0.0)
+            place = ((first_i + STRIDE * i) * SIDE + first_j + STRIDE * j) * N + begin * (SIDE * SIDE * N)
+            i, j = -i, -j
         else:
-            y, z = r * STRIDE + i - PAD, c * STRIDE + j - PAD
-            place = i * SIDE + j
-            taken = tl.load(weight + (place * K + k)[:, None] + (n * (SIDE * SIDE * K))[None, :], mask=real, other=0.0)
-        pixels = gather(x, frame, y, z, k, valid, x_height, x_width, K, DOT)
-        total = tl.dot(pixels, taken.to(DOT), total, input_precision=PRECISION, out_dtype=ACC)
+            place = (i * SIDE + j) * K + begin
+        real = k < K - begin
+        taken = tl.load(weights + place, mask=real[:, None] & (n < N)[None, :], other=0.0)
+        # Below zero is beyond the last, too, read as unsigned.
+        inside = valid & ((y + i).to(tl.uint32) < x_height) & ((z + j).to(tl.uint32) < x_width)
+        pixels = tl.load(images + ((i * x_width + j) * K + begin), mask=inside[:, None] & real[None, :], other=0.0)
+        total = tl.dot(pixels.to(DOT), taken.to(DOT), total, input_precision=PRECISION, out_dtype=ACC)
     if BIAS:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(ACC)[None, :]
-    pixel = row.to(tl.int64)
-    if TRANSPOSED:
-        pixel = ((frame * height + r) * STRIDE + phase_r).to(tl.int64) * (width * STRIDE) + c * STRIDE + phase_c
-    place = pixel[:, None] * N + n[None, :]
+    place = places(pixel, n, N)
     inside = valid[:, None] & (n < N)[None, :]
     if KEEP:
         tl.store(second + place, total.to(second.dtype.element_ty), mask=inside)
@@ -125,15 +135,21 @@ def implicit_gemm_weight(
     b = tile % tl.cdiv(B, BLOCK_B) * BLOCK_B + tl.arange(0, BLOCK_B)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, rows)
+    i, j = tap // SIDE - PAD, tap % SIDE - PAD
     total = tl.zeros([BLOCK_A, BLOCK_B], ACC)
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R)
-        frame, r, c = row // (height * width), row // width % height, row % width
-        mask = (row < last)[:, None] & (a < A)[None, :]
-        own = tl.load(coarse + row.to(tl.int64)[:, None] * A + a[None, :], mask=mask, other=0.0).to(DOT)
-        y, z = r * STRIDE + tap // SIDE - PAD, c * STRIDE + tap % SIDE - PAD
-        met = gather(fine, frame, y, z, b, row < last, fine_height, fine_width, B, DOT)
-        total = tl.dot(tl.trans(own), met, total, input_precision=PRECISION, out_dtype=ACC)
+        real = row < last
+        own = tl.load(coarse + places(row, a, A), mask=real[:, None] & (a < A)[None, :], other=0.0)
+        line = row // width  # of all frames
+        frame = line // height
+        y, z = (line - frame * height) * STRIDE + i, (row - line * width) * STRIDE + j
+        # Below zero is beyond the last, too, read as unsigned.
+        inside = real & (y.to(tl.uint32) < fine_height) & (z.to(tl.uint32) < fine_width)
+        # The frame's term is zero to the compiler where a fine image is as high as its coarse one.
+        pixel = (frame * (fine_height - STRIDE * height) + line * STRIDE + i) * fine_width + z
+        met = tl.load(fine + places(pixel, b, B), mask=inside[:, None] & (b < B)[None, :], other=0.0)
+        total = tl.dot(tl.trans(own.to(DOT)), met.to(DOT), total, input_precision=PRECISION, out_dtype=ACC)
     part = tl.program_id(1).to(tl.int64)
     place = ((part * A + a) * (SIDE * SIDE) + tap)[:, None] * B + b[None, :]
     tl.store(partial + place, total, mask=(a < A)[:, None] & (b < B)[None, :])
@@ -144,7 +160,7 @@ def implicit_gemm_weight(
             for start in range(first, last, BLOCK_R):
                 row = start + tl.arange(0, BLOCK_R)
                 mask = (row < last)[:, None] & (a < A)[None, :]
-                own = tl.load(coarse + row.to(tl.int64)[:, None] * A + a[None, :], mask=mask, other=0.0)
+                own = tl.load(coarse + places(row, a, A), mask=mask, other=0.0)
                 sums += tl.sum(own.to(ACC), 0)
             tl.store(bias_partial + part * A + a, sums, mask=a < A)
 

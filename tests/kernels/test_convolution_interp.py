@@ -19,7 +19,7 @@ from aef.kernels.exchange.reference import (
     exchange_up_add_reference,
     exchange_up_norm_reference,
 )
-from aef.kernels.implicit_gemm import gather
+from aef.kernels.implicit_gemm import places
 from aef.kernels.precision_conv.reference import conv3x3_reference
 from aef.kernels.runtime import KERNELS, jit, tl
 
@@ -196,11 +196,11 @@ def test_gradcheck_holds_in_double_precision_for_what_is_made_again(triton_kerne
 
 
 @jit
-def gather_row(image, out, frame, height, width, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+def read_row(image, out, frame, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
     """The first row of pixels of one frame, as `implicit_gemm` reads them."""
     column, channel = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
-    found = gather(image, frame, 0, column, channel, column < width, height, width, CHANNELS, tl.float32)
-    tl.store(out + column[:, None] * CHANNELS + channel[None, :], found)
+    found = tl.load(image + places(frame * pixels + column, channel, CHANNELS))
+    tl.store(out + column[:, None] * CHANNELS + channel[None, :], found.to(tl.float32))
 
 
 def test_pixels_are_found_beyond_two_to_the_31_elements():
@@ -210,7 +210,7 @@ def test_pixels_are_found_beyond_two_to_the_31_elements():
     torch.manual_seed(0)
     image[-1, 0] = torch.randn(32, 16)
     out = torch.full((32, 16), torch.nan)
-    gather_row[(1,)](image, out, image.shape[0] - 1, 32, 32, CHANNELS=16, ROWS=32)
+    read_row[(1,)](image, out, image.shape[0] - 1, 32 * 32, CHANNELS=16, ROWS=32)
     assert torch.equal(out, image[-1, 0].float())
 
 
