@@ -20,7 +20,7 @@ from .forward import load_bias, load_queries, load_states, make_plan, pooling_sc
 @kernel
 def temporal_pooling_backward_query(
     gradient, states, table, query, bias, order, first, first_pair, cu_frames, d_query, d_bias, log_sum, delta,
-    frames, max_frames, pixels, heads, chunk, queries, pairs,
+    frames, max_frames, pixels, heads: tl.constexpr, chunk, queries, pairs,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, SINGLE: tl.constexpr,
     BIAS: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -102,7 +102,7 @@ def temporal_pooling_backward_query(
 @kernel
 def temporal_pooling_backward_state(
     gradient, states, table, query, bias, order, first, first_pair, cu_frames, d_states, log_sum, delta,
-    frames, max_frames, pixels, heads, chunk, pairs,
+    frames, max_frames, pixels, heads: tl.constexpr, chunk, pairs,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, SINGLE: tl.constexpr,
     BIAS: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

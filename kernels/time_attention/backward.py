@@ -20,7 +20,7 @@ from .forward import load_rows, masked_scores, plan, segment_bounds, tile_counts
 
 @kernel
 def time_attention_backward(
-    gradient, qkv, table, cu_frames, d_qkv, frames, max_frames, pixels, heads, heads_per_program,
+    gradient, qkv, table, cu_frames, d_qkv, frames, max_frames, pixels, heads: tl.constexpr, heads_per_program,
     HEAD: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, SINGLE: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
