@@ -88,6 +88,13 @@ def test_every_kernel_is_in_the_published_table():
     assert set(rows) - {"kernel", "---"} == set(KERNELS)
 
 
+def test_the_documents_figures_are_those_that_the_command_printed():
+    text = (TABLE.parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    section = text.split("## Read from the compiled code")[1].split("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) > 10 and set(shown) <= set(TABLE.read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.aot
 @pytest.mark.parametrize("operator", ["channel_norm", "bias_gelu"])
 def test_passes_wait_for_memory_alone(operator):
