@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from aef.kernels.runtime import KERNELS
-from benchmarks.aot import compile_entry, meta, shipped
-from benchmarks.dry_driver import Binary
-from benchmarks.issue import BYTES, COVERED, RUNS, estimate, loops, report
+from aef.kernels.time_attention.forward import attend
+from benchmarks.aot import LONGEST, compile_entry, meta
+from benchmarks.dry_driver import Binary, dry_driver
+from benchmarks.issue import BYTES, COVERED, RUNS, TENSOR_FLOPS, estimate, h200, loops, report
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "issue.md"
 CODE = """
@@ -22,6 +24,7 @@ CODE = """
         /*0040*/               @P2 LDG.E.128 R8, desc[UR10][R4.64] ;                   /* 0x0000000a04082981 */
         /*0050*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;     /* 0x01e0000004187df0 */
         /*0060*/                   MUFU.RSQ R7, R6 ;                                   /* 0x0000000600077308 */
+        /*0068*/                   NOP ;                                               /* 0x0000000000007918 */
         /*0070*/              @!P3 BRA 0x90 ;                                          /* 0x0000000000100947 */
         /*0080*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;                       /* 0x0000000000007b1d */
         /*0090*/               @P4 BRA 0x40 ;                                          /* 0xfffffffc00e84947 */
@@ -98,7 +101,7 @@ def test_the_documents_figures_are_those_that_the_command_printed():
 @pytest.mark.aot
 @pytest.mark.parametrize("operator", ["channel_norm", "bias_gelu"])
 def test_passes_wait_for_memory_alone(operator):
-    (entry,) = (entry for _, entry in shipped(90) if entry.operator == operator)
+    (entry,) = (entry for _, entry in h200() if entry.operator == operator)
     for one in compile_entry(entry, 90):
         outside, *inner = loops(one.code)
         found = estimate(one, [outside, *inner])
@@ -106,3 +109,33 @@ def test_passes_wait_for_memory_alone(operator):
         assert found.wide > COVERED and found.asked < 1.6
         narrow = one.arguments.get("WIDTH", 128) == 128  # wider rows meet in shared memory
         assert not narrow or all(counts["barriers"] == 0 for counts in inner), one.kernel
+
+
+@pytest.mark.aot
+def test_pooling_of_one_tile_of_frames_waits_for_memory():
+    (entry,) = (one for _, one in h200() if one.operator == "temporal_pooling" and one.sizes["biased"] == [1, 1])
+    singles = [one for one in compile_entry(entry, 90) if one.arguments.get("SINGLE")]
+    assert {(one.kernel, estimate(one, loops(one.code)).limit()) for one in singles} == {
+        ("temporal_pooling_forward", "memory"),
+        ("temporal_pooling_backward_query", "memory"),
+        ("temporal_pooling_backward_state", "memory"),
+    }
+
+
+@pytest.mark.aot
+def test_a_convolution_issues_less_than_its_products_take():
+    (entry,) = (one for _, one in h200() if one.operator == "conv3x3")
+    found = [estimate(one, loops(one.code)) for one in compile_entry(entry, 90)]
+    assert [one.limit() for one in found] == ["products"] * 4
+
+
+@pytest.mark.aot
+def test_warp_groups_share_the_scores_of_attention():
+    for entry in (one for _, one in h200() if one.operator == "time_attention"):
+        longest, rows = min(entry.sizes["max_frames"][1], LONGEST), entry.config["forward"]["rows"]
+        with dry_driver(90) as driver:
+            qkv, table, cu_frames = meta(longest, 256, 3, 8, 64), meta(longest, 3, 8, 64), meta(2, dtype=torch.int32)
+            attend(qkv, table, cu_frames, longest, entry.config["forward"])
+        (one,) = driver.binaries
+        keys = -(-longest // rows) * rows
+        assert estimate(one, loops(one.code)).tensor == 2 * 2 * rows * keys * 64 / TENSOR_FLOPS
