@@ -30,6 +30,8 @@ REFERENCE = "linear interpolation"
 
 PERIOD_DAYS = (8.0, 30.0, 120.0, 365.0)
 MAIN_PERIOD_DAYS = 120.0
+MOST_COLUMNS = 12
+"""Places that have a column each in a printed table; of more only figures have each (`Judgement.figures`)."""
 HEALTH_PLACES = 6
 """Places on which health is judged: each is embedded once more per input source."""
 
@@ -65,12 +67,15 @@ class WithheldResult:
         return self.table.mean(f"model, {MAIN_PERIOD_DAYS:g} d") / self.table.mean(REFERENCE)
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of a printed table."""
-        head = ["predictor", "mean", *self.places]
+        """Head and rows of a printed table: a column per place, or the least and the greatest, with their places, of more than twelve."""
+        few = len(self.places) <= MOST_COLUMNS
+        head = ["predictor", "mean", *(self.places if few else ("least", "greatest"))]
         body = []
         for name in self.table.errors:
-            numbers = [self.table.mean(name), *(self.table.place(name, place) for place in self.places)]
-            body.append([name, *(f"{number:.3f}" for number in numbers)])
+            errors = [(self.table.place(name, place), place) for place in self.places]
+            of_places = [f"{error:.3f}" for error, _ in errors]
+            extremes = [f"{error:.3f} ({place})" for error, place in (min(errors), max(errors))]
+            body.append([name, f"{self.table.mean(name):.3f}", *(of_places if few else extremes)])
         return head, body
 
 
@@ -87,7 +92,10 @@ class Judgement:
         """Every table, one after the other."""
         parts = []
         for result in self.withheld:
-            parts += [f"Withheld dates of {result.source}, {result.dates} in all", markdown_table(*result.rows())]
+            title = f"Withheld dates of {result.source}, {result.dates} in all"
+            if len(result.places) > MOST_COLUMNS:
+                title += f" at {len(result.places)} places"
+            parts += [title, markdown_table(*result.rows())]
         for probes in self.probes:
             parts += [
                 f"{probes.label}: {shots_name(probes.shots)}, {probes.classes} classes, {probes.units} fields",

@@ -11,7 +11,9 @@ from aef.data.withheld import WithheldDates
 from aef.evaluation.embedding_features import EMBEDDING
 from aef.evaluation.judgement import (
     REFERENCE,
+    Judgement,
     JudgementError,
+    WithheldResult,
     _repeats,
     chips_to_judge,
     judge,
@@ -20,7 +22,7 @@ from aef.evaluation.judgement import (
     require_unseen_dates,
     withheld_tasks,
 )
-from aef.evaluation.reconstruction import choose_dates, write_dates
+from aef.evaluation.reconstruction import WithheldTable, choose_dates, write_dates
 from aef.sources import BUILT_IN
 from aef.timecode import DAY_MS
 from tests.evaluation.four_fields import START, a_chip
@@ -146,6 +148,24 @@ def test_tables_print_and_figures_are_plain_numbers(judgement):
     figures = json.loads(json.dumps(judgement.figures()))
     assert figures["withheld"]["sentinel2"][REFERENCE]["c0"] == judgement.withheld[0].table.place(REFERENCE, "c0")
     assert figures["probes"]["crop"][EMBEDDING] == judgement.probes[0].ours
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_of_many_places_tables_name_the_extremes_and_figures_hold_every_one(count):
+    table = WithheldTable()
+    for number in range(count):
+        table.add(REFERENCE, f"p{number:02}", 0.5 + 0.01 * ((number + 3) % count))
+    result = WithheldResult("sentinel2", table)
+    head, (row,) = result.rows()
+    if count == 12:
+        assert head == ["predictor", "mean", *result.places] and row[2:4] == ["0.530", "0.540"]
+    else:
+        assert head == ["predictor", "mean", "least", "greatest"]
+        assert row == [REFERENCE, "0.560", "0.500 (p10)", "0.620 (p09)"]
+    judgement = Judgement(withheld=[result])
+    places = " at 13 places" if count == 13 else ""
+    assert judgement.markdown().startswith(f"Withheld dates of sentinel2, {count} in all{places}\n")
+    assert set(judgement.figures()["withheld"]["sentinel2"][REFERENCE]) == {"mean", *result.places}
 
 
 def test_coordinates_cannot_tell_classes_of_unseen_fields(judgement):
