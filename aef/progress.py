@@ -48,7 +48,7 @@ class Progress:
 
     def __init__(self, title: str, total: int = 0, unit: str = "item", *, alone: bool = True) -> None:
         """``alone``: no other process writes to this terminal, where bars would overwrite each other."""
-        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self.title, self.total, self.unit, self.done, self.stage = title, total, unit, 0, ""
         self._bar = terminal_bar(title, total) if alone and sys.stderr.isatty() else None
         self._started, self._due = time.monotonic(), Every(PLAIN_EVERY_S)
 
@@ -65,12 +65,17 @@ class Progress:
         elif kind is None:
             self._print("")
 
-    def reach(self, done: int, total: int, note: str = "") -> None:
-        """Set what is done, of how many; for work that learns on its way how much there is."""
+    def reach(self, done: int, total: int, stage: str) -> None:
+        """Set what is done of a stage, of how many; for work of several stages, whose pace says nothing of one another's:
+        rate and time left are those of the stage."""
+        if stage != self.stage:
+            self.stage, self.done, self._started = stage, 0, time.monotonic()
+            if self._bar:
+                self._bar.reset(self._bar.task_ids[0], total=total)
         self.total = total
         if self._bar:
             self._bar.update(self._bar.task_ids[0], total=total)
-        self.advance(done - self.done, note)
+        self.advance(done - self.done, stage)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` finished items; `note` is shown beside them."""
@@ -78,14 +83,13 @@ class Progress:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self.done, note=note)
         elif self._due():
-            self._print(note)
+            self._print("" if note == self.stage else note)
 
     def _print(self, note: str) -> None:
         rate = self.done / max(time.monotonic() - self._started, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s{left} {note}".rstrip(), file=sys.stderr
-        )
+        title = f"{self.title}, {self.stage}" if self.stage else self.title
+        print(f"{title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s{left} {note}".rstrip(), file=sys.stderr)
 
 
 def terminal_bar(title: str, total: int, *, brief: bool = False) -> Bar:

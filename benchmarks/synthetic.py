@@ -93,16 +93,16 @@ def probes(places: Places) -> Iterator[str]:
     from aef.sources import BUILT_IN
 
     chips = [chip for _, chip in places]
-    fields = baseline_fields(chips, BUILT_IN, _year)
     for label in ("crop", "land_cover"):
         pixels = labelled_pixels(chips, label)
         chosen = np.sort(np.random.default_rng(0).permutation(len(pixels.chip))[:PIXELS])
         labelled = Labelled(pixels.labelled.labels[chosen], pixels.labelled.units[chosen])
-        tables = {name: _unit_variance(pixels.gather(field)[chosen]) for name, field in fields.items()}
+        features = pixels.gather(baseline_fields(chips, BUILT_IN, _year))
+        tables = {name: _unit_variance(table[chosen]) for name, table in features.items()}
         for name in ("harmonic", "raw series"):
             tables[f"{name}, averaged over the true field"] = _field_means(tables[name], labelled.units)
-        truth = [_latent_field(scene) for scene, _ in places]
-        tables["true season and weather"] = _unit_variance(pixels.gather(truth)[chosen])
+        truth = pixels.gather({"true season and weather": _latent_field(scene)} for scene, _ in places)
+        tables |= {name: _unit_variance(table[chosen]) for name, table in truth.items()}
         results: dict[int | None, dict[str, Scores]] = {}
         for shots in SHOTS:
             found = probe(tables, labelled, shots=shots, trials=10, kinds=("ridge", "kNN-3"))
@@ -127,6 +127,7 @@ def _cell(scores, interval: Callable) -> str:
 
 
 def _unit_variance(table: np.ndarray) -> np.ndarray:
+    table = table.astype(np.float64)
     return (table - table.mean(0)) / (table.std(0) + 1e-9)
 
 

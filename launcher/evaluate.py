@@ -101,6 +101,7 @@ def _days(text: str) -> list[float]:
 def _judge(path: str, given):
     """The version of a run's model, and what is said of it. Raises ValueError for places and dates that it cannot judge."""
     from aef.data.chips import ChipFolder
+    from aef.data.on_demand import OnDemand
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import JudgementError, chips_to_judge, judge, own_dates, require_unseen_dates
     from aef.evaluation.proof import require_unseen
@@ -123,9 +124,9 @@ def _judge(path: str, given):
     only = folder.require(names_of(given.only, "--only"), "--only: holds no")
     held_out = set(only or model.config.data.held_out_places)
     wanted = chips_to_judge(folder, held_out, judged, given.health_places)
-    seen, unseen = ([model.read(folder.files[index]) for index in indices] for indices in wanted)
+    seen, unseen = (OnDemand(indices, lambda index: model.read(folder.files[index])) for indices in wanted)
     if only:
-        require_unseen(model, unseen)
+        require_unseen(model, only)
     if judged:
         require_unseen_dates(model, seen, judged, own)
     with Progress(f"evaluate {Path(path).name}", unit="step") as progress:

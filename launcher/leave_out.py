@@ -99,11 +99,12 @@ def _labelled_places(folder, wanted: list[str] | None, labels: set[str]) -> list
 
 def _feasible(folder, place: str, tasks, least_fields: int):
     """Labels that can be judged at a place, and why others cannot: known before anything is trained."""
+    from aef.data.on_demand import OnDemand
     from aef.evaluation.labels import labelled_pixels
     from aef.evaluation.leave_place_out import tasks_of
     from aef.evaluation.probes import ProbeError
 
-    chips = [folder.read(index) for index, one in enumerate(folder.places()) if one == place]
+    chips = OnDemand([index for index, one in enumerate(folder.places()) if one == place], folder.read)
     feasible, reasons = [], []
     for task in tasks or tasks_of(chips):
         try:
@@ -126,10 +127,11 @@ def _train(config, data: str, out: Path, place: str) -> bool:
 
 def _judge(out: Path, folder, place: str, tasks, given):
     """Results of every label at a place."""
+    from aef.data.on_demand import OnDemand
     from aef.evaluation.leave_place_out import judge_place
 
     model = load_model(__file__, str(out), given.device)
-    chips = [model.read(path) for path, one in zip(folder.files, folder.places()) if one == place]
+    chips = OnDemand([path for path, one in zip(folder.files, folder.places()) if one == place], model.read)
     splits = {"trials": given.trials, "seed": given.seed, "min_units": given.least_fields}
     return [judge_place(model, chips, task, **splits) for task in tasks]
 

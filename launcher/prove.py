@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     given = _options().parse_args(argv)
 
     from aef.data.chips import ChipFolder
+    from aef.data.on_demand import OnDemand
     from aef.evaluation.probes import MAX_SHOTS
-    from aef.evaluation.proof import CONDITIONS, prove
+    from aef.evaluation.proof import prove
     from aef.evaluation.tables import require_results, write_results
     from aef.settings_file import names_of
 
@@ -44,10 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     held_out = set(only or model.config.data.held_out_places) & set(folder.places())
     wanted = [place for place in dict.fromkeys(folder.places()) if not held_out or place in held_out]
     first = set(wanted[: given.most_places or None])
-    chips = [model.read(path) for path, place in zip(folder.files, folder.places()) if place in first]
-    count = sum(not chip.labels.keys().isdisjoint(given.label or chip.labels) for chip in chips)
-    count *= 1 if given.no_shuffles else len(CONDITIONS)
-    with Progress("embed", total=count, unit="chip") as progress:
+    chips = OnDemand([path for path, place in zip(folder.files, folder.places()) if place in first], model.read)
+    with Progress("prove", unit="step") as progress:
         proofs = prove(
             model,
             chips,
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             trials=given.trials,
             seed=given.seed,
             shuffles=not given.no_shuffles,
-            progress=lambda condition: progress.advance(note=condition),
+            progress=progress.reach,
         )
     command = as_typed(__file__, argv)
     text = "\n\n".join([f"Model {model.version}.\n\n```\n{command}\n```", *(proof.markdown() for proof in proofs)])

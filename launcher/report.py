@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from aef.atomic import require_writable
     from aef.data.chips import ChipFolder
+    from aef.data.on_demand import OnDemand
     from aef.data.withheld import WithheldDates
     from aef.evaluation.judgement import judge, own_dates
     from aef.evaluation.report import write_report
@@ -39,22 +40,23 @@ def main(argv: list[str] | None = None) -> int:
     hidden = WithheldDates.read(listed, twin_ms=data.twin_ms) if listed else None
     held_out = set(data.held_out_places)
     places = folder.places()
-    unseen = [model.read(folder.files[i]) for i in folder.where(held_out)[: given.most_places]]
+    unseen = [folder.files[i] for i in folder.where(held_out)[: given.most_places]]
     others = [i for i, place in enumerate(places) if place not in held_out]
     dated = [i for i in others if hidden and places[i] in hidden.places]
-    trained_on = [model.read(folder.files[i]) for i in (dated or others)[: given.most_places]]
+    trained_on = [folder.files[i] for i in (dated or others)[: given.most_places]]
     with Progress("report", unit="step") as progress:
         judgement = judge(
             model,
-            trained_on,
+            OnDemand(trained_on, model.read),
             withheld=hidden,
             judged=WithheldDates.read(listed, given.set, twin_ms=data.twin_ms) if listed else None,
-            held_out=unseen,
+            held_out=OnDemand(unseen, model.read),
             period_days=[30, 120, 365],
             trials=given.trials,
             progress=progress.reach,
         )
-    path = write_report(Path(given.out), model, [*unseen, *trained_on], log, judgement, commands)
+    chips = OnDemand([*unseen, *trained_on], model.read)
+    path = write_report(Path(given.out), model, chips, log, judgement, commands)
     print(f"report: {path}")
     return 0
 

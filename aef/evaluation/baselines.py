@@ -6,8 +6,9 @@ gives a field (D, h, w). A feature set stacks them over sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import compress
 from operator import add
 
 import numpy as np
@@ -96,46 +97,55 @@ def window_mean(field: np.ndarray) -> np.ndarray:
 def observed_sources(chips: Sequence[Chip], registry: Registry) -> dict[str, tuple[str, ...]]:
     """Input sources on the chip's grid that every chip holds, with their bands observed in at least half of the frames;
     a source without such a band, or of which a chip holds no frame, is left out."""
-    names = [name for name in registry if registry[name].role == "input" and all(name in c.sources for c in chips)]
-    return {name: bands for name in names if (bands := _common_bands(chips, registry[name]))}
-
-
-def _common_bands(chips: Sequence[Chip], source: Source) -> tuple[str, ...]:
-    shares = []
+    common: dict[str, np.ndarray] | None = None
     for chip in chips:
-        valid = chip.sources[source.name].valid
-        seen = np.any(valid, axis=(2, 3))  # (T, C or 1)
-        shares.append(np.broadcast_to(seen, (len(seen), source.channels)).sum(axis=0) / max(len(seen), 1))
-    common = np.min(shares, axis=0) >= 0.5
-    return tuple(band for band, keep in zip(source.band_names, common) if keep)
+        held = registry if common is None else common
+        sources = [name for name in held if registry[name].role == "input" and name in chip.sources]
+        seen = {name: _often_observed(chip, registry[name]) for name in sources}
+        common = seen if common is None else {name: common[name] & bands for name, bands in seen.items()}
+    bands = {name: tuple(compress(registry[name].band_names, keep)) for name, keep in (common or {}).items()}
+    return {name: names for name, names in bands.items() if names}
+
+
+def _often_observed(chip: Chip, source: Source) -> np.ndarray:
+    """Bands of a source that are observed in at least half of a chip's frames: (C,) bool."""
+    seen = np.any(chip.sources[source.name].valid, axis=(2, 3))  # (T, C or 1)
+    return np.broadcast_to(seen, (len(seen), source.channels)).sum(axis=0) / max(len(seen), 1) >= 0.5
 
 
 def baseline_fields(
     chips: Sequence[Chip], registry: Registry, period_of: Callable[[Chip], Period]
-) -> dict[str, list[np.ndarray]]:
-    """Every feature set as one field per chip, standardised over all of them: name → [(D, h, w), …].
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every feature set of one chip after the other, standardised over all of them: name → (D, h, w).
 
-    A source without a clear pixel at any chip is left out.
+    A source without a clear pixel at any chip is left out. Chips are gone through four times (`aef.data.on_demand`), and
+    fields are made as they are asked for.
 
     Raises:
         ProbeError: the chips share no input source that shows a clear pixel.
     """
-    stacked: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in chips] for name in FEATURES}
-    for source, bands in observed_sources(chips, registry).items():
-        raw = [clear_series(chip, registry[source], bands=bands) for chip in chips]
-        if not any(series.clear.any() for series in raw):
-            continue
-        scale = Scale.of(raw)
-        for number, (chip, series) in enumerate(zip(chips, raw)):
-            period = period_of(chip)
-            outside = (series.times_ms < period.start_ms) | (series.times_ms >= period.end_ms)
-            inside = scale.apply(series).without(outside)
-            for name, feature in FEATURES.items():
-                stacked[name][number].append(feature(inside, period))
-    if chips and not stacked["harmonic"][0]:
+    bands = observed_sources(chips, registry)
+
+    def observed(chip: Chip) -> dict[str, ClearSeries]:
+        return {name: clear_series(chip, registry[name], bands=chosen) for name, chosen in bands.items()}
+
+    scales = Scale.of_each(chips, observed)
+    if chips and not scales:
         raise ProbeError("the chips share no input source with a clear pixel: no baseline can be computed")
-    fields = {"coordinates": [coordinates(chip).astype(np.float64) for chip in chips]}
-    for name, parts in stacked.items():
-        fields[name] = [np.concatenate(part) for part in parts]
-        fields[over_window(name)] = [window_mean(field) for field in fields[name]]
+    for chip in chips:
+        yield _fields(
+            chip, {name: scales[name].apply(s) for name, s in observed(chip).items() if name in scales}, period_of(chip)
+        )
+
+
+def _fields(chip: Chip, observed: Mapping[str, ClearSeries], period: Period) -> dict[str, np.ndarray]:
+    """Every feature set of a chip, of standardised observations by source."""
+    fields = {"coordinates": coordinates(chip).astype(np.float64)}
+    inside = [
+        series.without((series.times_ms < period.start_ms) | (series.times_ms >= period.end_ms))
+        for series in observed.values()
+    ]
+    for name, feature in FEATURES.items():
+        fields[name] = np.concatenate([feature(series, period) for series in inside])
+        fields[over_window(name)] = window_mean(fields[name])
     return fields

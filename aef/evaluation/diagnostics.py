@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Literal
 
@@ -23,14 +23,14 @@ LEAST_PLACES = 6
 WITHIN = " within places"
 
 
-def presence_split(chips: Sequence[Chip]) -> Literal["place", "block"]:
+def presence_split(places: Iterable[str]) -> Literal["place", "block"]:
     """What `source_presence` keeps apart: places, or blocks of ground within places where there are fewer than six.
 
     Within a place the two embeddings are two tight clusters, which a plane tells apart in 64 dimensions whatever moved
     them: blocks give an upper bound near 1. Only what places share is a trace of the sensor; but a probe that learns on
     one or two places finds nothing even where they share it, and its 0.5 would say nothing.
     """
-    return "place" if len({chip.place for chip in chips}) >= LEAST_PLACES else "block"
+    return "place" if len(set(places)) >= LEAST_PLACES else "block"
 
 
 def source_presence(
@@ -40,7 +40,7 @@ def source_presence(
     *,
     trials: int = 5,
     seed: int = 0,
-    on_source: Callable[[], None] = lambda: None,
+    on_chip: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance. Names
     end in " within places" where the places at which a source counts are too few to split by place.
@@ -51,21 +51,29 @@ def source_presence(
     and another input one too: without the source it would else be embedded from the very same frames, or from none.
     """
     rng = np.random.default_rng(seed)
-    number = {place: index for index, place in enumerate(dict.fromkeys(chip.place for chip in chips))}
-    places = [_drawn(chip, rng, number[chip.place]) for chip in chips]
-    complete = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
-    seen = [set(model.passes(chip, [period_of(chip)])[0].sources) for chip in chips]
+    number: dict[str, int] = {}
+    places, pixels, complete, seen = [], [], [], []
+    for chip in chips:
+        rows, columns, block = _drawn(chip, rng, number.setdefault(chip.place, len(number)))
+        places.append(chip.place)
+        pixels.append((rows, columns, block))
+        complete.append(model.embed_array(chip, [period_of(chip)])[0][:, rows, columns].T)
+        seen.append(set(model.passes(chip, [period_of(chip)])[0].sources))
+        on_chip()
     found = {}
     for name in model.inputs:
         vectors, labels, ground = [], [], []
         counting = [name in sources and sources != {name} for sources in seen]
-        by_place = presence_split(list(compress(chips, counting))) == "place"
-        for chip, (rows, columns, block), whole in compress(zip(chips, places, complete), counting):
-            without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
-            for present, field in ((1, whole), (0, without)):
-                vectors.append(field[:, rows, columns].T)
-                labels.append(np.full(PIXELS_PER_CHIP, present))
-                ground.append(block[:1] if by_place else block)
+        by_place = presence_split(compress(places, counting)) == "place"
+        for index, counts in enumerate(counting):
+            if counts:
+                chip, (rows, columns, block) = chips[index], pixels[index]
+                without = model.embed_array(chip, [period_of(chip)], leave_out=(name,))[0]
+                for present, table in ((1, complete[index]), (0, without[:, rows, columns].T)):
+                    vectors.append(table)
+                    labels.append(np.full(PIXELS_PER_CHIP, present))
+                    ground.append(block[:1] if by_place else block)
+            on_chip()
         units = unit_numbers(*np.concatenate(ground, axis=1)) if ground else np.zeros(0)
         if len(np.unique(units)) >= 2:
             labelled = Labelled(np.concatenate(labels), units)
@@ -73,7 +81,6 @@ def source_presence(
                 {name: np.concatenate(vectors)}, labelled, shots=None, trials=trials, seed=seed, kinds=LINEAR_KINDS
             )
             found[name if by_place else f"{name}{WITHIN}"] = better(scores[name], LINEAR_KINDS)[1].balanced_accuracy
-        on_source()
     return found
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.data.on_demand import select
 from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import EMBEDDING
-from aef.evaluation.labels import LabelledPixels, label_period, labelled_pixels, year_around
-from aef.evaluation.probes import Scores, better, bootstrap, probe
+from aef.evaluation.labels import label_period, labelled_pixels, year_around
+from aef.evaluation.probes import Labelled, Scores, Table, better, bootstrap, probe
+from aef.evaluation.stages import Stages
 from aef.mapping.support import count_frames, observed_span
 from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
 
 KINDS = ("ridge", "kNN-3")
 """Features are judged by the better of these."""
+MOST_PIXELS = 100_000
+"""Labelled pixels that are probed at most: their features are all in memory, 3.4 kB a pixel for three sensors."""
+COLUMNS = 16
+"""Columns of a table whose scale is taken at a time."""
 
 
 def shots_name(shots: int | None) -> str:
@@ -103,31 +109,31 @@ def year_of(model: TrainedModel, chip: Chip, label: str = "") -> Period:
 
 
 def compare(
-    ours: Mapping[str, Sequence[np.ndarray]],
-    baselines: Mapping[str, Sequence[np.ndarray]],
-    pixels: LabelledPixels,
+    ours: Mapping[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
+    labelled: Labelled,
     label: str,
     *,
     shots: int | None = 10,
     trials: int = 20,
     seed: int = 0,
+    on_trial: Callable[[], None] = lambda: None,
 ) -> ProbeResult:
-    """Probe feature sets, each one field (D, h, w) per chip, on the same splits and shots; each by its better probe.
+    """Probe feature sets, tables (N, D) by name, on the same splits and shots; each by its better probe.
 
     Equal pixels and an equal seed give equal splits, so that results of several calls are paired too.
 
     Raises:
         ProbeError: a class lies in one unit.
     """
-    tables = {name: pixels.gather(fields) for name, fields in ours.items()}
-    tables.update({name: _unit_variance(pixels.gather(fields)) for name, fields in baselines.items()})
-    results = probe(tables, pixels.labelled, shots=shots, trials=trials, seed=seed, kinds=KINDS)
+    tables: dict[str, Table] = {**ours, **{name: UnitVariance(table) for name, table in baselines.items()}}
+    results = probe(tables, labelled, shots=shots, trials=trials, seed=seed, kinds=KINDS, on_trial=on_trial)
     return ProbeResult(
         label=label,
         shots=shots,
         trials=trials,
-        classes=len(pixels.labelled.classes),
-        units=len(np.unique(pixels.labelled.units)),
+        classes=len(labelled.classes),
+        units=len(np.unique(labelled.units)),
         scores={name: better(of_kind, KINDS) for name, of_kind in results.items()},
     )
 
@@ -140,21 +146,52 @@ def judge_labels(
     shots: int | None = 10,
     trials: int = 20,
     baselines: bool = True,
+    most_pixels: int = MOST_PIXELS,
+    stages: Stages | None = None,
 ) -> ProbeResult:
     """Embed chips over the year of a label and compare with every baseline; chips without the label have no part in it.
+
+    Chips are gone through several times, and of their fields the labelled pixels are kept, at most `most_pixels`.
 
     Raises:
         ProbeError: the chips do not carry the label with two classes of two units each.
     """
+    stages = stages or Stages()
     # A sensor that some chip without the label lacks is no less a baseline of the others.
-    chips = [chip for chip in chips if label in chip.labels]
-    pixels = labelled_pixels(chips, label)
-    ours = {EMBEDDING: [model.embed_array(chip, [year_of(model, chip, label)])[0] for chip in chips]}
-    others = baseline_fields(chips, model.registry, lambda chip: year_of(model, chip, label)) if baselines else {}
-    return compare(ours, others, pixels, label, shots=shots, trials=trials)
+    chips = select(chips, lambda chip: label in chip.labels)
+    pixels = labelled_pixels(chips, label).drawn(most_pixels)
+
+    def year(chip: Chip) -> Period:
+        return year_of(model, chip, label)
+
+    def embedded() -> Iterator[dict[str, np.ndarray]]:
+        for chip in chips:
+            yield {EMBEDDING: model.embed_array(chip, [year(chip)])[0]}
+
+    others = {}
+    if baselines:
+        stages.begin(f"label {label}, baselines", len(chips))
+        others = pixels.gather(stages.each(baseline_fields(chips, model.registry, year)))
+    stages.begin(f"label {label}, embeddings", len(chips))
+    ours = pixels.gather(stages.each(embedded()))
+    stages.begin(f"label {label}, probes", trials)
+    return compare(ours, others, pixels.labelled, label, shots=shots, trials=trials, on_trial=stages.step)
 
 
-def _unit_variance(table: np.ndarray) -> np.ndarray:
-    """Columns of hand-made features have all kinds of units; vectors of the embedding have one and stay as they are."""
-    deviation = table.std(axis=0)
-    return (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+class UnitVariance:
+    """A table (N, D) whose rows are given as float64 with columns of unit variance: hand-made features have all kinds of
+    units; vectors of the embedding have one and stay as they are."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self._table = table
+        # A few columns at a time: the whole as float64 would take twice the table's memory again.
+        parts = np.array_split(table, max(1, table.shape[1] // COLUMNS), axis=1)
+        wide = [(part.mean(axis=0), part.std(axis=0)) for part in (one.astype(np.float64) for one in parts)]
+        self._mean, deviation = (np.concatenate(numbers) for numbers in zip(*wide))
+        self._deviation = np.where(deviation > 0, deviation, 1)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return (self._table[rows].astype(np.float64) - self._mean) / self._deviation

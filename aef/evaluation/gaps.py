@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip, SourceSeries
+from aef.data.on_demand import OnDemand
 from aef.data.synthetic.earth import SOURCES, Earth, is_synthetic, render_chip
 from aef.data.synthetic.landscape import Scene
 from aef.data.synthetic.truth import SENSORS, clear_view
@@ -140,9 +141,9 @@ def judge_gaps(
     earth = Earth(seed, chip_px, years=2, sources=names)
     scenes = [earth.scene(place) for place in range(places)]
     chips = [_first_year(scene, render_chip(scene, names)) for scene in scenes]
-    require_unseen(model, chips)
+    require_unseen(model, (chip.place for chip in chips))
     entry, scored = model.registry[source], model.scored(source)
-    scale = Scale.of(clear_series(chip, entry) for chip in chips)
+    scale = Scale.of(OnDemand(chips, lambda chip: clear_series(chip, entry)))
     tables = {INSIDE: WithheldTable(), BEYOND: WithheldTable()}
     for number, (scene, chip) in enumerate(zip(scenes, chips)):
         for question in (_gap(chip, number, seed), _beyond(chip, model.inputs)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import PIXEL_M, Chip, ChipFolder
+from aef.data.on_demand import OnDemand
 from aef.data.withheld import WithheldDates
 from aef.evaluation.diagnostics import source_presence, spread
 from aef.evaluation.few_shot import ProbeResult, judge_labels, shots_name, year_of
 from aef.evaluation.probes import ProbeError
-from aef.evaluation.reconstruction import WithheldTable, WithheldTask, model_table, naive_table
+from aef.evaluation.reconstruction import WithheldTable, WithheldTask, add_model, add_naive
 from aef.evaluation.series import NothingClearError
+from aef.evaluation.stages import Progress, Stages
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained_model import TrainedModel
 from aef.run import WITHHELD
@@ -34,10 +37,6 @@ MOST_COLUMNS = 12
 """Places that have a column each in a printed table; of more only figures have each (`Judgement.figures`)."""
 HEALTH_PLACES = 6
 """Places on which health is judged: each is embedded once more per input source."""
-
-
-Progress = Callable[[int, int, str], None]
-"""Called with how many steps are done, of how many, and what is judged now."""
 
 
 class JudgementError(ValueError):
@@ -165,12 +164,15 @@ def withheld_tasks(
     the bands of a product whose judged bands were all brought to the chip's grid from pixels of 20 m.
     """
     tasks, reasons = [], []
+    listed = judged.dates()
+    held = {n: (chip.place, set(chip.sources)) for n, chip in enumerate(chips) if chip.place in judged.places}
     for name in model.targets:
-        holding = [chip for chip in chips if chip.place in judged.places and name in chip.sources]
-        if model.registry[name].time != "instant" or not any(key in judged.dates() for key in _keys(holding, name)):
+        holding = {n: place for n, (place, sources) in held.items() if name in sources}
+        asked = any((place, source) in listed for place in holding.values() for source in (name, ""))
+        if model.registry[name].time != "instant" or not asked:
             continue
         try:
-            tasks.append(_task(model, holding, name, hidden, judged))
+            tasks.append(_task(model, OnDemand(list(holding), chips.__getitem__), name, hidden, judged))
         except JudgementError as reason:
             reasons.append(str(reason))
     return tasks, reasons
@@ -192,21 +194,19 @@ def _task(
         )
     task = WithheldTask(holding, source, hidden, judged, bands=bands, cell_px=_cell_px(holding, source, bands))
     try:
-        observed, _ = task.observations()
+        _ = task.scale  # taken now: a source that nobody saw clear is not judged
     except NothingClearError as error:
         raise JudgementError(f"withheld dates of {name}, because there is {error}") from None
     # A place may have several chips, say of two years, of which one holds all its dates.
-    empty = {chip.place for chip in holding} - {series.place for series in observed if len(task.frames(series)[1])}
-    if empty:
+    dates: Counter[str] = Counter()
+    for chip in holding:
+        dates[chip.place] += len(task.frames(task.observed(chip))[1])
+    if empty := [place for place, count in dates.items() if not count]:
         raise JudgementError(
             f"withheld dates of {name}, because the list names no frame of it, to the second, with a clear pixel at "
             f"{_few(empty)}"
         )
     return task
-
-
-def _keys(chips: Sequence[Chip], name: str) -> list[tuple[str, str]]:
-    return [(chip.place, source) for chip in chips for source in (name, "")]
 
 
 def _few(names: Iterable[str]) -> str:
@@ -249,9 +249,13 @@ def judge_withheld(
     on_place: Callable[[], None] = lambda: None,
 ) -> WithheldResult:
     """Naive predictors first, then the model, on the same pixels of the same frames."""
-    table = naive_table(task)
-    table.errors.update(model_table(task, model, period_days=period_days, on_place=on_place).errors)
-    return WithheldResult(task.source.name, table)
+    naive, ours = WithheldTable(), WithheldTable()
+    for chip in task.chips:
+        series = task.scale.apply(task.observed(chip))
+        add_naive(naive, task, series)
+        add_model(ours, task, model, chip, series, period_days)
+        on_place()
+    return WithheldResult(task.source.name, WithheldTable({**naive.errors, **ours.errors}))
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -262,18 +266,21 @@ def judge_health(
     chips: Sequence[Chip],
     *,
     most_places: int | None = None,
-    on_source: Callable[[], None] = lambda: None,
+    stages: Stages | None = None,
 ) -> dict[str, float]:
     """Norm, uniformity, effective rank, variance between places, and the balanced accuracy of "was source X among the
     inputs?" per source, within places where too few count to split by place
     (`aef.evaluation.diagnostics.presence_split`). Of a place with several chips, say of two years, the first is taken:
     the same ground twice would look like a collapse."""
-    first: dict[str, Chip] = {}
-    for chip in chips:
-        first.setdefault(chip.place, chip)
-    chips = list(first.values())[:most_places]
-    figures = spread([model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips])
-    presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_source=on_source)
+    first: dict[str, int] = {}
+    for index, place in enumerate(chip.place for chip in chips):
+        first.setdefault(place, index)
+        if len(first) == most_places:
+            break
+    chips, stages = OnDemand(list(first.values()), chips.__getitem__), stages or Stages()
+    stages.begin("health", len(chips) * (2 + len(model.inputs)))
+    figures = spread(list(stages.each(model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips)))
+    presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_chip=stages.step)
     figures.update({f"presence of {name}": accuracy for name, accuracy in presence.items()})
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
@@ -292,44 +299,26 @@ def judge(
     progress: Progress = lambda done, total, what: None,
 ) -> Judgement:
     """All of it, as far as the data allow: dates withheld at `chips`, labels of the `held_out` places, health of
-    either; what the data do not allow is in ``not_judged`` with its reason. ``progress`` hears of every place of the
-    withheld dates, every label and every source of health."""
+    either; what the data do not allow is in ``not_judged`` with its reason. Chips are gone through several times and
+    one is in memory at a time, where `chips` and `held_out` hold none themselves (`aef.data.on_demand`). ``progress``
+    hears of one stage after the other, each with steps of its own (`aef.evaluation.stages`)."""
     tasks, missing = _all_withheld(model, chips, withheld, judged or withheld)
     names = list(dict.fromkeys(name for chip in held_out for name in chip.labels))
-    steps = _Steps(progress, sum(len(task.chips) for task in tasks) + len(names) + len(model.inputs))
-    results, probes = [], []
+    stages, results, probes = Stages(progress), [], []
     for task in tasks:
-        steps.begin(f"withheld dates of {task.source.name}")
-        results.append(judge_withheld(model, task, period_days=period_days, on_place=steps.end))
+        stages.begin(f"withheld dates of {task.source.name}", len(task.chips))
+        results.append(judge_withheld(model, task, period_days=period_days, on_place=stages.step))
     if not held_out:
         missing.append("labels, because no chip is of a place that the run held out (data.held_out_places)")
     elif not names:
         missing.append(f"labels, because {_few(chip.place for chip in held_out)} carry none")
     for label in names:
-        steps.begin(f"label {label}")
         try:
-            probes.append(judge_labels(model, held_out, label, shots=shots, trials=trials))
+            probes.append(judge_labels(model, held_out, label, shots=shots, trials=trials, stages=stages))
         except ProbeError as error:
             missing.append(f"{error}")
-        steps.end()
-    steps.begin("health")
-    health = judge_health(model, held_out or chips, most_places=health_places, on_source=steps.end)
+    health = judge_health(model, held_out or chips, most_places=health_places, stages=stages)
     return Judgement(withheld=results, probes=probes, health=health, not_judged=missing)
-
-
-class _Steps:
-    """Counts what is done of a judgement, and says it."""
-
-    def __init__(self, say: Progress, total: int) -> None:
-        self._say, self._total, self._done, self._what = say, total, 0, ""
-
-    def begin(self, what: str) -> None:
-        self._what = what
-        self._say(self._done, self._total, what)
-
-    def end(self) -> None:
-        self._done += 1
-        self._say(self._done, self._total, self._what)
 
 
 def _all_withheld(

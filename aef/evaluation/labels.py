@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,13 +34,20 @@ class LabelledPixels:
         labelled = Labelled(self.labelled.labels[chosen], self.labelled.units[chosen])
         return LabelledPixels(labelled, self.chip[chosen], self.row[chosen], self.column[chosen])
 
-    def gather(self, fields: Sequence[np.ndarray]) -> np.ndarray:
-        """One field (D, h, w) per chip → the table (N, D) of its labelled pixels."""
-        out = np.empty((len(self.chip), fields[0].shape[0]), np.float64)
-        for index, field in enumerate(fields):
-            mine = self.chip == index
-            out[mine] = field[:, self.row[mine], self.column[mine]].T
-        return out
+    def gather(self, fields: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Fields by name, (D, h, w) of one chip after the other → tables by name, (N, D) of the labelled pixels."""
+        tables: dict[str, np.ndarray] = {}
+        for index, of_chip in enumerate(fields):
+            self.fill(tables, index, of_chip)
+        return tables
+
+    def fill(self, tables: dict[str, np.ndarray], chip: int, fields: Mapping[str, np.ndarray]) -> None:
+        """Put the labelled pixels of one chip's fields into tables by name, which the first chip makes."""
+        mine = self.chip == chip
+        for name, field in fields.items():
+            if name not in tables:
+                tables[name] = np.empty((len(self.chip), len(field)), field.dtype)
+            tables[name][mine] = field[:, self.row[mine], self.column[mine]].T
 
 
 def labelled_pixels(

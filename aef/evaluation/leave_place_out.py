@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from aef.data.chips import Chip
+from aef.data.on_demand import select
 from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
@@ -21,6 +20,7 @@ from aef.evaluation.probes import bootstrap
 from aef.evaluation.proof import SHOTS
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained_model import TrainedModel
+from aef.timecode import Period
 
 
 @dataclass(frozen=True)
@@ -127,24 +127,25 @@ def judge_place(
     Raises:
         ProbeError: fewer than two classes have so many fields here.
     """
-    chips = [chip for chip in chips if task.label in chip.labels]
+    chips = select(chips, lambda chip: task.label in chip.labels)
     pixels = labelled_pixels(chips, task.label, classes=task.classes, min_units=min_units)
-    years = {chip.id: year_of(model, chip, task.label) for chip in chips}
     source = decoded_source(model, chips)
-    ours: dict[str, list[np.ndarray]] = {}
-    for chip in chips:
-        for name, field in feature_sets(model, chip, [years[chip.id]], source)[years[chip.id]].items():
-            ours.setdefault(name, []).append(field)
-    baselines = baseline_fields(chips, model.registry, lambda chip: years[chip.id])
-    legend = chips[0].labels[task.label].legend
+
+    def year(chip: Chip) -> Period:
+        return year_of(model, chip, task.label)
+
+    ours = pixels.gather(feature_sets(model, chip, [year(chip)], source)[year(chip)] for chip in chips)
+    baselines = pixels.gather(baseline_fields(chips, model.registry, year))
+    first = chips[0]
+    legend = first.labels[task.label].legend
     codes = pixels.labelled.classes.tolist()
     return PlaceResult(
-        place=chips[0].place,
+        place=first.place,
         model=model.version,
         label=task.label,
         fields={str(legend.get(code, code)): len(pixels.labelled.units_of(code)) for code in codes},
         results={
-            count: compare(ours, baselines, pixels, task.label, shots=count, trials=trials, seed=seed)
+            count: compare(ours, baselines, pixels.labelled, task.label, shots=count, trials=trials, seed=seed)
             for count in shots
         },
     )

@@ -14,8 +14,9 @@ kNN-1, -3  nearest neighbours in L2 (paper)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
@@ -34,6 +35,14 @@ MAX_SHOTS = 300
 
 class ProbeError(ValueError):
     """Labels on which a probe cannot be judged; one line."""
+
+
+class Table(Protocol):
+    """Features of N pixels: an array (N, D), or what gives some of its rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -209,13 +218,14 @@ def choose_penalty(features: np.ndarray, targets: np.ndarray, units: np.ndarray)
 
 
 def probe(
-    features: Mapping[str, np.ndarray],
+    features: Mapping[str, Table],
     labelled: Labelled,
     *,
     shots: int | None,
     trials: int = 20,
     seed: int = 0,
     kinds: Sequence[str] = KINDS,
+    on_trial: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Scores]]:
     """Judge every feature set on the same splits and shots: name → probe → `Scores`.
 
@@ -226,6 +236,7 @@ def probe(
         trials: splits, each with its own shots.
         seed: of the splits.
         kinds: probes to fit.
+        on_trial: called after each trial.
 
     Raises:
         ProbeError: a table of another length, a class in one unit, or an unknown probe.
@@ -244,6 +255,7 @@ def probe(
             for kind in kinds:
                 guess = predict(kind, learnt, labelled.labels[chosen], asked, labelled.units[chosen])
                 tested.count(guess, results[name][kind])
+        on_trial()
     return results
 
 

@@ -8,7 +8,7 @@ neighbours (their labels with them) leave no field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from aef.data.chips import Chip
+from aef.data.on_demand import OnDemand
 from aef.evaluation.baselines import baseline_fields
 from aef.evaluation.embedding_features import EMBEDDING, OURS, decoded_source, feature_sets
 from aef.evaluation.few_shot import ProbeResult, compare, shots_name, year_of
 from aef.evaluation.labels import labelled_pixels
 from aef.evaluation.probes import bootstrap
 from aef.evaluation.shuffles import pixel_order, put_back, shuffle_pixels, shuffle_time
+from aef.evaluation.stages import Progress, Stages
 from aef.evaluation.tables import markdown_table, signed
 from aef.mapping.trained_model import TrainedModel
 from aef.timecode import Period
@@ -31,6 +33,10 @@ MOST_PIXELS = 8_000
 """Labelled pixels that are probed at most; neighbours within a field add time, not certainty."""
 
 INTACT, TIME, PIXELS = "as observed", "frames shuffled in time", "pixels shuffled across fields"
+
+
+Tables = dict[str, np.ndarray]
+"""Features (N, D) of the labelled pixels by name."""
 
 
 class ProofError(ValueError):
@@ -43,13 +49,19 @@ class Condition:
 
     name: str
     change: Callable[[Chip, int], Chip]
-    restore: Callable[[np.ndarray, Chip, int], np.ndarray]
+    restore: Callable[[np.ndarray, int], np.ndarray]
+
+    def restored(self, fields: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """Fields (D, h, w) by name, each on the chip's pixels."""
+        return {name: self.restore(field, seed) for name, field in fields.items()}
 
 
 CONDITIONS = (
-    Condition(INTACT, lambda chip, seed: chip, lambda field, chip, seed: field),
-    Condition(TIME, shuffle_time, lambda field, chip, seed: field),
-    Condition(PIXELS, shuffle_pixels, lambda field, chip, seed: put_back(field, pixel_order(chip, seed))),
+    Condition(INTACT, lambda chip, seed: chip, lambda field, seed: field),
+    Condition(TIME, shuffle_time, lambda field, seed: field),
+    Condition(
+        PIXELS, shuffle_pixels, lambda field, seed: put_back(field, pixel_order(field.shape[1], field.shape[2], seed))
+    ),
 )
 
 
@@ -179,9 +191,9 @@ class Proof:
         }
 
 
-def require_unseen(model: TrainedModel, chips: Sequence[Chip]) -> None:
+def require_unseen(model: TrainedModel, places: Iterable[str]) -> None:
     """Raises ProofError naming the first places that the model's statistics, hence its training, were taken over."""
-    seen = sorted({chip.place for chip in chips} & set(model.statistics.places))
+    seen = sorted(set(places) & set(model.statistics.places))
     if seen:
         raise ProofError(
             f"{len(seen)} places were training places of the run ({', '.join(seen[:3])}{' …' if len(seen) > 3 else ''}): "
@@ -199,80 +211,103 @@ def prove(
     seed: int = 0,
     shuffles: bool = True,
     most_pixels: int = MOST_PIXELS,
-    progress: Callable[[str], None] = lambda condition: None,
+    progress: Progress = lambda done, total, stage: None,
 ) -> list[Proof]:
     """Probe the embeddings of unseen places and every baseline, on intact and on shuffled chips.
 
     Args:
         model: a trained model.
-        chips: places that it never saw; those without any of the labels have no part in it.
+        chips: places that it never saw; those without any of the labels have no part in it. They are gone through several
+            times and one is in memory at a time, where the sequence holds none itself (`aef.data.on_demand`).
         labels: rasters to judge; empty: every one that a chip carries.
         shots: labelled pixels per class; None: all, up to 300.
         trials: splits of the units.
         seed: of the splits, of the pixels drawn and of the shuffles.
         shuffles: judge shuffled chips too; each chip is embedded three times instead of once.
         most_pixels: labelled pixels that are probed.
-        progress: called with the condition after each chip.
+        progress: hears of one stage after the other.
 
     Raises:
         ProofError: a place was seen in training, or no chip carries a label.
         ProbeError: a label without two classes of two units each.
     """
-    require_unseen(model, chips)
-    names = list(labels) or list(dict.fromkeys(name for chip in chips for name in chip.labels))
+    stages = Stages(progress)
+    carried = [(chip.place, list(chip.labels)) for chip in chips]
+    require_unseen(model, (place for place, _ in carried))
+    names = list(labels) or list(dict.fromkeys(name for _, of_chip in carried for name in of_chip))
     if not names:
         raise ProofError("no chip carries a label: nothing can be probed")
-    chips = [chip for chip in chips if not chip.labels.keys().isdisjoint(names)]
-    # A sensor that some chip without the label lacks is no less a baseline of the others.
-    of_label = {name: [number for number, chip in enumerate(chips) if name in chip.labels] for name in names}
-    pixels = {
-        name: labelled_pixels([chips[n] for n in numbers], name).drawn(most_pixels, seed)
-        for name, numbers in of_label.items()
-    }
-    years = {name: [year_of(model, chips[n], name) for n in numbers] for name, numbers in of_label.items()}
+    kept = [number for number, (_, of_chip) in enumerate(carried) if not set(of_chip).isdisjoint(names)]
+    places, chips = [carried[number][0] for number in kept], OnDemand(kept, chips.__getitem__)
+    pixels = {name: labelled_pixels(chips, name).drawn(most_pixels, seed) for name in names}
+    years = _years(model, chips, names)
     results: dict[str, dict[int | None, dict[str, ProbeResult]]] = {n: {s: {} for s in shots} for n in names}
     for condition in CONDITIONS if shuffles else CONDITIONS[:1]:
-        changed = [condition.change(chip, seed + number) for number, chip in enumerate(chips)]
-
-        def restored(
-            fields: Sequence[np.ndarray], numbers: Sequence[int], condition: Condition = condition
-        ) -> list[np.ndarray]:
-            return [condition.restore(field, chips[n], seed + n) for n, field in zip(numbers, fields)]
-
-        embedded = _embed(model, changed, of_label, years, partial(progress, condition.name))
-        baselines: dict[tuple, dict[str, list[np.ndarray]]] = {}
-        for name, numbers in of_label.items():
-            if (key := (*numbers, *years[name])) not in baselines:  # labels of the same chips and years share them
-                of_chips = [changed[n] for n in numbers]
-                others = baseline_fields(of_chips, model.registry, partial(year_of, model, label=name))
-                baselines[key] = {which: restored(fields, numbers) for which, fields in others.items()}
-            ours = {which: restored([sets[which] for sets in embedded[name]], numbers) for which in embedded[name][0]}
+        changed = OnDemand(range(len(chips)), partial(_changed, condition, chips, seed))
+        ours: dict[str, Tables] = {name: {} for name in names}
+        stages.begin(f"embeddings, {condition.name}", len(chips))
+        for number, name, sets in _embedded(model, changed, years, stages):
+            pixels[name].fill(ours[name], number, condition.restored(sets, seed + number))
+        theirs: dict[str, Tables] = {name: {} for name in names}
+        for sharing in _sharing(years):
+            of_label = years[sharing[0]]
+            stages.begin(f"baselines, {condition.name}", len(of_label))
+            fields = baseline_fields(
+                _some(changed, of_label), model.registry, partial(year_of, model, label=sharing[0])
+            )
+            for number, of_chip in zip(of_label, stages.each(fields)):
+                restored = condition.restored(of_chip, seed + number)
+                for name in sharing:
+                    pixels[name].fill(theirs[name], number, restored)
+        stages.begin(f"probes, {condition.name}", trials * len(shots) * len(names))
+        for name in names:
+            given = ours[name], theirs[name], pixels[name].labelled, name
             for count in shots:
                 results[name][count][condition.name] = compare(
-                    ours, baselines[key], pixels[name], name, shots=count, trials=trials, seed=seed
+                    *given, shots=count, trials=trials, seed=seed, on_trial=stages.step
                 )
     return [
-        Proof(name, len({chips[n].place for n in of_label[name]}), len(pixels[name].chip), results[name])
+        Proof(name, len({places[number] for number in years[name]}), len(pixels[name].chip), results[name])
         for name in names
     ]
 
 
-def _embed(
-    model: TrainedModel,
-    chips: Sequence[Chip],
-    of_label: dict[str, list[int]],
-    years: dict[str, list[Period]],
-    progress: Callable[[], None],
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Feature sets by label, of every chip that carries it."""
-    embedded: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in of_label}
-    source = {name: decoded_source(model, [chips[n] for n in numbers]) for name, numbers in of_label.items()}
+def _changed(condition: Condition, chips: Sequence[Chip], seed: int, number: int) -> Chip:
+    return condition.change(chips[number], seed + number)
+
+
+def _some(chips: Sequence[Chip], numbers: Iterable[int]) -> Sequence[Chip]:
+    # A sensor that some chip without the label lacks is no less a baseline of the others.
+    return OnDemand(list(numbers), chips.__getitem__)
+
+
+def _years(model: TrainedModel, chips: Sequence[Chip], names: Sequence[str]) -> dict[str, dict[int, Period]]:
+    """Per label the year of every chip that carries it, by the chip's number."""
+    years: dict[str, dict[int, Period]] = {name: {} for name in names}
     for number, chip in enumerate(chips):
-        year = {name: years[name][numbers.index(number)] for name, numbers in of_label.items() if number in numbers}
+        for name in set(names) & chip.labels.keys():
+            years[name][number] = year_of(model, chip, name)
+    return years
+
+
+def _sharing(years: Mapping[str, Mapping[int, Period]]) -> list[list[str]]:
+    """Labels that are of the same years of the same chips, and so share their baselines."""
+    groups: dict[tuple, list[str]] = {}
+    for name, of_label in years.items():
+        groups.setdefault(tuple(of_label.items()), []).append(name)
+    return list(groups.values())
+
+
+def _embedded(
+    model: TrainedModel, chips: Sequence[Chip], years: Mapping[str, Mapping[int, Period]], stages: Stages
+) -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+    """The feature sets of every chip for each label that it carries: number of the chip, label, field by name."""
+    source = {name: decoded_source(model, _some(chips, of_label)) for name, of_label in years.items()}
+    for number, chip in enumerate(chips):
+        year = {name: of_label[number] for name, of_label in years.items() if number in of_label}
         for decoded in dict.fromkeys(source[name] for name in year):
             mine = [name for name in year if source[name] == decoded]
             sets = feature_sets(model, chip, [year[name] for name in mine], decoded)
             for name in mine:
-                embedded[name].append(sets[year[name]])
-        progress()
-    return embedded
+                yield number, name, sets[year[name]]
+        stages.step()

@@ -8,14 +8,16 @@ are hidden from every predictor and from a model's encoder.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from aef.atomic import writing
 from aef.data.chips import Chip
+from aef.data.on_demand import OnDemand
 from aef.data.withheld import MINUTE_MS, WithheldDates, near
 from aef.evaluation.predictors import PREDICTORS, linear
 from aef.evaluation.series import ClearSeries, Scale, cells, clear_pixels, clear_series, to_scale
@@ -53,7 +55,7 @@ class WithheldTask:
     """What is judged: the withheld frames of one source at some places.
 
     Attributes:
-        chips: the places.
+        chips: the places; one at a time is looked at (`OnDemand`).
         source: whose frames are withheld.
         hidden: every date that no predictor may see, the judged ones among them.
         judged: the dates to report on (a subset of `hidden`).
@@ -68,11 +70,14 @@ class WithheldTask:
     bands: tuple[str, ...] = ()
     cell_px: int = 1
 
-    def observations(self) -> tuple[list[ClearSeries], Scale]:
-        """Every place's clear observations, standardised together, and the scale."""
-        raw = [clear_series(chip, self.source, bands=self.bands, cell_px=self.cell_px) for chip in self.chips]
-        scale = Scale.of(raw)
-        return [scale.apply(series) for series in raw], scale
+    @cached_property
+    def scale(self) -> Scale:
+        """Of the clear observations of all places. Raises NothingClearError where there are none."""
+        return Scale.of(OnDemand(self.chips, self.observed))
+
+    def observed(self, chip: Chip) -> ClearSeries:
+        """A place's clear observations, not yet standardised."""
+        return clear_series(chip, self.source, bands=self.bands, cell_px=self.cell_px)
 
     def frames(self, series: ClearSeries) -> tuple[np.ndarray, np.ndarray]:
         """Of a place's frames: which are hidden (T,) bool, and the indices of the judged ones, twins not counted.
@@ -88,48 +93,57 @@ class WithheldTask:
 def naive_table(task: WithheldTask) -> WithheldTable:
     """Every naive predictor, and the oracle that knows the frame's mean offset, on the judged dates."""
     table = WithheldTable()
-    for series in task.observations()[0]:
-        hidden, judged = task.frames(series)
-        seen = series.without(hidden)
-        predictors = {name: build(seen) for name, build in PREDICTORS.items()}
-        interpolate = linear(seen)
-        for index in judged:
-            time_ms, truth, clear = int(series.times_ms[index]), series.values[index], series.clear[index]
-            for name, predict in predictors.items():
-                table.add(name, series.place, l1(predict(time_ms), truth, clear))
-            guess = interpolate(time_ms)
-            offset = (truth - guess)[:, clear].mean(axis=1)
-            table.add(ORACLE, series.place, l1(guess + offset[:, None, None], truth, clear))
+    for chip in task.chips:
+        add_naive(table, task, task.scale.apply(task.observed(chip)))
     return table
 
 
+def add_naive(table: WithheldTable, task: WithheldTask, series: ClearSeries) -> None:
+    """Note the errors of the naive predictors at one place, whose observations are standardised."""
+    hidden, judged = task.frames(series)
+    seen = series.without(hidden)
+    predictors = {name: build(seen) for name, build in PREDICTORS.items()}
+    interpolate = linear(seen)
+    for index in judged:
+        time_ms, truth, clear = int(series.times_ms[index]), series.values[index], series.clear[index]
+        for name, predict in predictors.items():
+            table.add(name, series.place, l1(predict(time_ms), truth, clear))
+        guess = interpolate(time_ms)
+        offset = (truth - guess)[:, clear].mean(axis=1)
+        table.add(ORACLE, series.place, l1(guess + offset[:, None, None], truth, clear))
+
+
 def model_table(
-    task: WithheldTask,
-    model: TrainedModel,
-    *,
-    period_days: Sequence[float] = (8, 30, 120, 365),
-    prefix: str = "model",
-    on_place: Callable[[], None] = lambda: None,
+    task: WithheldTask, model: TrainedModel, *, period_days: Sequence[float] = (8, 30, 120, 365)
 ) -> WithheldTable:
     """A trained model on the judged dates, each decoded from a valid period of `period_days` around it.
 
     The encoder sees every frame of the support except the hidden ones, of any input source.
     """
     table = WithheldTable()
-    series_of, scale = task.observations()
-    chosen = [task.source.band_names.index(band) for band in (task.bands or task.source.band_names)]
-    for chip, series in zip(task.chips, series_of):
-        _, judged = task.frames(series)
-        # All periods around a date are served by one pass of the encoder.
-        pairs = [(index, days) for index in judged for days in period_days]
-        requests = [_around(int(series.times_ms[index]), days) for index, days in pairs]
-        decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task.hidden, chip))
-        guesses = scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
-        for (index, days), guess in zip(pairs, guesses):
-            error = l1(guess, series.values[index], series.clear[index])
-            table.add(f"{prefix}, {days:g} d", series.place, error)
-        on_place()
+    for chip in task.chips:
+        add_model(table, task, model, chip, task.scale.apply(task.observed(chip)), period_days)
     return table
+
+
+def add_model(
+    table: WithheldTable,
+    task: WithheldTask,
+    model: TrainedModel,
+    chip: Chip,
+    series: ClearSeries,
+    period_days: Sequence[float],
+) -> None:
+    """Note the errors of a model at one place, whose observations are standardised."""
+    chosen = [task.source.band_names.index(band) for band in (task.bands or task.source.band_names)]
+    _, judged = task.frames(series)
+    # All periods around a date are served by one pass of the encoder.
+    pairs = [(index, days) for index in judged for days in period_days]
+    requests = [_around(int(series.times_ms[index]), days) for index, days in pairs]
+    decoded = model.reconstruct(chip, task.source.name, requests, without_ms=hidden_times(task.hidden, chip))
+    guesses = task.scale.standardize(cells(to_scale(task.source, decoded)[:, chosen], task.cell_px))
+    for (index, days), guess in zip(pairs, guesses):
+        table.add(f"model, {days:g} d", series.place, l1(guess, series.values[index], series.clear[index]))
 
 
 def _around(time_ms: int, days: float) -> tuple[int, Period]:

@@ -7,8 +7,10 @@ deviations, so that errors of different bands and places add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from aef.data.transform import transform
 from aef.sources import Source
 
 CLIP = 6.0
+T = TypeVar("T")
 
 
 class NothingClearError(ValueError):
@@ -47,13 +50,36 @@ class Scale:
 
     @classmethod
     def of(cls, series: Iterable[ClearSeries]) -> Scale:
-        """Pooled over every clear pixel. Raises NothingClearError where there is none."""
-        pixels = [np.moveaxis(place.values, 1, -1)[place.clear] for place in series]
-        pooled = np.concatenate(pixels) if pixels else np.zeros((0, 1))
-        if not len(pooled):
+        """Pooled over every clear pixel of series that can be gone through twice. Raises NothingClearError where there is
+        none."""
+        scales = cls.of_each(series, lambda place: {"": place})
+        if not scales:
             raise NothingClearError("no clear pixel at any place: nothing to compare")
-        wide = pooled.astype(np.float64)
-        return cls(wide.mean(axis=0), np.maximum(wide.std(axis=0), 1e-12))
+        return scales[""]
+
+    @classmethod
+    def of_each(cls, items: Iterable[T], series_of: Callable[[T], Mapping[str, ClearSeries]]) -> dict[str, Scale]:
+        """The scale of each of several series per item, by name; a series without a clear pixel has none.
+
+        Items, say chips, are gone through twice, and the series of one are in memory at a time: deviations are from the
+        mean that is known by then, as in a table of all pixels (one band to the last bit but one).
+        """
+        counts: Counter[str] = Counter()
+        sums: dict[str, np.ndarray] = {}
+        squares: dict[str, np.ndarray] = {}
+        for item in items:
+            for name, series in series_of(item).items():
+                for pixels in _clear_values(series):
+                    counts[name] += len(pixels)
+                    sums[name] = _plus(sums.get(name), pixels)
+        means = {name: total / counts[name] for name, total in sums.items()}
+        for item in items:
+            for name, series in series_of(item).items():
+                for pixels in _clear_values(series):
+                    squares[name] = _plus(squares.get(name), np.square(pixels - means[name]))
+        return {
+            name: cls(means[name], np.maximum(np.sqrt(total / counts[name]), 1e-12)) for name, total in squares.items()
+        }
 
     def standardize(self, values: np.ndarray) -> np.ndarray:
         """(..., B, h, w) on the transform's scale → z-scores clipped at six deviations."""
@@ -63,6 +89,18 @@ class Scale:
     def apply(self, series: ClearSeries) -> ClearSeries:
         """The series with standardised values."""
         return ClearSeries(series.place, series.times_ms, self.standardize(series.values), series.clear)
+
+
+def _clear_values(series: ClearSeries) -> Iterator[np.ndarray]:
+    """The clear pixels of each frame that has some: (P, B) float64."""
+    for values, clear in zip(series.values, series.clear):
+        if clear.any():
+            yield np.ascontiguousarray(np.moveaxis(values, 0, -1)[clear], np.float64)
+
+
+def _plus(total: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """A sum (B,) and the next rows (P, B), in their order, as NumPy adds the rows of one large table."""
+    return (rows if total is None else np.concatenate([total[None], rows])).sum(axis=0)
 
 
 def clear_series(chip: Chip, source: Source, *, bands: Sequence[str] = (), cell_px: int = 1) -> ClearSeries:

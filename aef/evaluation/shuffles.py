@@ -27,14 +27,14 @@ def shuffle_time(chip: Chip, seed: int = 0) -> Chip:
     return dataclasses.replace(chip, sources={name: shuffled(series) for name, series in chip.sources.items()})
 
 
-def pixel_order(chip: Chip, seed: int = 0) -> np.ndarray:
-    """Where `shuffle_pixels` takes each pixel from: (H W,) flat indices."""
-    return np.random.default_rng(seed).permutation(chip.height * chip.width)
+def pixel_order(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Where `shuffle_pixels` takes each pixel of a chip from: (H W,) flat indices."""
+    return np.random.default_rng(seed).permutation(height * width)
 
 
 def shuffle_pixels(chip: Chip, seed: int = 0) -> Chip:
     """Pixels move to random places, the same move in every source on the chip's grid, and in the labels."""
-    order = pixel_order(chip, seed)
+    order = pixel_order(chip.height, chip.width, seed)
     side = (chip.height, chip.width)
 
     def moved(array: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ def test_items_are_made_anew_and_held_by_nobody():
     assert len(items) == 4 and not alive
     some = select(items[1:], lambda item: item.key != "c")
     assert [item.key for item in some] == ["b", "d"] and [reference() for reference in alive] == [None] * 5
+    for _ in items:
+        assert sum(reference() is not None for reference in alive) == 1
     assert items[-1].key == "d" and items[0] is not items[0]
 
 

@@ -87,12 +87,12 @@ def a_chip(frames=8, side=4) -> Chip:
 
 
 def test_baselines_use_every_common_input_and_the_bands_that_are_observed():
-    fields = baseline_fields([a_chip(), a_chip()], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+    fields, others = baseline_fields([a_chip(), a_chip()], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
     bands = 5 + 3  # Sentinel-2, and of Sentinel-1 VV, VH and the angle
-    widths = {name: field[0].shape[0] for name, field in fields.items()}
+    widths = {name: field.shape[0] for name, field in fields.items()}
     assert widths["annual mean and s.d."] == 2 * bands and widths["harmonic"] == 7 * bands
     assert widths["raw series, 3×3"] == 12 * bands and widths["coordinates"] == 2
-    assert all(len(field) == 2 and np.isfinite(field[1]).all() for field in fields.values())
+    assert list(others) == list(fields) and all(np.isfinite(field).all() for field in others.values())
 
 
 def test_a_source_without_a_band_that_every_chip_observes_is_no_baseline():
@@ -102,26 +102,26 @@ def test_a_source_without_a_band_that_every_chip_observes_is_no_baseline():
     empty = {name: getattr(none.sources["sentinel1"], name)[:0] for name in ("values", "valid", "time_ms")}
     none.sources["sentinel1"] = dataclasses.replace(none.sources["sentinel1"], **empty)
     for other in (bare, none):
-        fields = baseline_fields([a_chip(), other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
-        assert fields["annual mean and s.d."][0].shape[0] == 2 * 5  # Sentinel-2 alone
+        fields, _ = baseline_fields([a_chip(), other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+        assert fields["annual mean and s.d."].shape[0] == 2 * 5  # Sentinel-2 alone
 
 
 def test_chips_without_a_common_input_are_not_judged():
     one, other = a_chip(), a_chip()
     del one.sources["sentinel1"], other.sources["sentinel2"]
     with pytest.raises(ProbeError, match="share no input source with a clear pixel"):
-        baseline_fields([one, other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+        next(baseline_fields([one, other], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS)))
 
 
 def test_a_source_that_nobody_saw_clear_is_no_baseline():
     cloudy = a_chip()
     series = cloudy.sources["sentinel2"]
     cloudy.sources["sentinel2"] = dataclasses.replace(series, weight=np.zeros((8, 1, 4, 4), np.uint8))
-    fields = baseline_fields([cloudy, cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
-    assert fields["annual mean and s.d."][0].shape[0] == 2 * 3  # Sentinel-1 alone
+    fields, _ = baseline_fields([cloudy, cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+    assert fields["annual mean and s.d."].shape[0] == 2 * 3  # Sentinel-1 alone
     del cloudy.sources["sentinel1"]
     with pytest.raises(ProbeError, match="no input source with a clear pixel"):
-        baseline_fields([cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))
+        next(baseline_fields([cloudy], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS)))
 
 
 def test_what_was_not_observed_may_be_no_number():
@@ -131,9 +131,11 @@ def test_what_was_not_observed_may_be_no_number():
         radar = chip.sources["sentinel1"]
         radar.valid[2, :, 1, 1] = False
         radar.values[~radar.valid] = missing
-    known, found = (baseline_fields([chip], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS)) for chip in (zero, nan))
-    for name, (field,) in known.items():
-        np.testing.assert_array_equal(found[name][0], field)
+    known, found = (
+        next(baseline_fields([chip], BUILT_IN, lambda chip: Period(0, 240 * DAY_MS))) for chip in (zero, nan)
+    )
+    for name, field in known.items():
+        np.testing.assert_array_equal(found[name], field)
 
 
 def test_baselines_see_no_observation_outside_the_year():
@@ -142,7 +144,7 @@ def test_baselines_see_no_observation_outside_the_year():
     series = chip.sources["sentinel2"]
     series.values[:] = np.array([900, 100, 100, 100, 100, 100, 900, 900])[:, None, None, None]  # one every 30 days
     year = Period(30 * DAY_MS, 180 * DAY_MS)
-    field = baseline_fields([chip], BUILT_IN, lambda _: year)["annual mean and s.d."][0]
+    field = next(baseline_fields([chip], BUILT_IN, lambda _: year))["annual mean and s.d."]
     assert (field[:5] < 0).all() and field[5:] == pytest.approx(0, abs=1e-6)
 
 

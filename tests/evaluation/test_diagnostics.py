@@ -88,7 +88,7 @@ def test_of_few_places_the_probe_says_only_what_each_of_them_shows():
     """On two or three places a split by place finds nothing even where they share a trace: it would flatter."""
     places = [a_chip(number) for number in range(3)]
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
-    assert presence_split(places) == "block"
+    assert presence_split(chip.place for chip in places) == "block"
     found = source_presence(Marked(lambda chip: own[chip.id]), places, lambda chip: None, trials=5)
     assert found["sentinel1 within places"] > 0.9
 

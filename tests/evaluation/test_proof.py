@@ -84,7 +84,7 @@ def proof(chips):
 
 
 def test_a_field_of_shuffled_pixels_is_put_back_onto_the_chip(chips):
-    chip, order = chips[0], pixel_order(chips[0], 3)
+    chip, order = chips[0], pixel_order(SIDE, SIDE, 3)
     moved = shuffle_pixels(chip, 3)
     values = put_back(moved.sources["sentinel2"].values[0].astype(float), order)
     assert np.array_equal(values, chip.sources["sentinel2"].values[0])
@@ -138,10 +138,10 @@ def test_tables_and_figures_say_the_same(proof):
 
 
 def test_without_a_gain_there_is_no_share_of_it(chips, proof):
-    fields = [np.random.default_rng(n).normal(size=(4, SIDE, SIDE)) for n in range(len(chips))]
-    truth = [chip.labels["crop"].values[None].astype(float) for chip in chips]
     pixels = labelled_pixels(chips, "crop")
-    result = compare({EMBEDDING: fields}, {"truth": truth}, pixels, "crop", shots=5, trials=2)
+    noise = pixels.gather({EMBEDDING: np.random.default_rng(n).normal(size=(4, SIDE, SIDE))} for n in range(len(chips)))
+    truth = pixels.gather({"truth": chip.labels["crop"].values[None].astype(float)} for chip in chips)
+    result = compare(noise, truth, pixels.labelled, "crop", shots=5, trials=2)
     assert result.best == 1 and result.difference < -0.3
     lost = Proof("crop", 5, 2880, {5: {INTACT: result, TIME: result}})
     assert lost.removed(5, TIME) is None and "no gain to remove" in lost.markdown()
@@ -232,7 +232,7 @@ def test_training_places_and_chips_without_labels_are_refused(tiny_run, chips):
     seen = Statistics(model.statistics, weighting="clear", date="2026-01-01", places=["c1", "c9"])
     model.statistics = seen
     with pytest.raises(ProofError, match=r"1 places were training places of the run \(c1\)"):
-        require_unseen(model, chips)
+        require_unseen(model, [chip.place for chip in chips])
     with pytest.raises(ProofError, match="1 places were training places"):
         prove(model, chips, ["crop"])
     with pytest.raises(ProofError, match="no chip carries a label"):

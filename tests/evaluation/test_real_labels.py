@@ -58,6 +58,7 @@ def sample(*parts: str) -> Path:
 
 
 def unit_variance(table):
+    table = table.astype(float)
     return (table - table.mean(0)) / (table.std(0) + 1e-9)
 
 
@@ -104,11 +105,11 @@ def belgium():
 def test_belgian_fields(belgium, label, classes):
     chips, registry = belgium
     pixels = labelled_pixels(chips, label, classes=classes)
-    fields = baseline_fields(chips, registry, lambda c: label_period(c, label, Period(*c.span_ms)))
+    tables = pixels.gather(baseline_fields(chips, registry, lambda c: label_period(c, label, Period(*c.span_ms))))
     units = [len(pixels.labelled.units_of(code)) for code in pixels.labelled.classes]
     assert units == ([11, 16, 5] if label == "land_cover" else [9, 16])
-    assert fields[HARMONIC][0].shape[0] == 56
-    tables = {name: unit_variance(pixels.gather(fields[name])) for name in (*FEATURES, "coordinates")}
+    assert tables[HARMONIC].shape[1] == 56
+    tables = {name: unit_variance(tables[name]) for name in (*FEATURES, "coordinates")}
     found = scores(tables, pixels.labelled.labels, pixels.labelled.units)
     assert near(found, BELGIUM[label, classes], SPLIT_SPREAD)
     assert max(found["coordinates"]) < 0.5
@@ -139,7 +140,7 @@ def test_french_land_cover_by_blocks_of_200_m():
     unseen = ~s2.valid.any(axis=0)
     seen[:, np.broadcast_to(unseen, seen.shape[1:])] = 0
     fields = {"S2 median": np.nanmedian(seen, axis=0), "all sensors": np.concatenate(images)}
-    tables = {name: unit_variance(pixels.gather([field])) for name, field in fields.items()}
+    tables = {name: unit_variance(table) for name, table in pixels.gather([fields]).items()}
     assert near(scores(tables, pixels.labelled.labels, pixels.labelled.units), FRANCE, SPLIT_SPREAD)
 
 

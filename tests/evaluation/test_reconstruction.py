@@ -153,7 +153,7 @@ def test_a_withheld_frame_and_its_twin_are_hidden_from_every_predictor_and_only_
     chip = chip_with(times, values, np.ones((4, 2, 2), bool))
     dates = WithheldDates({("p", ""): [int(times[1])]})
     task = WithheldTask([chip], SURFACE, hidden=dates, judged=dates)
-    (series,), _ = task.observations()
+    series = task.scale.apply(task.observed(chip))
     hidden, judged = task.frames(series)
     assert hidden.tolist() == [False, True, True, False] and judged.tolist() == [1]
     table = naive_table(task)

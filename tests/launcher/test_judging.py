@@ -5,11 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import yaml
 
+import aef
 from aef.data.chips import read_chip, write_chip
 from aef.data.contract import ARRAYS
 from aef.data.withheld import WithheldDates
@@ -78,11 +80,78 @@ def test_the_first_places_come_with_all_of_their_chips(folder, tmp_path, monkeyp
     assert [chip.id for chip in asked] == ["0", "1"]
 
 
+@pytest.fixture
+def several(folder, tmp_path):
+    """Four chips of places that the run never saw, two of each."""
+    chip = read_chip(folder / "chips" / "synthetic_0_00002.npz", BUILT_IN)
+    for number, place in enumerate("ppqq"):
+        path = tmp_path / "several" / f"{number}.npz"
+        path.parent.mkdir(exist_ok=True)
+        write_chip(path, dataclasses.replace(chip, id=str(number), place=place), BUILT_IN)
+    return tmp_path / "several"
+
+
+class Walk:
+    """Stands for what judges chips, and counts how many of them are in memory at once as it goes through them."""
+
+    def __init__(self):
+        self.seen, self.most = 0, 0
+
+    def __call__(self, model, chips, *more, **settings):
+        return self.count(chips)
+
+    def __iter__(self):  # as a list of proofs that is empty
+        return iter(())
+
+    def markdown(self):
+        return ""
+
+    def figures(self):
+        return {}
+
+    def count(self, chips):
+        alive = []
+        for chip in chips:
+            alive.append(weakref.ref(chip))
+            self.most = max(self.most, sum(one() is not None for one in alive))
+        self.seen += len(alive)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("command", "judge"), [(evaluate, "judgement.judge"), (report, "judgement.judge"), (prove, "proof.prove")]
+)
+def test_commands_hold_one_chip_however_many_there_are(command, judge, folder, several, tmp_path, monkeypatch):
+    walk, written = Walk(), Walk()
+    if command is evaluate:
+        monkeypatch.setattr("aef.evaluation.judgement.chips_to_judge", lambda *asked: ([0, 1, 2, 3], []))
+    monkeypatch.setattr(f"aef.evaluation.{judge}", walk)
+    monkeypatch.setattr("aef.evaluation.report.write_report", lambda path, model, chips, *more: written.count(chips))
+    options = ["--checkpoint", folder / "run", "--data", several, "--out", tmp_path / "out"]
+    assert call(command, *options) == 0
+    assert (walk.seen, walk.most) == (4, 1) and (command is not report or (written.seen, written.most) == (4, 1))
+
+
+def test_leaving_out_holds_one_chip_of_a_place(folder, several, tmp_path, monkeypatch):
+    feasible, judged = Walk(), Walk()
+    monkeypatch.setattr("aef.evaluation.labels.labelled_pixels", lambda chips, *more, **asked: feasible.count(chips))
+    monkeypatch.setattr("aef.evaluation.leave_place_out.judge_place", judged)
+    monkeypatch.setattr(leave_out, "_train", lambda *given: True)
+    monkeypatch.setattr(leave_out, "load_model", lambda module, path, device: aef.load(folder / "run"))
+    for path in several.iterdir():
+        write_chip(
+            path, dataclasses.replace(read_chip(path, BUILT_IN), place="q" if path.stem == "3" else "p"), BUILT_IN
+        )
+    options = ["--data", several, "--out", tmp_path / "out", "--only", "p", "--label", "crop"]
+    assert call(leave_out, *options) == 0
+    assert (feasible.seen, feasible.most) == (judged.seen, judged.most) == (3, 1)
+
+
 def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(folder, tmp_path, capsys):
     options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--trials", 1]
     assert call(evaluate, *options, "--out", tmp_path / "new" / "figures.json") == 0
     text, progress = capsys.readouterr()
-    assert "evaluate run: 4/4 steps" in progress  # two labels, two sources
+    assert "evaluate run, health: 4/4 steps" in progress  # a place embedded twice, and without either source
     assert "crop: 10-shot" in text and "- withheld dates, because the run withheld none (data.withheld)" in text
     assert json.loads((tmp_path / "new" / "figures.json").read_text())["not_judged"]
     dates = tmp_path / "dates.csv"
