@@ -16,7 +16,7 @@ import numpy as np
 
 from aef.data.chips import Chip, SourceSeries
 from aef.data.on_demand import OnDemand
-from aef.data.synthetic.earth import SOURCES, Earth, is_synthetic, render_chip
+from aef.data.synthetic.earth import SOURCES, Earth, is_synthetic, place_name, render_chip
 from aef.data.synthetic.landscape import Scene
 from aef.data.synthetic.truth import SENSORS, clear_view
 from aef.evaluation.predictors import Predictor, harmonic, linear, persistence, temporal_mean
@@ -139,13 +139,18 @@ def judge_gaps(
     _require_synthetic(model)
     names = tuple(dict.fromkeys(n for n in (*model.inputs, source) if n in SOURCES))
     earth = Earth(seed, chip_px, years=2, sources=names)
-    scenes = [earth.scene(place) for place in range(places)]
-    chips = [_first_year(scene, render_chip(scene, names)) for scene in scenes]
-    require_unseen(model, (chip.place for chip in chips))
+    require_unseen(model, (place_name(seed, place) for place in range(places)))
+
+    def drawn(place: int) -> tuple[Scene, Chip]:
+        scene = earth.scene(place)
+        return scene, _first_year(scene, render_chip(scene, names))
+
     entry, scored = model.registry[source], model.scored(source)
-    scale = Scale.of(OnDemand(chips, lambda chip: clear_series(chip, entry)))
+    # A place is drawn again whenever it is asked for, so that many fill no memory.
+    scale = Scale.of(OnDemand(range(places), lambda place: clear_series(drawn(place)[1], entry)))
     tables = {INSIDE: WithheldTable(), BEYOND: WithheldTable()}
-    for number, (scene, chip) in enumerate(zip(scenes, chips)):
+    for number in range(places):
+        scene, chip = drawn(number)
         for question in (_gap(chip, number, seed), _beyond(chip, model.inputs)):
             truth = scale.standardize(to_scale(entry, clear_view(scene, source, question.times_ms)))[:, scored]
             for name, guesses in _answers(model, source, question, scale):

@@ -251,7 +251,7 @@ def prove(
         theirs: dict[str, Tables] = {name: {} for name in names}
         for sharing in _sharing(years):
             of_label = years[sharing[0]]
-            stages.begin(f"baselines, {condition.name}", len(of_label))
+            stages.begin(f"baselines for {', '.join(sharing)}, {condition.name}", len(of_label))
             fields = baseline_fields(
                 _some(changed, of_label), model.registry, partial(year_of, model, label=sharing[0])
             )

@@ -1,6 +1,7 @@
 """Inside a gap and beyond the support: the truth is the truth, nothing hidden is seen, and a knowing model wins."""
 
 import json
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from aef.data.statistics import Statistics
 from aef.data.synthetic import Earth
 from aef.data.synthetic.earth import render_chip
 from aef.data.synthetic.truth import clear_view
+from aef.evaluation import gaps
 from aef.evaluation.gaps import BEYOND, GAP_DAYS, INSIDE, MODEL, PERSISTENCE, RIVALS, _without, judge_gaps
 from aef.evaluation.predictors import persistence
 from aef.evaluation.proof import ProofError
@@ -56,6 +58,25 @@ def test_the_truth_has_no_error_and_everybody_else_has(result):
         assert set(table.errors) == {*RIVALS, MODEL} and all(table.mean(name) > 0.02 for name in RIVALS)
     difference, (low, high) = result.difference(BEYOND, PERSISTENCE)
     assert low <= difference <= high < 0
+
+
+def test_one_place_is_in_memory_at_a_time(result, monkeypatch):
+    alive, most, whole = [], [], gaps._first_year
+
+    def first_year(scene, chip):
+        alive.append(weakref.ref(first := whole(scene, chip)))
+        most.append(sum(one() is not None for one in alive))
+        return first
+
+    class Forgetful(Seer):
+        def reconstruct(self, chip, source, requests):
+            self.asked.clear()
+            return super().reconstruct(chip, source, requests)
+
+    monkeypatch.setattr(gaps, "_first_year", first_year)
+    found = judge_gaps(Forgetful(), places=3, chip_px=PX)
+    assert len(most) >= 3 and max(most) <= 2
+    assert found.tables[INSIDE].errors[PERSISTENCE].keys() > result.tables[INSIDE].errors[PERSISTENCE].keys()
 
 
 def test_nothing_is_seen_of_a_gap_nor_of_the_second_year(result, seer):
