@@ -22,7 +22,7 @@ from aef.timecode import Period
 KINDS = ("ridge", "kNN-3")
 """Features are judged by the better of these."""
 MOST_PIXELS = 100_000
-"""Labelled pixels that are probed at most: their features are all in memory, 3.4 kB a pixel for three sensors."""
+"""Labelled pixels that are probed at most: their features are all in memory, 3.3 kB a pixel for 15 bands of three sensors."""
 COLUMNS = 16
 """Columns of a table whose scale is taken at a time."""
 
