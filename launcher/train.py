@@ -131,11 +131,14 @@ def _dry_run(config: Config, given) -> int:
     from aef.training.plan_report import describe_plan
 
     initial = None if given.init_from is None else Initial.read(given.init_from)
+    beginning = None
     if given.data:
         require_choices(config, Path(given.data))
         if initial is not None:
-            require_beginning(initial, config, Path(given.data))
+            beginning = require_beginning(initial, config, Path(given.data))
     print(dump_config(config).rstrip())
+    if beginning:
+        print(beginning)
     print(describe_plan(config, given.data, given.deepspeed_config, int(os.environ.get("WORLD_SIZE", "1"))))
     return 0
 

@@ -68,16 +68,19 @@ class Initial:
         folder = file.absolute().parents[2] if of_checkpoint else file.parent
         return cls(file, weights, Run.read(folder) if (folder / DESCRIPTION).is_file() else None)
 
-    def require_fitting(self, new: Run, tower: TowerIdentity | None) -> None:
-        """Raises RunError where a new run cannot begin with the weights, or keeps from training what they have seen.
+    def require_fitting(self, new: Run, tower: TowerIdentity | None) -> str:
+        """What a new run begins with, in one line (`describe`); ``tower`` encoded its texts. Takes no memory.
 
-        Builds the run's network without memory; ``tower`` encoded its texts.
+        Raises:
+            RunError: it cannot begin with the weights, or keeps from training what they have seen.
         """
         if self.run is not None:
             _require_same_network(self.path, self.run, new)
             _require_unseen(self.path, self.run, new.config)
         with torch.device("meta"):
-            self.state_for(build_model(new), tower)
+            model = build_model(new)
+            self.state_for(model, tower)
+        return self.describe(model, tower)
 
     def state_for(self, model: AEF, tower: TowerIdentity | None) -> dict[str, Tensor]:
         """All weights of a network: these, and its own in parts that begin untrained. Raises RunError as above."""

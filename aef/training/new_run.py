@@ -48,17 +48,17 @@ def find_sources(config: Config, data: str | Path | None) -> tuple[Registry, tup
     return folder.registry, _sources_of(config, folder)
 
 
-def require_beginning(initial: Initial, config: Config, data: Path) -> None:
-    """Refuse weights with which a run over ``data`` could not begin. Reads headers, no pixels. Raises RunError."""
+def require_beginning(initial: Initial, config: Config, data: Path) -> str:
+    """What a run over ``data`` would begin with, in one line. Reads headers, no pixels. Raises RunError where it could not."""
     registry, (inputs, targets) = find_sources(config, data)
-    _require_beginning(initial, _with_text(config, data), data, registry, inputs, targets)
+    return _require_beginning(initial, _with_text(config, data), data, registry, inputs, targets)
 
 
 def _require_beginning(
     initial: Initial, config: Config, data: Path, registry: Registry, inputs: tuple[str, ...], targets: tuple[str, ...]
-) -> None:
+) -> str:
     scales = Statistics.identity(registry, dict.fromkeys((*inputs, *targets)))  # shapes do not depend on them
-    initial.require_fitting(Run(Path(), config, registry, scales, inputs, targets), _tower(config, data))
+    return initial.require_fitting(Run(Path(), config, registry, scales, inputs, targets), _tower(config, data))
 
 
 def _with_text(config: Config, data: Path) -> Config:

@@ -153,8 +153,8 @@ def test_a_dry_run_refuses_weights_that_the_run_would(chips, tmp_path, capsys):
     assert call(train, *given) == 0
     capsys.readouterr()
     start = ["--config", "tiny", "--data", chips, "--out", tmp_path / "next", "--init-from"]
-    assert call(train, *start, tmp_path / "run" / "model.safetensors", "--dry-run") == 0
-    capsys.readouterr()
+    assert call(train, *start, tmp_path / "run", "model.targets=[sentinel2]", "--dry-run") == 0
+    assert re.search(r"^begins with .*step 1; left out: .*decoders\.landsat", capsys.readouterr().out, re.M)
     for file, settings, words in (
         (tmp_path / "run" / "model.safetensors", ["model.blocks=1"], "expected model.blocks=2, found model.blocks=1"),
         (tmp_path / "none.safetensors", [], "none.safetensors: is missing"),
