@@ -36,6 +36,7 @@ def presence_split(places: Iterable[str]) -> Literal["place", "block"]:
 def source_presence(
     model: TrainedModel,
     chips: Sequence[Chip],
+    fields: Sequence[np.ndarray],
     period_of: Callable[[Chip], Period],
     *,
     trials: int = 5,
@@ -45,6 +46,8 @@ def source_presence(
     """Balanced accuracy of a linear probe for "was source X among the inputs?", per input source; 0.5 is chance. Names
     end in " within places" where the places at which a source counts are too few to split by place.
 
+    ``fields`` (D, h, w) are the chips' over their periods, with all inputs. ``on_chip`` is called for each chip and source.
+
     The paper watches this (section 5, S3): an embedding should describe the ground, not the set of sensors. Each chip
     is embedded with and without the source, so that presence says nothing about the place. The probe is the better of λ
     = 0 and ridge; `presence_split` of the chips that count says what it is tested on. A chip counts where the source has a frame in the period,
@@ -53,13 +56,12 @@ def source_presence(
     rng = np.random.default_rng(seed)
     number: dict[str, int] = {}
     places, pixels, complete, seen = [], [], [], []
-    for chip in chips:
+    for chip, field in zip(chips, fields, strict=True):
         rows, columns, block = _drawn(chip, rng, number.setdefault(chip.place, len(number)))
         places.append(chip.place)
         pixels.append((rows, columns, block))
-        complete.append(model.embed_array(chip, [period_of(chip)])[0][:, rows, columns].T)
+        complete.append(field[:, rows, columns].T)
         seen.append(set(model.passes(chip, [period_of(chip)])[0].sources))
-        on_chip()
     found = {}
     for name in model.inputs:
         vectors, labels, ground = [], [], []

@@ -278,9 +278,10 @@ def judge_health(
         if len(first) == most_places:
             break
     chips, stages = OnDemand(list(first.values()), chips.__getitem__), stages or Stages()
-    stages.begin("health", len(chips) * (2 + len(model.inputs)))
-    figures = spread(list(stages.each(model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips)))
-    presence = source_presence(model, chips, lambda chip: year_of(model, chip), on_chip=stages.step)
+    stages.begin("health", len(chips) * (1 + len(model.inputs)))
+    fields = list(stages.each(model.embed_array(chip, [year_of(model, chip)])[0] for chip in chips))
+    presence = source_presence(model, chips, fields, lambda chip: year_of(model, chip), on_chip=stages.step)
+    figures = spread(fields)
     figures.update({f"presence of {name}": accuracy for name, accuracy in presence.items()})
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 

@@ -12,9 +12,14 @@ from aef.evaluation.judgement import judge_health
 from tests.evaluation.four_fields import SIDE, a_chip
 
 
+def presence_of(model, chips, period_of=lambda chip: None, trials=5):
+    fields = [model.embed_array(chip, [period_of(chip)])[0] for chip in chips]
+    return source_presence(model, chips, fields, period_of, trials=trials)
+
+
 def test_a_probe_for_the_inputs_finds_a_source_that_shines_through(model, chips):
     """An untrained model gives its inputs away; the diagnostic must see it."""
-    presence = source_presence(model, chips, lambda chip: year_of(model, chip), trials=3)
+    presence = presence_of(model, chips, lambda chip: year_of(model, chip), trials=3)
     assert set(presence) == {"sentinel2 within places", "sentinel1 within places"}
     assert all(0 <= accuracy <= 1 for accuracy in presence.values())
     assert presence["sentinel2 within places"] > 0.9
@@ -42,7 +47,7 @@ def test_only_a_trace_that_places_share_is_a_trace_of_the_sensor():
     direction = np.random.default_rng(1).normal(size=(64, 1, 1))
 
     def presence(shift):
-        return source_presence(Marked(shift), places, lambda chip: None, trials=5)["sentinel1"]
+        return presence_of(Marked(shift), places, trials=5)["sentinel1"]
 
     assert presence(lambda chip: direction) > 0.9
     assert presence(lambda chip: 0.0) == pytest.approx(0.5, abs=0.06)
@@ -64,7 +69,7 @@ def test_a_chip_that_nothing_else_saw_in_the_period_is_left_out_of_the_presence_
 
     places = [a_chip(number) for number in range(12)]
     direction = np.random.default_rng(1).normal(size=(64, 1, 1))
-    found = source_presence(Strict(lambda chip: direction), places, lambda chip: None, trials=5)
+    found = presence_of(Strict(lambda chip: direction), places, trials=5)
     assert found["sentinel1"] > 0.9
 
 
@@ -80,7 +85,7 @@ def test_a_chip_that_the_source_did_not_see_in_the_period_is_left_out_of_the_pre
 
     places = [a_chip(number) for number in range(16)]
     direction = np.random.default_rng(1).normal(size=(64, 1, 1))
-    found = source_presence(Half(lambda chip: direction * embeds(chip)), places, lambda chip: None, trials=5)
+    found = presence_of(Half(lambda chip: direction * embeds(chip)), places, trials=5)
     assert found["sentinel1"] > 0.9
 
 
@@ -89,7 +94,7 @@ def test_of_few_places_the_probe_says_only_what_each_of_them_shows():
     places = [a_chip(number) for number in range(3)]
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
     assert presence_split(chip.place for chip in places) == "block"
-    found = source_presence(Marked(lambda chip: own[chip.id]), places, lambda chip: None, trials=5)
+    found = presence_of(Marked(lambda chip: own[chip.id]), places, trials=5)
     assert found["sentinel1 within places"] > 0.9
 
 
@@ -102,7 +107,7 @@ def test_a_source_that_few_of_many_places_hold_is_judged_within_them():
 
     places = [a_chip(number) for number in range(8)]
     own = {chip.id: np.random.default_rng(100 + n).normal(size=(64, 1, 1)) for n, chip in enumerate(places)}
-    found = source_presence(Rare(lambda chip: own[chip.id]), places, lambda chip: None, trials=3)
+    found = presence_of(Rare(lambda chip: own[chip.id]), places, trials=3)
     assert list(found) == ["sentinel2", "sentinel1 within places"] and found["sentinel1 within places"] > 0.9
 
 

@@ -94,8 +94,12 @@ def test_health_keeps_the_drawn_pixels_of_a_chip(model, watched):
         def embed_array(self, *given, **more):
             return whole.noted(model.embed_array(*given, **more))
 
-    diagnostics.source_presence(Watched(), chips[:PLACES], lambda chip: few_shot.year_of(model, chip), trials=1)
-    assert whole.made > PLACES and whole.most <= 2 and alive["chips"].most <= 2
+    def year(chip):
+        return few_shot.year_of(model, chip)
+
+    fields = [model.embed_array(chip, [year(chip)])[0] for chip in chips[:PLACES]]
+    diagnostics.source_presence(Watched(), chips[:PLACES], fields, year, trials=1)
+    assert whole.made == PLACES * len(model.inputs) and whole.most <= 2 and alive["chips"].most <= 2
 
 
 def test_of_many_labelled_pixels_some_are_probed(model, chips):

@@ -151,7 +151,7 @@ def test_an_evaluation_says_what_it_did_not_judge_and_refuses_what_was_seen(fold
     options = ["--checkpoint", folder / "run", "--data", folder / "chips", "--trials", 1]
     assert call(evaluate, *options, "--out", tmp_path / "new" / "figures.json") == 0
     text, progress = capsys.readouterr()
-    assert "evaluate run, health: 4/4 steps" in progress  # a place embedded twice, and without either source
+    assert "evaluate run, health: 3/3 steps" in progress  # a place embedded with all, and without either source
     assert "crop: 10-shot" in text and "- withheld dates, because the run withheld none (data.withheld)" in text
     assert json.loads((tmp_path / "new" / "figures.json").read_text())["not_judged"]
     dates = tmp_path / "dates.csv"
