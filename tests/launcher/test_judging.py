@@ -134,8 +134,9 @@ def test_commands_hold_one_chip_however_many_there_are(command, judge, folder, s
 
 def test_leaving_out_holds_one_chip_of_a_place(folder, several, tmp_path, monkeypatch):
     feasible, judged = Walk(), Walk()
-    monkeypatch.setattr("aef.evaluation.labels.labelled_pixels", lambda chips, *more, **asked: feasible.count(chips))
+    # First, as this imports the module: it must not be one that keeps the other's stand-in.
     monkeypatch.setattr("aef.evaluation.leave_place_out.judge_place", judged)
+    monkeypatch.setattr("aef.evaluation.labels.labelled_pixels", lambda chips, *more, **asked: feasible.count(chips))
     monkeypatch.setattr(leave_out, "_train", lambda *given: True)
     monkeypatch.setattr(leave_out, "load_model", lambda module, path, device: aef.load(folder / "run"))
     for path in several.iterdir():
