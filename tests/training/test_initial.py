@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from aef.data.chips import read_chip, write_chip
 from aef.data.statistics import Statistics
@@ -59,6 +60,37 @@ def earlier(earlier_chips, tmp_path_factory):
 def own_earlier(earlier, tmp_path):
     """A copy of the run for one test."""
     return shutil.copytree(earlier, tmp_path / "earlier")
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_config, train):
+    train(make_config(), chips, tmp_path / "first", steps=3)
+    weights = tmp_path / "first" / "model.safetensors"
+    with Trainer(make_config(), chips, tmp_path / "second", init_from=weights, quiet=True) as trainer:
+        found = trainer.engine.weights()
+    expected = load_file(weights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(RunError, match=r"no\.safetensors: is missing"):
+        Trainer(make_config(), chips, tmp_path / "third", init_from=tmp_path / "no.safetensors", quiet=True)
+    assert not (tmp_path / "third").exists()  # so that the corrected command finds no run there
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_weights_of_another_shape_are_refused_before_anything_is_written(resume, chips, tmp_path, make_config, train):
+    other = dataclasses.replace(make_config(), model=dataclasses.replace(make_config().model, blocks=3, time_width=48))
+    train(other, chips, tmp_path / "first", steps=3)
+    (chips / "stats.json").unlink()
+    with pytest.raises(
+        RunError, match=r"of another model: expected model.blocks=3 model.time_width=48, found model.blocks=2"
+    ):
+        Trainer(
+            make_config(),
+            chips,
+            tmp_path / "second",
+            init_from=tmp_path / "first" / "model.safetensors",
+            resume=resume,
+            quiet=True,
+        )
+    assert not (tmp_path / "second").exists() and not (chips / "stats.json").exists()
 
 
 def test_a_source_that_is_new_begins_untrained_and_one_that_is_gone_is_left_out(

@@ -278,37 +278,6 @@ def test_a_killed_worker_is_replaced_without_losing_a_sample(chips, tmp_path, ma
     assert learnt(read_log(tmp_path / "run")) == learnt(uninterrupted)
 
 
-def test_a_new_run_can_start_from_the_weights_of_another(chips, tmp_path, make_config):
-    stop_after(make_config(), chips, tmp_path / "first", steps=3)
-    weights = tmp_path / "first" / "model.safetensors"
-    with Trainer(make_config(), chips, tmp_path / "second", init_from=weights, quiet=True) as trainer:
-        found = trainer.engine.weights()
-    expected = load_file(weights)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    with pytest.raises(RunError, match=r"no\.safetensors: is missing"):
-        Trainer(make_config(), chips, tmp_path / "third", init_from=tmp_path / "no.safetensors", quiet=True)
-    assert not (tmp_path / "third").exists()  # so that the corrected command finds no run there
-
-
-@pytest.mark.parametrize("resume", [None, "auto"])
-def test_weights_of_another_shape_are_refused_before_anything_is_written(resume, chips, tmp_path, make_config):
-    other = dataclasses.replace(make_config(), model=dataclasses.replace(make_config().model, blocks=3, time_width=48))
-    stop_after(other, chips, tmp_path / "first", steps=3)
-    (chips / "stats.json").unlink()
-    with pytest.raises(
-        RunError, match=r"of another model: expected model.blocks=3 model.time_width=48, found model.blocks=2"
-    ):
-        Trainer(
-            make_config(),
-            chips,
-            tmp_path / "second",
-            init_from=tmp_path / "first" / "model.safetensors",
-            resume=resume,
-            quiet=True,
-        )
-    assert not (tmp_path / "second").exists() and not (chips / "stats.json").exists()
-
-
 @pytest.mark.parametrize(
     ("argument", "value", "error", "words"),
     [
