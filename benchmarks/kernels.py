@@ -4,7 +4,7 @@ Each case is an operator at the shapes of a preset; its contenders do the same w
 and bookkeeping included: ours, what PyTorch offers, and the naive reference. On a CPU the contenders take turns in a drawn order, the
 figure is process CPU time in one thread, and a run in which a calibration product swings by more than 15 % is to be
 discarded: exit status 1. --check compares ours with the references instead, in bf16 unless --dtype says otherwise, by the
-rules of `benchmarks.gpu`; under TRITON_INTERPRET=1 the kernels too. The same cases serve `python -m benchmarks.gpu` and
+rules of `benchmarks.gpu`; with --dtype float32 under TRITON_INTERPRET=1 the kernels too. The same cases serve `python -m benchmarks.gpu` and
 `pytest benchmarks/test_kernels.py`.
 """
 
@@ -57,7 +57,7 @@ def runs(contender: Contender, arguments: Arguments, cotangents: tuple[Tensor, .
 
 def check_on_cpu(only: Sequence[str] | None, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
     """(what, verdict) of everything that `benchmarks.gpu` checks before it times it, at small shapes: ours as dispatch
-    chooses and by each backend that runs here, kernels where Triton interprets; and the parts of the model."""
+    chooses and by each backend that runs here, kernels where Triton interprets (fp32); and the parts of the model."""
     device = torch.device("cpu")
     for case in (one for one in cases("small") if not only or one.operator in only):
         own = [rung for rung in rungs_of(case) if rung.name.startswith("ours")]

@@ -242,8 +242,8 @@ class TrainedModel:
     ) -> Iterator[tuple[list[tuple[Window, Window]], Tensor]]:
         """The field of a chip over one period window by window, through which gradients reach `network`.
 
-        For losses of your own: per batch a loss over the vectors, ``backward``, a step (docs/maps.md, "Train through the
-        model"). Without a loss take `embed`.
+        For losses of your own: per batch a loss over the vectors, ``backward``, a step (docs/training.md, "Train through
+        the model"). Without a loss take `embed`.
 
         Yields:
             of each window of a batch, its place along y and x: it gives the pixels ``[y.chip, x.chip]`` of the chip, which

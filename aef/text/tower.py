@@ -60,9 +60,13 @@ class TowerIdentity:
         """A folder name."""
         return f"{self.name}-{self.weights_hash[:16]}"
 
+    def agrees_with(self, other: TowerIdentity) -> bool:
+        """Whether both give the same vectors."""
+        return (self.name, self.weights_hash) == (other.name, other.weights_hash)
+
     def require(self, other: TowerIdentity, what: str) -> None:
         """Raises TowerError unless both give the same vectors. ``what`` names the owner of ``other``."""
-        if (self.name, self.weights_hash) != (other.name, other.weights_hash):
+        if not self.agrees_with(other):
             raise TowerError(
                 f"{what}: expected text vectors of tower {other.name} with weights {other.weights} "
                 f"({other.weights_hash[:16]}), found {self.name} with {self.weights} ({self.weights_hash[:16]})"

@@ -100,10 +100,12 @@ class Initial:
     def _heard_another(self, tower: TowerIdentity | None) -> bool:
         """Whether the text head learned from the vectors of a tower that is known and not this one."""
         file = None if self.run is None else self.run.path / TEXT_TOWER
-        if tower is None or file is None or not file.is_file():
-            return False
-        known = TowerIdentity.read(file)
-        return (known.name, known.weights_hash) != (tower.name, tower.weights_hash)
+        return (
+            tower is not None
+            and file is not None
+            and file.is_file()
+            and not tower.agrees_with(TowerIdentity.read(file))
+        )
 
     def describe(self, model: AEF, tower: TowerIdentity | None) -> str:
         """One line on what a run begins with."""
